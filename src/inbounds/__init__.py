@@ -1,0 +1,78 @@
+"""inbounds keeps the weights of Keras 3 models inside the sets you choose, and shows that they are there."""
+
+from inbounds import constraints
+from inbounds._attach import constrain, project, release
+from inbounds._audit import audit, check
+from inbounds._errors import (
+    ConstraintViolation,
+    FileError,
+    InboundsError,
+    LayoutError,
+    PlanNotSavedWarning,
+    RuleError,
+    SetError,
+)
+from inbounds._layout import Layout, register_layout
+from inbounds._monitor import Monitor
+from inbounds._plan import Entry, Plan
+from inbounds._report import Report, Row
+from inbounds._set import Set
+from inbounds._step import watch_optimizers
+from inbounds.constraints import (
+    Box,
+    Custom,
+    Fixed,
+    FrobeniusNorm,
+    Joint,
+    MaxNorm,
+    MinMaxNorm,
+    NonNeg,
+    NonPos,
+    UnitNorm,
+    max_norm,
+    min_max_norm,
+    non_neg,
+    unit_norm,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Box",
+    "ConstraintViolation",
+    "Custom",
+    "Entry",
+    "FileError",
+    "Fixed",
+    "FrobeniusNorm",
+    "InboundsError",
+    "Joint",
+    "Layout",
+    "LayoutError",
+    "MaxNorm",
+    "MinMaxNorm",
+    "Monitor",
+    "NonNeg",
+    "NonPos",
+    "Plan",
+    "PlanNotSavedWarning",
+    "Report",
+    "Row",
+    "RuleError",
+    "Set",
+    "SetError",
+    "UnitNorm",
+    "audit",
+    "check",
+    "constrain",
+    "constraints",
+    "max_norm",
+    "min_max_norm",
+    "non_neg",
+    "project",
+    "register_layout",
+    "release",
+    "unit_norm",
+]
+
+watch_optimizers()

@@ -1,0 +1,84 @@
+"""Checks of the arguments of sets: each returns the value in its final form, or says what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+
+from inbounds._errors import SetError, explain
+
+
+def number(owner: str, name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in [low, high], as a float.
+
+    Raises:
+        SetError: it is not a real number, not finite, or outside.
+    """
+    within = f"a number{_interval(low, high)}"
+    if isinstance(value, (bool, str)) or not isinstance(_scalar(value), numbers.Real):
+        raise SetError(explain(f"`{name}` of {owner} is {within}", f"{name}={value!r}", instead=f"{owner}({name}=1.0)"))
+    result = float(_scalar(value))
+    if not math.isfinite(result) or not low <= result <= high:
+        raise SetError(explain(f"`{name}` of {owner} is {within}", f"{name}={value!r}", instead=f"{owner}({name}=1.0)"))
+    return result
+
+
+def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False) -> float | np.ndarray[Any, Any]:
+    """A number, or an array of numbers as read-only NumPy float64; none of them NaN.
+
+    Args:
+        owner: the name of the set, for the error.
+        name: of the argument.
+        value: what was given.
+        infinite: whether infinities are allowed.
+
+    Raises:
+        SetError: it holds something else.
+    """
+    kind = "a number, or an array of numbers" + ("" if infinite else ", finite")
+    try:
+        array = np.array(value, dtype="float64")
+    except (TypeError, ValueError) as error:
+        raise SetError(explain(f"`{name}` of {owner} is {kind}", f"{name}={value!r}")) from error
+    if isinstance(value, (bool, str)) or value is None or np.isnan(array).any():
+        raise SetError(explain(f"`{name}` of {owner} is {kind}, never NaN", f"{name}={value!r}"))
+    if not infinite and not np.isfinite(array).all():
+        raise SetError(explain(f"`{name}` of {owner} is {kind}", f"{name}={value!r}"))
+    if array.ndim == 0:
+        return float(array)
+    array.setflags(write=False)
+    return array
+
+
+def axes(owner: str, value: Any) -> tuple[int, ...] | None:
+    """None, an axis, or several different ones: the axes that a unit spans, as Keras' `axis`.
+
+    Raises:
+        SetError: it is something else.
+    """
+    if value is None:
+        return None
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    integers = all(isinstance(axis, numbers.Integral) and not isinstance(axis, bool) for axis in values)
+    if not values or not integers or len(set(values)) < len(values):
+        raise SetError(
+            explain(
+                f"`axis` of {owner} is None, an integer, or a list of different integers",
+                f"axis={value!r}",
+                instead="leave it out: the layer knows its units",
+            )
+        )
+    return tuple(int(axis) for axis in values)
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
+def _interval(low: float, high: float) -> str:
+    if high < math.inf:
+        return f" from {low:g} to {high:g}"
+    return f" not below {low:g}" if low > -math.inf else ", finite"

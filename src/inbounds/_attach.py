@@ -1,0 +1,146 @@
+"""Plans in force: `constrain`, `release` and `project`. With the step hook the only writer of weights."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from inbounds._carry import not_carried
+from inbounds._errors import PlanNotSavedWarning, RuleError, explain
+from inbounds._plan import Plan
+from inbounds._rules import resolve
+from inbounds._set import Set
+from inbounds._step import (
+    Bound,
+    bind,
+    current_constraint,
+    given_constraint,
+    let_go,
+    no_gradient,
+    optimizers_of,
+    projected,
+    take_up,
+)
+from inbounds._weights import Weight, layers_of, weights_of
+
+
+def constrain(model: Any, rules: Any = None, *, metric: str = "euclidean") -> Plan:
+    """Keeps weights of a model inside sets, from now on.
+
+    The weights are inside at once, after every step of every Keras optimizer, and after `fit`, also with moving
+    averages. A model may be compiled or not, trained or not; constraining again replaces the plan.
+
+    Args:
+        model: a built `keras.Model` or layer.
+        rules: a mapping from selectors to sets. A selector is a glob on the end of a weight's path (`"conv*/kernel"`;
+            `*` within a part, `**` over parts), a `keras.Variable`, a callable(layer, variable) -> bool, a layer, or a
+            class of layers. For weights the value is a set (or a callable from tensor to tensor); for layers it is a
+            `Joint`, or a mapping from weights' names to sets. A weight obeys the last rule that matches it. None: the
+            constraints given to layers as arguments.
+        metric: the norm in which "nearest" is meant: "euclidean".
+
+    Returns:
+        The plan; `print(plan)` shows every weight, its set, its units and axes, or why it has none.
+
+    Raises:
+        RuleError: the model isn't built, a rule matches nothing, or a set can't apply; no weight has been touched.
+
+    Warns:
+        PlanNotSavedWarning: a `.keras` file can't carry all of the plan; says which weights.
+
+    Example:
+        >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
+    """
+    plan = resolve(model, rules, given_constraint, metric)
+    if not plan.entries:
+        raise RuleError(
+            explain(
+                "A plan holds at least one set",
+                "a model whose layers were given no set of inbounds, and no rules",
+                instead="constrain(model, {'**/kernel': MaxNorm(2.0)})",
+            )
+        )
+    with no_gradient():
+        values = [pair for entry in plan.entries for pair in projected(entry, frozen_too=True)]
+    _clear(model)
+    for variable, value in values:
+        variable.assign(value)
+    for entry in plan.entries:
+        bind(entry)
+        for weight in entry.weights:
+            _set_argument(weight, entry.set)
+    _renew(model)
+    for weight_paths, why in not_carried(model, plan):
+        warnings.warn(
+            explain(
+                "A .keras file does not carry the whole plan",
+                weight_paths,
+                where=why,
+                instead="call constrain again with the same rules after loading",
+            ),
+            PlanNotSavedWarning,
+            stacklevel=2,
+        )
+    return plan
+
+
+def release(model: Any) -> None:
+    """Takes the plan of a model away; its weights stay as they are and are free from now on.
+
+    Sets of inbounds that were given to layers as arguments go too. A constraint of Keras' own, or a callable, that a
+    rule had replaced is back in its place.
+    """
+    _clear(model)
+    for weight in weights_of(layers_of(model)):
+        if isinstance(weight.variable.constraint, Set):
+            weight.variable.constraint = None
+            _set_argument(weight, None)
+    _renew(model)
+
+
+def project(model: Any) -> None:
+    """Projects the weights of a model now: for loops that train without a Keras optimizer.
+
+    The model may have a plan, or sets that were given to its layers. Frozen weights are projected too.
+
+    Raises:
+        RuleError: the model has neither.
+    """
+    plan = resolve(model, None, current_constraint)
+    if not plan.entries:
+        raise RuleError(
+            explain(
+                "A model to project has a plan or sets",
+                "a model without",
+                instead="inbounds.constrain(model, rules) first",
+            )
+        )
+    with no_gradient():
+        for variable, value in [pair for entry in plan.entries for pair in projected(entry, frozen_too=True)]:
+            variable.assign(value)
+
+
+def _clear(model: Any) -> None:
+    """Every variable and layer as it was before a plan held."""
+    for weight in weights_of(layers_of(model)):
+        if isinstance(weight.variable.constraint, Bound):
+            given = given_constraint(weight.variable)
+            weight.variable.constraint = given
+            _set_argument(weight, given)
+
+
+def _renew(model: Any) -> None:
+    """Has the next fit compile its step anew, and the optimizers that are built take the plan up."""
+    if hasattr(model, "train_function"):
+        model.train_function = None
+    for optimizer in optimizers_of(model):
+        let_go(optimizer)
+        if optimizer.built:
+            take_up(optimizer, optimizer._trainable_variables)
+
+
+def _set_argument(weight: Weight, constraint: Any) -> None:
+    """Gives the layer's argument, which is saved with the layer, the constraint that holds for its weight."""
+    name = weight.argument
+    if name is not None and not isinstance(getattr(type(weight.layer), name, None), property):
+        setattr(weight.layer, name, constraint)

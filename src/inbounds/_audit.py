@@ -1,0 +1,184 @@
+"""Audit: a model becomes a Report. Reads only.
+
+It computes in float64 from the weights as they are, with its own layout of rows, and asks the variables what would keep
+them: neither the projections nor the plan that a training step uses are believed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from inbounds._arrays import MANTISSA_BITS, dtype_of
+from inbounds._errors import ConstraintViolation, SetError
+from inbounds._layout import layout_of
+from inbounds._plan import Entry
+from inbounds._report import Report, Row, Status
+from inbounds._rules import obstacle, resolve
+from inbounds._set import Set
+from inbounds._sets.combine import Custom
+from inbounds._sets.entries import NonNeg
+from inbounds._sets.norms import MaxNorm, MinMaxNorm, UnitNorm
+from inbounds._step import current_constraint
+from inbounds._weights import Weight, layers_of, weights_of
+
+
+def audit(model: Any, rules: Any = None) -> Report:
+    """Whether the weights of a model are inside their sets, and whether something would keep them there.
+
+    Args:
+        model: a built Keras model or layer. Nothing of it is changed.
+        rules: what to audit, as for `constrain`. None: all that the model declares: its plan, the sets given to layers,
+            Keras' own constraints and plain callables.
+
+    Returns:
+        The report: a row for every set, and one for every weight without. A set is "unenforced" where it was declared
+        and nothing would apply it; this is only asked when `rules` is None.
+
+    Raises:
+        RuleError: the model isn't built or a rule is wrong.
+
+    Cost: one pass over the weights in float64, which are copied one set at a time.
+
+    Example:
+        >>> report = audit(model)
+        >>> print(report)
+        >>> assert report.ok
+    """
+    plan = resolve(model, rules, _nothing if rules is not None else current_constraint, strict=rules is not None)
+    rows = [_row(entry, asked=rules is not None) for entry in plan.entries]
+    for weight, why in plan.free:
+        rows.append(_free_row(weight, why, asked=rules is not None))
+    order = {id(weight.variable): i for i, weight in enumerate(weights_of(layers_of(model)))}
+    places = [order[id(entry.weights[0].variable)] for entry in plan.entries] + [
+        order[id(weight.variable)] for weight, _ in plan.free
+    ]
+    return Report(
+        str(model.name), tuple(row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0]))
+    )
+
+
+def check(model: Any, rules: Any = None) -> Report:
+    """The audit of a model, as an error when it is not ok.
+
+    Raises:
+        ConstraintViolation: a set is violated or unenforced; `error.report` has the audit.
+    """
+    report = audit(model, rules)
+    if not report.ok:
+        bad = [row for row in report.rows if row.status in ("violated", "unenforced")]
+        worst = max(bad, key=lambda row: row.violation)
+        raise ConstraintViolation(
+            f"{len(bad)} of {len(report.rows)} rows are not in order; the worst is {worst.set} on {' + '.join(worst.paths)}: {worst.status}, "
+            f"{worst.violated} of {worst.units} units, by up to {worst.violation:.3g}. {worst.note}\n{report}",
+            report,
+        )
+    return report
+
+
+def _nothing(variable: Any) -> None:
+    return None
+
+
+def _row(entry: Entry, *, asked: bool, shown: str = "") -> Row:
+    dtypes = [dtype_of(weight.variable) for weight in entry.weights]
+    tolerance = entry.set.tolerance(min(dtypes, key=MANTISSA_BITS.__getitem__))
+    excess = entry.set.excess_of([weight.variable for weight in entry.weights], entry.axes)
+    violation = np.maximum(excess, 0.0)
+    outside = violation > tolerance
+    counting = tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
+    worst = np.unravel_index(int(np.argmax(violation)), counting or (1,)) if outside.any() else None
+    unkept = "" if asked else _unkept(entry)
+    status: Status = "violated" if outside.any() else "unenforced" if unkept else "holds"
+    return Row(
+        paths=entry.paths,
+        set=shown or repr(entry.set),
+        units=int(excess.size),
+        violated=int(outside.sum()),
+        violation=float(violation.max(initial=0.0)),
+        worst_unit=None if worst is None else tuple(int(i) for i in worst),
+        active=float(np.mean(np.abs(excess) <= tolerance)) if entry.set.has_boundary else math.nan,
+        tolerance=tolerance,
+        status=status,
+        note="; ".join(text for text in (entry.note, unkept) if text),
+    )
+
+
+def _unkept(entry: Entry) -> str:
+    """Why nothing would keep a declared set; empty where something does."""
+    reasons = [f"{weight.name}: {why}" for weight in entry.weights if (why := obstacle(weight))]
+    if all(weight.variable.constraint is None for weight in entry.weights):
+        reasons.append(
+            "declared, but Keras applies only what a variable has: the argument was set after the layer was built"
+        )
+    return "; ".join(reasons)
+
+
+def _free_row(weight: Weight, why: str, *, asked: bool) -> Row:
+    """A weight without a set of inbounds: it may have a constraint of Keras, or one that never reached the variable."""
+    declared = (
+        None
+        if asked
+        else weight.variable.constraint or (getattr(weight.layer, weight.argument) if weight.argument else None)
+    )
+    if declared is None or dtype_of(weight.variable) not in MANTISSA_BITS:
+        note = (
+            why
+            if declared is None
+            else f"{why}; {weight.argument} is declared, but the weight is {dtype_of(weight.variable)}"
+        )
+        status: Status = "free" if declared is None else "unenforced"
+        return Row(
+            (weight.path,), "" if declared is None else _shown(declared), 0, 0, 0.0, None, math.nan, 0.0, status, note
+        )
+    constraint = declared if isinstance(declared, Set) else _as_set(declared)
+    fan_in = layout_of(weight.layer).spans.get(weight.name)
+    try:
+        axes = constraint.span(weight.shape, fan_in)
+    except SetError as error:
+        return Row((weight.path,), _shown(declared), 0, 0, 0.0, None, math.nan, 0.0, "unenforced", str(error))
+    return _row(
+        Entry(constraint, (weight,), (axes,), why, _axis_note(constraint, weight, fan_in)),
+        asked=False,
+        shown=_shown(declared),
+    )
+
+
+def _axis_note(constraint: Set, weight: Weight, fan_in: Any) -> str:
+    """That an axis is not the layer's fan-in, and what the units of the layer look like."""
+    if constraint.axis is None or fan_in is None or isinstance(constraint, Custom):
+        return ""
+    span = constraint.layer_span(weight.shape, fan_in)
+    if set(span) == set(constraint.span(weight.shape)):
+        return ""
+    violation = np.maximum(constraint.excess_of([weight.variable], [span]), 0.0)
+    return f"axis {constraint.axis} is not the layer's fan-in {span}: of its {violation.size} units {int(np.sum(violation > 0))} are outside, by up to {violation.max():.3g}"
+
+
+def _as_set(constraint: Any) -> Set:
+    """A constraint of Keras as the set that it means; any other callable as its fixed points."""
+    try:
+        if type(constraint) is keras.constraints.MaxNorm:
+            return MaxNorm(constraint.max_value, axis=constraint.axis)
+        if type(constraint) is keras.constraints.UnitNorm:
+            return UnitNorm(axis=constraint.axis)
+        if type(constraint) is keras.constraints.MinMaxNorm:
+            return MinMaxNorm(constraint.min_value, constraint.max_value, constraint.rate, axis=constraint.axis)
+        if type(constraint) is keras.constraints.NonNeg:
+            return NonNeg()
+    except SetError:
+        pass
+    return Custom(constraint)
+
+
+def _shown(constraint: Any) -> str:
+    """A constraint as it is shown: Keras' own with its arguments, since it prints as an address."""
+    if isinstance(constraint, Set):
+        return repr(constraint)
+    if isinstance(constraint, keras.constraints.Constraint):
+        arguments = ", ".join(f"{name}={value!r}" for name, value in constraint.get_config().items())
+        return f"keras {type(constraint).__name__}({arguments})"
+    return getattr(constraint, "__qualname__", None) or repr(constraint)

@@ -1,0 +1,176 @@
+"""Which axes of which weight of which layer make the units.
+
+A layout says, for each weight of a layer by its name, the axes that one unit spans: those that the layer sums over to
+make one output feature. A weight without any (a bias, a scale) has the layout (). Layers that Keras doesn't ship
+register theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from inbounds._errors import LayoutError, explain
+from inbounds._units import Axes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of one layer.
+
+    Attributes:
+        spans: weight name -> the axes that one unit spans, () where the weight has no fan-in.
+        joint_spans: the same in a Joint, where it differs: the two rows of a GRU's bias belong to one unit.
+        roles: the name that a Joint uses -> the weight's name: the kernel of a separable convolution that has the bias
+            is pointwise.
+        not_joint: why no weights of this layer form joint units; empty where they do.
+    """
+
+    spans: Mapping[str, Axes]
+    joint_spans: Mapping[str, Axes] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    not_joint: str = ""
+
+
+LayoutFunction = Callable[[Any], "Layout | Mapping[str, Axes]"]
+
+_REGISTRY: dict[type, LayoutFunction] = {}
+
+
+def register_layout(layer_class: type, layout: LayoutFunction | Mapping[str, Axes]) -> None:
+    """Says how the units of a layer class lie, for the class and its subclasses.
+
+    Args:
+        layer_class: a `keras.Layer` class of yours; the class that a Keras layer is made of may be given too and wins.
+        layout: weight name -> the axes that one unit spans, () for a weight without fan-in; or a function of the layer
+            that returns this (or a `Layout`), where it depends on the layer's arguments.
+
+    Raises:
+        LayoutError: `layer_class` is not a class of layers, or `layout` is neither.
+
+    >>> class Mix(keras.layers.Layer):  # y = kernel @ x: one unit a row
+    ...     ...
+    >>> register_layout(Mix, {"kernel": (1,), "bias": ()})
+    """
+    if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Layer):
+        raise LayoutError(explain("A layout is registered for a class of keras.Layer", f"layer_class={layer_class!r}"))
+    if isinstance(layout, Mapping):
+        spans = {name: tuple(axes) for name, axes in layout.items()}
+        _REGISTRY[layer_class] = lambda layer: Layout(spans)
+    elif callable(layout):
+        _REGISTRY[layer_class] = layout
+    else:
+        raise LayoutError(
+            explain(
+                "A layout is a mapping of weight names to axes, or a function of the layer",
+                f"layout={layout!r}",
+                instead="{'kernel': (0,), 'bias': ()}",
+            )
+        )
+
+
+def layout_of(layer: Any) -> Layout:
+    """The layout of a layer: its class' own, or the nearest base's; an empty one where none is registered."""
+    for cls in type(layer).__mro__:
+        if cls in _REGISTRY:
+            found = _REGISTRY[cls](layer)
+            return found if isinstance(found, Layout) else Layout({name: tuple(axes) for name, axes in found.items()})
+    return Layout({})
+
+
+def _all_but_last(shape: tuple[int, ...]) -> Axes:
+    return tuple(range(len(shape) - 1))
+
+
+def _conv(layer: Any) -> Layout:
+    return Layout({"kernel": _all_but_last(layer._kernel.shape), "bias": ()})
+
+
+def _conv_transpose(layer: Any) -> Layout:
+    rank = len(layer.kernel.shape)  # (*window, filters, channels)
+    return Layout({"kernel": (*range(rank - 2), rank - 1), "bias": ()})
+
+
+def _depthwise(layer: Any) -> Layout:
+    return Layout({"kernel": tuple(range(len(layer.kernel.shape) - 2)), "bias": ()})  # (*window, channels, multiplier)
+
+
+def _separable(layer: Any) -> Layout:
+    spans = {
+        "depthwise_kernel": tuple(range(len(layer.depthwise_kernel.shape) - 2)),
+        "pointwise_kernel": _all_but_last(layer.pointwise_kernel.shape),
+        "bias": (),
+    }
+    return Layout(spans, roles={"kernel": "pointwise_kernel"})
+
+
+def _recurrent(layer: Any) -> Layout:
+    """Gates lie side by side on the last axis, so a column is one gate of one unit."""
+    spans = {"kernel": (0,), "recurrent_kernel": (0,), "bias": ()}
+    two_rows = layer.bias is not None and len(layer.bias.shape) == 2  # a GRU's input and recurrent biases
+    return Layout(spans, joint_spans={"bias": (0,)} if two_rows else {})
+
+
+def _conv_recurrent(layer: Any) -> Layout:
+    return Layout(
+        {
+            "kernel": _all_but_last(layer.kernel.shape),
+            "recurrent_kernel": _all_but_last(layer.recurrent_kernel.shape),
+            "bias": (),
+        }
+    )
+
+
+def _einsum(layer: Any) -> Layout:
+    """Letters of the kernel that the output lacks are summed over; the others make the units."""
+    operands, output = layer.equation.replace(" ", "").replace("...", "").split("->")
+    kernel = operands.split(",")[1]
+    spans = {"kernel": tuple(axis for axis, letter in enumerate(kernel) if letter not in output), "bias": ()}
+    units = "".join(letter for letter in kernel if letter in output)
+    biases = "".join(letter for letter in output if letter in (layer.bias_axes or units))
+    reason = ""
+    if biases != units:
+        reason = f"in {layer.equation!r} the kernel's units have the axes {units!r} and the bias {biases!r}, so that units share entries of the bias or lie in another order"
+    return Layout(spans, not_joint=reason)
+
+
+def _register_keras() -> None:
+    """The layers of Keras that own weights. Names that a version of Keras lacks are left out."""
+    by_name: dict[str, LayoutFunction | Mapping[str, Axes]] = {
+        "Dense": {"kernel": (0,), "bias": ()},
+        "EinsumDense": _einsum,
+        "Embedding": {"embeddings": (1,)},
+        "ReversibleEmbedding": {"embeddings": (1,), "reverse_embeddings": (0,)},
+        "SimpleRNNCell": _recurrent,
+        "LSTMCell": _recurrent,
+        "GRUCell": _recurrent,
+        "BatchNormalization": {"gamma": (), "beta": (), "moving_mean": (), "moving_variance": ()},
+        "LayerNormalization": {"gamma": (), "beta": ()},
+        "GroupNormalization": {"gamma": (), "beta": ()},
+        "RMSNormalization": {"scale": ()},
+        "PReLU": {"alpha": ()},
+        "Attention": {"scale": (), "concat_score_weight": ()},
+        "AdditiveAttention": {"scale": ()},
+        "STFTSpectrogram": {"real_kernel": (0, 1), "imag_kernel": (0, 1)},
+        "Normalization": {"mean": (), "variance": ()},
+        "SpectralNormalization": {"vector_u": ()},
+    }
+    for rank in (1, 2, 3):
+        by_name[f"Conv{rank}D"] = _conv
+        by_name[f"Conv{rank}DTranspose"] = _conv_transpose
+        by_name[f"DepthwiseConv{rank}D"] = _depthwise
+        by_name[f"SeparableConv{rank}D"] = _separable
+    for name, layout in by_name.items():
+        if (layer_class := getattr(keras.layers, name, None)) is not None:
+            register_layout(layer_class, layout)
+    from keras.src.layers.rnn.conv_lstm import (
+        ConvLSTMCell,
+    )  # not in keras.layers, yet it owns the weights of ConvLSTM1D-3D
+
+    register_layout(ConvLSTMCell, _conv_recurrent)
+
+
+_register_keras()

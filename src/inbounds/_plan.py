@@ -1,0 +1,83 @@
+"""Plan: rules resolved on one model. Data only; `_rules` makes it, `_attach` puts it in force."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from inbounds._set import Set
+from inbounds._table import table
+from inbounds._units import Axes
+from inbounds._weights import Weight
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One set, on one weight, or on several that form joint units.
+
+    Attributes:
+        set: the set.
+        weights: the weights, in the order of the unit's entries.
+        axes: for each weight, the axes that one unit spans.
+        source: the rule it comes from, or the layer's argument.
+        note: what a reader has to know of it.
+    """
+
+    set: Set
+    weights: tuple[Weight, ...]
+    axes: tuple[Axes, ...]
+    source: str
+    note: str = ""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(weight.path for weight in self.weights)
+
+    @property
+    def units(self) -> int:
+        """How many units the weights make."""
+        shape = self.weights[0].shape
+        return math.prod(n for axis, n in enumerate(shape) if axis not in self.axes[0])
+
+    def __repr__(self) -> str:
+        return f"{self.set!r} on {' + '.join(self.paths)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The rules as they hold on one model; `print` shows every weight.
+
+    Attributes:
+        entries: what is constrained.
+        free: the weights without a set, each with the reason.
+        metric: the norm in which "nearest" is meant.
+    """
+
+    entries: tuple[Entry, ...]
+    free: tuple[tuple[Weight, str], ...]
+    metric: str = "euclidean"
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __str__(self) -> str:
+        rows: list[tuple[Any, ...]] = []
+        for entry in self.entries:
+            spans = [f"{_axes(axes)} of {weight.shape}" for weight, axes in zip(entry.weights, entry.axes, strict=True)]
+            why = entry.source + (f"; {entry.note}" if entry.note else "")
+            rows.append(("\n".join(entry.paths), repr(entry.set), entry.units, "\n".join(spans), why))
+        rows += [(weight.path, "-", "-", f"{weight.shape}", why) for weight, why in self.free]
+        return table(
+            f"Plan: {len(self.entries)} sets, {self.metric} metric",
+            ("weight", "set", "units", "axes of a unit", "why"),
+            rows,
+        )
+
+
+def _axes(axes: Axes) -> str:
+    return ", ".join(map(str, axes)) if axes else "none"

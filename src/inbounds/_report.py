@@ -1,0 +1,132 @@
+"""Report and its rows: frozen data that becomes text, JSON or HTML. Knows no Keras."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from inbounds._errors import InboundsError, explain
+from inbounds._table import table
+
+Status = Literal["holds", "violated", "unenforced", "free"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set on one weight, or on several that form joint units; or a weight without a set.
+
+    Attributes:
+        paths: of the weights.
+        set: the set, as code; empty for a free weight.
+        units: how many units there are.
+        violated: how many of them are outside by more than `tolerance`.
+        violation: the largest, in the units of the weight; infinity where there are NaN or infinities.
+        worst_unit: the index of the unit with the largest violation, in the weight's axes that count units; None where
+            none is outside.
+        active: the share of units on their boundary; NaN where it can't be told.
+        tolerance: what counts as inside.
+        status: "holds"; "violated"; "unenforced": declared, but nothing would keep it; "free": no set.
+        note: what else there is to know.
+    """
+
+    paths: tuple[str, ...]
+    set: str
+    units: int
+    violated: int
+    violation: float
+    worst_unit: tuple[int, ...] | None
+    active: float
+    tolerance: float
+    status: Status
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit found: print it, or read `ok` and `rows`."""
+
+    model: str
+    rows: tuple[Row, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every set holds and would be kept."""
+        return all(row.status in ("holds", "free") for row in self.rows)
+
+    @property
+    def violation(self) -> float:
+        """The largest violation over the model."""
+        return max((row.violation for row in self.rows), default=0.0)
+
+    @property
+    def active(self) -> float:
+        """The share of units on their boundary over the model, of those sets where it can be told."""
+        told = [row for row in self.rows if row.status != "free" and not math.isnan(row.active)]
+        units = sum(row.units for row in told)
+        return sum(row.active * row.units for row in told) / units if units else 0.0
+
+    def __str__(self) -> str:
+        columns = ("weight", "set", "units", "violated", "violation", "worst", "active", "tolerance", "status", "note")
+        return table(f"Audit of {self.model}: {self._verdict()}", columns, [_cells(row) for row in self.rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data. Infinities and NaN, which JSON lacks, become strings."""
+        rows = [{name: _plain(value) for name, value in asdict(row).items()} for row in self.rows]
+        return {
+            "model": self.model,
+            "ok": self.ok,
+            "violation": _plain(self.violation),
+            "active": _plain(self.active),
+            "rows": rows,
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Writes the report as one self-contained HTML page.
+
+        Raises:
+            InboundsError: Jinja2 is not installed.
+        """
+        try:
+            import jinja2
+        except ImportError as error:
+            raise InboundsError(
+                explain(
+                    "HTML reports are made with Jinja2", "no module 'jinja2'", instead="pip install 'inbounds[html]'"
+                )
+            ) from error
+        template = resources.files("inbounds").joinpath("_report.html").read_text(encoding="utf-8")
+        page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
+        target = Path(path)
+        target.write_text(
+            page.render(report=self, verdict=self._verdict(), rows=[(row, _cells(row)) for row in self.rows]),
+            encoding="utf-8",
+        )
+        return target
+
+    def _verdict(self) -> str:
+        counted = [
+            (sum(row.status == status for row in self.rows), status)
+            for status in ("violated", "unenforced", "holds", "free")
+        ]
+        return ", ".join(f"{count} {status}" for count, status in counted if count) or "nothing to audit"
+
+
+def _cells(row: Row) -> tuple[Any, ...]:
+    paths = "\n".join(row.paths)
+    if row.status == "free":
+        return (paths, "-", "-", "-", "-", "-", "-", "-", row.status, row.note)
+    active = "-" if math.isnan(row.active) else f"{row.active:.0%}"
+    worst = "-" if row.worst_unit is None else ", ".join(map(str, row.worst_unit)) or "0"
+    return (paths, row.set, row.units, row.violated, row.violation, worst, active, row.tolerance, row.status, row.note)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

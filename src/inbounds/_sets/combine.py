@@ -1,0 +1,200 @@
+"""Sets made of other things: Joint (several weights as one unit) and Custom (any callable)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+
+from inbounds._arguments import axes
+from inbounds._arrays import Array, cast, constant, dtype_of, namespace, to_numpy, ulp, working_dtype
+from inbounds._errors import SetError, explain
+from inbounds._set import Set, registered
+from inbounds._units import Axes, Units
+
+KERNEL_AND_BIAS = ("kernel", "bias")
+
+
+@registered
+class Joint(Set):
+    """{(w, b) : w and b together in a set}: several weights of a layer, one vector per unit.
+
+    A kernel's column (or filter) and its bias entry are one vector, and the set holds for that vector. Give the same
+    Joint to both arguments of a layer, or use it in a rule for layers:
+
+        j = Joint(MaxNorm(1.0))
+        keras.layers.Dense(64, kernel_constraint=j, bias_constraint=j)
+
+    Where the layer has no bias, or another rule holds for it, the kernel carries the set alone. A weight that is frozen
+    stays, and the others keep the vector inside.
+
+    Args:
+        inner: a set of vectors.
+        weights: the names of the weights in the layer that form a unit.
+
+    Raises:
+        SetError: `inner` is not a set, is itself a Joint or a Custom, or has an axis; `weights` are not different
+            names.
+
+    Cost: that of the inner set over both weights; nothing is copied or transposed.
+
+    >>> Joint(MaxNorm(1)).project([[3.0, 4.0]])  # rows are the joint vectors
+    array([[0.6, 0.8]])
+    """
+
+    def __init__(self, inner: Set, weights: Sequence[str] = KERNEL_AND_BIAS) -> None:
+        if not isinstance(inner, Set) or isinstance(inner, (Joint, Custom)):
+            raise SetError(
+                explain(
+                    "Joint takes a set of vectors, not a class, a callable, a Custom or another Joint",
+                    f"inner={inner!r}",
+                    instead="Joint(MaxNorm(1.0))",
+                )
+            )
+        if inner.axis is not None:
+            raise SetError(
+                explain(
+                    "The units of a Joint come from the layer",
+                    f"inner={inner!r}",
+                    instead=f"leave `axis` of {type(inner).__name__} out",
+                )
+            )
+        names = (weights,) if isinstance(weights, str) else tuple(weights)
+        if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+            raise SetError(
+                explain(
+                    "`weights` of Joint are two or more different names",
+                    f"weights={weights!r}",
+                    instead="Joint(MaxNorm(1.0), weights=('kernel', 'bias'))",
+                )
+            )
+        self.inner = inner
+        self.weights = names
+
+    @property
+    def entrywise(self) -> bool:
+        return self.inner.entrywise
+
+    @property
+    def convex(self) -> bool:  # type: ignore[override]  # a fact of the inner set, not of the class
+        return self.inner.convex
+
+    @property
+    def whole(self) -> bool:  # type: ignore[override]  # likewise
+        return self.inner.whole
+
+    def check_fit(self, units: Units) -> None:
+        self.inner.check_fit(units)
+
+    def _project(self, units: Units) -> Units:
+        return self.inner._project(units)
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        return self.inner._excess(rows, span)
+
+    def _tolerance(self, dtype: str) -> float:
+        return self.inner._tolerance(dtype)
+
+    def __call__(self, w: Any) -> Array:
+        """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""
+        raise SetError(
+            explain(
+                "A Joint holds for several weights at once and can't be applied to one",
+                f"w={getattr(w, 'path', type(w).__name__)}",
+                where=repr(self),
+                instead="call inbounds.constrain(model) once the model is built, and inbounds.project(model) in loops without a Keras optimizer",
+            )
+        )
+
+    def __repr__(self) -> str:
+        names = "" if self.weights == KERNEL_AND_BIAS else f", weights={self.weights!r}"
+        return f"Joint({self.inner!r}{names})"
+
+
+@registered
+class Custom(Set):
+    """{w : fn(w) = w}: the fixed points of any callable from tensor to tensor.
+
+    What Keras accepts as a constraint, with a report: it is violated by as much as `fn` still moves a weight. `fn` sees
+    the weight in its own shape. It has to be idempotent to be a projection; whether the result is nearest is for `fn`
+    to ensure.
+
+    Args:
+        fn: takes a tensor (of the dtype it is computed in: float32 for half precision), returns one of the same shape;
+            written with `keras.ops`, it works on every backend.
+        axis: for reports, the axes that a unit spans; see `MaxNorm`.
+
+    A function that is registered with `keras.saving.register_keras_serializable` is saved with a model; a lambda is
+    not, and `constrain` says so. The tolerance is 4 ulp at 1.
+
+    >>> Custom(lambda w: keras.ops.clip(w, 0, 1)).violation(np.array([[2.0, 0.5]]))
+    array([1.])
+    """
+
+    convex: ClassVar[bool] = False
+    has_boundary: ClassVar[bool] = False
+
+    def __init__(self, fn: Callable[[Any], Any], axis: Any = None) -> None:
+        if isinstance(fn, Set) or not callable(fn) or isinstance(fn, type):
+            raise SetError(
+                explain(
+                    "`fn` of Custom is a callable from tensor to tensor, not a set or a class",
+                    f"fn={fn!r}",
+                    instead="Custom(lambda w: ...)",
+                )
+            )
+        self.fn = fn
+        self.axis = axes("Custom", axis)
+
+    @property
+    def entrywise(self) -> bool:
+        return self.axis is None
+
+    def _project(self, units: Units) -> Units:
+        (part,) = units.parts
+        return units.with_parts([self._applied(part)])
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        xp = namespace(rows)
+        return xp.max(xp.abs(self._applied(rows) - rows), axis=1)
+
+    def excess_of(self, weights: Sequence[Any], axes: Sequence[Axes]) -> np.ndarray[Any, Any]:
+        """As for any set; `fn` sees the weight in its own shape, and in the dtype it is computed in."""
+        (weight,), (span,) = weights, axes
+        value = to_numpy(weight)
+        seen = keras.ops.convert_to_tensor(value, dtype=working_dtype(dtype_of(weight)))
+        moved = np.abs(to_numpy(self._applied(seen)) - value)
+        moved = np.where(np.isfinite(value), moved, np.inf)
+        return np.nan_to_num(np.max(moved, axis=span) if span else moved, nan=np.inf, posinf=np.inf).reshape(-1)
+
+    def _tolerance(self, dtype: str) -> float:
+        return 4 * ulp(1.0, dtype)
+
+    def _applied(self, weight: Array) -> Array:
+        result = self.fn(weight)
+        if result is None or tuple(getattr(result, "shape", ())) != tuple(weight.shape):
+            raise SetError(
+                explain(
+                    "The callable of a Custom returns a tensor of the shape it was given",
+                    f"fn={self.fn!r}, which returned {'None' if result is None else tuple(getattr(result, 'shape', ()))}",
+                    where=f"a weight of shape {tuple(weight.shape)}",
+                )
+            )
+        return cast(constant(weight, to_numpy(result)) if namespace(weight) is np else result, dtype_of(weight))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "fn": keras.saving.serialize_keras_object(self.fn),
+            "axis": None if self.axis is None else list(self.axis),
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Custom) and self.fn == other.fn and self.axis == other.axis
+
+    __hash__ = Set.__hash__
+
+    def __repr__(self) -> str:
+        name = getattr(self.fn, "__qualname__", None) or repr(self.fn)
+        return f"Custom({name})" if self.axis is None else f"Custom({name}, axis={self.axis})"

@@ -1,0 +1,160 @@
+"""Sets that bound each entry by itself: NonNeg, NonPos, Box, Fixed.
+
+Their projections are exact in floating point: an entry that is outside becomes its bound, rounded to the weight's
+dtype. So the tolerance is no more than that rounding, or the smallest normal number: XLA takes what is smaller for 0.
+They are the same in every metric.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from inbounds._arguments import number_or_array
+from inbounds._arrays import Array, constant, keras_numpy_dtype, namespace, working_dtype
+from inbounds._errors import SetError, explain
+from inbounds._set import Set, registered
+from inbounds._units import Units
+
+SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
+
+Bound = float | np.ndarray[Any, Any]
+
+
+class _Interval(Set):
+    """low <= w <= high, entry by entry."""
+
+    low: Bound
+    high: Bound
+
+    @property
+    def entrywise(self) -> bool:
+        return isinstance(self.low, float) and isinstance(self.high, float)
+
+    def check_fit(self, units: Units) -> None:
+        units.entries(self.low)
+        units.entries(self.high)
+
+    def _project(self, units: Units) -> Units:
+        xp = namespace(units.parts[0])
+        parts = []
+        for part, low, high, free in zip(
+            units.parts, units.entries(self.low), units.entries(self.high), units.free, strict=True
+        ):
+            if free and np.any(np.isfinite(self.low)):
+                part = xp.where((part < low) & (part > -np.inf), low, part)
+            if free and np.any(np.isfinite(self.high)):
+                part = xp.where((part > high) & (part < np.inf), high, part)
+            parts.append(part)
+        return units.with_parts(parts)
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        xp = namespace(rows)
+        below = constant(rows, _flat(self.low, span)) - rows
+        above = rows - constant(rows, _flat(self.high, span))
+        return xp.max(xp.maximum(below, above), axis=1)
+
+    def _tolerance(self, dtype: str) -> float:
+        return max(_rounding(self.low, dtype), _rounding(self.high, dtype), SMALLEST_NORMAL[working_dtype(dtype)])
+
+
+@registered
+class NonNeg(_Interval):
+    """{w : w >= 0}, every entry.
+
+    The exact nearest point: negative entries become 0, all others stay bit for bit. For weights that may only add:
+    monotone networks, mixing weights, activities. Cost: one pass. NaN and -inf stay, and count as violated.
+
+    >>> NonNeg().project([[-1.0, 2.0]])
+    array([[0., 2.]])
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = 0.0, np.inf
+
+
+@registered
+class NonPos(_Interval):
+    """{w : w <= 0}, every entry; see `NonNeg`.
+
+    >>> NonPos().project([[-1.0, 2.0]])
+    array([[-1.,  0.]])
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = -np.inf, 0.0
+
+
+@registered
+class Box(_Interval):
+    """{w : low <= w <= high}, every entry.
+
+    For weights with a known range, or one side of it: an infinite bound leaves that side open. Cost: one pass.
+
+    Args:
+        low: a number, or an array that broadcasts over a unit: one entry for each entry of the unit, or a shape that
+            broadcasts to the unit's own (for a filter: (rows, columns, channels)).
+        high: the same; not below `low`.
+
+    Raises:
+        SetError: a bound is NaN, `low` is above `high`, or the two don't broadcast.
+
+    >>> Box(-1, [0.5, 1]).project([[-2.0, 3.0]])
+    array([[-1.,  1.]])
+    """
+
+    def __init__(self, low: Any, high: Any) -> None:
+        self.low = number_or_array("Box", "low", low, infinite=True)
+        self.high = number_or_array("Box", "high", high, infinite=True)
+        try:
+            crossed = np.any(np.asarray(self.low) > self.high)
+            empty = np.any(np.asarray(self.low) == np.inf) or np.any(np.asarray(self.high) == -np.inf)
+        except ValueError as error:
+            raise SetError(
+                explain(
+                    "`low` and `high` of Box broadcast together",
+                    f"low.shape={np.shape(low)}, high.shape={np.shape(high)}",
+                )
+            ) from error
+        if crossed or empty:
+            raise SetError(
+                explain(
+                    "`low` of Box is not above `high`", f"low={low!r}, high={high!r}", instead="Box(low=-1.0, high=1.0)"
+                )
+            )
+
+
+@registered
+class Fixed(_Interval):
+    """{value}: every entry has its given value.
+
+    For entries that training must not move, with `where` in a rule or for a whole weight; the weight still takes part
+    in the forward pass. NaN and infinities stay, and count as violated. Cost: one pass.
+
+    Args:
+        value: a number, or an array that broadcasts over a unit (see `Box`); finite.
+
+    >>> Fixed(0.5).project([[-2.0, 3.0]])
+    array([[0.5, 0.5]])
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = number_or_array("Fixed", "value", value)
+        self.low = self.high = self.value
+
+
+def _flat(bound: Bound, span: tuple[int, ...]) -> Any:
+    """A bound for a unit of shape `span` as a number or as one row."""
+    if isinstance(bound, float):
+        return bound
+    size = int(np.prod(span))
+    return bound if bound.shape == (size,) else np.broadcast_to(bound, span).reshape(size)
+
+
+def _rounding(bound: Bound, dtype: str) -> float:
+    """How far rounding to a dtype moves a bound."""
+    exact = np.asarray(bound, dtype="float64")
+    finite = exact[np.isfinite(exact)]
+    rounded = finite.astype(keras_numpy_dtype(working_dtype(dtype))).astype(keras_numpy_dtype(dtype))
+    return float(np.max(np.abs(rounded.astype("float64") - finite), initial=0.0))

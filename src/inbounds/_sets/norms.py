@@ -1,0 +1,183 @@
+"""Sets of a unit's Euclidean norm: MaxNorm, UnitNorm, MinMaxNorm, FrobeniusNorm.
+
+All four move a unit along its own ray until its norm is in an interval; that point is the nearest (the ball is convex;
+of a sphere it is the nearest unless the unit is zero, when all points of the sphere are equally near).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from inbounds._arguments import axes, number
+from inbounds._arrays import Array, constant, namespace, ulp, without_gradient
+from inbounds._errors import SetError, explain
+from inbounds._set import Set, registered
+from inbounds._units import Units
+
+ULPS = 4
+"""What rounding may cost a norm: sums of thousands of squares in float32 end 1 to 3 ulp off."""
+
+HUGE = 2.0**120
+"""Where scaling stops: near the largest float32, and its inverse is still a normal number."""
+
+
+class _NormInterval(Set):
+    """low <= |w| <= high."""
+
+    low: float
+    high: float
+    rate: float = 1.0
+
+    def _project(self, units: Units) -> Units:
+        return _move_norm(units, self.low, self.high, self.rate)
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        xp = namespace(rows)
+        peak = xp.max(xp.abs(rows), axis=None if self.whole else 1, keepdims=True)
+        peak = xp.where(peak > 0, peak, xp.ones_like(peak))
+        norm = peak * xp.sqrt(xp.sum((rows / peak) ** 2, axis=None if self.whole else 1, keepdims=True))
+        return xp.reshape(xp.maximum(norm - self.high, self.low - norm), (-1,))
+
+    def _tolerance(self, dtype: str) -> float:
+        return ULPS * ulp(self.high, dtype)
+
+
+@registered
+class MaxNorm(_NormInterval):
+    """{w : |w|_2 <= max_value}, each unit: the Euclidean ball.
+
+    The drop-in for `keras.constraints.MaxNorm`, exact: weights inside stay bit for bit, those outside are scaled onto
+    the sphere of radius `max_value`. Keeps units from growing, a companion of dropout and of high learning rates.
+
+    Args:
+        max_value: the largest norm; not negative.
+        axis: as in Keras the axes that are summed over. None: the layer's fan-in where the layer is known, else every
+            axis but the last.
+
+    Cost: three passes over the weight. A zero unit is inside. Norms from 1e-38 to 1e38 neither overflow nor vanish.
+    NaN and infinities stay, and count as violated.
+
+    Source: Srebro, Rennie and Jaakkola, "Maximum-margin matrix factorization", 2005; Hinton et al., "Improving neural
+    networks by preventing co-adaptation of feature detectors", 2012.
+
+    >>> MaxNorm(1).project([[3.0, 4.0], [0.3, 0.4]])
+    array([[0.6, 0.8],
+           [0.3, 0.4]])
+    """
+
+    def __init__(self, max_value: Any = 2.0, axis: Any = None) -> None:
+        self.max_value = number("MaxNorm", "max_value", max_value, low=0)
+        self.axis = axes("MaxNorm", axis)
+        self.low, self.high = 0.0, self.max_value
+
+
+@registered
+class UnitNorm(_NormInterval):
+    """{w : |w|_2 = 1}, each unit: the sphere. Not convex.
+
+    The drop-in for `keras.constraints.UnitNorm`. A zero unit, to which all points are equally near, becomes the one
+    with equal positive entries. Cost and edges as in `MaxNorm`.
+
+    >>> UnitNorm().project([[3.0, 4.0], [0.0, 0.0]]).round(6)
+    array([[0.6     , 0.8     ],
+           [0.707107, 0.707107]])
+    """
+
+    convex: ClassVar[bool] = False
+
+    def __init__(self, axis: Any = None) -> None:
+        self.axis = axes("UnitNorm", axis)
+        self.low = self.high = 1.0
+
+
+@registered
+class MinMaxNorm(_NormInterval):
+    """{w : min_value <= |w|_2 <= max_value}, each unit: a shell. Convex only where `min_value` is 0.
+
+    The drop-in for `keras.constraints.MinMaxNorm`.
+
+    Args:
+        min_value: the smallest norm; not negative.
+        max_value: the largest; not below `min_value`.
+        rate: how much of the way to the set a projection goes, from 0 to 1. Below 1 the weights approach the set step
+            by step and are reported as violated until they are there.
+        axis: see `MaxNorm`.
+
+    A zero unit goes to the point with equal positive entries. Cost and edges as in `MaxNorm`.
+
+    >>> MinMaxNorm(1, 2).project([[0.3, 0.4], [3.0, 4.0]])
+    array([[0.6, 0.8],
+           [1.2, 1.6]])
+    """
+
+    convex: ClassVar[bool] = False
+
+    def __init__(self, min_value: Any = 0.0, max_value: Any = 1.0, rate: Any = 1.0, axis: Any = None) -> None:
+        self.min_value = number("MinMaxNorm", "min_value", min_value, low=0)
+        self.max_value = number("MinMaxNorm", "max_value", max_value, low=0)
+        self.rate = number("MinMaxNorm", "rate", rate, low=0, high=1)
+        self.axis = axes("MinMaxNorm", axis)
+        if self.min_value > self.max_value:
+            raise SetError(
+                explain(
+                    "`min_value` of MinMaxNorm is not above `max_value`",
+                    f"min_value={min_value!r}, max_value={max_value!r}",
+                    instead=f"MinMaxNorm(min_value={self.max_value}, max_value={self.min_value})",
+                )
+            )
+        self.low, self.high = self.min_value, self.max_value
+
+
+@registered
+class FrobeniusNorm(_NormInterval):
+    """{W : |W|_F <= max_value}: the root of the sum of all squares of a whole weight.
+
+    A budget that the units of a weight share, where `MaxNorm` gives each its own. Cost and edges as in `MaxNorm`.
+
+    Args:
+        max_value: the largest norm; not negative.
+
+    >>> FrobeniusNorm(1).project([[3.0, 0.0], [0.0, 4.0]])
+    array([[0.6, 0. ],
+           [0. , 0.8]])
+    """
+
+    whole: ClassVar[bool] = True
+
+    def __init__(self, max_value: Any = 1.0) -> None:
+        self.max_value = number("FrobeniusNorm", "max_value", max_value, low=0)
+        self.low, self.high = 0.0, self.max_value
+
+
+def _move_norm(units: Units, low: float, high: float, rate: float) -> Units:
+    """Each unit scaled to the nearest norm in [low, high], or `rate` of the way; the units inside as they are.
+
+    Entries are divided by the unit's largest before they are squared, so that nothing overflows or vanishes.
+    """
+    free = units.only(free=True)
+    if free is None:
+        return units
+    xp = namespace(free.parts[0])
+    largest = without_gradient(free.max(xp.abs))
+    inverse = 1 / xp.clip(largest, 1 / HUGE, HUGE)
+    scaled = free.map(lambda x, inverse: x * inverse, inverse)
+    squares = scaled.sum(lambda y: y * y)
+    zero = squares == 0
+    norm = xp.sqrt(xp.where(zero, xp.ones_like(squares), squares))  # times `inverse`; 1 for a zero unit
+
+    least, most, floor, ceiling = low, high, low - ULPS * ulp(low, units.dtype), high + ULPS * ulp(high, units.dtype)
+    if (held := units.only(free=False)) is not None:
+        taken = held.sum(lambda x: x * x)
+        least, most, floor, ceiling = (xp.sqrt(xp.maximum(b * b - taken, 0)) for b in (least, most, floor, ceiling))
+    too_large = xp.isfinite(norm) & ~zero & (norm > ceiling * inverse)
+    too_small = xp.isfinite(norm) & (xp.where(zero, xp.zeros_like(norm), norm) < floor * inverse)
+    factor = xp.where(too_large, constant(norm, most), constant(norm, least)) / norm
+
+    def moved(x: Array, y: Array, factor: Array, zero: Array, outside: Array) -> Array:
+        if low > 0:
+            y = xp.where(zero, constant(y, free.size**-0.5), y)
+        target = y * factor
+        return xp.where(outside, target if rate == 1 else rate * target + (1 - rate) * x, x)
+
+    result = free.map(moved, scaled, factor, zero, too_large | too_small)
+    return units.with_free(result)

@@ -1,0 +1,83 @@
+"""The weights of a model, each with the layer that owns it and the name it has there.
+
+Keras has no public way down to the layers inside layers, nor from a variable to its layer: what is private here is in
+this module only, and `tests/test_keras_ground.py` says when it changes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A variable in its layer.
+
+    Attributes:
+        variable: the `keras.Variable`.
+        layer: the innermost layer that owns it.
+        born_trainable: whether the layer made it for an optimizer to train (it may be frozen since).
+    """
+
+    variable: Any
+    layer: Any
+    born_trainable: bool
+
+    @property
+    def path(self) -> str:
+        return str(self.variable.path)
+
+    @property
+    def name(self) -> str:
+        return str(self.variable.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.variable.shape)
+
+    @property
+    def argument(self) -> str | None:
+        """The layer's attribute that holds the constraint of this weight and is saved with the layer; None without one."""
+        candidates = {
+            "recurrent_kernel": ["recurrent_constraint"],
+            "depthwise_kernel": ["depthwise_constraint"],
+            "pointwise_kernel": ["pointwise_constraint"],
+            "kernel": ["depthwise_constraint", "kernel_constraint"],
+        }.get(self.name, [f"{self.name}_constraint"])
+        return next((name for name in candidates if hasattr(self.layer, name)), None)
+
+
+def layers_of(model: Any) -> list[Any]:
+    """A model or layer and every layer inside it, each once."""
+    return list({id(layer): layer for layer in model._flatten_layers()}.values())
+
+
+def weights_of(layers: Iterable[Any]) -> list[Weight]:
+    """The weights that these layers own themselves, each once, in Keras' order."""
+    found: dict[int, Weight] = {}
+    for layer in layers:
+        for variables, trainable in ((layer._trainable_variables, True), (layer._non_trainable_variables, False)):
+            for variable in variables:
+                found.setdefault(id(variable), Weight(variable, layer, trainable))
+    return list(found.values())
+
+
+def owners_of(variables: Sequence[Any]) -> list[Any]:
+    """The living layers that own these variables.
+
+    A constraint given to a layer's constructor is handed a variable, and from there is no way back to the layer, which
+    it needs for the axes and for the bias that belongs to a kernel. All living layers are looked at, once per
+    optimizer.
+    """
+    wanted = {id(variable) for variable in variables}
+    alive = [
+        thing
+        for thing in gc.get_objects()
+        if issubclass(type(thing), keras.Layer) and "_trainable_variables" in vars(thing)
+    ]
+    return [layer for layer in alive if any(id(weight.variable) in wanted for weight in weights_of([layer]))]

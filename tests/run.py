@@ -1,0 +1,38 @@
+"""Runs lint, types, and the tests on every backend, each in a process of its own. Arguments go to pytest.
+
+    python tests/run.py [pytest arguments]
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BACKENDS = ("jax", "torch", "tensorflow")
+CHECKS = (
+    ["ruff", "check", "."],
+    ["ruff", "format", "--check", "."],
+    ["mypy"],
+)
+
+
+def run(command: list[str], **environment: str) -> bool:
+    label = " ".join([f"{name}={value}" for name, value in environment.items() if name == "KERAS_BACKEND"] + command)
+    print(f"\n+ {label}", flush=True)
+    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=os.environ | environment).returncode == 0
+
+
+def main() -> int:
+    if not all([run(check) for check in CHECKS]):
+        return 1
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    passed = {
+        backend: run(["pytest", "-n", "2", *sys.argv[1:]], KERAS_BACKEND=backend, **quiet) for backend in BACKENDS
+    }
+    print("\n" + ", ".join(f"{backend}: {'passed' if ok else 'FAILED'}" for backend, ok in passed.items()))
+    return 0 if all(passed.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
