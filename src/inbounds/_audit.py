@@ -135,7 +135,7 @@ def _free_row(weight: Weight, why: str, *, asked: bool) -> Row:
             (weight.path,), "" if declared is None else _shown(declared), 0, 0, 0.0, None, math.nan, 0.0, status, note
         )
     constraint = declared if isinstance(declared, Set) else _as_set(declared)
-    fan_in = layout_of(weight.layer).spans.get(weight.name)
+    fan_in = layout_of(weight.layer).span(weight.name, weight.shape)
     try:
         axes = constraint.span(weight.shape, fan_in)
     except SetError as error:

@@ -26,13 +26,46 @@ class Layout:
         joint_spans: the same in a Joint, where it differs: the two rows of a GRU's bias belong to one unit.
         roles: the name that a Joint uses -> the weight's name: the kernel of a separable convolution that has the bias
             is pointwise.
-        not_joint: why no weights of this layer form joint units; empty where they do.
+        apart: weight name -> why its units are not those of the layer's other weights, so that no Joint takes both.
     """
 
     spans: Mapping[str, Axes]
     joint_spans: Mapping[str, Axes] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
-    not_joint: str = ""
+    apart: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for spans in (self.spans, self.joint_spans):
+            for name, axes in spans.items():
+                if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, int) for axis in axes):
+                    raise LayoutError(
+                        explain(
+                            "A layout gives each weight the axes that one unit spans, a tuple of integers",
+                            f"{name!r}: {axes!r}",
+                            instead=f"{{{name!r}: (0,)}}, or () for a weight without fan-in",
+                        )
+                    )
+
+    def span(self, name: str, shape: tuple[int, ...], *, joint: bool = False) -> Axes | None:
+        """The axes that one unit of a weight spans, counted from the front; None where they aren't known.
+
+        Raises:
+            LayoutError: a weight of that shape has no such axes.
+        """
+        axes = self.joint_spans.get(name, self.spans.get(name)) if joint else self.spans.get(name)
+        if axes is None:
+            return None
+        rank = len(shape)
+        if not all(-rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
+            raise LayoutError(
+                explain(
+                    f"A layout names different axes of the weight, here from {-rank} to {rank - 1}",
+                    f"{name!r}: {tuple(axes)}",
+                    where=f"a weight of shape {shape}",
+                    instead="register_layout with the axes that one unit of this weight spans",
+                )
+            )
+        return tuple(axis % rank for axis in axes)
 
 
 LayoutFunction = Callable[[Any], "Layout | Mapping[str, Axes]"]
@@ -44,12 +77,14 @@ def register_layout(layer_class: type, layout: LayoutFunction | Mapping[str, Axe
     """Says how the units of a layer class lie, for the class and its subclasses.
 
     Args:
-        layer_class: a `keras.Layer` class of yours; the class that a Keras layer is made of may be given too and wins.
-        layout: weight name -> the axes that one unit spans, () for a weight without fan-in; or a function of the layer
-            that returns this (or a `Layout`), where it depends on the layer's arguments.
+        layer_class: a class of layers. Its last registration holds, also where Keras ships the class.
+        layout: weight name -> the axes that one unit spans, () for a weight without fan-in; or a function of the built
+            layer that returns this (or a `Layout`), where it depends on the layer's arguments. A weight it doesn't name
+            is not known: its units are taken over every axis but the last, and the plan says so.
 
     Raises:
-        LayoutError: `layer_class` is not a class of layers, or `layout` is neither.
+        LayoutError: `layer_class` is not a class of layers, or `layout` is neither. Axes that a weight lacks are an
+            error of `constrain`, which sees the weight.
 
     >>> class Mix(keras.layers.Layer):  # y = kernel @ x: one unit a row
     ...     ...
@@ -58,8 +93,8 @@ def register_layout(layer_class: type, layout: LayoutFunction | Mapping[str, Axe
     if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Layer):
         raise LayoutError(explain("A layout is registered for a class of keras.Layer", f"layer_class={layer_class!r}"))
     if isinstance(layout, Mapping):
-        spans = {name: tuple(axes) for name, axes in layout.items()}
-        _REGISTRY[layer_class] = lambda layer: Layout(spans)
+        always = Layout(dict(layout))
+        _REGISTRY[layer_class] = lambda layer: always
     elif callable(layout):
         _REGISTRY[layer_class] = layout
     else:
@@ -77,7 +112,16 @@ def layout_of(layer: Any) -> Layout:
     for cls in type(layer).__mro__:
         if cls in _REGISTRY:
             found = _REGISTRY[cls](layer)
-            return found if isinstance(found, Layout) else Layout({name: tuple(axes) for name, axes in found.items()})
+            if not isinstance(found, (Layout, Mapping)):
+                raise LayoutError(
+                    explain(
+                        "A function that is registered as a layout returns a mapping of weight names to axes",
+                        repr(found),
+                        where=f"{cls.__name__}, for the layer {layer.name!r}",
+                        instead="{'kernel': (0,), 'bias': ()}",
+                    )
+                )
+            return found if isinstance(found, Layout) else Layout(dict(found))
     return Layout({})
 
 
@@ -104,7 +148,8 @@ def _separable(layer: Any) -> Layout:
         "pointwise_kernel": _all_but_last(layer.pointwise_kernel.shape),
         "bias": (),
     }
-    return Layout(spans, roles={"kernel": "pointwise_kernel"})
+    stages = "its filters feed the pointwise kernel, which has the bias"
+    return Layout(spans, roles={"kernel": "pointwise_kernel"}, apart={"depthwise_kernel": stages})
 
 
 def _recurrent(layer: Any) -> Layout:
@@ -131,10 +176,13 @@ def _einsum(layer: Any) -> Layout:
     spans = {"kernel": tuple(axis for axis, letter in enumerate(kernel) if letter not in output), "bias": ()}
     units = "".join(letter for letter in kernel if letter in output)
     biases = "".join(letter for letter in output if letter in (layer.bias_axes or units))
-    reason = ""
-    if biases != units:
-        reason = f"in {layer.equation!r} the kernel's units have the axes {units!r} and the bias {biases!r}, so that units share entries of the bias or lie in another order"
-    return Layout(spans, not_joint=reason)
+    if biases == units:
+        return Layout(spans)
+    why = (
+        f"in {layer.equation!r} the kernel's units have the axes {units!r} and the bias {biases!r}, "
+        "so that units share entries of the bias, have several, or lie in another order"
+    )
+    return Layout(spans, apart={"bias": why})
 
 
 def _register_keras() -> None:
@@ -166,9 +214,7 @@ def _register_keras() -> None:
     for name, layout in by_name.items():
         if (layer_class := getattr(keras.layers, name, None)) is not None:
             register_layout(layer_class, layout)
-    from keras.src.layers.rnn.conv_lstm import (
-        ConvLSTMCell,
-    )  # not in keras.layers, yet it owns the weights of ConvLSTM1D-3D
+    from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # owns the weights of ConvLSTM1D-3D; it has no public name
 
     register_layout(ConvLSTMCell, _conv_recurrent)
 

@@ -289,13 +289,12 @@ def _held(weight: Weight, claims: Mapping[int, _Claim]) -> bool:
 
 def _entry(weight: Weight, claim: _Claim) -> Entry:
     _check_dtype(weight, claim)
-    layout = layout_of(weight.layer)
-    fan_in = layout.spans.get(weight.name)
-    unknown = fan_in is None
-    if unknown and len(weight.shape) < 2:
-        fan_in = ()
     note = ""
     try:
+        fan_in = layout_of(weight.layer).span(weight.name, weight.shape)
+        unknown = fan_in is None
+        if unknown and len(weight.shape) < 2:
+            fan_in = ()
         axes = claim.set.span(weight.shape, fan_in)
         if claim.set.axis is not None and not unknown and set(axes) != set(claim.set.layer_span(weight.shape, fan_in)):
             note = f"the axis is not the layer's fan-in, {fan_in}"
@@ -306,12 +305,16 @@ def _entry(weight: Weight, claim: _Claim) -> Entry:
             and not claim.set.whole
             and len(weight.shape) > 1
         ):
-            note = f"units of {type(weight.layer).__name__} not known: every axis but the last; register_layout says otherwise"
+            note = _unknown(weight)
         entry = Entry(claim.set, (weight,), (axes,), claim.source, _with_frozen(note, [weight]))
         _check_fit(entry)
-    except SetError as error:
+    except (SetError, LayoutError) as error:
         raise RuleError(f"{error} Rule: {claim.source!r} on {weight.path} of shape {weight.shape}.") from error
     return entry
+
+
+def _unknown(weight: Weight) -> str:
+    return f"units of {type(weight.layer).__name__} not known: every axis but the last; register_layout says otherwise"
 
 
 def _joint_entry(weight: Weight, claim: _Claim, weights: Sequence[Weight], claims: Mapping[int, _Claim]) -> Entry:
@@ -354,6 +357,9 @@ def _joint_entry(weight: Weight, claim: _Claim, weights: Sequence[Weight], claim
     for member in members:
         _check_dtype(member, claim)
     note = ", ".join(missing) + (": the set holds for the rest" if missing else "")
+    guessed = [m for m in members if m.name not in layout.spans and len(m.shape) > 1 and not joint.whole]
+    if guessed:
+        note = "; ".join(text for text in (note, _unknown(guessed[0])) if text)
     try:
         axes = _joint_axes(joint, members, layout)
         entry = Entry(joint, tuple(members), axes, claim.source, _with_frozen(note, members))
@@ -367,18 +373,17 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
     """For each member the axes of a unit, so that what is left counts the same units in the same order."""
     if joint.whole:
         return tuple(tuple(range(len(member.shape))) for member in members)
-    if len(members) > 1 and layout.not_joint:
-        raise LayoutError(
-            explain(
-                "Weights form joint units where each unit has its own entries in all of them",
-                layout.not_joint,
-                where=members[0].path,
-                instead="constrain the weights separately",
-            )
-        )
     axes = []
     for member in members:
-        span = layout.joint_spans.get(member.name, layout.spans.get(member.name))
+        if len(members) > 1 and member.name in layout.apart:
+            raise LayoutError(
+                explain(
+                    "Weights form joint units where each unit has its own entries in all of them",
+                    f"{member.path}; {layout.apart[member.name]}",
+                    instead="constrain the weights separately",
+                )
+            )
+        span = layout.span(member.name, member.shape, joint=True)
         axes.append(span if span is not None else tuple(range(len(member.shape) - 1)))
     counts = [
         math.prod(n for axis, n in enumerate(member.shape) if axis not in span)

@@ -42,7 +42,7 @@ class Weight:
 
     @property
     def argument(self) -> str | None:
-        """The layer's attribute that holds the constraint of this weight and is saved with the layer; None without one."""
+        """The layer's attribute that holds the constraint of this weight and is saved with the layer, or None."""
         candidates = {
             "recurrent_kernel": ["recurrent_constraint"],
             "depthwise_kernel": ["depthwise_constraint"],
@@ -58,12 +58,17 @@ def layers_of(model: Any) -> list[Any]:
 
 
 def weights_of(layers: Iterable[Any]) -> list[Weight]:
-    """The weights that these layers own themselves, each once, in Keras' order."""
+    """The weights that these layers own themselves, each once, in Keras' order.
+
+    A wrapper may hold a weight of the layer inside it as its own (SpectralNormalization): the inner layer owns it.
+    """
     found: dict[int, Weight] = {}
     for layer in layers:
         for variables, trainable in ((layer._trainable_variables, True), (layer._non_trainable_variables, False)):
             for variable in variables:
-                found.setdefault(id(variable), Weight(variable, layer, trainable))
+                known = found.get(id(variable))
+                if known is None or any(inner is layer for inner in layers_of(known.layer)):
+                    found[id(variable)] = Weight(variable, layer, trainable)
     return list(found.values())
 
 
