@@ -204,9 +204,10 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
 
 
 def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
-    """The end of `fit`, which puts the average in place of the weights, and its projection."""
+    """The end of `fit`, which puts the average in place of the weights if there is one, and its projection."""
     type(optimizer).finalize_variable_values(optimizer, var_list)
-    project_entries(_entries(optimizer._trainable_variables), vars(optimizer)["_inbounds_held"])
+    if optimizer.use_ema:
+        project_entries(_entries(optimizer._trainable_variables), vars(optimizer)["_inbounds_held"])
 
 
 def _hooked_entries(optimizer: Any) -> list[Entry]:

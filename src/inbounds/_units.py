@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from inbounds._arrays import MANTISSA_BITS, Array, cast, constant, dtype_of, namespace, working_dtype
+from inbounds._arrays import MANTISSA_BITS, Array, cast, constant, dtype_of, is_eager_torch, namespace, working_dtype
 from inbounds._errors import SetError, explain
 
 Axes = tuple[int, ...]
@@ -81,6 +81,17 @@ class Units:
         )
         return replace(self, parts=parts)
 
+    def scaled(self, moved: Array, *factors: Array) -> Units:
+        """The units where `moved`, times one factor per unit after the other; the others bit for bit.
+
+        Each factor is 1 where a unit isn't moved.
+        """
+        if is_eager_torch(self.parts[0]):  # times 1 is exact, and a selection is slow
+            return self.map(lambda x, *by: reduce(lambda a, b: a * b, by, x), *factors)
+        return self.map(
+            lambda x, moved, *by: namespace(x).where(moved, reduce(lambda a, b: a * b, by, x), x), moved, *factors
+        )
+
     def with_parts(self, parts: Sequence[Array]) -> Units:
         """The units with other entries."""
         return replace(self, parts=tuple(parts))
@@ -109,7 +120,7 @@ class Units:
         """
         shape = tuple(getattr(value, "shape", ()))
         if not shape:
-            return tuple(constant(part, value) for part in self.parts)
+            return (value,) * len(self.parts)
         spans = [tuple(part.shape[axis] for axis in span) for part, span in zip(self.parts, self.axes, strict=True)]
         if shape == (self.size,):
             pieces, start = [], 0

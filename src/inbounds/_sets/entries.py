@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from inbounds._arguments import number_or_array
-from inbounds._arrays import Array, constant, keras_numpy_dtype, namespace, working_dtype
+from inbounds._arrays import Array, clip_finite, constant, keras_numpy_dtype, namespace, working_dtype
 from inbounds._errors import SetError, explain
 from inbounds._set import Set, registered
 from inbounds._units import Units
@@ -37,17 +37,9 @@ class _Interval(Set):
         units.entries(self.high)
 
     def _project(self, units: Units) -> Units:
-        xp = namespace(units.parts[0])
-        parts = []
-        for part, low, high, free in zip(
-            units.parts, units.entries(self.low), units.entries(self.high), units.free, strict=True
-        ):
-            if free and np.any(np.isfinite(self.low)):
-                part = xp.where((part < low) & (part > -np.inf), low, part)
-            if free and np.any(np.isfinite(self.high)):
-                part = xp.where((part > high) & (part < np.inf), high, part)
-            parts.append(part)
-        return units.with_parts(parts)
+        bounds = zip(units.entries(self.low), units.entries(self.high), strict=True)
+        parts = zip(units.parts, units.free, bounds, strict=True)
+        return units.with_parts([clip_finite(part, *bound) if free else part for part, free, bound in parts])
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         xp = namespace(rows)

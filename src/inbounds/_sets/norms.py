@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from inbounds._arguments import axes, number
-from inbounds._arrays import Array, constant, namespace, ulp, without_gradient
+from inbounds._arrays import Array, namespace, ulp, without_gradient
 from inbounds._errors import SetError, explain
 from inbounds._set import Set, registered
 from inbounds._units import Units
@@ -152,7 +152,8 @@ class FrobeniusNorm(_NormInterval):
 def _move_norm(units: Units, low: float, high: float, rate: float) -> Units:
     """Each unit scaled to the nearest norm in [low, high], or `rate` of the way; the units inside as they are.
 
-    Entries are divided by the unit's largest before they are squared, so that nothing overflows or vanishes.
+    Entries are divided by the unit's largest before they are squared, so that nothing overflows or vanishes; a unit
+    with NaN or infinities has no finite sum and stays.
     """
     free = units.only(free=True)
     if free is None:
@@ -160,24 +161,27 @@ def _move_norm(units: Units, low: float, high: float, rate: float) -> Units:
     xp = namespace(free.parts[0])
     largest = without_gradient(free.max(xp.abs))
     inverse = 1 / xp.clip(largest, 1 / HUGE, HUGE)
-    scaled = free.map(lambda x, inverse: x * inverse, inverse)
-    squares = scaled.sum(lambda y: y * y)
-    zero = squares == 0
-    norm = xp.sqrt(xp.where(zero, xp.ones_like(squares), squares))  # times `inverse`; 1 for a zero unit
+    squares = free.map(lambda x, inverse: x * inverse, inverse).sum(lambda y: y * y)  # times inverse^2
 
-    least, most, floor, ceiling = low, high, low - ULPS * ulp(low, units.dtype), high + ULPS * ulp(high, units.dtype)
+    bounds = [low, high, low - ULPS * ulp(low, units.dtype), high + ULPS * ulp(high, units.dtype)]
     if (held := units.only(free=False)) is not None:
         taken = held.sum(lambda x: x * x)
-        least, most, floor, ceiling = (xp.sqrt(xp.maximum(b * b - taken, 0)) for b in (least, most, floor, ceiling))
-    too_large = xp.isfinite(norm) & ~zero & (norm > ceiling * inverse)
-    too_small = xp.isfinite(norm) & (xp.where(zero, xp.zeros_like(norm), norm) < floor * inverse)
-    factor = xp.where(too_large, constant(norm, most), constant(norm, least)) / norm
+        bounds = [xp.sqrt(xp.maximum(bound * bound - taken, 0)) for bound in bounds]
+    least, most, floor, ceiling = bounds
 
-    def moved(x: Array, y: Array, factor: Array, zero: Array, outside: Array) -> Array:
-        if low > 0:
-            y = xp.where(zero, constant(y, free.size**-0.5), y)
-        target = y * factor
-        return xp.where(outside, target if rate == 1 else rate * target + (1 - rate) * x, x)
-
-    result = free.map(moved, scaled, factor, zero, too_large | too_small)
+    one = xp.ones_like(squares)
+    moved = (squares > (ceiling * inverse) ** 2) & xp.isfinite(squares)
+    target = one * most
+    if low > 0:
+        moved_up = squares < (floor * inverse) ** 2
+        target = xp.where(moved_up, one * least, target)
+        moved = moved | moved_up
+    zero = squares == 0
+    norm = xp.sqrt(xp.where(moved & ~zero, squares, one))
+    step = [xp.where(moved, inverse, one), xp.where(moved, target / norm, one)]
+    result = free.scaled(moved, *step)
+    if low > 0:
+        result = result.map(lambda y, zero, fill: xp.where(zero, fill, y), zero & moved, target * free.size**-0.5)
+    if rate < 1:
+        result = result.map(lambda y, x, moved: xp.where(moved, rate * y + (1 - rate) * x, x), free, moved)
     return units.with_free(result)
