@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inbounds._set import Set
-from inbounds._table import table
+from inbounds._table import common_parts, grouped, table
 from inbounds._units import Axes
 from inbounds._weights import Weight
 
@@ -65,17 +65,23 @@ class Plan:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # every weight: in the table, or below it with the reason why it is free
+        weights = [weight for entry in self.entries for weight in entry.weights] + [weight for weight, _ in self.free]
+        prefix = common_parts(weight.path for weight in weights)
         rows: list[tuple[Any, ...]] = []
+        notes = []
         for entry in self.entries:
+            paths = [path.removeprefix(prefix) for path in entry.paths]
             spans = [f"{_axes(axes)} of {weight.shape}" for weight, axes in zip(entry.weights, entry.axes, strict=True)]
-            why = entry.source + (f"; {entry.note}" if entry.note else "")
-            rows.append(("\n".join(entry.paths), repr(entry.set), entry.units, "\n".join(spans), why))
-        rows += [(weight.path, "-", "-", f"{weight.shape}", why) for weight, why in self.free]
+            rows.append(("\n".join(paths), repr(entry.set), entry.units, "\n".join(spans), entry.source))
+            notes.append((" + ".join(paths), entry.note))
+        notes += [(weight.path.removeprefix(prefix), f"free, {why}") for weight, why in self.free]
+        under = f", under {prefix}" if prefix else ""
         return table(
-            f"Plan: {len(self.entries)} sets, {self.metric} metric",
-            ("weight", "set", "units", "axes of a unit", "why"),
+            f"Plan of {len(self.entries)} sets, {self.metric} metric{under}",
+            ("weight", "set", "units", "axes of a unit", "rule"),
             rows,
+            grouped(notes),
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inbounds._errors import InboundsError, explain
-from inbounds._table import table
+from inbounds._table import common_parts, grouped, table
 
 Status = Literal["holds", "violated", "unenforced", "free"]
 
@@ -70,8 +70,13 @@ class Report:
         return sum(row.active * row.units for row in told) / units if units else 0.0
 
     def __str__(self) -> str:
-        columns = ("weight", "set", "units", "violated", "violation", "worst", "active", "tolerance", "status", "note")
-        return table(f"Audit of {self.model}: {self._verdict()}", columns, [_cells(row) for row in self.rows])
+        columns = ("weight", "set", "units", "violated", "violation", "worst", "active", "tolerance", "status")
+        prefix = common_parts(path for row in self.rows for path in row.paths)
+        named = [(row, [path.removeprefix(prefix) for path in row.paths]) for row in self.rows]
+        rows = [("\n".join(paths), *_cells(row)[1:-1]) for row, paths in named if row.status != "free"]
+        notes = [(" + ".join(paths), f"free, {row.note}" if row.status == "free" else row.note) for row, paths in named]
+        under = f", under {prefix}" if prefix not in ("", f"{self.model}/") else ""
+        return table(f"Audit of {self.model}{under}: {self._verdict()}", columns, rows, grouped(notes))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data. Infinities and NaN, which JSON lacks, become strings."""
@@ -122,7 +127,7 @@ class Report:
 def _cells(row: Row) -> tuple[Any, ...]:
     paths = "\n".join(row.paths)
     if row.status == "free":
-        return (paths, "-", "-", "-", "-", "-", "-", "-", row.status, row.note)
+        return (paths, *[""] * 7, row.status, row.note)
     active = "-" if math.isnan(row.active) else f"{row.active:.0%}"
     worst = "-" if row.worst_unit is None else ", ".join(map(str, row.worst_unit)) or "0"
     return (paths, row.set, row.units, row.violated, row.violation, worst, active, row.tolerance, row.status, row.note)

@@ -1,9 +1,11 @@
-"""Tables as text."""
+"""Tables as text, no wider than a terminal: a title, the rows, and notes below them."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -11,15 +13,42 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+WIDTH = 120
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int = 140) -> str:
-    """A table as plain text; numbers to the right."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+_NUMBER = re.compile(r"|-|[-+]?[\d.]+(e[-+]?\d+)?%?|inf|nan")
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Iterable[str] = (), width: int = WIDTH
+) -> str:
+    """A table as plain text; columns of numbers to the right. Notes are paragraphs below it."""
+    cells = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row] for row in rows]
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[i], (int, float)) or row[i] in ("-", "") for row in rows)
+        numeric = bool(cells) and all(_NUMBER.fullmatch(row[i]) for row in cells)
         made.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(f"{value:.3g}" if isinstance(value, float) else str(value)) for value in row))
+    for row in cells:
+        made.add_row(*map(Text, row))
     console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     console.print(made)
-    return str(console.file.getvalue()).rstrip()
+    lines = ["", *(line.rstrip() for line in console.file.getvalue().splitlines())] if rows else []
+    below = [textwrap.fill(note, width, initial_indent="- ", subsequent_indent="  ") for note in notes]
+    return "\n".join([*textwrap.wrap(title, width), *lines, *([""] if below else []), *below])
+
+
+def common_parts(paths: Iterable[str]) -> str:
+    """The parts that all paths begin with, such as a model's name, `"sequential/"`; each keeps two of its own."""
+    parts = [path.split("/") for path in paths]
+    kept = 0
+    while parts and all(len(p) > kept + 2 and p[kept] == parts[0][kept] for p in parts):
+        kept += 1
+    return "".join(f"{part}/" for part in parts[0][:kept]) if kept else ""
+
+
+def grouped(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """Pairs of a subject and its note, as one text for each different note."""
+    subjects: dict[str, list[str]] = {}
+    for subject, note in notes:
+        if note:
+            subjects.setdefault(note, []).append(subject)
+    return [f"{', '.join(names)}: {note}" for note, names in subjects.items()]
