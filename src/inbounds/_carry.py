@@ -13,7 +13,9 @@ import keras
 
 from inbounds._plan import Plan
 from inbounds._set import Set
-from inbounds._weights import layers_of, weights_of
+from inbounds._sets.combine import Custom
+from inbounds._step import given_constraint
+from inbounds._weights import Weight, layers_of, weights_of
 
 
 def not_carried(model: Any, plan: Plan) -> list[tuple[str, str]]:
@@ -27,14 +29,23 @@ def not_carried(model: Any, plan: Plan) -> list[tuple[str, str]]:
         seen |= inside
         if inside and (why := _lost_in(layer, [planned[key] for key in inside])):
             lost.append(why)
-    outside = [weight.path for key, (weight, _) in planned.items() if key not in seen]
+    outside = [
+        weight.path
+        for key, (weight, constraint) in planned.items()
+        if key not in seen and not _is_given(weight, constraint)  # what code gives its layers, it gives them again
+    ]
     if outside:
         lost.append((", ".join(outside), f"layers that {type(model).__name__} makes in its own code"))
     return lost
 
 
+def _is_given(weight: Weight, constraint: Set) -> bool:
+    given = given_constraint(weight.variable)
+    return constraint == (given if isinstance(given, Set) or not callable(given) else Custom(given))
+
+
 def _saved_layers(model: Any) -> list[Any]:
-    """The layers whose configs are in the model's file: those of Sequential and functional models, nested ones opened."""
+    """The layers whose configs are in the model's file: those of Sequential and functional models, also nested."""
     from keras.src.models.functional import Functional  # no public name tells a functional model from a subclassed one
 
     if not isinstance(model, (keras.Sequential, Functional)):
