@@ -5,22 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected
 from inbounds._carry import not_carried
 from inbounds._errors import PlanNotSavedWarning, RuleError, explain
 from inbounds._plan import Plan
 from inbounds._rules import resolve
 from inbounds._set import Set
-from inbounds._step import (
-    Bound,
-    bind,
-    current_constraint,
-    given_constraint,
-    let_go,
-    no_gradient,
-    optimizers_of,
-    projected,
-    take_up,
-)
+from inbounds._step import let_go, no_gradient, optimizers_of, take_up
 from inbounds._weights import Weight, layers_of, weights_of
 
 

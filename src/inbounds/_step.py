@@ -20,7 +20,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays import Array, cast, dtype_of
+from inbounds._arrays import dtype_of
+from inbounds._bound import Bound, bind, given_constraint, projected
 from inbounds._plan import Entry
 from inbounds._rules import resolve_given
 from inbounds._set import Set
@@ -31,73 +32,10 @@ from inbounds._weights import owners_of
 SMALL = 1 << 15
 """On PyTorch, weights with fewer entries than this are projected as one stack: the calls cost more than the copies."""
 
+_WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+"""Optimizers that leave the step to those inside them, which are hooked."""
+
 _HOOKED = ("apply", "_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
-
-
-class Bound(keras.constraints.Constraint):  # type: ignore[misc]  # keras has no types
-    """A set in force on one variable of one model: what `variable.constraint` is while a plan holds.
-
-    Attributes:
-        entry: the set with all its weights.
-        given: the constraint that the variable had from its layer; None without one.
-        frozen: on JAX the values of frozen weights by id, which a compiled step can't read.
-    """
-
-    def __init__(self, entry: Entry, given: Any) -> None:
-        self.entry = entry
-        self.given = given
-
-    def __call__(self, w: Any) -> Array:
-        """The projected weight, for an optimizer that was built before it could be hooked."""
-        values = projected(self.entry)
-        for variable, value in values:
-            if variable is not w:
-                variable.assign(value)
-        return next((value for variable, value in values if variable is w), w)
-
-    def __repr__(self) -> str:
-        return repr(self.entry.set)
-
-
-def given_constraint(variable: Any) -> Any:
-    """The constraint that a variable was given by its layer, whatever plan holds now."""
-    constraint = variable.constraint
-    return constraint.given if isinstance(constraint, Bound) else constraint
-
-
-def current_constraint(variable: Any) -> Any:
-    """The set that is in force on a variable, or the constraint that it was given."""
-    constraint = variable.constraint
-    return constraint.entry.set if isinstance(constraint, Bound) else constraint
-
-
-def bind(entry: Entry) -> None:
-    """Puts an entry in force on its variables."""
-    for weight in entry.weights:
-        weight.variable.constraint = Bound(entry, given_constraint(weight.variable))
-
-
-def projected(entry: Entry, *, frozen_too: bool = False, held: dict[int, Any] | None = None) -> list[tuple[Any, Array]]:
-    """The variables of an entry with their nearest values in the set; all are computed before any is assigned."""
-    variables = [weight.variable for weight in entry.weights]
-    free = [frozen_too or variable.trainable for variable in variables]
-    if not any(free):
-        return []
-    units = Units.of([_read(variable, held or {}) for variable in variables], entry.axes, free)
-    return _values(variables, entry.set._project(units), free)
-
-
-def _values(variables: Sequence[Any], units: Units, free: Sequence[bool]) -> list[tuple[Any, Array]]:
-    return [(v, cast(part, dtype_of(v))) for v, part, moves in zip(variables, units.parts, free, strict=True) if moves]
-
-
-def _read(variable: Any, held: dict[int, Any]) -> Array:
-    if id(variable) in held:
-        return keras.ops.convert_to_tensor(held[id(variable)], dtype=dtype_of(variable))
-    return keras.ops.convert_to_tensor(variable)
-
-
-# Optimizers.
 
 
 def watch_optimizers() -> None:
@@ -123,7 +61,7 @@ def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
             if any(weight.variable is variable for weight in entry.weights for variable in given):
                 bind(entry)
     entries = _entries(variables)
-    if entries and isinstance(optimizer, keras.optimizers.Optimizer):
+    if entries and not isinstance(optimizer, _WRAPPERS):
         state = vars(optimizer)  # not setattr, which TensorFlow tracks
         state["_inbounds_held"] = _frozen_values(entries)
         for name in _HOOKED:
@@ -173,18 +111,16 @@ def _frozen_values(entries: Sequence[Entry]) -> dict[int, Any]:
 
 def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
     """`optimizer.apply`, in which Keras doesn't constrain once more what the step has projected."""
-    lifted = [
-        (variable, variable.constraint)
-        for variable in optimizer._trainable_variables
-        if isinstance(variable.constraint, Bound)
-    ]
-    vars(optimizer)["_inbounds_entries"] = _entries(optimizer._trainable_variables)
-    for variable, _ in lifted:
+    bound = [variable for variable in optimizer._trainable_variables if isinstance(variable.constraint, Bound)]
+    constraints = [variable.constraint for variable in bound]
+    vars(optimizer)["_inbounds_entries"] = _entries(bound)
+    for variable in bound:
         variable.constraint = None
     try:
         type(optimizer).apply(optimizer, grads, trainable_variables)
     finally:
-        for variable, constraint in lifted:
+        del vars(optimizer)["_inbounds_entries"]
+        for variable, constraint in zip(bound, constraints, strict=True):
             variable.constraint = constraint
 
 
@@ -195,7 +131,10 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
-    """The step; where it ends with an average in place of the weights, that is projected too: of sets that aren't convex it can be outside."""
+    """The step; where it ends with the average in place of the weights, its projection.
+
+    The average of weights inside a set that isn't convex can be outside.
+    """
     type(optimizer)._backend_apply_gradients(optimizer, grads, trainable_variables)
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
         project_entries(
@@ -211,8 +150,9 @@ def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
 
 
 def _hooked_entries(optimizer: Any) -> list[Entry]:
-    entries: list[Entry] = vars(optimizer).get("_inbounds_entries") or _entries(optimizer._trainable_variables)
-    return entries
+    """What holds in this step; an optimizer that is built within its first step wasn't hooked when that began."""
+    entries: list[Entry] | None = vars(optimizer).get("_inbounds_entries")
+    return _entries(optimizer._trainable_variables) if entries is None else entries
 
 
 def project_entries(entries: Sequence[Entry], held: dict[int, Any]) -> None:
