@@ -181,7 +181,8 @@ def _project(options: argparse.Namespace) -> int:
 
 def _sets(options: argparse.Namespace) -> int:
     rows = []
-    for _, cls in sorted(constraints.SETS.items()):
+    for name in sorted(constraints.SETS):
+        cls = constraints.SETS[name]
         definition = str(cls.__doc__).splitlines()[0].rstrip(".").replace("`", "")
         convex = "as the set in it" if isinstance(vars(cls).get("convex"), property) else "yes" if cls.convex else "no"
         rows.append((signature(cls), definition, convex))
@@ -262,7 +263,8 @@ def _load(options: argparse.Namespace, *, compiled: bool) -> Any:
     try:
         return keras.saving.load_model(path, compile=compiled)
     except Exception as error:  # Keras raises any of a dozen types for files that it can't read
-        reason = textwrap.shorten(str(error).strip().split("\n")[0], 240, placeholder=" ...")
+        innermost = str(error).split("Exception encountered: ")[-1].split(" Full object config:")[0].strip()
+        reason = textwrap.shorten(innermost.split("\n")[0], 240, placeholder=" ...")
         raise FileError(
             explain(
                 "A model is a file that Keras can load",

@@ -1,0 +1,333 @@
+"""The commands, run in this process: what they print, their exit status, and every mistake a user can make."""
+
+import json
+import math
+import re
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import inbounds as ib
+from inbounds.constraints import SETS
+
+from .conftest import small_model
+
+ROW = {
+    "paths": list,
+    "set": str,
+    "units": int,
+    "violated": int,
+    "violation": float,
+    "worst_unit": (list, type(None)),
+    "active": (float, str),
+    "tolerance": float,
+    "status": str,
+    "note": str,
+}
+
+KERNELS = '[rules]\n"**/kernel" = "MaxNorm(0.5)"\n'
+
+
+# audit
+
+
+def test_audit_of_a_model_inside_its_sets(command, held):
+    outcome = command("audit", held)
+    assert outcome.status == 0
+    assert outcome.err == ""
+    assert outcome.out.startswith("Audit of net: 3 holds, 7 free\n")
+    assert re.search(r"^hidden/kernel +MaxNorm\(max_value=0\.5\) +5 +0 .* holds$", outcome.out, re.MULTILINE)
+    assert max(map(len, outcome.out.splitlines())) <= 120
+
+
+def test_audit_of_a_model_outside_its_sets(command, held, saved):
+    model = keras.saving.load_model(held)
+    model.get_layer("conv").kernel.assign(np.ones((3, 3, 1, 4)))
+    outcome = command("audit", saved(model))
+    assert outcome.status == 1
+    assert outcome.out.startswith("Audit of net: 1 violated, 2 holds, 7 free\n")
+
+
+def test_audit_with_rules_of_a_model_without_sets(command, free, rules):
+    assert command("audit", free, "--rules", rules(KERNELS)).status == 1
+    assert command("audit", free, "--rules", rules('[rules]\n"**/kernel" = "MaxNorm(100)"\n')).status == 0
+
+
+def test_audit_says_that_nothing_was_asked(command, free):
+    outcome = command("audit", free)
+    assert outcome.status == 0
+    assert outcome.out.startswith("Audit of net: 10 free\n")
+    assert outcome.err.startswith("inbounds: warning: the model declares no set")
+
+
+def test_audit_as_json(command, free, held, rules):
+    outcome = command("audit", free, "--rules", rules(KERNELS), "--json")
+    assert outcome.status == 1
+    report = json.loads(outcome.out)
+    assert set(report) == {"model", "ok", "violation", "active", "rows"}
+    assert report["model"] == "net"
+    assert report["ok"] is False
+    assert math.isclose(report["violation"], 2.5, rel_tol=1e-6)
+    assert len(report["rows"]) == 10
+    for row in report["rows"]:
+        assert set(row) == set(ROW)
+        assert all(isinstance(row[name], kind) for name, kind in ROW.items())
+    conv = report["rows"][0]
+    assert (conv["paths"], conv["status"], conv["units"], conv["violated"]) == (["conv/kernel"], "violated", 4, 4)
+    assert conv["worst_unit"] in ([0], [1], [2], [3])
+    assert json.loads(command("audit", held, "--json").out)["ok"] is True
+
+
+def test_audit_as_html(command, held, tmp_path):
+    page = tmp_path / "report.html"
+    outcome = command("audit", held, "--html", page, "--json")
+    assert outcome.status == 0
+    assert json.loads(outcome.out)["ok"] is True
+    assert str(page) in outcome.err
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "hidden/kernel" in text
+    assert "MaxNorm(max_value=0.5)" in text
+    assert str(page) in command("audit", held, "--html", page).out
+
+
+def test_html_that_cannot_be_made(command, held, tmp_path, monkeypatch):
+    assert "No such file" in command("audit", held, "--html", tmp_path / "none" / "report.html").error
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert "pip install 'inbounds[html]'" in command("audit", held, "--html", tmp_path / "report.html").error
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_model_file_is_only_read(command, held):
+    before = held.read_bytes()
+    command("audit", held)
+    command("layout", held)
+    assert held.read_bytes() == before
+
+
+# project
+
+
+def test_project_saves_the_model_inside_its_sets_with_the_plan(command, free, rules, tmp_path):
+    before = free.read_bytes()
+    target = tmp_path / "out.keras"
+    outcome = command("project", free, "-o", target, "--rules", rules(KERNELS))
+    assert outcome.status == 0
+    assert re.search(r"^conv/kernel +MaxNorm\(max_value=0\.5\) +4  4 -> 0 +2\.5 -> ", outcome.out, re.MULTILINE)
+    assert outcome.out.endswith(f"\nWritten: {target}\n")
+    assert max(map(len, outcome.out.splitlines())) <= 120
+    assert free.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["free.keras", "out.keras", "rules.toml"]
+
+    model = keras.saving.load_model(target)
+    norms = np.linalg.norm(keras.ops.convert_to_numpy(model.get_layer("conv").kernel).reshape(9, 4), axis=0)
+    np.testing.assert_allclose(norms, 0.5, rtol=1e-6)
+    model.compile("sgd", "mse")
+    model.fit(np.ones((8, 6, 6, 1)), 100 * np.ones((8, 3)), epochs=2, verbose=0)
+    assert ib.check(model).rows[0].status == "holds"
+    assert command("audit", target).status == 0
+
+
+def test_project_keeps_how_the_model_was_compiled_and_its_optimizer(command, saved, rules, tmp_path):
+    model = small_model()
+    model.compile(keras.optimizers.Adam(0.0123), "mse", metrics=["mae"])
+    model.fit(np.ones((8, 6, 6, 1)), np.ones((8, 3)), epochs=3, verbose=0)
+    target = tmp_path / "out.keras"
+    assert command("project", saved(model), "-o", target, "--rules", rules(KERNELS)).status == 0
+    again = keras.saving.load_model(target)
+    assert int(again.optimizer.iterations) == 3
+    assert float(again.optimizer.learning_rate) == pytest.approx(0.0123)
+
+
+def test_project_overwrites_its_input_only_where_told_to(command, free, rules):
+    assert command("project", free, "-o", free, "--rules", rules(KERNELS)).status == 0
+    assert command("audit", free).out.startswith("Audit of net: 3 holds, 7 free\n")
+
+
+def test_a_save_that_fails_leaves_the_output_as_it_was(command, free, rules, tmp_path, monkeypatch):
+    def fail(model, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", fail)
+    target = tmp_path / "out.keras"
+    target.write_bytes(b"precious")
+    assert "No space left" in command("project", free, "-o", target, "--rules", rules(KERNELS)).error
+    assert target.read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["free.keras", "out.keras", "rules.toml"]
+
+
+def test_project_of_weights_that_no_projection_can_help(command, free, rules, tmp_path):
+    model = keras.saving.load_model(free)
+    model.get_layer("conv").kernel.assign(np.full((3, 3, 1, 4), np.nan))
+    model.save(free)
+    outcome = command("project", free, "-o", tmp_path / "out.keras", "--rules", rules(KERNELS))
+    assert outcome.status == 1
+    assert "inf -> inf" in outcome.out
+
+
+@pytest.mark.filterwarnings("default::inbounds.PlanNotSavedWarning")
+def test_project_says_what_a_file_does_not_carry(command, saved, rules, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.RMSNormalization(name="rms")])
+    path = rules('[rules]\n"scale" = "Box(0.5, 2)"\n')
+    outcome = command("project", saved(model), "-o", tmp_path / "out.keras", "--rules", path)
+    assert outcome.status == 0
+    assert outcome.err.startswith("inbounds: warning: A .keras file does not carry the whole plan")
+
+
+def test_outputs_that_cannot_be_written(command, free, rules, tmp_path):
+    path = rules(KERNELS)
+    assert "No such file" in command("project", free, "-o", tmp_path / "none" / "o.keras", "--rules", path).error
+    assert "out.keras" in command("project", free, "-o", tmp_path / "out.h5", "--rules", path).error
+
+
+# sets and layout
+
+
+def test_sets_lists_every_set_with_its_definition(command):
+    outcome = command("sets")
+    assert outcome.status == 0
+    for name, cls in SETS.items():
+        assert str(cls.__doc__).startswith("{"), f"{name} begins with its definition"
+        assert re.search(rf"^{name}\(", outcome.out, re.MULTILINE)
+    assert re.search(r"^MaxNorm\(max_value=2\.0, axis=None\) +\{w : \|w\|_2 <= max_value\}.* yes$", outcome.out, re.M)
+    assert re.search(r"^UnitNorm\(axis=None\) .* no$", outcome.out, re.M)
+    assert "max_norm" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 120
+
+
+def test_layout_shows_every_weight(command, free):
+    outcome = command("layout", free)
+    assert outcome.status == 0
+    assert outcome.out.startswith("Layout of net: 10 weights\n")
+    lines = [line.split("  ") for line in outcome.out.splitlines()]
+    cells = {line[0]: [cell.strip() for cell in line[1:] if cell.strip()] for line in lines}
+    assert cells["conv/kernel"] == ["(3, 3, 1, 4)", "Conv2D", "0, 1, 2", "4", "9"]
+    assert cells["conv/bias"] == ["(4,)", "Conv2D", "none", "4", "1"]
+    assert cells["head/kernel"] == ["(5, 3)", "Dense", "0", "3", "5"]
+    assert cells["norm/moving_mean"] == ["(4,)", "BatchNormalization", "none", "4", "1"]
+
+
+# models that can't be read
+
+
+def test_files_that_are_no_models(command, tmp_path, rules):
+    text = rules(KERNELS)
+    (tmp_path / "text.keras").write_text("not a model", encoding="utf-8")
+    (tmp_path / "text.h5").write_text("not a model", encoding="utf-8")
+    for name in ("audit", "layout"):
+        assert "does not exist" in command(name, tmp_path / "none.keras").error
+        assert "is a folder" in command(name, tmp_path).error
+        assert "zip archive" in command(name, tmp_path / "text.keras").error
+    assert "Keras can load" in command("audit", text).error
+    assert "Keras can load" in command("audit", tmp_path / "text.h5").error
+    out = tmp_path / "out.keras"
+    assert "does not exist" in command("project", tmp_path / "none.keras", "-o", out, "--rules", text).error
+    assert not out.exists()
+
+
+def test_a_model_file_that_is_cut_off(command, free):
+    free.write_bytes(free.read_bytes()[:-100])
+    assert "cut off" in command("audit", free).error
+
+
+def test_a_model_without_weights(command, saved, rules):
+    path = saved(keras.Sequential([keras.Input((4,)), keras.layers.ReLU()]))
+    assert "weights" in command("audit", path).error
+    assert "weights" in command("layout", path).error
+    assert "weights" in command("audit", path, "--rules", rules(KERNELS)).error
+
+
+def test_a_model_with_layers_of_ones_own(command, saved, tmp_path, monkeypatch):
+    """Its class is missing until the module that registers it is imported."""
+    (tmp_path / "mine.py").write_text(
+        "import keras\n"
+        "import inbounds as ib\n"
+        "@keras.saving.register_keras_serializable('mine')\n"
+        "class Mix(keras.layers.Layer):\n"
+        "    def build(self, shape):\n"
+        "        self.mix = self.add_weight(shape=(3, shape[-1]), name='mix')\n"
+        "    def call(self, x):\n"
+        "        return x @ keras.ops.transpose(self.mix)\n"
+        "ib.register_layout(Mix, {'mix': (1,)})\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    import mine
+
+    path = saved(keras.Sequential([keras.Input((4,)), mine.Mix(name="mixer")]))
+    keras.saving.get_custom_objects().pop("mine>Mix")
+    monkeypatch.delitem(sys.modules, "mine")
+    monkeypatch.setattr(sys, "path", sys.path[1:])
+
+    error = command("audit", path).error
+    assert "Mix" in error
+    assert "--import" in error
+    outcome = command("layout", path, "--import", "mine")
+    assert outcome.status == 0
+    assert re.search(r"^mixer/mix +\(3, 4\) +Mix +1 +3 +4$", outcome.out, re.M)
+    assert "nowhere" in command("audit", path, "--import", "nowhere").error
+
+
+# rules and arguments that mean nothing
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[rules]\n"kernel" = "MaxNrom(1)"\n', "MaxNorm"),
+        ('[rules]\n"kernel" = "MaxNorm(-1)"\n', "max_value=-1"),
+        ('[rules]\n"kernel = "NonNeg"\n', "line 2"),
+        ('[rulez]\n"kernel" = "NonNeg"\n', "rules"),
+        ('[rules]\n"hiden/kernel" = "NonNeg"\n', "hidden/kernel"),
+        ('[layers]\nhiden = "Joint(NonNeg)"\n', "hidden"),
+        ('[layers]\nDense = "NonNeg"\n', "Joint(NonNeg())"),
+        ('[layers]\nDense = {kernl = "NonNeg"}\n', "kernel"),
+        ('[rules]\n"hidden/*" = "Joint(NonNeg)"\n', "selects layers"),
+        ('[rules]\n"hidden/kernel" = "Box(0, [1, 2])"\n', "hidden/kernel"),
+        ('[rules]\n"hidden/kernel" = "MaxNorm(1, axis=2)"\n', "axis"),
+    ],
+)
+def test_mistakes_in_a_rules_file(command, free, rules, tmp_path, text, said):
+    path = rules(text)
+    assert said in command("audit", free, "--rules", path).error
+    assert said in command("project", free, "-o", tmp_path / "out.keras", "--rules", path).error
+    assert not (tmp_path / "out.keras").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["audi"],
+        ["audit"],
+        ["audit", "a.keras", "b.keras"],
+        ["audit", "a.keras", "--jsn"],
+        ["audit", "a.keras", "--rules"],
+        ["project", "a.keras"],
+        ["project", "a.keras", "-o", "b.keras"],
+        ["layout"],
+        ["sets", "MaxNorm"],
+        ["demo", "--fast"],
+    ],
+    ids=" ".join,
+)
+def test_arguments_that_mean_nothing(command, arguments):
+    assert "--help" in command(*arguments).error
+
+
+def test_help_and_version(command):
+    outcome = command("--help")
+    assert outcome.status == 0
+    for name in ("audit", "project", "sets", "layout", "demo"):
+        assert re.search(rf"^ +{name} ", outcome.out, re.M)
+        assert command(name, "--help").out.startswith(f"usage: inbounds {name}")
+    assert command("--version").out == f"inbounds {ib.__version__}\n"
+
+
+def test_the_demo_without_scikit_learn(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert 'pip install "inbounds[jax,demo]"' in command("demo").error
