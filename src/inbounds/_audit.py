@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from inbounds._arrays import MANTISSA_BITS, dtype_of
+from inbounds._bound import current_constraint
 from inbounds._errors import ConstraintViolation, SetError
 from inbounds._layout import layout_of
 from inbounds._plan import Entry
@@ -22,7 +23,6 @@ from inbounds._set import Set
 from inbounds._sets.combine import Custom
 from inbounds._sets.entries import NonNeg
 from inbounds._sets.norms import MaxNorm, MinMaxNorm, UnitNorm
-from inbounds._step import current_constraint
 from inbounds._weights import Weight, layers_of, weights_of
 
 
@@ -45,8 +45,8 @@ def audit(model: Any, rules: Any = None) -> Report:
 
     Example:
         >>> report = audit(model)
-        >>> print(report)
-        >>> assert report.ok
+        >>> report.ok
+        True
     """
     plan = resolve(model, rules, _nothing if rules is not None else current_constraint, strict=rules is not None)
     rows = [_row(entry, asked=rules is not None) for entry in plan.entries]
@@ -72,7 +72,8 @@ def check(model: Any, rules: Any = None) -> Report:
         bad = [row for row in report.rows if row.status in ("violated", "unenforced")]
         worst = max(bad, key=lambda row: row.violation)
         raise ConstraintViolation(
-            f"{len(bad)} of {len(report.rows)} rows are not in order; the worst is {worst.set} on {' + '.join(worst.paths)}: {worst.status}, "
+            f"{len(bad)} of {len(report.rows)} rows are not in order; "
+            f"the worst is {worst.set} on {' + '.join(worst.paths)}: {worst.status}, "
             f"{worst.violated} of {worst.units} units, by up to {worst.violation:.3g}. {worst.note}\n{report}",
             report,
         )
@@ -155,7 +156,8 @@ def _axis_note(constraint: Set, weight: Weight, fan_in: Any) -> str:
     if set(span) == set(constraint.span(weight.shape)):
         return ""
     violation = np.maximum(constraint.excess_of([weight.variable], [span]), 0.0)
-    return f"axis {constraint.axis} is not the layer's fan-in {span}: of its {violation.size} units {int(np.sum(violation > 0))} are outside, by up to {violation.max():.3g}"
+    outside = f"of its {violation.size} units {int(np.sum(violation > 0))} are outside, by up to {violation.max():.3g}"
+    return f"axis {constraint.axis} is not the layer's fan-in {span}: {outside}"
 
 
 def _as_set(constraint: Any) -> Set:

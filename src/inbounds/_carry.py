@@ -7,14 +7,15 @@ that is found out here, by making each layer again from its own config, and said
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import keras
 
+from inbounds._bound import given_constraint
 from inbounds._plan import Plan
 from inbounds._set import Set
 from inbounds._sets.combine import Custom
-from inbounds._step import given_constraint
 from inbounds._weights import Weight, layers_of, weights_of
 
 
@@ -62,12 +63,15 @@ def _saved_layers(model: Any) -> list[Any]:
 def _lost_in(layer: Any, planned: list[tuple[Any, Set]]) -> tuple[str, str] | None:
     """What the layer made anew from its config lacks; None when it has it all."""
     paths = ", ".join(weight.path for weight, _ in planned)
+    state = random.getstate()  # initializers without a seed draw one
     try:
         again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
         if not again.built:
             again.build_from_config(layer.get_build_config())
     except Exception as error:  # a layer of the user's may fail in any way, and that is the finding
-        return paths, f"{type(layer).__name__} can't be made from its config: {str(error).splitlines()[0]}"
+        return paths, f"{type(layer).__name__} can't be made from its config: {str(error).split('. ')[0]}"
+    finally:
+        random.setstate(state)
     old, new = weights_of(layers_of(layer)), weights_of(layers_of(again))
     if len(old) != len(new):
         return paths, f"{type(layer).__name__} made from its config has other weights"

@@ -12,9 +12,9 @@ from inbounds._report import Report
 
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
-    """Puts `violation` and `active` of the model into the logs, so that the progress bar, History, CSV and trackers
-    show them.
+    """Puts `violation` and `active` of the model into the logs of training.
 
+    So the progress bar, History, CSV and trackers show them.
     `violation` is the largest over the model, in the units of the weights; `active` is the share of units on their
     boundary. List the Monitor before callbacks that should see them.
 
@@ -31,7 +31,9 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
     Cost: one audit (a pass over the weights in float64) at each epoch or each `every` batches.
 
     Example:
-        >>> model.fit(x, y, callbacks=[Monitor()])
+        >>> history = model.fit(x, y, verbose=0, callbacks=[Monitor()])
+        >>> sorted(history.history)
+        ['active', 'loss', 'violation']
     """
 
     def __init__(self, every: str | int = "epoch", stop_on_violation: bool = False) -> None:

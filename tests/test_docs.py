@@ -1,0 +1,59 @@
+"""Every snippet of the README and the docs runs, page by page, in order; every example of a docstring gives what it says."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import inbounds as ib
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = [f"inbounds.{module.name}" for module in pkgutil.walk_packages(ib.__path__, "") if module.name != "__main__"]
+
+
+def snippets(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.stem)
+def test_snippets_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": page.stem}
+    for snippet in snippets(page):
+        exec(compile(snippet, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples(module):
+    model = keras.Sequential(
+        [keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    model.compile("sgd", "mse")
+    x, y = np.zeros((8, 6, 6, 1)), np.zeros((8, 3))
+    names = {name: getattr(ib, name) for name in ib.__all__} | {
+        "keras": keras,
+        "np": np,
+        "model": model,
+        "x": x,
+        "y": y,
+    }
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    loaded = importlib.import_module(module)
+    for test in finder.find(loaded, extraglobs=names):
+        output = []
+        runner.run(test, out=output.append)
+        assert not output, "".join(output)
