@@ -1,4 +1,4 @@
-"""Every snippet of the README and the docs runs, page by page, in order; every example of a docstring gives what it says."""
+"""Every snippet of the README and the docs runs, page by page; every docstring example gives what it says."""
 
 import doctest
 import importlib
