@@ -9,7 +9,7 @@ from inbounds._bound import Bound, bind, current_constraint, given_constraint, p
 from inbounds._carry import not_carried
 from inbounds._errors import PlanNotSavedWarning, RuleError, explain
 from inbounds._plan import Plan
-from inbounds._rules import resolve
+from inbounds._rules import check_model, resolve
 from inbounds._set import Set
 from inbounds._step import let_go, no_gradient, optimizers_of, take_up
 from inbounds._weights import Weight, layers_of, weights_of
@@ -23,11 +23,12 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "euclidean") -> Pl
 
     Args:
         model: a built `keras.Model` or layer.
-        rules: a mapping from selectors to sets. A selector is a glob on the end of a weight's path (`"conv*/kernel"`;
-            `*` within a part, `**` over parts), a `keras.Variable`, a callable(layer, variable) -> bool, a layer, or a
-            class of layers. For weights the value is a set (or a callable from tensor to tensor); for layers it is a
-            `Joint`, or a mapping from weights' names to sets. A weight obeys the last rule that matches it. None: the
-            constraints given to layers as arguments.
+        rules: a mapping from selectors to sets, or a list of such pairs. A selector is a glob on the end of a weight's
+            path (`"conv*/kernel"`; `*` within a part, `**` over parts), a callable(layer, variable) -> bool, a layer, a
+            class of layers, or a `keras.Variable`, which takes a list, since Python can't hash it as a key. For weights
+            the value is a set (or a callable from tensor to tensor); for layers it is a `Joint`, or a mapping from
+            weights' names to sets. A weight obeys the last rule that matches it. None: the constraints given to layers
+            as arguments.
         metric: the norm in which "nearest" is meant: "euclidean".
 
     Returns:
@@ -80,7 +81,11 @@ def release(model: Any) -> None:
 
     Sets of inbounds that were given to layers as arguments go too. A constraint of Keras' own, or a callable, that a
     rule had replaced is back in its place.
+
+    Raises:
+        RuleError: it is not a model.
     """
+    check_model(model)
     _clear(model)
     for weight in weights_of(layers_of(model)):
         if isinstance(weight.variable.constraint, Set):

@@ -110,15 +110,16 @@ def _plan(layers: Sequence[Any], weights: Sequence[Weight], rules: Any, given: G
 def _items(rules: Any) -> Iterable[tuple[Any, Any]]:
     if rules is None:
         return ()
-    if not isinstance(rules, Mapping) or not rules:
+    pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
+    if not isinstance(pairs, list) or not pairs or not all(isinstance(p, tuple) and len(p) == 2 for p in pairs):
         raise RuleError(
             explain(
-                "Rules are a mapping from selectors to sets, with one rule or more",
+                "Rules are a mapping from selectors to sets, or a list of such pairs, with one rule or more",
                 f"rules={rules!r}",
                 instead="{'dense*/kernel': MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))}",
             )
         )
-    return rules.items()
+    return pairs
 
 
 def _claims(selector: Any, value: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> dict[int, _Claim]:
@@ -176,7 +177,8 @@ def _weight_selector(selector: Any) -> tuple[str, Callable[[Weight], bool]]:
         return name, lambda weight: bool(selector(weight.layer, weight.variable))
     raise RuleError(
         explain(
-            "A selector is a glob on a weight's path, a variable, a layer, a class of layers, or a callable(layer, variable)",
+            "A selector is a glob on a weight's path, a variable, a layer, a class of layers, "
+            "or a callable(layer, variable)",
             f"selector={selector!r}",
             instead="'dense*/kernel' or keras.layers.Dense",
         )
@@ -197,6 +199,14 @@ def _layer_claims(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, _
     """What a rule for layers claims: a Joint for all of its weights, or a mapping from names to sets."""
     inside = list({id(layer): layer for layer_ in chosen for layer in layers_of(layer_)}.values())
     owned = weights_of(inside)
+    if isinstance(value, Mapping) and not value:
+        raise RuleError(
+            explain(
+                "A mapping for a layer has a set for one of its weights or more",
+                f"{source}: {value!r}",
+                instead="{'kernel': MaxNorm(2.0)}",
+            )
+        )
     if isinstance(value, Mapping):
         claims: dict[int, _Claim] = {}
         for name, given in value.items():
@@ -222,7 +232,8 @@ def _layer_claims(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, _
     if not isinstance(chosen_set, Joint):
         raise RuleError(
             explain(
-                "A rule for a layer takes a Joint, or a mapping from its weights' names to sets; a plain set doesn't say which weight it is for",
+                "A rule for a layer takes a Joint, or a mapping from its weights' names to sets; "
+                "a plain set doesn't say which weight it is for",
                 f"{source}: {value!r}",
                 where=f"weights {', '.join(sorted({weight.name for weight in owned})) or 'none'}",
                 instead=f"Joint({value!r}), or {{'kernel': {value!r}}}",
@@ -339,7 +350,8 @@ def _joint_entry(weight: Weight, claim: _Claim, weights: Sequence[Weight], claim
                     "A Joint holds for all the weights that it names, so all of them are given it",
                     f"none for {member.path}",
                     where=f"{joint!r} on {weight.path}",
-                    instead=f"give the same Joint to {name} too, or use it in a rule: constrain(model, {{{type(layer).__name__}: {joint!r}}})",
+                    instead=f"give the same Joint to {name} too, or use it in a rule: "
+                    f"constrain(model, {{{type(layer).__name__}: {joint!r}}})",
                 )
             )
     strangers = [
@@ -454,9 +466,18 @@ def _with_frozen(note: str, members: Sequence[Weight]) -> str:
 # Models.
 
 
-def _built_layers(model: Any) -> list[Any]:
+def check_model(model: Any) -> None:
+    """That a model is one.
+
+    Raises:
+        RuleError: it is something else.
+    """
     if not isinstance(model, keras.Layer):
         raise RuleError(explain("A model is a keras.Model or a layer", f"model={model!r}"))
+
+
+def _built_layers(model: Any) -> list[Any]:
+    check_model(model)
     if not model.built:
         raise RuleError(
             explain(
@@ -473,7 +494,7 @@ def _built_layers(model: Any) -> list[Any]:
                 "A model is built before it is constrained, every layer of it",
                 f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__}), not built",
                 where=_named(model),
-                instead="call the model once on a batch; a layer that it never calls has no weights to constrain: take it out",
+                instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
             )
         )
     return layers
