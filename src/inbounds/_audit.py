@@ -64,6 +64,13 @@ def audit(model: Any, rules: Any = None) -> Report:
 def check(model: Any, rules: Any = None) -> Report:
     """The audit of a model, as an error when it is not ok.
 
+    Args:
+        model: see `audit`.
+        rules: see `audit`.
+
+    Returns:
+        The report, which is ok.
+
     Raises:
         ConstraintViolation: a set is violated or unenforced; `error.report` has the audit.
     """

@@ -8,6 +8,7 @@ that is found out here, by making each layer again from its own config, and said
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import keras
@@ -65,9 +66,11 @@ def _lost_in(layer: Any, planned: list[tuple[Any, Set]]) -> tuple[str, str] | No
     paths = ", ".join(weight.path for weight, _ in planned)
     state = random.getstate()  # initializers without a seed draw one
     try:
-        again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
-        if not again.built:
-            again.build_from_config(layer.get_build_config())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Keras says of a lambda when saving is said here as an error is
+            again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+            if not again.built:
+                again.build_from_config(layer.get_build_config())
     except Exception as error:  # a layer of the user's may fail in any way, and that is the finding
         return paths, f"{type(layer).__name__} can't be made from its config: {str(error).split('. ')[0]}"
     finally:
