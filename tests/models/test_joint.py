@@ -1,0 +1,528 @@
+"""Joint: each unit's kernel and bias as one vector, given as a layer's arguments or in a rule."""
+
+import copy
+
+import keras
+import numpy as np
+import pytest
+from measure import inside, joint_projection, norms, numbers, on_bound, slack
+
+import inbounds as ib
+
+BOUND = 0.4
+BACKEND = keras.backend.backend()
+
+
+def joint():
+    return ib.Joint(ib.MaxNorm(BOUND))
+
+
+def both(constraint):
+    return {"kernel_constraint": constraint, "bias_constraint": constraint}
+
+
+def sequential(constraints):
+    return keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(12, activation="relu", name="hidden", **constraints),
+            keras.layers.Dense(10, activation="softmax", name="out", **constraints),
+        ]
+    )
+
+
+def units(layer, axes=(0,)):
+    """The norms of the joint vectors of a dense layer, or of another whose kernel has these axes in a unit."""
+    return norms((layer.kernel, axes), (layer.bias, ()))
+
+
+def train(model, digits, optimizer=None, steps=3, **arguments):
+    model.compile(optimizer or keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy", **arguments)
+    return fit(model, digits, steps)
+
+
+def fit(model, digits, steps=3):
+    model.fit(digits[0][: 32 * steps], digits[1][: 32 * steps], batch_size=32, shuffle=False, verbose=0)
+    return model
+
+
+def dense(constraints, inputs=5, units=4, **arguments):
+    """A built dense layer with random numbers in kernel and bias, some units outside."""
+    layer = keras.layers.Dense(units, **constraints, **arguments)
+    layer.build((None, inputs))
+    noise = np.random.default_rng(3)
+    for variable in layer.weights:
+        variable.assign(noise.normal(0, 0.2, tuple(variable.shape)).astype("float32"))
+    return layer
+
+
+def skip_where_keras_fails(name):
+    if "loss" in name and BACKEND == "jax":
+        pytest.skip("Keras' own LossScaleOptimizer.apply leaks a tracer on JAX; fit, which is tested too, works")
+
+
+def pulls(variables, seed=4):
+    noise = np.random.default_rng(seed)
+    return [keras.ops.convert_to_tensor(noise.normal(0, 1, tuple(v.shape)).astype("float32")) for v in variables]
+
+
+# Every optimizer.
+
+
+def multi(kernels_first):
+    """Kernels and biases under optimizers of their own, in either order."""
+    by_map = keras.optimizers.OptimizerMap(keras.optimizers.SGD(1.0))
+    by_map[".*/kernel" if kernels_first else ".*/bias"] = keras.optimizers.Adam(0.3)
+    return keras.optimizers.MultiOptimizer(by_map)
+
+
+o = keras.optimizers
+OPTIMIZERS = {
+    "SGD": lambda: o.SGD(1.0),
+    "momentum": lambda: o.SGD(0.5, momentum=0.9, nesterov=True),
+    "Adam": lambda: o.Adam(0.3),
+    "amsgrad": lambda: o.Adam(0.3, amsgrad=True),
+    "AdamW": lambda: o.AdamW(0.3, weight_decay=0.1),
+    "Adamax": lambda: o.Adamax(0.3),
+    "Nadam": lambda: o.Nadam(0.3),
+    "RMSprop": lambda: o.RMSprop(0.3, momentum=0.5, centered=True),
+    "Adagrad": lambda: o.Adagrad(0.9),
+    "Adadelta": lambda: o.Adadelta(300.0),
+    "Adafactor": lambda: o.Adafactor(5.0, relative_step=False),
+    "Lion": lambda: o.Lion(0.3),
+    "Lamb": lambda: o.Lamb(2.0),
+    "Ftrl": lambda: o.Ftrl(2.0),
+    "Muon": lambda: o.Muon(0.5, adam_lr_ratio=1.0),
+    "ScheduleFreeAdamW": lambda: o.ScheduleFreeAdamW(0.3),
+    "kernels before biases": lambda: multi(True),
+    "biases before kernels": lambda: multi(False),
+    "loss scale": lambda: o.LossScaleOptimizer(o.Adam(0.3), initial_scale=8.0),
+    "clipping and decay": lambda: o.SGD(1.0, weight_decay=0.01, global_clipnorm=5.0),
+}
+
+
+def test_table_has_every_optimizer_of_keras():
+    built_in = {name for name, c in vars(keras.optimizers).items() if isinstance(c, type)}
+    made = {type(make()).__name__ for make in OPTIMIZERS.values()}
+    assert built_in - {"Optimizer", "OptimizerMap"} == made
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_step_of_any_optimizer_is_its_own_step_and_the_nearest_joint_vectors(name):
+    skip_where_keras_fails(name)
+    free, held = dense({}), dense(both(joint()))
+    for layer in (free, held):
+        kernel, bias = joint_projection(layer.kernel, layer.bias, BOUND)  # both start inside, at the same weights
+        layer.kernel.assign(kernel.astype("float32"))
+        layer.bias.assign(bias.astype("float32"))
+    before = numbers(free.kernel), numbers(free.bias)
+    for layer in (free, held):
+        OPTIMIZERS[name]().apply(pulls(layer.trainable_variables), layer.trainable_variables)
+    assert not inside(units(free), BOUND), "the step leads outside"
+    steps = numbers(free.kernel) - before[0], numbers(free.bias) - before[1]
+    if "before" in name:  # two optimizers, one after the other, each with a step and a projection
+        first = (steps[0], 0) if name.startswith("kernels") else (0, steps[1])
+        halfway = joint_projection(before[0] + first[0], before[1] + first[1], BOUND)
+        kernel, bias = joint_projection(halfway[0] + steps[0] - first[0], halfway[1] + steps[1] - first[1], BOUND)
+    else:
+        kernel, bias = joint_projection(free.kernel, free.bias, BOUND)
+    np.testing.assert_allclose(numbers(held.kernel), kernel, rtol=0, atol=slack(BOUND))
+    np.testing.assert_allclose(numbers(held.bias), bias, rtol=0, atol=slack(BOUND))
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_fit_with_any_optimizer_keeps_every_joint_vector_inside(name, digits):
+    model = train(sequential(both(joint())), digits, OPTIMIZERS[name]())
+    assert all(inside(units(layer), BOUND) for layer in model.layers)
+    assert any(on_bound(units(layer), BOUND) for layer in model.layers)
+
+
+def test_fit_takes_the_same_step_as_numpy(digits):
+    free, held = sequential({}), sequential(both(joint()))
+    for layer in free.layers:
+        layer.kernel.assign(joint_projection(layer.kernel, layer.bias, BOUND)[0].astype("float32"))
+    held.set_weights(free.get_weights())
+    train(free, digits, steps=1)
+    train(held, digits, steps=1)
+    assert not all(inside(units(layer), BOUND) for layer in free.layers), "the step leads outside"
+    for mine, theirs in zip(held.layers, free.layers, strict=True):
+        kernel, bias = joint_projection(theirs.kernel, theirs.bias, BOUND)
+        np.testing.assert_allclose(numbers(mine.kernel), kernel, rtol=0, atol=slack(BOUND))
+        np.testing.assert_allclose(numbers(mine.bias), bias, rtol=0, atol=slack(BOUND))
+
+
+WAYS = {
+    "average": {"use_ema": True, "ema_momentum": 0.5},
+    "average that overwrites": {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "accumulation and average": {"gradient_accumulation_steps": 2, "use_ema": True, "ema_momentum": 0.5},
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("inner", [ib.MaxNorm(BOUND), ib.UnitNorm()], ids=["convex", "not convex"])
+def test_averages_and_accumulation_end_inside(way, inner, digits):
+    model = train(sequential(both(ib.Joint(inner))), digits, keras.optimizers.Adam(0.3, **WAYS[way]), steps=4)
+    bound = BOUND if isinstance(inner, ib.MaxNorm) else 1.0
+    for layer in model.layers:
+        assert inside(units(layer), bound)
+        if bound == 1.0:
+            assert np.all(units(layer) >= 1.0 - slack(1.0))
+    assert ib.audit(model).ok
+
+
+def test_accumulation_projects_at_real_steps_only():
+    layer = dense(both(joint()))
+    optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=3)
+    optimizer.build(layer.trainable_variables)
+    before = numbers(layer.kernel)
+    assert not inside(units(layer), BOUND)
+    for _ in range(2):
+        optimizer.apply(pulls(layer.trainable_variables), layer.trainable_variables)
+    np.testing.assert_array_equal(numbers(layer.kernel), before)
+    optimizer.apply(pulls(layer.trainable_variables), layer.trainable_variables)
+    assert on_bound(units(layer), BOUND)
+
+
+def test_mixed_float16_keeps_joint_vectors_inside(digits):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    model = train(sequential(both(joint())), digits, keras.optimizers.Adam(0.3), steps=4)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert all(on_bound(units(layer), BOUND) for layer in model.layers)
+
+
+def test_a_step_that_loss_scaling_skips_changes_nothing():
+    skip_where_keras_fails("loss scale")
+    layer = dense(both(joint()))
+    before = numbers(layer.kernel)
+    broken = [gradient * float("inf") for gradient in pulls(layer.trainable_variables)]
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0), initial_scale=8.0)
+    optimizer.apply(broken, layer.trainable_variables)
+    np.testing.assert_array_equal(numbers(layer.kernel), before)
+    optimizer.apply(pulls(layer.trainable_variables), layer.trainable_variables)
+    assert on_bound(units(layer), BOUND)
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
+def test_half_precision_weights_are_inside_within_their_own_rounding(policy):
+    layer = keras.layers.Dense(4, dtype=policy, **both(joint()))
+    layer.build((None, 5))
+    gradients = [keras.ops.cast(pull, policy) for pull in pulls(layer.trainable_variables)]
+    keras.optimizers.SGD(1.0).apply(gradients, layer.trainable_variables)
+    ulp = BOUND * (2.0**-8 if policy == "bfloat16" else 2.0**-11) * 2
+    assert np.all(units(layer) <= BOUND + 4 * ulp)
+    assert np.any(units(layer) >= BOUND - 4 * ulp)
+
+
+# One of the two doesn't train.
+
+
+def frozen_dense(name, constraints):
+    layer = dense(constraints)
+    getattr(layer, name).trainable = False
+    return layer
+
+
+@pytest.mark.parametrize("still", ["kernel", "bias"])
+@pytest.mark.parametrize("by", ["arguments", "rule"])
+def test_a_frozen_weight_stays_and_the_other_keeps_the_vector_inside(still, by, digits):
+    model = sequential(both(joint()) if by == "arguments" else {})
+    for layer in model.layers:
+        layer.kernel.assign(numbers(layer.kernel).astype("float32") * 0.2)
+        layer.bias.assign(np.linspace(0.05, 0.2, layer.units).astype("float32"))
+        getattr(layer, still).trainable = False
+    frozen = [numbers(getattr(layer, still)) for layer in model.layers]
+    if by == "rule":
+        ib.constrain(model, {keras.layers.Dense: joint()})
+    free = sequential({})
+    free.set_weights(model.get_weights())
+    for layer in free.layers:
+        getattr(layer, still).trainable = False
+    train(free, digits, keras.optimizers.SGD(30.0))
+    train(model, digits, keras.optimizers.SGD(30.0))
+    assert not all(inside(units(layer), BOUND) for layer in free.layers), "training leads outside"
+    for layer, before in zip(model.layers, frozen, strict=True):
+        np.testing.assert_array_equal(numbers(getattr(layer, still)), before)
+        assert inside(units(layer), BOUND)
+    assert any(on_bound(units(layer), BOUND) for layer in model.layers)
+    assert ib.audit(model).ok
+
+
+def test_with_a_frozen_bias_the_kernel_goes_to_the_nearest_point_that_the_bias_leaves_it():
+    layer = dense(both(joint()))
+    layer.bias.assign([0.3, -0.1, 0.0, 0.2])
+    layer.bias.trainable = False
+    start = numbers(layer.kernel)
+    gradient = pulls([layer.kernel])
+    keras.optimizers.SGD(1.0).apply(gradient, [layer.kernel])
+    stepped = start - numbers(gradient[0])
+    radius = np.sqrt(BOUND**2 - numbers(layer.bias) ** 2)
+    nearest = stepped * np.minimum(1.0, radius / np.sqrt(np.sum(stepped**2, axis=0)))
+    np.testing.assert_allclose(numbers(layer.kernel), nearest, rtol=0, atol=slack(BOUND))
+
+
+def test_freezing_after_training_keeps_the_frozen_weight_as_it_was(digits):
+    model = train(sequential(both(joint())), digits)
+    model.layers[0].bias.trainable = False
+    before = numbers(model.layers[0].bias)
+    train(model, digits)
+    np.testing.assert_array_equal(numbers(model.layers[0].bias), before)
+    assert all(inside(units(layer), BOUND) for layer in model.layers)
+
+
+def test_thawing_after_training_lets_both_move_again(digits):
+    model = sequential(both(joint()))
+    model.layers[0].bias.trainable = False
+    train(model, digits)
+    model.layers[0].bias.trainable = True
+    train(model, digits)
+    assert np.any(numbers(model.layers[0].bias) != 0)
+    assert all(inside(units(layer), BOUND) for layer in model.layers)
+
+
+# Keras says that a gradient is missing; here that is the case under test.
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")
+@pytest.mark.parametrize("without", [0, 1], ids=["kernel", "bias"])
+def test_a_weight_without_a_gradient_still_belongs_to_the_vector(without):
+    layer = dense(both(joint()))
+    expected = [numbers(v) for v in layer.trainable_variables]
+    gradients = pulls(layer.trainable_variables)
+    expected[1 - without] -= numbers(gradients[1 - without])
+    gradients[without] = None
+    keras.optimizers.SGD(1.0).apply(gradients, layer.trainable_variables)
+    kernel, bias = joint_projection(*expected, BOUND)
+    np.testing.assert_allclose(numbers(layer.kernel), kernel, rtol=0, atol=slack(BOUND))
+    np.testing.assert_allclose(numbers(layer.bias), bias, rtol=0, atol=slack(BOUND))
+
+
+class IgnoresBias(keras.layers.Dense):
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, self.kernel)
+
+
+# Keras says that a gradient is missing; here that is the case under test.
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")
+def test_under_fit_a_bias_that_the_layer_never_uses_still_belongs_to_the_vector(digits):
+    model = keras.Sequential([keras.Input((64,)), IgnoresBias(10, activation="softmax", **both(joint()))])
+    model.layers[0].bias.assign([0.1] * 10)
+    train(model, digits, keras.optimizers.SGD(3.0))
+    assert on_bound(units(model.layers[0]), BOUND)
+
+
+@pytest.mark.parametrize("by", ["arguments", "rule"])
+def test_without_a_bias_the_kernel_carries_the_set_alone(by, digits):
+    arguments = both(joint()) if by == "arguments" else {}
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, use_bias=False, **arguments)])
+    if by == "rule":
+        plan = ib.constrain(model, {keras.layers.Dense: joint()})
+        assert "no bias" in str(plan)
+    model.compile(keras.optimizers.SGD(1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    fit(model, digits)
+    assert on_bound(norms((model.layers[0].kernel, (0,))), BOUND)
+
+
+# Copies.
+
+
+def saved(model, path):
+    model.save(path / "model.keras")
+    return keras.models.load_model(path / "model.keras")
+
+
+COPIES = {
+    "save and load": saved,
+    "clone_model": lambda model, path: keras.models.clone_model(model),
+    "from_config": lambda model, path: type(model).from_config(model.get_config()),
+    "json": lambda model, path: keras.models.model_from_json(model.to_json()),
+    "deepcopy": lambda model, path: copy.deepcopy(model),
+}
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["new", "trained"])
+@pytest.mark.parametrize("by", ["arguments", "rule"])
+@pytest.mark.parametrize("way", list(COPIES))
+def test_a_copy_of_the_model_keeps_its_joint_vectors_inside(way, by, trained, digits, tmp_path):
+    model = sequential(both(joint()) if by == "arguments" else {})
+    if by == "rule":
+        ib.constrain(model, {keras.layers.Dense: joint()})
+    if trained:
+        train(model, digits)
+    again = COPIES[way](model, tmp_path)
+    assert again.layers[0].kernel_constraint == joint()
+    train(again, digits)
+    assert all(inside(units(layer), BOUND) for layer in again.layers)
+    assert any(on_bound(units(layer), BOUND) for layer in again.layers)
+    assert ib.audit(again).ok
+    assert not any(a is b for a, b in zip(model.weights, again.weights, strict=True))
+
+
+def test_a_deep_copy_and_its_original_train_apart(digits):
+    model = train(sequential(both(joint())), digits)
+    again = copy.deepcopy(model)
+    before = numbers(again.layers[0].kernel)
+    fit(model, digits)
+    np.testing.assert_array_equal(numbers(again.layers[0].kernel), before)
+    fit(again, digits)
+    assert all(inside(units(layer), BOUND) for layer in (*model.layers, *again.layers))
+
+
+def test_one_object_serves_many_layers_each_with_its_own_vectors(digits):
+    shared = joint()
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Reshape((8, 8, 1)),
+            keras.layers.Conv2D(3, 3, **both(shared)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8, **both(shared)),
+            keras.layers.Dense(10, activation="softmax", **both(shared)),
+        ]
+    )
+    train(model, digits)
+    _, convolution, _, *ends = model.layers
+    assert on_bound(units(convolution, (0, 1, 2)), BOUND)
+    assert all(inside(units(layer), BOUND) for layer in ends)
+    assert any(on_bound(units(layer), BOUND) for layer in ends)
+
+
+# Layers of every kind: what one joint vector is, written out by hand.
+
+
+def conv2d(layer):
+    return norms((layer.kernel, (0, 1, 2)), (layer.bias, ()))
+
+
+def conv2d_transpose(layer):
+    return norms((layer.kernel, (0, 1, 3)), (layer.bias, ()))
+
+
+def einsum(layer):
+    return norms((layer.kernel, (0,)), (layer.bias, ()))
+
+
+def attention(layer):
+    parts = [einsum(part) for part in (layer.query_dense, layer.key_dense, layer.value_dense)]
+    return np.concatenate([*parts, norms((layer.output_dense.kernel, (0, 1)), (layer.output_dense.bias, ()))])
+
+
+def gates(layer):
+    return norms((layer.cell.kernel, (0,)), (layer.cell.bias, ()))
+
+
+def two_biases(layer):
+    return norms((layer.cell.kernel, (0,)), (layer.cell.bias, (0,)))
+
+
+def all_three(layer):
+    return norms((layer.cell.kernel, (0,)), (layer.cell.recurrent_kernel, (0,)), (layer.cell.bias, ()))
+
+
+def depthwise(layer):
+    return norms((layer.kernel, (0, 1)), (layer.bias, ()))
+
+
+def separable(layer):
+    return norms((layer.pointwise_kernel, (0, 1, 2)), (layer.bias, ()))
+
+
+EVERYTHING = ib.Joint(ib.MaxNorm(BOUND), weights=("kernel", "recurrent_kernel", "bias"))
+LAYERS = {
+    "Conv2D": (lambda **k: keras.layers.Conv2D(3, 2, **k), (2, 5, 5, 2), joint(), conv2d),
+    "grouped Conv2D": (lambda **k: keras.layers.Conv2D(4, 2, groups=2, **k), (2, 5, 5, 2), joint(), conv2d),
+    "Conv2DTranspose": (lambda **k: keras.layers.Conv2DTranspose(3, 2, **k), (2, 5, 5, 2), joint(), conv2d_transpose),
+    "EinsumDense": (
+        lambda **k: keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de", **k),
+        (2, 3, 4),
+        joint(),
+        einsum,
+    ),
+    "MultiHeadAttention": (
+        lambda **k: keras.layers.MultiHeadAttention(2, 3, **k),
+        ((2, 4, 6), (2, 4, 6)),
+        joint(),
+        attention,
+    ),
+    "LSTM": (lambda **k: keras.layers.LSTM(3, **k), (2, 4, 2), joint(), gates),
+    "LSTM, all three": (lambda **k: keras.layers.LSTM(3, **k), (2, 4, 2), EVERYTHING, all_three),
+    "GRU": (lambda **k: keras.layers.GRU(3, **k), (2, 4, 2), joint(), two_biases),
+    "GRU, one bias": (lambda **k: keras.layers.GRU(3, reset_after=False, **k), (2, 4, 2), joint(), gates),
+    "DepthwiseConv2D": (
+        lambda **k: keras.layers.DepthwiseConv2D(2, depth_multiplier=2, **k),
+        (2, 5, 5, 3),
+        joint(),
+        depthwise,
+    ),
+    "SeparableConv2D": (lambda **k: keras.layers.SeparableConv2D(3, 2, **k), (2, 5, 5, 4), joint(), separable),
+}
+
+
+def arguments_for(name, constraint):
+    first = {"DepthwiseConv2D": "depthwise_constraint", "SeparableConv2D": "pointwise_constraint"}
+    more = {"recurrent_constraint": constraint} if "recurrent_kernel" in constraint.weights else {}
+    return {first.get(name, "kernel_constraint"): constraint, "bias_constraint": constraint, **more}
+
+
+def constrained(name, by):
+    make, shape, constraint, measured = LAYERS[name]
+    layer = make(**(arguments_for(name, constraint) if by == "arguments" else {}))
+    layer.build(*shape) if isinstance(shape[0], tuple) else layer.build(shape)
+    if by == "rule":
+        ib.constrain(layer, {layer: constraint})
+    return layer, measured
+
+
+@pytest.mark.parametrize("by", ["arguments", "rule"])
+@pytest.mark.parametrize("name", list(LAYERS))
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of the attention; see test_saving
+def test_every_kind_of_layer_bounds_its_own_joint_vectors(name, by):
+    layer, measured = constrained(name, by)
+    keras.optimizers.SGD(1.0).apply(pulls(layer.trainable_variables), layer.trainable_variables)
+    assert on_bound(measured(layer), BOUND)
+
+
+def test_a_joint_of_a_sign_is_the_sign_on_both():
+    layer = dense(both(ib.Joint(ib.NonNeg())))
+    keras.optimizers.SGD(1.0).apply(pulls(layer.trainable_variables), layer.trainable_variables)
+    assert np.min(numbers(layer.kernel)) == 0 == np.min(numbers(layer.bias))
+
+
+def test_a_joint_with_array_bounds_has_one_for_each_entry_of_the_vector():
+    layer = dense({}, inputs=2, units=3)
+    ib.constrain(layer, {layer: ib.Joint(ib.Box([-1, -2, -3], [0.1, 0.2, 0.05]))})
+    for variable in layer.weights:
+        variable.assign(keras.ops.ones(variable.shape))
+    ib.project(layer)
+    np.testing.assert_array_equal(numbers(layer.kernel), np.float32([[0.1] * 3, [0.2] * 3]))
+    np.testing.assert_array_equal(numbers(layer.bias), np.float32([0.05] * 3))
+
+
+# What can't be.
+
+
+@pytest.mark.parametrize("given", ["kernel", "bias"])
+def test_a_joint_on_one_argument_only_is_an_error_that_says_what_to_do(given, digits):
+    model = sequential({f"{given}_constraint": joint()})
+    other = "bias" if given == "kernel" else "kernel"
+    with pytest.raises(ib.RuleError, match=f"give the same Joint to {other} too"):
+        train(model, digits)
+    with pytest.raises(ib.RuleError, match=f"Received: none for [a-z/]*hidden/{other}"):
+        ib.constrain(model)
+
+
+def test_a_joint_called_on_one_weight_is_an_error_that_says_what_to_do():
+    layer = dense({})
+    with pytest.raises(ib.SetError, match=r"Received: w=dense/kernel.*constrain\(model\)"):
+        joint()(layer.kernel)
+
+
+def test_a_joint_over_units_that_do_not_match_is_an_error_that_says_why():
+    layer = keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="e", kernel_constraint=joint())
+    layer.build((2, 3, 4))
+    with pytest.raises(ib.RuleError, match="units share entries of the bias"):
+        ib.constrain(layer, {layer: joint()})
+
+
+def test_a_joint_naming_weights_that_the_layer_lacks_is_an_error_that_names_those_it_has():
+    layer = dense({})
+    with pytest.raises(ib.RuleError, match=r"alpha.*did you mean (kernel|bias)"):
+        ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(1.0), weights=("alpha", "beta"))})
