@@ -1,0 +1,714 @@
+"""Plans in force: `constrain`, `release` and `project` on models of every kind, selectors, and every bad input."""
+
+import keras
+import numpy as np
+import pytest
+from measure import inside, norms, numbers, on_bound, same_bits, values_of
+
+import inbounds as ib
+
+BACKEND = keras.backend.backend()
+BOUND = 0.4
+KERNELS = {"**/kernel": ib.MaxNorm(BOUND)}
+
+
+def functional(name=None):
+    inputs = keras.Input((64,))
+    x = keras.layers.Dense(12, activation="relu", name="hidden")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(10, activation="softmax", name="out")(x), name=name)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(12, activation="relu", name="hidden")
+        self.out = keras.layers.Dense(10, activation="softmax", name="out")
+
+    def call(self, x):
+        return self.out(self.hidden(x))
+
+
+class OwnStep(Subclassed):
+    """A model whose training step counts its calls, where the backend's step has a form of its own."""
+
+    steps = 0
+
+    def train_step(self, *arguments):
+        OwnStep.steps += 1
+        return super().train_step(*arguments)
+
+
+def compiled(model, rate=1.0, **arguments):
+    model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy", **arguments)
+    return model
+
+
+def fit(model, digits, steps=2, **arguments):
+    model.fit(digits[0][: 32 * steps], digits[1][: 32 * steps], batch_size=32, verbose=0, **arguments)
+    return model
+
+
+def lengths(model):
+    """The norms of the columns of every kernel."""
+    kernels = [weight for weight in model.trainable_variables if weight.name == "kernel"]
+    return np.concatenate([norms((kernel, tuple(range(len(kernel.shape) - 1)))) for kernel in kernels])
+
+
+def built(model):
+    model(np.zeros((1, 64), "float32"))
+    return model
+
+
+# When it takes effect.
+
+
+def test_weights_are_inside_at_once():
+    model = functional()
+    assert not inside(lengths(model), BOUND)
+    ib.constrain(model, KERNELS)
+    assert on_bound(lengths(model), BOUND)
+
+
+def test_weights_that_are_inside_stay_bit_for_bit():
+    model = functional()
+    before = values_of(model)
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(100.0), "**/bias": ib.NonNeg()})
+    assert same_bits(values_of(model), before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [functional, lambda: built(Subclassed()), lambda: built(OwnStep())],
+    ids=["functional", "subclassed", "own train_step"],
+)
+@pytest.mark.parametrize("when", ["before compile", "after compile", "after fit"])
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of the subclassed models; see test_saving
+def test_it_holds_whenever_it_was_said(make, when, digits):
+    model = make()
+    if when == "before compile":
+        ib.constrain(model, KERNELS)
+        compiled(model)
+    else:
+        compiled(model)
+        if when == "after fit":
+            fit(model, digits)
+            assert not inside(lengths(model), BOUND)
+        ib.constrain(model, KERNELS)
+    fit(model, digits)
+    assert on_bound(lengths(model), BOUND)
+    assert ib.audit(model).ok
+
+
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of the subclassed model; see test_saving
+def test_a_training_step_of_the_users_own_is_run_and_held(digits):
+    model = compiled(built(OwnStep()), run_eagerly=True)
+    ib.constrain(model, KERNELS)
+    before = OwnStep.steps
+    fit(model, digits)
+    assert OwnStep.steps == before + 2
+    assert on_bound(lengths(model), BOUND)
+
+
+def test_constraining_again_replaces_the_plan(digits):
+    model = compiled(functional())
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND), "**/bias": ib.NonNeg()})
+    fit(model, digits)
+    plan = ib.constrain(model, {"hidden/kernel": ib.MaxNorm(0.2)})
+    assert [repr(entry) for entry in plan] == ["MaxNorm(max_value=0.2) on hidden/kernel"]
+    fit(model, digits)
+    assert on_bound(norms((model.get_layer("hidden").kernel, (0,))), 0.2)
+    assert not inside(norms((model.get_layer("out").kernel, (0,))), BOUND)
+    assert np.min(numbers(model.get_layer("out").bias)) < 0
+
+
+def test_a_looser_plan_lets_the_weights_out_again(digits):
+    model = compiled(functional())
+    ib.constrain(model, KERNELS)
+    fit(model, digits)
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(3 * BOUND)})
+    fit(model, digits)
+    assert not inside(lengths(model), BOUND)
+    assert inside(lengths(model), 3 * BOUND)
+
+
+@pytest.mark.parametrize("fitted", [False, True], ids=["new", "fitted"])
+def test_release_lets_the_weights_leave(fitted, digits):
+    model = compiled(functional())
+    ib.constrain(model, KERNELS)
+    if fitted:
+        fit(model, digits)
+    inside_now = values_of(model)
+    ib.release(model)
+    assert same_bits(values_of(model), inside_now)
+    fit(model, digits)
+    assert not inside(lengths(model), BOUND)
+    assert all(row.status == "free" for row in ib.audit(model).rows)
+
+
+def test_release_frees_sets_given_as_arguments_too(digits):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, kernel_constraint=ib.MaxNorm(0.1))])
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.fit(digits[0][:32], np.eye(10)[digits[1][:32]], verbose=0)
+    assert on_bound(lengths(model), 0.1)
+    ib.release(model)
+    model.fit(digits[0][:32], np.eye(10)[digits[1][:32]], verbose=0)
+    assert not inside(lengths(model), 0.1)
+
+
+def test_release_of_a_model_without_a_plan_changes_nothing(digits):
+    model = compiled(functional())
+    before = values_of(model)
+    ib.release(model)
+    assert same_bits(values_of(model), before)
+
+
+def test_release_gives_a_constraint_of_keras_back(digits):
+    theirs = keras.constraints.MaxNorm(0.3)
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(10, activation="softmax", kernel_constraint=theirs)]
+    )
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(2.0)})
+    ib.release(model)
+    assert model.layers[0].kernel.constraint is theirs
+    assert model.layers[0].kernel_constraint is theirs
+    fit(compiled(model), digits)
+    assert inside(lengths(model), 0.3)
+
+
+def test_compiling_again_with_another_optimizer_keeps_the_plan(digits):
+    model = compiled(functional())
+    ib.constrain(model, KERNELS)
+    fit(model, digits)
+    model.compile(keras.optimizers.Adam(0.3), "sparse_categorical_crossentropy")
+    fit(model, digits)
+    assert on_bound(lengths(model), BOUND)
+
+
+def test_without_rules_the_layers_arguments_are_the_plan_and_hold_at_once():
+    joint = ib.Joint(ib.MaxNorm(BOUND))
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(3, 3, kernel_constraint=ib.MaxNorm(BOUND), name="conv"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10, kernel_constraint=joint, bias_constraint=joint, name="out"),
+        ]
+    )
+    plan = ib.constrain(model)
+    assert [([path.split("/", 1)[1] for path in entry.paths], entry.axes) for entry in plan] == [
+        (["conv/kernel"], ((0, 1, 2),)),
+        (["out/kernel", "out/bias"], ((0,), ())),
+    ]
+    assert on_bound(norms((model.get_layer("conv").kernel, (0, 1, 2))), BOUND)
+    out = model.get_layer("out")
+    assert on_bound(norms((out.kernel, (0,)), (out.bias, ())), BOUND)
+
+
+def test_a_rule_wins_over_a_layers_argument(digits):
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(10, activation="softmax", kernel_constraint=ib.MaxNorm(0.1))]
+    )
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    assert model.layers[0].kernel_constraint == ib.MaxNorm(BOUND)
+    fit(compiled(model), digits)
+    assert not inside(lengths(model), 0.1)
+    assert on_bound(lengths(model), BOUND)
+
+
+# Ways of training.
+
+
+def loop(model, digits, optimizer, steps=2):
+    """A training loop of a user's own on any backend; only the optimizer is Keras'."""
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    for step in range(steps):
+        x, y = digits[0][32 * step : 32 * step + 32], digits[1][32 * step : 32 * step + 32]
+        if BACKEND == "torch":
+            for variable in model.trainable_variables:
+                variable.value.grad = None
+            loss(y, model(x)).backward()
+            gradients = [variable.value.grad for variable in model.trainable_variables]
+        elif BACKEND == "tensorflow":
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                value = loss(y, model(x))
+            gradients = tape.gradient(value, [variable.value for variable in model.trainable_variables])
+        else:
+            import jax
+
+            def value_of(trainable, x=x, y=y):
+                still = [variable.value for variable in model.non_trainable_variables]
+                return loss(y, model.stateless_call(trainable, still, x)[0])
+
+            gradients = jax.grad(value_of)([variable.value for variable in model.trainable_variables])
+        optimizer.apply(gradients, model.trainable_variables)
+
+
+@pytest.mark.parametrize("built_when", ["after constrain", "before constrain"])
+def test_a_loop_with_optimizer_apply_is_held(built_when, digits):
+    model = functional()
+    optimizer = keras.optimizers.SGD(1.0)
+    if built_when == "before constrain":
+        optimizer.build(model.trainable_variables)
+    ib.constrain(model, {**KERNELS, "**/bias": ib.NonNeg()})
+    loop(model, digits, optimizer)
+    assert on_bound(lengths(model), BOUND)
+    assert min(np.min(numbers(layer.bias)) for layer in model.layers[1:]) == 0
+
+
+def test_a_joint_is_held_by_an_optimizer_that_was_built_before(digits):
+    model = functional()
+    optimizer = keras.optimizers.SGD(1.0)
+    optimizer.build(model.trainable_variables)
+    ib.constrain(model, {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND))})
+    loop(model, digits, optimizer)
+    for layer in model.layers[1:]:
+        assert inside(norms((layer.kernel, (0,)), (layer.bias, ())), BOUND)
+
+
+def test_project_holds_a_loop_without_a_keras_optimizer():
+    model = functional()
+    ib.constrain(model, KERNELS)
+    for variable in model.trainable_variables:
+        variable.assign(numbers(variable).astype("float32") + 1)
+    assert not inside(lengths(model), BOUND)
+    ib.project(model)
+    assert on_bound(lengths(model), BOUND)
+
+
+def test_project_works_on_arguments_alone_and_projects_frozen_weights_too():
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, kernel_constraint=ib.MaxNorm(BOUND))])
+    model.layers[0].trainable = False
+    ib.project(model)
+    assert on_bound(norms((model.layers[0].kernel, (0,))), BOUND)
+
+
+def test_train_on_batch_is_held(digits):
+    model = compiled(functional())
+    model.train_on_batch(digits[0][:32], digits[1][:32])
+    ib.constrain(model, KERNELS)
+    model.train_on_batch(digits[0][:32], digits[1][:32])
+    assert on_bound(lengths(model), BOUND)
+
+
+WAYS = {
+    "eager": {"run_eagerly": True},
+    "jit": {"jit_compile": True},
+    "several steps at a time": {"steps_per_execution": 2},
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from inside torch.compile
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+def test_each_way_of_running_a_step_is_held(way, digits):
+    if BACKEND == "torch" and way == "several steps at a time":
+        pytest.skip("Keras on PyTorch takes no steps_per_execution above 1")
+    if BACKEND == "torch" and way == "jit":
+        pytest.skip("torch.compile needs a C++ compiler and a minute")
+    model = compiled(functional(), **WAYS[way])
+    fit(model, digits)
+    ib.constrain(model, KERNELS)
+    fit(model, digits)
+    assert on_bound(lengths(model), BOUND)
+
+
+class Pair(keras.Model):
+    """Two parts trained by turns, each with an optimizer of its own, as a GAN is."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = keras.layers.Dense(12, name="one")
+        self.two = keras.layers.Dense(10, activation="softmax", name="two")
+        self.one_optimizer = keras.optimizers.SGD(1.0)
+        self.two_optimizer = keras.optimizers.Adam(0.3)
+
+    def call(self, x):
+        return self.two(self.one(x))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["before training", "while training"])
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of the subclassed model; see test_saving
+def test_a_model_with_two_optimizers_of_its_own_is_held(again):
+    pair = built(Pair())
+    noise = np.random.default_rng(0)
+
+    def steps():
+        for layer, optimizer in ((pair.one, pair.one_optimizer), (pair.two, pair.two_optimizer)):
+            pulls = [keras.ops.convert_to_tensor(noise.normal(0, 1, v.shape).astype("float32")) for v in layer.weights]
+            optimizer.apply(pulls, layer.trainable_variables)
+
+    if again:
+        steps()
+    ib.constrain(pair, {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND))})
+    steps()
+    for layer in (pair.one, pair.two):
+        assert on_bound(norms((layer.kernel, (0,)), (layer.bias, ())), BOUND)
+    ib.release(pair)
+    steps()
+    for layer in (pair.one, pair.two):
+        assert not inside(norms((layer.kernel, (0,)), (layer.bias, ())), BOUND)
+
+
+# Models of every shape.
+
+
+def test_a_nested_model_is_reached_by_its_paths_and_classes(digits):
+    inner = keras.Sequential([keras.Input((64,)), keras.layers.Dense(12, name="deep")], name="inner")
+    model = keras.Sequential([keras.Input((64,)), inner, keras.layers.Dense(10, activation="softmax", name="out")])
+    plan = ib.constrain(model, {keras.layers.Dense: {"kernel": ib.MaxNorm(BOUND)}})
+    assert {path.split("/")[-2] for entry in plan for path in entry.paths} == {"deep", "out"}
+    fit(compiled(model), digits)
+    assert on_bound(lengths(model), BOUND)
+
+
+def test_a_shared_layer_is_constrained_once(digits):
+    inputs = keras.Input((64,))
+    shared = keras.layers.Dense(64, name="shared")
+    model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax", name="out")(shared(shared(inputs))))
+    plan = ib.constrain(model, {shared: ib.Joint(ib.MaxNorm(BOUND))})
+    assert len(plan) == 1
+    fit(compiled(model), digits)
+    assert on_bound(norms((shared.kernel, (0,)), (shared.bias, ())), BOUND)
+
+
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # these arguments don't reach; see test_saving
+def test_weights_that_no_argument_reaches_are_constrained():
+    layer = keras.layers.RMSNormalization()
+    layer.build((None, 4))
+    ib.constrain(layer, {"**/scale": ib.Box(0.5, 0.75)})
+    assert np.all(numbers(layer.scale) == 0.75)
+    keras.optimizers.SGD(1.0).apply([keras.ops.ones((4,))], layer.trainable_variables)
+    assert np.all(numbers(layer.scale) == 0.5)
+
+
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of the attention; see test_saving
+def test_each_kernel_of_an_attention_gets_its_own_axes():
+    layer = keras.layers.MultiHeadAttention(2, 3)
+    layer.build((2, 4, 6), (2, 4, 6))
+    plan = ib.constrain(layer, {"**/kernel": ib.MaxNorm(BOUND)})
+    axes = {entry.paths[0].split("/")[-2]: entry.axes for entry in plan}
+    assert axes == {"query": ((0,),), "key": ((0,),), "value": ((0,),), "attention_output": ((0, 1),)}
+
+
+# Selectors.
+
+
+def deep():
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(2, 3, name="conv_1")(inputs)
+    x = keras.layers.Conv2D(2, 3, name="conv_2")(x)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.Flatten()(x)
+    inner = keras.Sequential([keras.Input((32,)), keras.layers.Dense(4, name="dense")], name="block")
+    return keras.Model(inputs, keras.layers.Dense(3, name="dense")(inner(x)))
+
+
+def chosen(model, rules):
+    return {path for entry in ib.constrain(model, rules) for path in entry.paths}
+
+
+@pytest.mark.parametrize(
+    ("selector", "paths"),
+    [
+        ("kernel", {"conv_1/kernel", "conv_2/kernel", "block/dense/kernel", "dense/kernel"}),
+        ("**/kernel", {"conv_1/kernel", "conv_2/kernel", "block/dense/kernel", "dense/kernel"}),
+        ("conv*/kernel", {"conv_1/kernel", "conv_2/kernel"}),
+        ("conv_?/kernel", {"conv_1/kernel", "conv_2/kernel"}),
+        ("conv?/kernel", None),
+        ("*/kernel", {"conv_1/kernel", "conv_2/kernel", "block/dense/kernel", "dense/kernel"}),
+        ("block/*/kernel", {"block/dense/kernel"}),
+        ("block/**", {"block/dense/kernel", "block/dense/bias"}),
+        ("block/**/kernel", {"block/dense/kernel"}),
+        ("dense/kernel", {"block/dense/kernel", "dense/kernel"}),
+        ("ense/kernel", None),
+        ("norm/gam*", {"norm/gamma"}),
+        ("/conv_1/kernel/", {"conv_1/kernel"}),
+        ("conv.1/kernel", None),
+        ("block/kernel", None),
+        ("conv_1", None),
+    ],
+)
+def test_a_glob_matches_the_end_of_a_path_by_whole_parts(selector, paths):
+    model = deep()
+    if paths is None:
+        with pytest.raises(ib.RuleError, match="no weight of the model matches"):
+            ib.constrain(model, {selector: ib.NonNeg()})
+    else:
+        assert chosen(model, {selector: ib.NonNeg()}) == paths
+
+
+def test_a_variable_a_callable_a_layer_and_a_class_select():
+    model = deep()
+    first, second = model.get_layer("conv_1"), model.get_layer("conv_2")
+    assert chosen(model, [(first.bias, ib.NonNeg())]) == {"conv_1/bias"}  # Keras' variables can't be keys
+    assert chosen(model, {lambda layer, variable: layer is second and variable.name == "kernel": ib.NonNeg()}) == {
+        "conv_2/kernel"
+    }
+    assert chosen(model, {second: {"kernel": ib.NonNeg(), "bias": "NonPos"}}) == {"conv_2/kernel", "conv_2/bias"}
+    assert chosen(model, {keras.layers.Conv2D: ib.Joint(ib.NonNeg())}) == {
+        "conv_1/kernel",
+        "conv_1/bias",
+        "conv_2/kernel",
+        "conv_2/bias",
+    }
+    assert chosen(model, {model.get_layer("block"): {"kernel": ib.NonNeg()}}) == {"block/dense/kernel"}
+
+
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of a function of Keras'; see test_saving
+def test_a_set_may_be_named_or_be_any_callable():
+    model = deep()
+    plan = ib.constrain(model, {"conv_1/kernel": "non_neg", "conv_2/kernel": ib.NonNeg, "dense/bias": keras.ops.abs})
+    assert [type(entry.set).__name__ for entry in plan] == ["NonNeg", "NonNeg", "Custom", "Custom"]
+
+
+def test_the_last_rule_that_matches_a_weight_wins():
+    model = deep()
+    general, special = ib.MaxNorm(1.0), ib.MaxNorm(2.0)
+    first = ib.constrain(model, {"**/kernel": general, "conv_1/kernel": special})
+    assert {entry.paths[0]: entry.set for entry in first}["conv_1/kernel"] == special
+    last = ib.constrain(model, {"conv_1/kernel": special, "**/kernel": general})
+    assert {entry.paths[0]: entry.set for entry in last}["conv_1/kernel"] == general
+
+
+def test_a_later_rule_takes_a_weight_out_of_a_joint_and_the_plan_says_so():
+    model = functional()
+    plan = ib.constrain(model, {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND)), "out/bias": ib.NonNeg()})
+    assert {entry.paths: repr(entry.set) for entry in plan} == {
+        ("hidden/kernel", "hidden/bias"): "Joint(MaxNorm(max_value=0.4))",
+        ("out/kernel",): "Joint(MaxNorm(max_value=0.4))",
+        ("out/bias",): "NonNeg()",
+    }
+    assert "bias obeys NonNeg()" in str(plan)
+
+
+def test_the_printed_plan_shows_every_weight_with_its_set_units_axes_or_why_it_has_none():
+    model = deep()
+    lines = str(ib.constrain(model, {"conv_1/kernel": ib.MaxNorm(1.0)})).splitlines()
+    (line,) = [line for line in lines if "conv_1/kernel " in line]
+    for part in ("MaxNorm(max_value=1.0)", "0, 1, 2", "(3, 3, 1, 2)", " 2 "):
+        assert part in line
+    text = "\n".join(lines)
+    for weight in model.weights:
+        assert weight.path in text
+    assert "no rule" in text
+    assert "not trained by an optimizer" in text
+
+
+def test_frozen_weights_are_projected_once_and_the_plan_says_so(digits):
+    model = functional()
+    model.get_layer("hidden").trainable = False
+    plan = ib.constrain(model, KERNELS)
+    assert on_bound(norms((model.get_layer("hidden").kernel, (0,))), BOUND)
+    assert "frozen" in str(plan)
+    fit(compiled(model), digits)
+    assert inside(lengths(model), BOUND)
+    assert ib.audit(model).ok
+
+
+# Bad input: each is an error that says the rule, what was received and what to type instead; nothing is touched.
+
+
+def normed():
+    inputs = keras.Input((64,))
+    x = keras.layers.BatchNormalization(name="norm")(keras.layers.Dense(12, name="hidden")(inputs))
+    return keras.Model(inputs, keras.layers.Dense(10, activation="softmax", name="out")(x))
+
+
+class Other(keras.layers.Layer):
+    pass
+
+
+def anything(layer, variable):
+    return False
+
+
+BAD = {
+    "glob that matches nothing": (
+        {"hiden/kernel": ib.NonNeg()},
+        "hiden/kernel: NonNeg()",
+        "did you mean hidden/kernel",
+    ),
+    "callable that matches nothing": ({anything: ib.NonNeg()}, "anything: NonNeg()", "did you mean"),
+    "class that is not there": ({keras.layers.Conv2D: ib.Joint(ib.NonNeg())}, "Conv2D: Joint(NonNeg())", "Dense"),
+    "layer that is not there": (
+        {keras.layers.Dense(2, name="stray"): ib.Joint(ib.NonNeg())},
+        "stray: Joint",
+        "did you mean",
+    ),
+    "plain set for a class": (
+        {keras.layers.Dense: ib.MaxNorm(1.0)},
+        "Dense: MaxNorm(max_value=1.0)",
+        "Joint(MaxNorm(max_value=1.0)), or {'kernel': MaxNorm(max_value=1.0)}",
+    ),
+    "callable for a class": ({keras.layers.Dense: keras.ops.abs}, "Dense: <function abs", "{'kernel': <function abs"),
+    "name that the layer lacks": (
+        {keras.layers.Dense: {"kernal": ib.NonNeg()}},
+        "Dense: kernal: NonNeg()",
+        "did you mean kernel",
+    ),
+    "joint in a mapping": (
+        {keras.layers.Dense: {"kernel": ib.Joint(ib.NonNeg())}},
+        "Dense: {'kernel': Joint(NonNeg())}",
+        "{Dense: Joint(NonNeg())}",
+    ),
+    "joint for weights": (
+        {"**/kernel": ib.Joint(ib.NonNeg())},
+        "**/kernel: Joint(NonNeg())",
+        "{keras.layers.Dense: Joint(",
+    ),
+    "mapping for weights": (
+        {"**/kernel": {"kernel": ib.NonNeg()}},
+        "**/kernel: {'kernel': NonNeg()}",
+        "{layer: {'kernel': ...",
+    ),
+    "empty mapping for a layer": ({keras.layers.Dense: {}}, "Dense: {}", "{'kernel': "),
+    "number for a set": ({"**/kernel": 1.5}, "**/kernel: 1.5", "MaxNorm(2.0)"),
+    "None for a set": ({"**/kernel": None}, "**/kernel: None", "MaxNorm(2.0)"),
+    "name of no set": ({"**/kernel": "maxnorm"}, "identifier='maxnorm'", "MaxNorm"),
+    "class that needs arguments": ({"**/kernel": ib.Box}, "identifier=<class", "Box needs arguments"),
+    "number for a selector": ({3: ib.NonNeg()}, "selector=3", "'dense*/kernel'"),
+    "None for a selector": ({None: ib.NonNeg()}, "selector=None", "'dense*/kernel'"),
+    "tuple for a selector": ({("hidden", "kernel"): ib.NonNeg()}, "selector=('hidden', 'kernel')", "'dense*/kernel'"),
+    "class of no layer": ({int: ib.Joint(ib.NonNeg())}, "int", "Dense"),
+    "empty glob": ({"": ib.NonNeg()}, "selector=''", "'**/kernel'"),
+    "no rules": ({}, "rules={}", "'dense*/kernel'"),
+    "a list of no pairs": (["**/kernel", ib.NonNeg()], "rules=['**/kernel'", "'dense*/kernel'"),
+    "an empty list": ([], "rules=[]", "'dense*/kernel'"),
+    "a set for all rules": (ib.NonNeg(), "rules=NonNeg()", "'dense*/kernel'"),
+    "array of another shape": ({"hidden/kernel": ib.Box([0.0, 1.0], 2.0)}, "shape=(2,)", "an array of shape (64,)"),
+    "axis that the weight lacks": ({"hidden/kernel": ib.MaxNorm(1.0, axis=2)}, "axis=(2,)", "leave it out"),
+    "axis given twice": ({"hidden/kernel": ib.MaxNorm(1.0, axis=[0, -2])}, "axis=(0, -2)", "leave it out"),
+    "weight that no optimizer trains": (
+        {"norm/moving_mean": ib.NonNeg()},
+        "norm/moving_mean: NonNeg()",
+        "trainable weights",
+    ),
+    "weights some of which no optimizer trains": ({"norm/*": ib.NonNeg()}, "norm/*: NonNeg()", "trainable weights"),
+}
+
+
+@pytest.mark.parametrize("fault", list(BAD))
+def test_bad_rules_are_errors_that_say_what_to_type_and_touch_nothing(fault):
+    rules, received, remedy = BAD[fault]
+    model = normed()
+    ib.constrain(model, {"out/kernel": ib.MaxNorm(BOUND)})
+    before = values_of(model)
+    also = {"hidden/kernel": ib.MaxNorm(1e-3)}  # a good rule before the bad one, which must not have been applied
+    with pytest.raises(ib.RuleError) as caught:
+        ib.constrain(model, {**also, **rules} if isinstance(rules, dict) and rules else rules)
+    text = str(caught.value)
+    assert f"Received: {received}" in text
+    assert remedy in text
+    assert text.index("Received: ") > 10, "the rule comes first"
+    assert same_bits(values_of(model), before)
+    assert [(row.paths, row.set) for row in ib.audit(model).rows if row.status != "free"] == [
+        (("out/kernel",), "MaxNorm(max_value=0.4)")
+    ]
+
+
+def test_after_an_error_the_plan_before_is_still_in_force(digits):
+    model = compiled(functional())
+    ib.constrain(model, KERNELS)
+    with pytest.raises(ib.RuleError):
+        ib.constrain(model, {"nothing/like/it": ib.NonNeg()})
+    fit(model, digits)
+    assert on_bound(lengths(model), BOUND)
+
+
+def test_an_unknown_metric_is_an_error_that_names_those_known():
+    model = functional()
+    before = values_of(model)
+    with pytest.raises(ib.RuleError, match=r"'euclidean'.*Received: metric='adam'.*Instead: metric='euclidean'"):
+        ib.constrain(model, KERNELS, metric="adam")
+    assert same_bits(values_of(model), before)
+
+
+@pytest.mark.parametrize(
+    ("make", "received", "remedy"),
+    [
+        (Subclassed, "not built", "model.build(input_shape)"),
+        (lambda: keras.Sequential([keras.layers.Dense(2)]), "not built", "model.build(input_shape)"),
+        (lambda: keras.Sequential([keras.Input((2,)), keras.layers.Flatten()]), "with none", "add layers with weights"),
+        (lambda: "model.keras", "model='model.keras'", ""),
+        (lambda: None, "model=None", ""),
+        (lambda: keras.layers.Dense(2), "not built", "build"),
+    ],
+    ids=["subclassed", "sequential", "without weights", "path", "None", "layer"],
+)
+@pytest.mark.parametrize(
+    "door", [lambda model: ib.constrain(model, KERNELS), ib.audit, ib.project], ids=["constrain", "audit", "project"]
+)
+def test_a_model_that_has_no_weights_yet_is_an_error_that_says_how_to_build_it(make, received, remedy, door):
+    with pytest.raises(ib.RuleError) as caught:
+        door(make())
+    assert "Received: model=" in str(caught.value)
+    assert received in str(caught.value)
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [None, "model.keras"])
+def test_release_of_what_is_no_model_is_the_same_error(model):
+    with pytest.raises(ib.RuleError, match="A model is a"):
+        ib.release(model)
+
+
+class Forgetful(keras.Model):
+    """A model with a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.used = keras.layers.Dense(2)
+        self.spare = keras.layers.Dense(2, name="spare")
+
+    def call(self, x):
+        return self.used(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*was called on layer 'forgetful'")  # Keras remarks on it too
+def test_a_layer_that_was_never_built_is_an_error_that_names_it():
+    model = Forgetful()
+    model(np.zeros((1, 3), "float32"))
+    with pytest.raises(ib.RuleError, match=r"layer spare \(Dense\), not built.*call the model once"):
+        ib.constrain(model, KERNELS)
+
+
+def test_without_rules_and_without_arguments_there_is_nothing_to_hold():
+    with pytest.raises(ib.RuleError, match=r"A plan holds at least one set.*Instead: constrain\(model, \{"):
+        ib.constrain(functional())
+    with pytest.raises(ib.RuleError, match=r"A model to project has a plan or sets.*constrain\(model, rules\)"):
+        ib.project(functional())
+
+
+def test_a_bad_set_in_an_argument_is_an_error_before_a_weight_is_touched():
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, kernel_constraint=ib.Box([0.0, 1.0], 2.0))])
+    before = values_of(model)
+    with pytest.raises(
+        ib.RuleError, match=r"shape=\(2,\).*Rule: 'Dense\(kernel_constraint=\.\.\.\)' on [a-z/]*dense/kernel"
+    ):
+        ib.constrain(model)
+    assert same_bits(values_of(model), before)
+
+
+def test_a_kernel_under_lora_is_an_error_that_says_why():
+    model = functional()
+    model.get_layer("hidden").enable_lora(2)
+    with pytest.raises(ib.RuleError, match=r"LoRA.*hidden/kernel.*merge the adapter"):
+        ib.constrain(model, {"hidden/kernel": ib.MaxNorm(1.0)})
+    ib.constrain(model, {"hidden/bias": ib.NonNeg(), "out/kernel": ib.MaxNorm(1.0)})
+
+
+def test_a_quantized_kernel_is_an_error_that_says_why():
+    model = functional()
+    model.get_layer("hidden").quantize("int8")
+    with pytest.raises(ib.RuleError, match=r"floating point.*dtype=int8.*hidden/kernel.*before it is quantized"):
+        ib.constrain(model, {"hidden/kernel": ib.MaxNorm(1.0)})
+
+
+def test_a_callable_that_returns_another_shape_is_an_error_before_a_weight_is_touched():
+    model = functional()
+    before = values_of(model)
+    with pytest.raises(ib.InboundsError, match=r"a tensor of the shape it was given.*returned the shape \(\)"):
+        ib.constrain(model, {"hidden/bias": ib.NonNeg(), "hidden/kernel": keras.ops.sum})
+    assert same_bits(values_of(model), before)
