@@ -1,0 +1,504 @@
+"""The audit finds what is outside, and only that; says what nothing would keep; and only reads."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from measure import norms, numbers, same_bits, slack, values_of
+
+import inbounds as ib
+
+EXACT = 1e-12  # what sums in float64 may differ by
+
+
+def planted(layer, name, values):
+    """The layer with entries of one weight set to exact float32 numbers."""
+    variable = getattr(layer, name)
+    value = np.array(keras.ops.convert_to_numpy(variable.value))
+    for index, number in values.items():
+        value[index] = number
+    variable.assign(value)
+    return float(np.float32(next(iter(values.values()))))
+
+
+def zeroed(layer):
+    """The layer with all its weights at zero."""
+    for variable in layer.weights:
+        variable.assign(np.zeros(tuple(variable.shape), "float32"))
+    return layer
+
+
+def model_of(*layers, shape=(64,)):
+    """A functional model of these layers, all weights at zero."""
+    inputs = outputs = keras.Input(shape)
+    for layer in layers:
+        outputs = layer(outputs)
+        zeroed(layer)
+    return keras.Model(inputs, outputs)
+
+
+def rows(report):
+    """The rows that aren't free, by their first path."""
+    return {row.paths[0]: row for row in report.rows if row.status != "free"}
+
+
+def bad(report):
+    return {path: row for path, row in rows(report).items() if row.status != "holds"}
+
+
+# What is outside.
+
+
+def test_a_planted_violation_is_found_with_its_weight_unit_and_distance_and_nothing_else():
+    model = model_of(
+        keras.layers.Dense(12, kernel_constraint=ib.MaxNorm(1.0), bias_constraint=ib.NonNeg(), name="hidden"),
+        keras.layers.Dense(10, kernel_constraint=ib.MaxNorm(1.0), bias_constraint=ib.NonNeg(), name="out"),
+    )
+    ib.constrain(model)
+    assert ib.audit(model).ok
+    size = planted(model.get_layer("out"), "kernel", {(3, 7): 1.25})
+    report = ib.audit(model)
+    assert not report.ok
+    assert list(bad(report)) == ["out/kernel"]
+    row = bad(report)["out/kernel"]
+    assert (row.status, row.units, row.violated, row.worst_unit) == ("violated", 10, 1, (7,))
+    assert abs(row.violation - (size - 1.0)) < EXACT
+    assert report.violation == row.violation
+
+
+def test_the_worst_of_several_is_named_and_all_are_counted():
+    model = model_of(keras.layers.Dense(12, kernel_constraint=ib.MaxNorm(1.0), name="hidden"))
+    ib.constrain(model)
+    planted(model.layers[-1], "kernel", {(0, 2): 1.5, (1, 2): 2.0, (0, 5): 2.25, (9, 9): 1.0, (3, 3): 0.5})
+    row = bad(ib.audit(model))["hidden/kernel"]
+    assert (row.violated, row.worst_unit) == (2, (2,))
+    assert abs(row.violation - (2.5 - 1.0)) < EXACT
+    assert row.active == 1 / 12
+
+
+SETS = {
+    "NonNeg": (ib.NonNeg(), -0.375, 0.375),
+    "NonPos": (ib.NonPos(), 0.25, 0.25),
+    "Box": (ib.Box(-0.5, 0.5), 0.75, 0.25),
+    "Fixed": (ib.Fixed(0.0), 0.125, 0.125),
+    "MaxNorm": (ib.MaxNorm(1.0), -1.5, 0.5),
+    "FrobeniusNorm": (ib.FrobeniusNorm(1.0), 1.75, 0.75),
+    "Custom": (ib.Custom(lambda w: keras.ops.minimum(w, 0.5)), 0.75, 0.25),
+}
+
+
+@pytest.mark.parametrize("name", list(SETS))
+def test_each_set_reports_how_far_the_weight_is_from_its_bound(name):
+    constraint, plant, distance = SETS[name]
+    model = model_of(keras.layers.Dense(12, kernel_constraint=constraint, name="hidden"))
+    assert ib.audit(model).ok
+    planted(model.layers[-1], "kernel", {(3, 7): plant})
+    row = bad(ib.audit(model))["hidden/kernel"]
+    assert abs(row.violation - distance) < EXACT
+    assert row.violated == 1
+
+
+@pytest.mark.parametrize("constraint", [ib.UnitNorm(), ib.MinMaxNorm(1.0, 2.0)], ids=["UnitNorm", "MinMaxNorm"])
+def test_units_that_are_too_small_are_outside_too(constraint):
+    model = model_of(keras.layers.Dense(3, kernel_constraint=constraint, name="hidden"))
+    model.layers[-1].kernel.assign(np.float32(np.eye(64, 3)))
+    assert ib.audit(model).ok
+    planted(model.layers[-1], "kernel", {(1, 1): 0.75})
+    row = bad(ib.audit(model))["hidden/kernel"]
+    assert (row.violated, row.worst_unit) == (1, (1,))
+    assert abs(row.violation - 0.25) < EXACT
+
+
+LAYERS = {
+    "Conv2D": (lambda **k: keras.layers.Conv2D(4, 3, **k), (8, 8, 2), "kernel", (1, 2, 0, 3), 4, (3,)),
+    "Conv2DTranspose": (
+        lambda **k: keras.layers.Conv2DTranspose(4, 3, **k),
+        (8, 8, 2),
+        "kernel",
+        (1, 2, 3, 0),
+        4,
+        (3,),
+    ),
+    "Embedding": (
+        lambda kernel_constraint: keras.layers.Embedding(6, 3, embeddings_constraint=kernel_constraint),
+        (8,),
+        "embeddings",
+        (4, 1),
+        6,
+        (4,),
+    ),
+    "EinsumDense": (
+        lambda **k: keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3), **k),
+        (5, 4),
+        "kernel",
+        (3, 1, 2),
+        6,
+        (1, 2),
+    ),
+    "DepthwiseConv2D": (
+        lambda kernel_constraint: keras.layers.DepthwiseConv2D(
+            3, depth_multiplier=2, depthwise_constraint=kernel_constraint
+        ),
+        (8, 8, 2),
+        "kernel",
+        (1, 2, 1, 0),
+        4,
+        (1, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_the_unit_is_named_in_the_axes_that_count_the_units_of_the_layer(name):
+    make, shape, weight, index, units, unit = LAYERS[name]
+    model = model_of(make(kernel_constraint=ib.MaxNorm(1.0)), shape=shape)
+    planted(model.layers[-1], weight, {index: 1.5})
+    (row,) = bad(ib.audit(model)).values()
+    assert (row.units, row.violated, row.worst_unit, row.violation) == (units, 1, unit, 0.5)
+
+
+def test_a_joint_is_one_row_with_both_weights():
+    joint = ib.Joint(ib.MaxNorm(1.0))
+    model = model_of(keras.layers.Dense(10, kernel_constraint=joint, bias_constraint=joint, name="out"))
+    planted(model.layers[-1], "kernel", {(3, 7): 0.75})
+    assert ib.audit(model).ok
+    planted(model.layers[-1], "bias", {7: 1.0})
+    row = bad(ib.audit(model))["out/kernel"]
+    assert row.paths == ("out/kernel", "out/bias")
+    assert (row.violated, row.worst_unit) == (1, (7,))
+    assert abs(row.violation - 0.25) < EXACT
+
+
+def test_what_is_within_rounding_of_the_bound_holds_and_the_tolerance_is_shown():
+    model = model_of(keras.layers.Dense(10, kernel_constraint=ib.MaxNorm(1.0), name="out"))
+    planted(model.layers[-1], "kernel", {(3, 7): 1.0 + slack(1.0)})
+    row = rows(ib.audit(model))["out/kernel"]
+    assert (row.status, row.tolerance, row.active) == ("holds", slack(1.0), 0.1)
+    planted(model.layers[-1], "kernel", {(3, 7): 1.0 + 1.5 * slack(1.0)})
+    assert rows(ib.audit(model))["out/kernel"].status == "violated"
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "constraint",
+    [ib.MaxNorm(1.0), ib.NonNeg(), ib.FrobeniusNorm(1.0), ib.Custom(keras.ops.abs), keras.constraints.MaxNorm(1.0)],
+    ids=["MaxNorm", "NonNeg", "FrobeniusNorm", "Custom", "of Keras"],
+)
+def test_nan_and_infinities_count_as_violated(constraint, broken):
+    model = model_of(keras.layers.Dense(10, kernel_constraint=constraint, name="out"))
+    planted(model.layers[-1], "kernel", {(3, 7): broken})
+    row = bad(ib.audit(model))["out/kernel"]
+    assert row.violation == np.inf
+    assert row.violated == 1
+
+
+def test_half_precision_is_measured_in_its_own_rounding():
+    layer = keras.layers.Dense(4, kernel_constraint=ib.MaxNorm(1.0), dtype="bfloat16", name="out")
+    model = model_of(layer, shape=(3,))
+    layer.kernel.assign(keras.ops.cast(np.eye(3, 4), "bfloat16"))
+    assert ib.audit(model).ok
+    layer.kernel.assign(keras.ops.cast(np.eye(3, 4) * 1.0625, "bfloat16"))
+    row = bad(ib.audit(model))["out/kernel"]
+    assert (row.violated, row.violation, row.tolerance) == (3, 0.0625, 4 * 2.0**-7)
+
+
+# Constraints that aren't sets of inbounds.
+
+
+def test_constraints_of_keras_are_audited_as_what_they_mean():
+    theirs = keras.constraints
+    model = model_of(
+        keras.layers.Dense(12, kernel_constraint=theirs.MaxNorm(1.0), bias_constraint=theirs.NonNeg(), name="hidden"),
+        keras.layers.Dense(10, kernel_constraint=theirs.MinMaxNorm(0.0, 1.0), name="out"),
+    )
+    assert ib.audit(model).ok
+    planted(model.get_layer("hidden"), "kernel", {(3, 7): 1.5})
+    planted(model.get_layer("hidden"), "bias", {4: -0.25})
+    planted(model.get_layer("out"), "kernel", {(0, 1): 1.25})
+    found = {path: (row.worst_unit, row.violation) for path, row in bad(ib.audit(model)).items()}
+    assert found == {"hidden/kernel": ((7,), 0.5), "hidden/bias": ((4,), 0.25), "out/kernel": ((1,), 0.25)}
+    assert "keras MaxNorm(max_value=1.0, axis=0)" in str(ib.audit(model))
+
+
+def test_plain_callables_are_audited_as_their_fixed_points():
+    def capped(w):
+        return keras.ops.minimum(w, 0.5)
+
+    model = model_of(keras.layers.Dense(10, kernel_constraint=capped, name="out"))
+    assert ib.audit(model).ok
+    planted(model.layers[-1], "kernel", {(3, 7): 0.75})
+    row = bad(ib.audit(model))["out/kernel"]
+    assert (row.violated, row.violation) == (1, 0.25)
+    assert "capped" in row.set
+
+
+def test_an_axis_that_is_not_the_fan_in_is_said_with_what_the_filters_look_like():
+    layer = keras.layers.Conv2D(4, 3, kernel_constraint=keras.constraints.MaxNorm(1.0), name="conv")
+    model = model_of(layer, shape=(8, 8, 2))
+    layer.kernel.assign(np.full((3, 3, 2, 4), 0.5, "float32"))  # rows of norm 0.87, filters of norm 2.12
+    row = rows(ib.audit(model))["conv/kernel"]
+    assert row.status == "holds"
+    assert "axis (0,) is not the layer's fan-in (0, 1, 2)" in row.note
+    assert "of its 4 units 4 are outside, by up to 1.12" in row.note
+
+
+@pytest.mark.parametrize("constraint", [ib.MaxNorm(1.0), ib.MaxNorm(1.0, axis=0), keras.constraints.MaxNorm(1.0)])
+def test_an_axis_that_is_the_fan_in_is_not_remarked_on(constraint):
+    model = model_of(keras.layers.Dense(10, kernel_constraint=constraint, name="out"))
+    assert "fan-in" not in str(ib.audit(model))
+
+
+# What nothing would keep.
+
+
+def test_an_argument_set_after_the_layer_was_built_is_unenforced():
+    model = model_of(keras.layers.Dense(10, name="out"))
+    model.layers[-1].kernel_constraint = ib.MaxNorm(1.0)
+    report = ib.audit(model)
+    assert not report.ok
+    row = bad(report)["out/kernel"]
+    assert row.status == "unenforced"
+    assert "after the layer was built" in row.note
+
+
+def test_an_argument_of_keras_set_after_the_layer_was_built_is_unenforced_too():
+    model = model_of(keras.layers.Dense(10, name="out"))
+    model.layers[-1].kernel_constraint = keras.constraints.MaxNorm(1.0)
+    assert bad(ib.audit(model))["out/kernel"].status == "unenforced"
+
+
+def test_a_kernel_that_was_quantized_since_is_unenforced():
+    model = model_of(keras.layers.Dense(10, kernel_constraint=ib.MaxNorm(1.0), bias_constraint=ib.NonNeg(), name="out"))
+    ib.constrain(model)
+    model.get_layer("out").quantize("int8")
+    report = ib.audit(model)
+    assert list(bad(report)) == ["out/kernel"]
+    row = bad(report)["out/kernel"]
+    assert row.status == "unenforced"
+    assert "int8" in row.note
+
+
+def test_a_kernel_under_lora_is_unenforced():
+    model = model_of(keras.layers.Dense(10, name="out"))
+    ib.constrain(model, {"out/bias": ib.NonNeg()})
+    model.layers[-1].kernel.constraint = ib.MaxNorm(1.0)
+    model.layers[-1].enable_lora(2)
+    row = bad(ib.audit(model))["out/kernel"]
+    assert row.status == "unenforced"
+    assert "LoRA" in row.note
+
+
+def test_frozen_weights_that_are_inside_hold_and_those_outside_are_violated():
+    model = model_of(keras.layers.Dense(10, kernel_constraint=ib.MaxNorm(1.0), name="out"))
+    model.trainable = False
+    assert ib.audit(model).ok
+    planted(model.layers[-1], "kernel", {(3, 7): 1.5})
+    assert bad(ib.audit(model))["out/kernel"].status == "violated"
+
+
+def test_weights_without_a_set_are_free_and_listed():
+    model = model_of(
+        keras.layers.Dense(12, kernel_constraint=ib.MaxNorm(1.0), name="hidden"), keras.layers.Dense(10, name="out")
+    )
+    report = ib.audit(model)
+    assert [(row.paths, row.status) for row in report.rows] == [
+        (("hidden/kernel",), "holds"),
+        (("hidden/bias",), "free"),
+        (("out/kernel",), "free"),
+        (("out/bias",), "free"),
+    ]
+    assert report.ok
+
+
+# Rules of its own.
+
+
+def test_an_audit_with_rules_asks_about_these_only_and_needs_no_plan():
+    model = model_of(
+        keras.layers.Dense(12, kernel_constraint=ib.MaxNorm(1.0), name="hidden"), keras.layers.Dense(10, name="out")
+    )
+    planted(model.get_layer("hidden"), "kernel", {(0, 0): 1.5})
+    planted(model.get_layer("out"), "kernel", {(0, 0): 0.75})
+    report = ib.audit(model, {"out/kernel": ib.MaxNorm(0.5)})
+    assert {path: (row.status, row.violation) for path, row in rows(report).items()} == {
+        "out/kernel": ("violated", 0.25)
+    }
+    assert ib.audit(model, {"out/kernel": ib.MaxNorm(1.0)}).ok
+    joint = ib.audit(model, {keras.layers.Dense: ib.Joint(ib.MaxNorm(1.0))})
+    assert {row.paths: row.status for row in joint.rows} == {
+        ("hidden/kernel", "hidden/bias"): "violated",
+        ("out/kernel", "out/bias"): "holds",
+    }
+
+
+def test_an_audit_with_a_bad_rule_is_an_error():
+    model = model_of(keras.layers.Dense(12, name="hidden"))
+    with pytest.raises(ib.RuleError, match="did you mean hidden/kernel"):
+        ib.audit(model, {"hiden/kernel": ib.MaxNorm(1.0)})
+
+
+# Reads only.
+
+
+@pytest.mark.parametrize(
+    "rules", [None, {"**/kernel": ib.UnitNorm(), "**/bias": keras.ops.abs}], ids=["declared", "rules"]
+)
+def test_an_audit_changes_no_bit_no_constraint_and_no_later_step(rules, digits):
+    def made():
+        keras.utils.set_random_seed(5)
+        model = keras.Sequential(
+            [
+                keras.Input((64,)),
+                keras.layers.Dense(12, kernel_constraint=ib.MaxNorm(0.4), name="hidden"),
+                keras.layers.Dense(10, kernel_constraint=keras.constraints.MaxNorm(0.4), activation="softmax"),
+            ]
+        )
+        ib.constrain(model, {"hidden/kernel": ib.MaxNorm(0.4)})
+        model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+        return model
+
+    watched, alone = made(), made()
+    for turn in range(2):
+        for model in (watched, alone):
+            model.fit(digits[0][:64], digits[1][:64], verbose=0, shuffle=False)
+        before = values_of(watched)
+        constraints = [weight.constraint for weight in watched.weights]
+        step = watched.train_function
+        ib.audit(watched, rules)
+        assert same_bits(values_of(watched), before)
+        assert all(a is b for a, b in zip([w.constraint for w in watched.weights], constraints, strict=True))
+        assert watched.train_function is step
+        assert same_bits(before, values_of(alone)), turn
+
+
+def test_an_audit_does_not_believe_the_projections(monkeypatch):
+    """With every projection broken, planted violations are still found, with the same numbers."""
+    everything = [
+        ib.MaxNorm,
+        ib.UnitNorm,
+        ib.MinMaxNorm,
+        ib.FrobeniusNorm,
+        ib.NonNeg,
+        ib.NonPos,
+        ib.Box,
+        ib.Fixed,
+        ib.Joint,
+    ]
+
+    def garbage(self, *arguments, **named):
+        raise AssertionError("a projection was called")
+
+    for owner in (ib.Set, *everything):
+        for name in ("_project", "project", "__call__"):
+            if name in {attribute for cls in owner.__mro__ for attribute in vars(cls)}:
+                monkeypatch.setattr(owner, name, garbage)
+    joint = ib.Joint(ib.MaxNorm(1.0))
+    model = model_of(
+        keras.layers.Dense(12, kernel_constraint=ib.MaxNorm(1.0), bias_constraint=ib.Box(-1, 1), name="hidden"),
+        keras.layers.Dense(10, kernel_constraint=joint, bias_constraint=joint, name="out"),
+    )
+    planted(model.get_layer("hidden"), "kernel", {(0, 0): 1.5})
+    planted(model.get_layer("hidden"), "bias", {3: -1.25})
+    planted(model.get_layer("out"), "kernel", {(0, 2): 1.75})
+    found = {path: (row.worst_unit, row.violation) for path, row in bad(ib.audit(model)).items()}
+    assert found == {"hidden/kernel": ((0,), 0.5), "hidden/bias": ((3,), 0.25), "out/kernel": ((2,), 0.75)}
+
+
+def test_an_audit_measures_the_weights_as_they_are_after_training(digits):
+    model = model_of(keras.layers.Dense(10, activation="softmax", name="out"))
+    model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+    model.fit(digits[0][:64], digits[1][:64], verbose=0)
+    length = norms((model.layers[-1].kernel, (0,)))
+    (row,) = rows(ib.audit(model, {"out/kernel": ib.MaxNorm(0.5)})).values()
+    assert abs(row.violation - (length.max() - 0.5)) < EXACT
+    assert row.violated == np.sum(length > 0.5)
+    assert row.worst_unit == (int(np.argmax(length)),)
+
+
+# What it is given out as.
+
+
+def mixed():
+    model = model_of(
+        keras.layers.Dense(12, kernel_constraint=ib.MaxNorm(1.0), bias_constraint=keras.ops.abs, name="hidden"),
+        keras.layers.Dense(10, kernel_constraint=ib.NonNeg(), name="out"),
+    )
+    planted(model.get_layer("hidden"), "kernel", {(3, 7): 1.5})
+    planted(model.get_layer("out"), "kernel", {(0, 1): np.nan})
+    return model
+
+
+def test_the_printed_report_shows_weight_set_unit_distance_and_status():
+    lines = str(ib.audit(mixed())).splitlines()
+    (line,) = [line for line in lines if "hidden/kernel" in line]
+    for part in ("MaxNorm(max_value=1.0)", " 12 ", " 1 ", "0.5", "7", "violated"):
+        assert part in line
+    (line,) = [line for line in lines if "out/kernel" in line]
+    assert "inf" in line
+    assert "2 violated" in lines[0]
+
+
+def test_json_is_standard_json_with_every_row_and_field():
+    report = ib.audit(mixed())
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    read = json.loads(report.to_json(), parse_constant=refuse)
+    assert (read["model"], read["ok"], read["violation"]) == (report.model, False, "inf")
+    assert len(read["rows"]) == len(report.rows) == 4
+    for row, data in zip(report.rows, read["rows"], strict=True):
+        assert set(data) == {
+            "paths", "set", "units", "violated", "violation", "worst_unit", "active", "tolerance", "status", "note",
+        }  # fmt: skip
+        assert tuple(data["paths"]) == row.paths
+        assert data["status"] == row.status
+    assert read["rows"][0]["violation"] == 0.5
+    assert read["rows"][0]["worst_unit"] == [7]
+
+
+def test_html_is_one_page_with_every_weight_and_its_status(tmp_path):
+    report = ib.audit(mixed())
+    path = report.to_html(tmp_path / "report.html")
+    page = path.read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    for row in report.rows:
+        assert row.paths[0] in page
+        assert row.status in page
+    assert "MaxNorm(max_value=1.0)" in page
+    assert "<script src" not in page
+    assert "http://" not in page
+
+
+def test_html_escapes_what_a_user_named(tmp_path):
+    model = model_of(keras.layers.Dense(2, kernel_constraint=ib.Custom(lambda w: w), name="out"))
+    page = ib.audit(model).to_html(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<lambda>" not in page
+    assert "&lt;lambda&gt;" in page
+
+
+def test_check_returns_the_report_when_all_holds_and_else_raises_with_it():
+    model = model_of(keras.layers.Dense(12, kernel_constraint=ib.MaxNorm(1.0), name="hidden"))
+    assert ib.check(model).ok
+    planted(model.layers[-1], "kernel", {(3, 7): 1.5})
+    with pytest.raises(
+        ib.ConstraintViolation, match=r"MaxNorm\(max_value=1\.0\) on hidden/kernel.*1 of 12 units"
+    ) as caught:
+        ib.check(model)
+    assert not caught.value.report.ok
+    assert caught.value.report.violation == 0.5
+    assert ib.check(model, {"hidden/kernel": ib.MaxNorm(2.0)}).ok
+
+
+def test_check_raises_for_what_is_unenforced():
+    model = model_of(keras.layers.Dense(10, name="out"))
+    model.layers[-1].kernel_constraint = ib.MaxNorm(1.0)
+    with pytest.raises(ib.ConstraintViolation, match="unenforced"):
+        ib.check(model)
+
+
+def test_numbers_read_back_are_the_planted_ones():
+    layer = model_of(keras.layers.Dense(2)).layers[-1]
+    planted(layer, "kernel", {(0, 1): 0.1})
+    assert numbers(layer.kernel)[0, 1] == np.float64(np.float32(0.1))
