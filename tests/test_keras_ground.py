@@ -1,0 +1,403 @@
+"""The private facts of Keras that inbounds stands on. Each test's name says what is true, its text what breaks."""
+
+import ast
+import copy
+import functools
+import inspect
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import inbounds as ib
+
+BACKEND = keras.backend.backend()
+OPTIMIZERS = sorted(
+    name
+    for name, value in vars(keras.optimizers).items()
+    if inspect.isclass(value) and name not in ("Optimizer", "OptimizerMap", "LossScaleOptimizer", "MultiOptimizer")
+)
+
+
+def made(name, **arguments):
+    return getattr(keras.optimizers, name)(0.1, **arguments)
+
+
+def dense(**arguments):
+    layer = keras.layers.Dense(2, kernel_initializer="ones", **arguments)
+    layer.build((None, 3))
+    return layer
+
+
+def ones(variables):
+    return [keras.ops.ones(variable.shape) for variable in variables]
+
+
+def listening(optimizer, method, told):
+    """The optimizer with one method of the instance wrapped, as inbounds wraps it."""
+    original = getattr(type(optimizer), method)
+
+    def wrapped(*arguments):
+        told.append("before " + method)
+        result = original(optimizer, *arguments)
+        told.append((method, arguments))
+        return result
+
+    vars(optimizer)[method] = wrapped
+    return optimizer
+
+
+# The update.
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_takes_its_step_in_backend_update_step_with_all_variables_at_once(name):
+    """Else nothing would project after a step: `_step.backend_update_step`."""
+    layer, told = dense(), []
+    optimizer = listening(made(name), "_backend_update_step", told)
+    before = np.array(layer.kernel.value.tolist())
+    optimizer.apply(ones(layer.trainable_variables), layer.trainable_variables)
+    after = np.array(layer.kernel.value.tolist())
+    (_, arguments) = told[-1]
+    assert len(told) == 2
+    assert len(arguments) == 3, "gradients, variables, learning rate"
+    assert [v is w for v, w in zip(arguments[1], layer.trainable_variables, strict=True)] == [True, True]
+    assert not np.array_equal(before, after)
+
+
+def test_the_update_comes_after_weight_decay_and_before_the_moving_average():
+    """Else the decay would leave the set, or the average would be of weights outside it."""
+    layer, seen = dense(use_bias=False), {}
+    optimizer = keras.optimizers.SGD(0.5, weight_decay=0.5, use_ema=True, ema_momentum=0.0)
+    original = type(optimizer)._backend_update_step
+
+    def watched(gradients, variables, rate):
+        seen["decayed"] = float(keras.ops.max(layer.kernel.value))
+        original(optimizer, gradients, variables, rate)
+        layer.kernel.assign(keras.ops.full(layer.kernel.shape, 0.125))
+
+    vars(optimizer)["_backend_update_step"] = watched
+    optimizer.apply([keras.ops.zeros(layer.kernel.shape)], [layer.kernel])
+    assert seen["decayed"] == 0.75
+    average = optimizer._model_variables_moving_average[0]
+    assert np.all(keras.ops.convert_to_numpy(average.value) == 0.125)
+
+
+def test_iterations_count_up_after_the_update():
+    """Else the count that a hook reads would be one too high."""
+    layer, seen = dense(), []
+    optimizer = keras.optimizers.SGD(0.1)
+    original = type(optimizer)._backend_update_step
+
+    def watched(*arguments):
+        original(optimizer, *arguments)
+        seen.append(int(optimizer.iterations))
+
+    vars(optimizer)["_backend_update_step"] = watched
+    for _ in range(2):
+        optimizer.apply(ones(layer.trainable_variables), layer.trainable_variables)
+    assert seen == [0, 1]
+
+
+def test_accumulation_updates_once_per_real_step():
+    """Else sets that aren't idempotent, and the cost, would count every batch. JAX computes each and keeps the real."""
+    layer, told = dense(), []
+    optimizer = listening(keras.optimizers.SGD(0.1, gradient_accumulation_steps=3), "_backend_update_step", told)
+    for _ in range(6):
+        optimizer.apply(ones(layer.trainable_variables), layer.trainable_variables)
+    assert len(told) == 2 * (6 if BACKEND == "jax" else 2)
+    assert np.allclose(keras.ops.convert_to_numpy(layer.kernel.value), 0.8)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")  # the case under test
+def test_a_variable_without_a_gradient_is_left_out_of_the_update():
+    """The hook asks the optimizer, not the update, which variables there are."""
+    layer, told = dense(), []
+    optimizer = listening(keras.optimizers.SGD(0.1), "_backend_update_step", told)
+    optimizer.apply([keras.ops.ones(layer.kernel.shape), None], layer.trainable_variables)
+    assert [v is layer.kernel for v in told[-1][1][1]] == [True]
+    assert [v.path for v in optimizer._trainable_variables] == [v.path for v in layer.trainable_variables]
+
+
+def test_apply_calls_the_constraints_of_variables_one_by_one_after_the_step():
+    """`_step.apply` takes them off for the step, or Keras would constrain once more what was projected."""
+    called = []
+
+    def noted(w):
+        called.append(w.path)
+        return w
+
+    layer = dense(kernel_constraint=noted, bias_constraint=noted)
+    keras.optimizers.SGD(0.1).apply(ones(layer.trainable_variables), layer.trainable_variables)
+    assert called == [v.path for v in layer.trainable_variables]
+
+
+def test_backend_apply_gradients_ends_with_the_average_that_overwrites():
+    """Else a set that isn't convex would be left by the overwriting: `_step.backend_apply_gradients`."""
+    layer, told = dense(use_bias=False), []
+    arguments = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1}
+    optimizer = listening(keras.optimizers.SGD(0.5, **arguments), "_backend_apply_gradients", told)
+    optimizer.apply(ones([layer.kernel]), [layer.kernel])
+    assert len(told[-1][1]) == 2, "gradients, variables"
+    average = keras.ops.convert_to_numpy(optimizer._model_variables_moving_average[0].value)
+    assert np.array_equal(keras.ops.convert_to_numpy(layer.kernel.value), average)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizers_build_reaches_the_build_of_the_public_base_class(name, monkeypatch):
+    """Else that optimizer would never take up the sets of its variables: `_step.watch_optimizers`."""
+    built = []
+    base = keras.optimizers.Optimizer
+    original = base.build
+    monkeypatch.setattr(base, "build", lambda self, variables: (built.append(self), original(self, variables))[1])
+    layer = dense()
+    optimizer = made(name)
+    optimizer.build(layer.trainable_variables)
+    assert any(one is optimizer for one in built)
+    assert [v is w for v, w in zip(optimizer._trainable_variables, layer.trainable_variables, strict=True)]
+
+
+def test_wrapping_optimizers_build_and_step_those_inside():
+    """Else loss scaling and MultiOptimizer would go unhooked: `_step.optimizers_of`."""
+    layer = dense()
+    inner = keras.optimizers.SGD(0.1)
+    scaled = keras.optimizers.LossScaleOptimizer(inner)
+    scaled.build(layer.trainable_variables)
+    assert scaled.inner_optimizer is inner
+    assert inner.built
+    first, rest = keras.optimizers.Adam(0.1), keras.optimizers.SGD(0.1)
+    several = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(rest, {".*kernel": first}))
+    several.build(layer.trainable_variables)
+    assert several.optimizers == [first, rest]
+    assert first._trainable_variables == [layer.kernel]
+    assert rest._trainable_variables == [layer.bias]
+
+
+def test_fit_ends_with_finalize_variable_values():
+    """Else the average that fit ends with would not be projected: `_step.finalize_variable_values`."""
+    model, told = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), []
+    model.compile(listening(keras.optimizers.SGD(0.1), "finalize_variable_values", told), "mse")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), epochs=2, verbose=0)
+    assert len(told) == 2
+    ((method, arguments),) = told[1:]
+    assert method == "finalize_variable_values"
+    assert [v.path for v in arguments[0]] == [v.path for v in model.trainable_variables]
+
+
+def test_fit_makes_its_compiled_step_anew_when_train_function_is_none():
+    """Else a plan would not take effect on a model that has been fitted: `_attach._renew`."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    old = model.train_function
+    assert old is not None
+    model.train_function = None
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    assert model.train_function is not None
+    assert model.train_function is not old
+
+
+def test_a_method_that_is_a_partial_in_the_instance_follows_a_deep_copy():
+    """Else the copy's hooks would step the original optimizer."""
+    optimizer = keras.optimizers.SGD(0.1)
+    vars(optimizer)["probe"] = functools.partial(id, optimizer)
+    again = copy.copy(vars(optimizer)["probe"])
+    assert again.args[0] is optimizer
+    held = {"optimizer": optimizer.name, "probe": functools.partial(len, [optimizer.name])}
+    copied = copy.deepcopy(held)
+    assert copied["probe"].args[0] is not held["probe"].args[0]
+
+
+def test_an_optimizer_with_methods_in_its_instance_is_saved_without_them(tmp_path):
+    """Else a constrained model could not be saved, or would be loaded with stale hooks."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    vars(model.optimizer)["apply"] = functools.partial(type(model.optimizer).apply, model.optimizer)
+    model.save(tmp_path / "model.keras")
+    assert "apply" not in vars(keras.models.load_model(tmp_path / "model.keras").optimizer)
+
+
+# Layers and their weights.
+
+
+def test_flatten_layers_reaches_every_layer_inside_layers_once():
+    """Else weights inside wrappers, cells and nested models would be missed: `_weights.layers_of`."""
+    inputs = keras.Input((4, 6))
+    x = keras.layers.Bidirectional(keras.layers.LSTM(2, return_sequences=True))(inputs)
+    x = keras.layers.MultiHeadAttention(2, 3)(x, x)
+    x = keras.layers.TimeDistributed(keras.layers.Dense(2))(x)
+    inner = keras.Sequential([keras.Input((4, 2)), keras.layers.Conv1D(2, 2)])
+    shared = keras.layers.Dense(2)
+    model = keras.Model(inputs, shared(shared(inner(x))))
+    layers = list(model._flatten_layers())
+    assert {type(layer).__name__ for layer in layers} >= {"LSTMCell", "EinsumDense", "Dense", "Conv1D", "Functional"}
+    owned = [v for layer in layers for v in layer._trainable_variables]
+    assert {id(v) for v in owned} == {id(v) for v in model.trainable_variables}
+
+
+def test_a_layers_own_variables_are_listed_apart_by_whether_they_were_made_to_train():
+    """Else weights that no optimizer trains could not be told: `_weights.weights_of`."""
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 3))
+    assert [v.name for v in layer._trainable_variables] == ["gamma", "beta"]
+    assert [v.name for v in layer._non_trainable_variables] == ["moving_mean", "moving_variance"]
+    layer.trainable = False
+    assert [v.name for v in layer._trainable_variables] == ["gamma", "beta"]
+
+
+def test_variables_in_lists_of_a_layer_are_its_own():
+    """Else such weights of custom layers would be missed."""
+
+    class Listed(keras.layers.Layer):
+        def build(self, shape):
+            self.parts = [self.add_weight(shape=(2,), name="a"), self.add_weight(shape=(2,), name="b")]
+
+    layer = Listed()
+    layer.build((None, 2))
+    assert [v.name for v in layer._trainable_variables] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D"])
+def test_the_variable_is_in_a_private_attribute_where_lora_may_put_a_tensor_in_the_public_one(name):
+    """Else `_layout` would take the shape of something that isn't the weight."""
+    arguments = {
+        "Dense": ((2,), (None, 3)),
+        "EinsumDense": (("ab,bc->ac", 2), (None, 3)),
+        "Embedding": ((4, 2), (None, 3)),
+        "Conv1D": ((2, 2), (None, 5, 3)),
+        "Conv2D": ((2, 2), (None, 5, 5, 3)),
+        "Conv3D": ((2, 2), (None, 5, 5, 5, 3)),
+    }[name]
+    layer = getattr(keras.layers, name)(*arguments[0])
+    layer.build(arguments[1])
+    attribute = "_embeddings" if name == "Embedding" else "_kernel"
+    variable = getattr(layer, attribute)
+    layer.enable_lora(1)
+    assert getattr(layer, attribute) is variable
+    assert isinstance(variable, keras.Variable)
+    assert layer.lora_enabled
+    assert not isinstance(getattr(layer, attribute[1:]), keras.Variable)
+
+
+def test_convolutional_lstm_cells_are_where_they_were_and_own_the_weights():
+    """Else ConvLSTM1D to 3D would have no layout: `_layout._register_keras`."""
+    from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
+
+    layer = keras.layers.ConvLSTM1D(2, 2)
+    layer.build((1, 3, 5, 2))
+    assert isinstance(layer.cell, ConvLSTMCell)
+    assert [v.name for v in layer.cell._trainable_variables] == ["kernel", "recurrent_kernel", "bias"]
+
+
+def test_functional_and_sequential_models_can_be_told_from_subclassed_ones():
+    """Else it could not be said what a file loses: `_carry._saved_layers`."""
+    from keras.src.models.functional import Functional
+
+    inputs = keras.Input((3,))
+    outputs = keras.layers.Dense(2)(inputs)
+
+    class Own(keras.Model):
+        pass
+
+    assert isinstance(keras.Model(inputs, outputs), Functional)
+    assert not isinstance(Own(), Functional)
+    assert not isinstance(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), Functional)
+
+
+CONSTRAINED = {
+    "Dense": ((2,), (2, 3)),
+    "EinsumDense": (("abc,cd->abd", (None, 2), None, "d"), (2, 3, 4)),
+    "Embedding": ((4, 2), (2, 3)),
+    "ReversibleEmbedding": ((4, 2), (2, 3)),
+    "Conv1D": ((2, 2), (2, 5, 3)),
+    "Conv2D": ((2, 2), (2, 5, 5, 3)),
+    "Conv3D": ((2, 2), (2, 4, 4, 4, 3)),
+    "Conv1DTranspose": ((2, 2), (2, 5, 3)),
+    "Conv2DTranspose": ((2, 2), (2, 5, 5, 3)),
+    "Conv3DTranspose": ((2, 2), (2, 4, 4, 4, 3)),
+    "DepthwiseConv1D": ((2,), (2, 5, 3)),
+    "DepthwiseConv2D": ((2,), (2, 5, 5, 3)),
+    "SeparableConv1D": ((2, 2), (2, 5, 3)),
+    "SeparableConv2D": ((2, 2), (2, 5, 5, 3)),
+    "SimpleRNNCell": ((2,), (2, 3)),
+    "LSTMCell": ((2,), (2, 3)),
+    "GRUCell": ((2,), (2, 3)),
+    "BatchNormalization": ((), (2, 3)),
+    "LayerNormalization": ((), (2, 3)),
+    "GroupNormalization": ((1,), (2, 3)),
+    "PReLU": ((), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", list(CONSTRAINED))
+def test_a_layers_constraint_argument_is_an_attribute_named_after_its_weight_and_saved(name):
+    """Else a plan would not be saved with the model: `_weights.Weight.argument` and `_carry`."""
+    from inbounds._weights import weights_of
+
+    arguments, shape = CONSTRAINED[name]
+    layer = getattr(keras.layers, name)(*arguments)
+    layer.build(shape)
+    named = {weight.name: weight.argument for weight in weights_of([layer]) if weight.born_trainable}
+    taken = {a for a in inspect.signature(type(layer)).parameters if a.endswith("_constraint")}
+    assert set(named.values()) == taken
+    for number, argument in enumerate(named.values()):
+        setattr(layer, argument, ib.MaxNorm(number + 1.0))
+    again = type(layer).from_config(layer.get_config())
+    again.build(shape)
+    for number, (weight, argument) in enumerate(named.items()):
+        assert getattr(again, argument) == ib.MaxNorm(number + 1.0)
+        (variable,) = [v for v in again.trainable_variables if v.name == weight]
+        assert variable.constraint == ib.MaxNorm(number + 1.0)
+
+
+def test_a_recurrent_layers_arguments_are_read_only_properties_of_its_cells():
+    """Else `_attach._set_argument` would set an attribute that is not the one that is saved."""
+    layer = keras.layers.LSTM(2)
+    layer.build((1, 3, 2))
+    assert isinstance(type(layer).kernel_constraint, property)
+    layer.cell.kernel_constraint = ib.MaxNorm(1.0)
+    assert layer.get_config()["kernel_constraint"]["config"]["max_value"] == 1.0
+
+
+def test_a_plain_attribute_of_a_variable_holds_its_constraint():
+    """Else no plan could be put on a variable."""
+    variable = dense().kernel
+    mark = ib.MaxNorm(1.0)
+    variable.constraint = mark
+    assert variable.constraint is mark
+
+
+def test_quantization_replaces_the_variable_and_forgets_its_constraint():
+    """If it kept it, an audit could stop saying that the set is unenforced."""
+    layer = dense(kernel_constraint=keras.constraints.NonNeg())
+    old = layer.kernel
+    layer.quantize("int8")
+    assert layer._kernel is not old
+    assert layer._kernel.constraint is None
+
+
+def test_no_other_private_name_of_keras_is_used():
+    """What the library reaches for by a private name of Keras is pinned in this file."""
+    pinned = {
+        "_backend_update_step",
+        "_backend_apply_gradients",
+        "_trainable_variables",
+        "_non_trainable_variables",
+        "_flatten_layers",
+        "_kernel",
+        "_foreach_copy_",  # of torch
+    }
+    own = set()
+    used = set()
+    for path in Path(ib.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                own.add(node.name)
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                if isinstance(node.ctx, ast.Store):
+                    own.add(node.attr)
+                used.add(node.attr)
+    assert used - own == pinned - {"_backend_update_step", "_backend_apply_gradients"} | (
+        used & {"_backend_update_step", "_backend_apply_gradients"}
+    )
