@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # oneDNN, which changes rounding only, can't be silenced but by turning it off.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # PyTorch's threads wait for each other by spinning, which on busy cores makes small models several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     wanted = os.environ.get("KERAS_BACKEND")
     if wanted and wanted not in BACKENDS:
         return _fail(f"inbounds runs on {', '.join(BACKENDS)}. Received: KERAS_BACKEND={wanted!r}", "jax")

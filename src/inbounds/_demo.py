@@ -100,10 +100,10 @@ class Solids(keras.Model):  # type: ignore[misc]  # keras has no types
         super().__init__(**arguments)
         self.edges = layers.Conv3D(8, 3, activation="relu", kernel_constraint=zero_mean, bias_constraint=NonNeg())
         self.parts = layers.Conv3D(
-            16, 3, strides=2, activation="relu", kernel_constraint=MaxNorm(1.0), bias_constraint=NonNeg()
+            16, 3, strides=2, activation="relu", kernel_constraint=MaxNorm(1.5), bias_constraint=NonNeg()
         )
         self.flat = layers.Flatten()
-        self.digit = layers.Dense(10, kernel_constraint=MaxNorm(2.0), bias_constraint=NonNeg())
+        self.digit = layers.Dense(10, kernel_constraint=MaxNorm(1.5), bias_constraint=NonNeg())
 
     def call(self, solids: Any) -> Any:
         return self.digit(self.flat(self.parts(self.edges(solids))))

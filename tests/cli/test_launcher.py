@@ -16,8 +16,8 @@ from .conftest import Outcome, in_subprocess
 def launched(monkeypatch, capsys):
     """Runs the launcher where only these backends are installed, and returns the outcome and the one that it chose."""
     monkeypatch.setenv("KERAS_BACKEND", "")
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # put back after the test, whatever the launcher makes of it
 
     def launch(*installed, wanted=""):
         os.environ["KERAS_BACKEND"] = wanted
