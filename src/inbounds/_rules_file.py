@@ -190,6 +190,10 @@ def _value(node: ast.expr) -> Any:
             return [_value(entry) for entry in entries]
         case ast.Name(id="inf" | "nan" as name):
             return math.inf if name == "inf" else math.nan
+        case ast.Call(
+            func=ast.Name(id="float"), args=[ast.Constant(value="inf" | "-inf" | "nan" as text)], keywords=[]
+        ):
+            return float(text)  # as sets print an infinite bound
         case ast.Name() | ast.Call():
             return _set(node)
     raise SetError(

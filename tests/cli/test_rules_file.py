@@ -45,6 +45,7 @@ def test_a_set_is_read_from_what_it_prints_as(given):
         ("Joint(max_norm(max_value=+2), weights=['kernel', 'bias'])", ib.Joint(ib.MaxNorm(2))),
         ("MaxNorm(2, axis=None)", ib.MaxNorm(2)),
         ("Box(-inf, (1, 2))", ib.Box(-np.inf, [1, 2])),
+        ("Box(float('-inf'), float('inf'))", ib.Box(-np.inf, np.inf)),
     ],
 )
 def test_names_alone_twins_and_nested_sets(text, meant):
@@ -82,6 +83,7 @@ def test_names_alone_twins_and_nested_sets(text, meant):
         ("MaxNorm(-True)", "An argument"),
         ("MaxNorm(1j)", "An argument"),
         ("MaxNorm({})", "An argument"),
+        ("MaxNorm(float('1'))", "'float'"),
         ("MaxNorm(().__class__)", "An argument"),
         ("MaxNorm(open('/etc/passwd'))", "'open'"),
         ("__import__('os').getcwd()", "as the Python code"),
