@@ -14,7 +14,7 @@ if os.environ.get("KERAS_BACKEND", BACKEND) != BACKEND:
 @pytest.fixture(autouse=True)
 def fresh_keras():
     """Layer names start anew, and nothing random depends on the test before."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     yield
     keras.mixed_precision.set_global_policy("float32")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import keras
+
 from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected
 from inbounds._carry import not_carried
 from inbounds._errors import PlanNotSavedWarning, RuleError, explain
@@ -53,7 +55,11 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "euclidean") -> Pl
             )
         )
     with no_gradient():
-        values = [pair for entry in plan.entries for pair in projected(entry, frozen_too=True)]
+        values = [
+            pair
+            for entry in plan.entries
+            for pair in projected(entry, frozen_too=True, read=keras.ops.convert_to_numpy)  # once: nothing to compile
+        ]
     _clear(model)
     for variable, value in values:
         variable.assign(value)
@@ -126,9 +132,9 @@ def _clear(model: Any) -> None:
 
 
 def _renew(model: Any) -> None:
-    """Has the next fit compile its step anew, and the optimizers that are built take the plan up."""
-    if hasattr(model, "train_function"):
-        model.train_function = None
+    """Has the step compiled anew, also within a fit, and the optimizers that are built take the plan up."""
+    if getattr(model, "train_function", None) is not None:
+        model.make_train_function(force=True)
     for optimizer in optimizers_of(model):
         let_go(optimizer)
         if optimizer.built:

@@ -5,12 +5,12 @@ What `variable.constraint` is while a plan holds: who reads the variable, an opt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from inbounds._arrays import Array, cast, dtype_of
+from inbounds._arrays import Array, cast, dtype_of, quiet
 from inbounds._plan import Entry
 from inbounds._units import Units
 
@@ -58,25 +58,24 @@ def bind(entry: Entry) -> None:
 
 
 def projected(
-    entry: Entry, *, frozen_too: bool = False, held: Mapping[int, Any] | None = None
+    entry: Entry,
+    *,
+    frozen_too: bool = False,
+    read: Callable[[Any], Array] = keras.ops.convert_to_tensor,
 ) -> list[tuple[Any, Array]]:
     """The variables of an entry with their nearest values in the set; all are computed before any is assigned.
 
     Args:
         entry: what to project.
         frozen_too: whether frozen weights move too; else they stay and the others keep the unit inside.
-        held: values to read in place of some variables', by id.
+        read: gives the value of a variable, as a tensor or a NumPy array: what the projection is computed with.
     """
     variables = [weight.variable for weight in entry.weights]
     free = [frozen_too or bool(variable.trainable) for variable in variables]
     if not any(free):
         return []
-    units = entry.set._project(Units.of([_read(variable, held or {}) for variable in variables], entry.axes, free))
+    values = [read(variable) for variable in variables]
+    with quiet(values[0]):
+        units = entry.set._project(Units.of(values, entry.axes, free))
     parts = zip(variables, units.parts, free, strict=True)
     return [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]
-
-
-def _read(variable: Any, held: Mapping[int, Any]) -> Array:
-    if id(variable) in held:
-        return keras.ops.convert_to_tensor(held[id(variable)], dtype=dtype_of(variable))
-    return keras.ops.convert_to_tensor(variable)

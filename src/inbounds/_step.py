@@ -11,6 +11,7 @@ model that is compiled after `constrain`, compiled again, loaded, cloned, or tra
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import keras
-import numpy as np
 
 from inbounds._arrays import dtype_of
 from inbounds._bound import Bound, bind, given_constraint, projected
@@ -70,7 +70,7 @@ def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
 
 def let_go(optimizer: Any) -> None:
     """Takes the hooks off an optimizer."""
-    for name in (*_HOOKED, "_inbounds_held"):
+    for name in (*_HOOKED, "_inbounds_held", "_inbounds_stacks"):
         vars(optimizer).pop(name, None)
 
 
@@ -98,12 +98,12 @@ def _entries(variables: Sequence[Any]) -> list[Entry]:
     return list({id(constraint.entry): constraint.entry for constraint in bound}.values())
 
 
-def _frozen_values(entries: Sequence[Entry]) -> dict[int, Any]:
+def _frozen_values(entries: Sequence[Entry]) -> list[tuple[Any, Any]]:
     """On JAX a compiled step sees the variables it trains only, so frozen ones are read beforehand."""
     if keras.backend.backend() != "jax":
-        return {}
+        return []
     frozen = [weight.variable for entry in entries for weight in entry.weights if not weight.variable.trainable]
-    return {id(variable): np.asarray(keras.ops.convert_to_numpy(variable)) for variable in frozen}
+    return [(variable, keras.ops.convert_to_numpy(variable)) for variable in frozen]
 
 
 # The hooked methods; each is bound to an optimizer instance with `partial`, which `copy.deepcopy` follows.
@@ -127,7 +127,7 @@ def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
     """The update, and the projection of what it left outside."""
     type(optimizer)._backend_update_step(optimizer, grads, trainable_variables, learning_rate)
-    project_entries(_hooked_entries(optimizer), vars(optimizer)["_inbounds_held"])
+    project_entries(optimizer, _hooked_entries(optimizer))
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
@@ -137,16 +137,14 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
     """
     type(optimizer)._backend_apply_gradients(optimizer, grads, trainable_variables)
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
-        project_entries(
-            [entry for entry in _hooked_entries(optimizer) if not entry.set.convex], vars(optimizer)["_inbounds_held"]
-        )
+        project_entries(optimizer, [entry for entry in _hooked_entries(optimizer) if not entry.set.convex])
 
 
 def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
     """The end of `fit`, which puts the average in place of the weights if there is one, and its projection."""
     type(optimizer).finalize_variable_values(optimizer, var_list)
     if optimizer.use_ema:
-        project_entries(_entries(optimizer._trainable_variables), vars(optimizer)["_inbounds_held"])
+        project_entries(optimizer, _entries(optimizer._trainable_variables))
 
 
 def _hooked_entries(optimizer: Any) -> list[Entry]:
@@ -155,43 +153,60 @@ def _hooked_entries(optimizer: Any) -> list[Entry]:
     return _entries(optimizer._trainable_variables) if entries is None else entries
 
 
-def project_entries(entries: Sequence[Entry], held: dict[int, Any]) -> None:
+def project_entries(optimizer: Any, entries: Sequence[Entry]) -> None:
     """Projects the weights of some entries and assigns them."""
-    if keras.backend.backend() != "torch":
-        for entry in entries:
-            for variable, value in projected(entry, held=held):
-                variable.assign(value)
-        return
-    import torch
-
-    stacks: dict[Any, list[Entry]] = defaultdict(list)
-    with torch.no_grad():
-        for entry in entries:
-            size = sum(int(np.prod(weight.shape)) for weight in entry.weights)
-            if size < SMALL and not isinstance(_vector_set(entry.set), Custom):
-                key = (
-                    entry.set,
-                    entry.axes,
-                    tuple((w.shape, dtype_of(w.variable), w.variable.trainable) for w in entry.weights),
-                )
-                stacks[key].append(entry)
-            else:
-                stacks[id(entry)].append(entry)
-        for stack in stacks.values():
-            if len(stack) == 1:
-                for variable, value in projected(stack[0]):
-                    variable.assign(value)
-            else:
+    if keras.backend.backend() == "torch":
+        with no_gradient():
+            for stack in _stacks(optimizer, entries):
                 _project_stack(stack)
+        return
+    held = {id(variable): value for variable, value in vars(optimizer)["_inbounds_held"]}
+
+    def read(variable: Any) -> Any:
+        return keras.ops.convert_to_tensor(held.get(id(variable), variable), dtype=dtype_of(variable))
+
+    for entry in entries:
+        for variable, value in projected(entry, read=read):
+            variable.assign(value)
+
+
+# PyTorch runs operation by operation, so that for small weights the calls cost more than the arithmetic.
+
+
+def _stacks(optimizer: Any, entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The entries, those that are small and alike together; remembered until they change."""
+    signature = [(entry, *(weight.variable.trainable for weight in entry.weights)) for entry in entries]
+    stacks: list[list[Entry]]
+    known, stacks = vars(optimizer).get("_inbounds_stacks", (None, []))
+    if known != signature:
+        alike: dict[Any, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            alike[_likeness(entry)].append(entry)
+        stacks = list(alike.values())
+        vars(optimizer)["_inbounds_stacks"] = (signature, stacks)
+    return stacks
+
+
+def _likeness(entry: Entry) -> Any:
+    """What entries of one stack share; its own id for an entry that is large, or whose callable sees one weight."""
+    inner = entry.set.inner if isinstance(entry.set, Joint) else entry.set
+    if sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL or isinstance(inner, Custom):
+        return id(entry)
+    weights = tuple((w.shape, dtype_of(w.variable), bool(w.variable.trainable)) for w in entry.weights)
+    return entry.set, entry.axes, weights
 
 
 def _project_stack(stack: Sequence[Entry]) -> None:
-    """Entries that are alike, as one more axis that counts units."""
+    """Entries that are alike, as one with one more axis that counts units."""
+    if len(stack) == 1:
+        for variable, value in projected(stack[0]):
+            variable.assign(value)
+        return
     import torch
 
     first = stack[0]
     columns = list(zip(*([weight.variable for weight in entry.weights] for entry in stack), strict=True))
-    free = [variables[0].trainable for variables in columns]
+    free = [bool(variables[0].trainable) for variables in columns]
     if not any(free):
         return
     parts = [torch.stack([variable.value for variable in variables]) for variables in columns]
@@ -200,10 +215,6 @@ def _project_stack(stack: Sequence[Entry]) -> None:
     for variables, part, moves in zip(columns, result.parts, free, strict=True):
         if moves:
             torch._foreach_copy_([variable.value for variable in variables], list(part.unbind(0)))
-
-
-def _vector_set(constraint: Set) -> Set:
-    return constraint.inner if isinstance(constraint, Joint) else constraint
 
 
 def no_gradient() -> Any:
