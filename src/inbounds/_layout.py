@@ -73,14 +73,14 @@ LayoutFunction = Callable[[Any], "Layout | Mapping[str, Axes]"]
 _REGISTRY: dict[type, LayoutFunction] = {}
 
 
-def register_layout(layer_class: type, layout: LayoutFunction | Mapping[str, Axes]) -> None:
+def register_layout(layer_class: type, layout: LayoutFunction | Layout | Mapping[str, Axes]) -> None:
     """Says how the units of a layer class lie, for the class and its subclasses.
 
     Args:
         layer_class: a class of layers. Its last registration holds, also where Keras ships the class.
-        layout: weight name -> the axes that one unit spans, () for a weight without fan-in; or a function of the built
-            layer that returns this (or a `Layout`), where it depends on the layer's arguments. A weight it doesn't name
-            is not known: its units are taken over every axis but the last, and the plan says so.
+        layout: weight name -> the axes that one unit spans, () for a weight without fan-in; a `Layout`; or a function
+            of the built layer that returns one of these, where it depends on the layer's arguments. A weight it doesn't
+            name is not known: its units are taken over every axis but the last, and the plan says so.
 
     Raises:
         LayoutError: `layer_class` is not a class of layers, or `layout` is neither. Axes that a weight lacks are an
@@ -92,8 +92,8 @@ def register_layout(layer_class: type, layout: LayoutFunction | Mapping[str, Axe
     """
     if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Layer):
         raise LayoutError(explain("A layout is registered for a class of keras.Layer", f"layer_class={layer_class!r}"))
-    if isinstance(layout, Mapping):
-        always = Layout(dict(layout))
+    if isinstance(layout, (Layout, Mapping)):
+        always = layout if isinstance(layout, Layout) else Layout(dict(layout))
         _REGISTRY[layer_class] = lambda layer: always
     elif callable(layout):
         _REGISTRY[layer_class] = layout
