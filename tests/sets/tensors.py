@@ -1,0 +1,119 @@
+"""Rows in every dtype, in NumPy and in the backend that runs, and what the backend does with a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import ml_dtypes
+import numpy as np
+
+BACKEND = keras.backend.backend()
+
+NUMPY_DTYPES: dict[str, Any] = {
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float32": np.float32,
+    "float64": np.float64,
+}
+EPSILON = {name: float(ml_dtypes.finfo(dtype).eps) for name, dtype in NUMPY_DTYPES.items()}
+
+# JAX has no float64 unless asked for it with jax_enable_x64: there float64 is tested with NumPy only.
+BACKEND_DTYPES = [name for name in NUMPY_DTYPES if not (BACKEND == "jax" and name == "float64")]
+
+FORMATS = [(name, "numpy") for name in NUMPY_DTYPES] + [(name, BACKEND) for name in BACKEND_DTYPES]
+
+
+def array(values: Any, dtype: str, library: str) -> Any:
+    """Numbers as an array of a dtype, in NumPy or in the backend."""
+    rounded = np.asarray(values).astype(NUMPY_DTYPES[dtype])
+    if library == "numpy":
+        return rounded
+    wide = rounded.astype("float64" if dtype == "float64" else "float32")
+    return keras.ops.convert_to_tensor(wide, dtype=dtype)
+
+
+def numbers(x: Any) -> np.ndarray[Any, Any]:
+    """An array of either library as NumPy, in its own dtype."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return np.asarray(x)
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    wide = x if dtype == "float64" else keras.ops.cast(x, "float32")
+    return np.asarray(keras.ops.convert_to_numpy(wide)).astype(NUMPY_DTYPES[dtype])
+
+
+def exact(x: Any) -> np.ndarray[Any, Any]:
+    """An array of either library as NumPy float64."""
+    return numbers(x).astype("float64")
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two arrays are the same bit for bit, signs of zeros and kinds of NaN included."""
+    a, b = numbers(a), numbers(b)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def compiled(fn: Callable[[Any], Any], x: Any) -> Any:
+    """`fn(x)` as the backend computes it where functions are traced: no number may decide what is computed."""
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(fn)(x)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(fn, jit_compile=True)(x)
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(lambda x: fn(x), tracing_mode="fake")(x)(x)
+
+
+def mapped(fn: Callable[[Any], Any], x: Any) -> Any:
+    """Fn over the first axis, vectorized by the backend."""
+    if BACKEND == "jax":
+        import jax
+
+        return jax.vmap(fn)(x)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.vectorized_map(fn, x, fallback_to_while_loop=False)
+    import torch
+
+    return torch.func.vmap(fn)(x)
+
+
+def gradient(fn: Callable[[Any], Any], x: Any, weights: Any) -> np.ndarray[Any, Any]:
+    """The gradient at x of sum(weights * fn(x)), as NumPy float64."""
+
+    def total(x: Any) -> Any:
+        value = fn(x)
+        return keras.ops.sum(value * keras.ops.convert_to_tensor(weights, dtype=value.dtype))
+
+    if BACKEND == "jax":
+        import jax
+
+        return exact(jax.grad(total)(x))
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = total(x)
+        return exact(tape.gradient(value, x))
+    x = x.detach().clone().requires_grad_()
+    total(x).backward()
+    return exact(x.grad)
+
+
+def differences(fn: Callable[[Any], Any], x: Any, step: float = 1e-6) -> tuple[Any, Any]:
+    """The gradient of the number fn(x) by differences forward and backward, entry by entry: two numbers at a kink."""
+    middle = fn(x)
+    forward, backward = np.empty_like(x), np.empty_like(x)
+    for index in np.ndindex(x.shape):
+        moved = np.zeros_like(x)
+        moved[index] = step
+        forward[index] = (fn(x + moved) - middle) / step
+        backward[index] = (middle - fn(x - moved)) / step
+    return forward, backward

@@ -1,0 +1,380 @@
+"""The six laws of a set, each over the table of all sets, every dtype, NumPy and the backend."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cvxpy as cp
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from sets.table import SETS, Case, ulp
+from sets.tensors import (
+    BACKEND,
+    BACKEND_DTYPES,
+    EPSILON,
+    FORMATS,
+    NUMPY_DTYPES,
+    array,
+    compiled,
+    differences,
+    exact,
+    gradient,
+    mapped,
+    numbers,
+    same_bits,
+)
+
+Test = Callable[..., None]
+
+every_set = pytest.mark.parametrize("case", SETS.values(), ids=SETS)
+convex_sets = pytest.mark.parametrize(
+    "case", [case for case in SETS.values() if case.convex], ids=[name for name, case in SETS.items() if case.convex]
+)
+every_format = pytest.mark.parametrize(("dtype", "library"), FORMATS, ids=["-".join(pair) for pair in FORMATS])
+half_formats = pytest.mark.parametrize(
+    ("dtype", "library"), [pair for pair in FORMATS if "float16" in pair[0]], ids=lambda part: part
+)
+backend_dtypes = pytest.mark.parametrize("dtype", BACKEND_DTYPES, ids=lambda dtype: f"{dtype}-{BACKEND}")
+
+ORDINARY = (6, 5)
+SHAPES = ((1, 1), ORDINARY, (3, 2048))
+
+
+def rows_of_many_sizes(case: Case, shape: tuple[int, int], seed: int = 0) -> Any:
+    """Rows of norms from about 1e-3 to 1e3, most of them outside one bound or the other, and one of zeros."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal(shape) * 10 ** rng.uniform(-3, 3, (shape[0], 1)) / np.sqrt(shape[1])
+    rows[shape[0] // 2 :: 7] = 0
+    return rows
+
+
+def members(case: Case, shape: tuple[int, int], seed: int = 1) -> Any:
+    """Rows of the set, on its boundary and inside."""
+    rng = np.random.default_rng(seed)
+    return case.nearest(rng.standard_normal(shape) * rng.choice([0.1, 1.0, 10.0], (shape[0], 1)) / np.sqrt(shape[1]))
+
+
+def each_shape(case: Case, make: Callable[..., Any], dtype: str, library: str) -> Iterator[Any]:
+    for seed, shape in enumerate(case.shapes(*SHAPES)):
+        yield array(make(case, shape, seed), dtype, library)
+
+
+# 1. After a projection, the violation is within 4 ulp at the bound, and within the tolerance that is shown.
+
+
+@every_format
+@every_set
+def test_law_1_projections_end_inside(case: Case, dtype: str, library: str) -> None:
+    for rows in each_shape(case, rows_of_many_sizes, dtype, library):
+        projected = case.set.project(rows)
+        assert case.inside(exact(projected), dtype).all()
+        assert case.excess(exact(projected)).max() <= case.set.tolerance(dtype)
+        assert exact(case.set.violation(projected)).max() <= case.set.tolerance(dtype)
+
+
+@pytest.mark.parametrize("dtype", NUMPY_DTYPES)
+@every_set
+def test_law_1_the_tolerance_is_at_most_4_ulp_at_a_bound(case: Case, dtype: str) -> None:
+    allowed = max(np.max(4 * ulp(bound, dtype)) for bound, _ in case.edges(np.zeros((1, case.size or 1))))
+    assert 0 <= case.set.tolerance(dtype) <= allowed
+
+
+@every_format
+@every_set
+def test_law_1_violation_is_the_distance_beyond_the_bound(case: Case, dtype: str, library: str) -> None:
+    for rows in each_shape(case, rows_of_many_sizes, dtype, library):
+        expected = np.maximum(case.excess(exact(rows)), 0)
+        size = np.abs(exact(rows)).max() * np.sqrt(rows.shape[1]) + 1
+        wide = "float64" if dtype == "float64" else "float32"
+        np.testing.assert_allclose(exact(case.set.violation(rows)), expected, atol=4 * size * EPSILON[wide])
+
+
+# 2. What is inside comes back bit for bit.
+
+
+@every_format
+@every_set
+def test_law_2_inside_stays_bit_for_bit(case: Case, dtype: str, library: str) -> None:
+    # Bounds of entries are met to rounding, so that a member is all that is inside; norms, to 4 ulp at each bound.
+    for nudge in (0,) if case.by_entry else (0, 1.5, -1.5):
+        for rows in each_shape(case, members, dtype, "numpy"):
+            nudged = exact(rows) * (1 + nudge * EPSILON[dtype])
+            given = array(nudged, dtype, library)
+            assert case.inside(exact(given), dtype).all()
+            assert same_bits(case.set.project(given), given)
+
+
+@every_format
+@every_set
+def test_law_2_projecting_again_changes_no_bit(case: Case, dtype: str, library: str) -> None:
+    for rows in each_shape(case, rows_of_many_sizes, dtype, library):
+        once = case.set.project(rows)
+        assert same_bits(case.set.project(once), once)
+
+
+# 3. A nearest point.
+
+SOLVED_SHAPES = {(1, 1): 8, (1, 9): 8, (7, 1): 8, (3, 4): 8, (16, 8): 6, (33, 17): 2, (64, 64): 1}
+SCALES = (1e-3, 1e-1, 1.0, 1e1, 1e3)
+
+
+def solved(case: Case, shape: tuple[int, int]) -> Callable[[Any], Any]:
+    """The nearest rows as Clarabel finds them."""
+    rows, given, unit = cp.Variable(shape), cp.Parameter(shape), cp.Parameter(nonneg=True)
+    objective = cp.Minimize(unit * cp.sum_squares(rows) / 2 - cp.sum(cp.multiply(given, rows)))
+    problem = cp.Problem(objective, case.program(rows) if case.program else [])
+
+    def solve(values: Any) -> Any:
+        unit.value = 1 / max(1, np.abs(values).max())
+        given.value = values * unit.value
+        for gap in (1e-14, 1e-12, 1e-10):
+            # As exact as it can; whether that is exact enough, the comparison says.
+            accuracy = {
+                "tol_gap_abs": gap,
+                "tol_gap_rel": gap,
+                "reduced_tol_gap_abs": 1e-8,
+                "reduced_tol_gap_rel": 1e-8,
+            }
+            with warnings.catch_warnings(), contextlib.suppress(cp.SolverError):
+                warnings.simplefilter("ignore", UserWarning)
+                problem.solve(solver="CLARABEL", tol_feas=1e-10, **accuracy)
+                return rows.value
+        raise AssertionError(f"no solution for {case.set!r} and rows of shape {shape}")
+
+    return solve
+
+
+@convex_sets
+def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
+    rng = np.random.default_rng(3)
+    instances = 0
+    for shape, count in SOLVED_SHAPES.items():
+        (shape,) = case.shapes(shape)
+        solve = solved(case, shape)
+        for scale in SCALES * count:
+            rows = rng.standard_normal(shape) * scale
+            expected = solve(rows)
+            within = 1e-6 * max(1, np.abs(expected).max())
+            np.testing.assert_allclose(case.set.project(rows), expected, rtol=0, atol=within)
+            instances += 1
+    assert instances >= 200
+
+
+@every_set
+def test_law_3_no_member_is_nearer(case: Case) -> None:
+    for seed, shape in enumerate(case.shapes((1, 1), (4, 2), (5, 3), (2, 64))):
+        for scale in SCALES:
+            rows = np.random.default_rng(seed).standard_normal(shape) * scale
+            projected = case.set.project(rows)
+            reached = distance(case, projected, rows)
+            for other in range(200):
+                near = case.nearest(projected + members(case, shape, other) * 10.0 ** -(other % 5))
+                assert (reached <= distance(case, near, rows) * (1 + 1e-12)).all()
+
+
+@every_format
+@every_set
+def test_law_3_nearest_as_the_formula_says(case: Case, dtype: str, library: str) -> None:
+    for rows in each_shape(case, rows_of_many_sizes, dtype, library):
+        expected = case.nearest(exact(rows))
+        bands = 4 * case.set.tolerance(dtype)  # what is within the tolerance stays
+        np.testing.assert_allclose(exact(case.set.project(rows)), expected, rtol=6 * EPSILON[dtype], atol=bands)
+
+
+def distance(case: Case, a: Any, b: Any) -> Any:
+    return np.sqrt(np.sum((a - b) ** 2, axis=(0, 1) if case.whole else 1))
+
+
+# 4. Shape and dtype; one rounding; neither overflow nor underflow.
+
+
+@every_format
+@every_set
+def test_law_4_shape_and_dtype_are_kept(case: Case, dtype: str, library: str) -> None:
+    for rows in each_shape(case, rows_of_many_sizes, dtype, library):
+        projected = case.set.project(rows)
+        assert type(projected) is type(rows)
+        assert tuple(projected.shape) == tuple(rows.shape)
+        assert keras.backend.standardize_dtype(projected.dtype) == dtype
+        assert tuple(case.set.violation(rows).shape) == (1 if case.whole else rows.shape[0],)
+
+
+@half_formats
+@every_set
+def test_law_4_half_precision_is_rounded_once(case: Case, dtype: str, library: str) -> None:
+    for rows in each_shape(case, rows_of_many_sizes, dtype, library):
+        excess = np.broadcast_to(case.excess(exact(rows)), rows.shape[:1])
+        clear = (excess <= 0) | (excess > 2 * case.set.tolerance(dtype))  # the tolerance of float32 is another
+        wide = case.set.project(array(exact(rows), "float32", library))
+        assert clear.any()
+        assert same_bits(numbers(case.set.project(rows))[clear], numbers(wide).astype(NUMPY_DTYPES[dtype])[clear])
+
+
+@pytest.mark.parametrize("scale", [1e-37, 3e38])
+@pytest.mark.parametrize(
+    ("dtype", "library"), [pair for pair in FORMATS if pair[0] != "float16"], ids=lambda part: part
+)
+@every_set
+def test_law_4_no_scale_overflows_or_vanishes(case: Case, dtype: str, library: str, scale: float) -> None:
+    for seed, shape in enumerate(case.shapes(*SHAPES)):
+        rng = np.random.default_rng(seed)
+        rows = array(rng.uniform(0.5, 1, shape) * rng.choice([-1, 1], shape) * scale, dtype, library)
+        projected = exact(case.set.project(rows))
+        np.testing.assert_allclose(
+            projected, case.nearest(exact(rows)), rtol=6 * EPSILON[dtype], atol=case.set.tolerance(dtype) * 1e-3
+        )
+        assert case.inside(projected, dtype).all()
+        largest = float(np.finfo("float64" if dtype == "float64" else "float32").max)
+        expected = np.maximum(case.excess(exact(rows)), 0)
+        violation = exact(case.set.violation(rows))
+        np.testing.assert_allclose(np.minimum(violation, largest), np.minimum(expected, largest), rtol=1e-5, atol=1e-37)
+
+
+# 5. Zero units, and what is not finite.
+
+
+@every_format
+@every_set
+def test_law_5_a_zero_unit_ends_where_it_is_documented(case: Case, dtype: str, library: str) -> None:
+    for shape in case.shapes(*SHAPES):
+        projected = exact(case.set.project(array(np.zeros(shape), dtype, library)))
+        np.testing.assert_allclose(projected, case.nearest(np.zeros(shape)), rtol=2 * EPSILON[dtype])
+        assert case.inside(projected, dtype).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
+@every_format
+@every_set
+def test_law_5_what_is_not_finite_stays_and_is_violated(case: Case, dtype: str, library: str, bad: float) -> None:
+    values = rows_of_many_sizes(case, ORDINARY)
+    clean = array(values, dtype, library)
+    spoilt = values.copy()
+    spoilt[1, -1] = bad
+    rows = array(spoilt, dtype, library)
+    others = [0, 2, 3, 4, 5]
+    projected, violation = numbers(case.set.project(rows)), exact(case.set.violation(rows))
+
+    assert same_bits(projected[1, -1:], numbers(rows)[1, -1:])
+    if case.whole:
+        assert same_bits(projected, rows)
+        assert violation.tolist() == [np.inf]
+        return
+    rest = numbers(case.set.project(clean) if case.by_entry else rows)[1, :-1]
+    assert same_bits(projected[1, :-1], rest)
+    assert same_bits(projected[others], numbers(case.set.project(clean))[others])
+    assert violation[1] == np.inf
+    assert (violation[others] == exact(case.set.violation(clean))[others]).all()
+
+
+# 6. Units are independent; every library computes the same, and can trace, vectorize and differentiate it.
+
+
+@every_format
+@every_set
+def test_law_6_units_are_independent(case: Case, dtype: str, library: str) -> None:
+    for rows in each_shape(case, rows_of_many_sizes, dtype, "numpy"):
+        order = np.random.default_rng(0).permutation(len(rows))
+        all_at_once = numbers(case.set.project(array(rows, dtype, library)))
+        permuted = numbers(case.set.project(array(rows[order], dtype, library)))
+        bits = (6 if case.whole else 0) * EPSILON[dtype]
+        np.testing.assert_allclose(exact(permuted), exact(all_at_once[order]), rtol=bits)
+        if not case.whole:
+            alone = exact(case.set.project(array(rows[-1:], dtype, library)))
+            np.testing.assert_allclose(alone, exact(all_at_once[-1:]), rtol=6 * EPSILON[dtype])
+
+
+@backend_dtypes
+@every_set
+def test_law_6_the_backend_computes_what_numpy_does(case: Case, dtype: str) -> None:
+    for seed, shape in enumerate(case.shapes(*SHAPES)):
+        values = rows_of_many_sizes(case, shape, seed)
+        ours, numpys = array(values, dtype, BACKEND), array(values, dtype, "numpy")
+        close = {"rtol": 6 * EPSILON[dtype], "atol": 0}
+        np.testing.assert_allclose(exact(case.set.project(ours)), exact(case.set.project(numpys)), **close)
+        violations = exact(case.set.violation(ours)), exact(case.set.violation(numpys))
+        close = {"rtol": 1e-5, "atol": 1e-5 * (1 + np.abs(values).max() * EPSILON[dtype])}
+        np.testing.assert_allclose(*violations, **close)
+
+
+@backend_dtypes
+@every_set
+def test_law_6_works_where_functions_are_compiled(case: Case, dtype: str) -> None:
+    rows = array(rows_of_many_sizes(case, ORDINARY), dtype, BACKEND)
+    for fn, rtol in ((case.set.project, 6 * EPSILON[dtype]), (case.set.violation, 1e-5)):
+        result = compiled(fn, rows)
+        assert result.dtype == fn(rows).dtype
+        np.testing.assert_allclose(exact(result), exact(fn(rows)), rtol=rtol, atol=1e-6)
+
+
+@backend_dtypes
+@every_set
+def test_law_6_works_where_functions_are_vectorized(case: Case, dtype: str) -> None:
+    rows = array(np.stack([rows_of_many_sizes(case, ORDINARY, seed) for seed in range(3)]), dtype, BACKEND)
+    for fn, rtol in ((case.set.project, 6 * EPSILON[dtype]), (case.set.violation, 1e-5)):
+        one_by_one = np.stack([exact(fn(rows[i])) for i in range(3)])
+        np.testing.assert_allclose(exact(mapped(fn, rows)), one_by_one, rtol=rtol, atol=1e-6)
+
+
+@backend_dtypes
+@every_set
+def test_law_6_gradients_are_finite_and_right(case: Case, dtype: str) -> None:
+    rng = np.random.default_rng(5)
+    rows = array(rng.standard_normal(ORDINARY) * [[0.1], [0.5], [1.0], [2.0], [4.0], [0.0]], dtype, BACKEND)
+    weights = np.round(rng.uniform(1, 2, ORDINARY), 1)
+    found = gradient(case.set.project, rows, weights)
+    assert np.isfinite(found).all()
+
+    forward, backward = differences(lambda x: np.sum(weights * case.nearest(x)), exact(rows))
+    smooth = np.abs(forward - backward) < 1e-3
+    smooth[5] = False  # where the bound is 0: what counts as inside passes gradients on as it is
+    smooth[np.broadcast_to(np.abs(case.excess(exact(rows))), 6) <= case.set.tolerance(dtype)] = False
+    assert smooth.mean() > 0.6
+    close = 20 * EPSILON[dtype]
+    np.testing.assert_allclose(found[smooth], forward[smooth], rtol=close, atol=close + 1e-3)
+
+
+@backend_dtypes
+@every_set
+def test_law_6_gradients_of_the_violation_are_finite_and_right(case: Case, dtype: str) -> None:
+    rng = np.random.default_rng(6)
+    rows = array(rng.standard_normal(ORDINARY) * [[0.1], [0.5], [1.0], [2.0], [4.0], [0.0]], dtype, BACKEND)
+    found = gradient(case.set.violation, rows, 1.0)
+    assert np.isfinite(found).all()
+
+    forward, backward = differences(lambda x: np.sum(np.maximum(case.excess(x), 0)), exact(rows))
+    smooth = np.abs(forward - backward) < 1e-3
+    assert smooth[:5].mean() > 0.9
+    close = 20 * EPSILON[dtype]
+    np.testing.assert_allclose(found[smooth], forward[smooth], rtol=close, atol=close + 1e-3)
+
+
+# Any numbers at all: subnormals, infinities, NaN, signed zeros.
+
+any_rows = array_shapes(min_dims=2, max_dims=2, max_side=5).flatmap(
+    lambda shape: arrays(np.float32, shape, elements=st.floats(width=32))
+)
+
+
+@every_set
+def test_laws_hold_for_any_numbers(case: Case) -> None:
+    @settings(deadline=None, derandomize=True, max_examples=60, database=None)
+    @given(any_rows)
+    def holds(rows: Any) -> None:
+        rows = np.resize(rows, (len(rows), case.size or rows.shape[1]))
+        projected = case.set.project(rows)
+        finite = np.isfinite(rows)
+        good = np.broadcast_to(finite.all() if case.whole else finite.all(axis=1), len(rows))
+        assert same_bits(projected[~finite], rows[~finite])
+        assert case.inside(exact(projected[good]), "float32").all()
+        assert same_bits(case.set.project(projected), projected)
+        assert ((case.set.violation(rows) == np.inf) >= ~(good.all() if case.whole else good)).all()
+
+    holds()
