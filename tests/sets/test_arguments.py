@@ -1,0 +1,272 @@
+"""Every bad argument is refused, by an error that says the rule, what was received, and what to give instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import inbounds as ib
+
+NAN, INF = float("nan"), float("inf")
+ROWS = np.ones((2, 3), dtype="float32")
+Bad = Callable[[], Any]
+
+
+def raised(bad: Bad) -> str:
+    """The text of the SetError that `bad` raises."""
+    with pytest.raises(ib.SetError) as caught:
+        bad()
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+def assert_says(bad: Bad, rule: str, received: str, instead: str) -> None:
+    text = raised(bad)
+    assert text.startswith(rule), text
+    assert f"Received: {received}." in text
+    assert text.index("Received: ") < text.index("Instead: ")
+    assert instead in text[text.index("Instead: ") :]
+
+
+NUMBERS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
+    "MaxNorm": (lambda value: ib.MaxNorm(value), "max_value", "a number not below 0"),
+    "MinMaxNorm-min": (lambda value: ib.MinMaxNorm(value, 2), "min_value", "a number not below 0"),
+    "MinMaxNorm-max": (lambda value: ib.MinMaxNorm(0, value), "max_value", "a number not below 0"),
+    "MinMaxNorm-rate": (lambda value: ib.MinMaxNorm(0, 1, value), "rate", "a number from 0 to 1"),
+    "FrobeniusNorm": (lambda value: ib.FrobeniusNorm(value), "max_value", "a number not below 0"),
+}
+
+
+@pytest.mark.parametrize(
+    "value", [-1, -1e-300, NAN, INF, -INF, "1", "one", True, None, [1.0], 1j, np.ones(2)], ids=repr
+)
+@pytest.mark.parametrize(("make", "name", "within"), NUMBERS.values(), ids=NUMBERS)
+def test_a_number_is_finite_and_in_range(make: Callable[[Any], Any], name: str, within: str, value: Any) -> None:
+    owner = type(make(0.5)).__name__
+    assert_says(lambda: make(value), f"`{name}` of {owner} is {within}.", f"{name}={value!r}", f"{owner}({name}=1.0)")
+
+
+def test_a_rate_is_at_most_one() -> None:
+    assert_says(lambda: ib.MinMaxNorm(rate=1.5), "`rate` of MinMaxNorm", "rate=1.5", "rate=1.0")
+
+
+@pytest.mark.parametrize(
+    "value", [2, 2.0, np.float32(2), np.int64(2), np.array(2.0)], ids=lambda value: str(type(value))
+)
+def test_any_real_number_will_do(value: Any) -> None:
+    assert ib.MaxNorm(value) == ib.MaxNorm(max_value=2.0)
+
+
+ARRAYS: dict[str, tuple[Callable[[Any], Any], str, bool]] = {
+    "Box-low": (lambda value: ib.Box(value, 9), "low", True),
+    "Box-high": (lambda value: ib.Box(-9, value), "high", True),
+    "Fixed": (lambda value: ib.Fixed(value), "value", False),
+}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [NAN, [0.0, NAN], None, [None, 1.0], "1", ["1", "2"], True, [True, False], 1j, [[1.0], [1.0, 2.0]], {}, ib.NonNeg],
+    ids=repr,
+)
+@pytest.mark.parametrize(("make", "name"), [row[:2] for row in ARRAYS.values()], ids=ARRAYS)
+def test_an_array_holds_numbers(make: Callable[[Any], Any], name: str, value: Any) -> None:
+    owner = type(make(0.5)).__name__
+    rule = f"`{name}` of {owner} is a number, or an array of numbers"
+    assert_says(lambda: make(value), rule, f"{name}={value!r}", "give a number such as 0.5")
+
+
+@pytest.mark.parametrize("value", [INF, [0.0, -INF]], ids=repr)
+def test_a_fixed_value_is_finite(value: Any) -> None:
+    assert_says(
+        lambda: ib.Fixed(value),
+        "`value` of Fixed is a number, or an array of numbers, finite",
+        f"value={value!r}",
+        "0.5",
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1, -1), (0.5, [1.0, 0.4]), ([0.0, 1.0], [1.0, 0.0]), (INF, INF), (-INF, -INF)], ids=repr
+)
+def test_a_box_is_not_crossed_or_empty(low: Any, high: Any) -> None:
+    assert_says(
+        lambda: ib.Box(low, high),
+        "`low` of Box is not above `high`.",
+        f"low={low!r}, high={high!r}",
+        "Box(low=-1.0, high=1.0)",
+    )
+
+
+def test_the_bounds_of_a_box_broadcast() -> None:
+    assert_says(
+        lambda: ib.Box([0.0, 0.0], [1.0, 1.0, 1.0]),
+        "`low` and `high` of Box broadcast together.",
+        "low.shape=(2,), high.shape=(3,)",
+        "the shape of a unit",
+    )
+
+
+def test_a_smallest_norm_is_not_above_the_largest() -> None:
+    assert_says(
+        lambda: ib.MinMaxNorm(3, 2),
+        "`min_value` of MinMaxNorm is not above `max_value`.",
+        "min_value=3, max_value=2",
+        "MinMaxNorm(min_value=2.0, max_value=3.0)",
+    )
+
+
+@pytest.mark.parametrize("axis", [0.0, "0", True, [0, 0], [], (1, "2"), [None], {0}, np.array([0])], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda axis: ib.MaxNorm(axis=axis),
+        lambda axis: ib.UnitNorm(axis=axis),
+        lambda axis: ib.MinMaxNorm(axis=axis),
+        lambda axis: ib.Custom(abs, axis=axis),
+    ],
+    ids=["MaxNorm", "UnitNorm", "MinMaxNorm", "Custom"],
+)
+def test_axes_are_different_integers(make: Callable[[Any], ib.Set], axis: Any) -> None:
+    owner = type(make(0)).__name__
+    rule = f"`axis` of {owner} is None, an integer, or a list of different integers."
+    assert_says(lambda: make(axis), rule, f"axis={axis!r}", "the layer knows its units")
+
+
+@pytest.mark.parametrize("axis", [2, -3, (0, 5), (0, -2)], ids=repr)
+def test_axes_are_those_of_the_weight(axis: Any) -> None:
+    owner = ib.MaxNorm(1, axis=axis)
+    rule = "`axis` names different axes of the weight, here from -2 to 1."
+    assert_says(lambda: owner(ROWS), rule, f"axis={owner.axis}", "the layer knows its units")
+    assert f"Where: {owner!r} on a weight of shape (2, 3)." in raised(lambda: owner(ROWS))
+
+
+DOORS = {"project": ib.MaxNorm(1).project, "violation": ib.MaxNorm(1).violation}
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_rows_have_two_axes(door: Callable[[Any], Any]) -> None:
+    rule = "Rows have the shape (units, size), one unit a row."
+    assert_says(lambda: door([1.0, 2.0]), rule, "rows.shape=(2,)", "rows.reshape(1, -1)")
+    assert_says(lambda: door(np.ones((2, 2, 2))), rule, "rows.shape=(2, 2, 2)", "rows.reshape(1, -1)")
+    assert_says(lambda: door(keras.ops.ones((4,))), rule, "rows.shape=(4,)", "rows.reshape(1, -1)")
+
+
+@pytest.mark.parametrize("door", [*DOORS.values(), ib.MaxNorm(1)], ids=[*DOORS, "call"])
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
+def test_rows_are_of_a_float_dtype(door: Callable[[Any], Any], dtype: str) -> None:
+    rule = "A set applies to floating point weights: float16, bfloat16, float32, float64."
+    assert_says(lambda: door(np.ones((2, 3), dtype)), rule, f"dtype={dtype}", "float32")
+    assert "Where: MaxNorm(max_value=1.0) on a weight of shape (2, 3)." in raised(lambda: door(np.ones((2, 3), dtype)))
+    assert_says(lambda: door(keras.ops.ones((2, 3), dtype)), rule, f"dtype={dtype}", "float32")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float", "", None], ids=repr)
+def test_a_tolerance_is_that_of_a_float_dtype(dtype: Any) -> None:
+    rule = "`dtype` is one of float16, bfloat16, float32, float64."
+    assert_says(lambda: ib.NonNeg().tolerance(dtype), rule, f"dtype={dtype!r}", "tolerance('float32')")
+
+
+def test_a_metric_has_the_shape_of_the_rows() -> None:
+    for metric in (np.ones((2, 4)), np.ones(3), [[1.0, 1.0]], keras.ops.ones((3, 2))):
+        received = f"metric.shape={tuple(np.shape(metric))}"
+        assert_says(
+            lambda metric=metric: ib.NonNeg().project(ROWS, metric),
+            "`metric` has the shape of `rows`.",
+            received,
+            "metric=None",
+        )
+
+
+def test_a_set_of_norms_is_euclidean_only() -> None:
+    rule = "MaxNorm is projected in the Euclidean norm only, in this version."
+    assert_says(lambda: ib.MaxNorm(1).project(ROWS, np.ones((2, 3))), rule, "metric=an array", "metric=None")
+
+
+def test_a_custom_takes_a_function() -> None:
+    for fn in (ib.NonNeg(), ib.NonNeg, 3, None, "relu"):
+        assert_says(
+            lambda fn=fn: ib.Custom(fn),
+            "`fn` of Custom is a callable from tensor to tensor",
+            f"fn={fn!r}",
+            "Custom(lambda w: ...)",
+        )
+
+
+@pytest.mark.parametrize(
+    ("fn", "returned"),
+    [
+        (lambda w: None, "None"),
+        (lambda w: w[:1], "the shape (1, 3)"),
+        (lambda w: keras.ops.sum(w), "the shape ()"),
+        (lambda w: 1.0, "the shape ()"),
+    ],
+    ids=["None", "other shape", "no shape", "number"],
+)
+def test_a_custom_returns_the_shape_it_was_given(fn: Callable[[Any], Any], returned: str) -> None:
+    rule = "The callable of a Custom returns a tensor of the shape it was given."
+    for rows in (ROWS, keras.ops.convert_to_tensor(ROWS)):
+        text = raised(lambda rows=rows: ib.Custom(fn).project(rows))
+        assert text.startswith(rule)
+        assert f"Received: fn={fn!r}, which returned {returned}." in text
+        assert "Where: a weight of shape (2, 3)." in text
+
+
+def test_a_joint_takes_a_set_of_vectors() -> None:
+    rule = "Joint takes a set of vectors, not a class, a callable, a Custom or another Joint."
+    for inner in (
+        ib.MaxNorm,
+        "MaxNorm",
+        None,
+        abs,
+        ib.Custom(abs),
+        ib.Joint(ib.MaxNorm(1)),
+        keras.constraints.MaxNorm(1),
+    ):
+        assert_says(lambda inner=inner: ib.Joint(inner), rule, f"inner={inner!r}", "Joint(MaxNorm(1.0))")
+
+
+def test_a_joint_takes_no_axis() -> None:
+    inner = ib.MaxNorm(1, axis=0)
+    assert_says(
+        lambda: ib.Joint(inner),
+        "The units of a Joint come from the layer.",
+        f"inner={inner!r}",
+        "leave `axis` of MaxNorm out",
+    )
+
+
+@pytest.mark.parametrize("weights", [(), ("kernel",), "kernel", ("kernel", "kernel"), ("kernel", 3)], ids=repr)
+def test_a_joint_has_two_names_or_more(weights: Any) -> None:
+    rule = "`weights` of Joint are two or more different names."
+    assert_says(lambda: ib.Joint(ib.MaxNorm(1), weights), rule, f"weights={weights!r}", "weights=('kernel', 'bias')")
+
+
+def test_a_joint_is_not_for_one_weight() -> None:
+    rule = "A Joint holds for several weights at once and can't be applied to one."
+    variable = keras.Variable(ROWS, name="lonely")
+    assert_says(lambda: ib.Joint(ib.MaxNorm(1))(variable), rule, f"w={variable.path}", "inbounds.constrain(model)")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("MaxNrm", "MaxNorm"), ("maxnorm", "max_norm"), ("nonneg", "non_neg"), ("zzz", "UnitNorm")]
+)
+def test_a_name_is_that_of_a_set(name: str, near: str) -> None:
+    rule = "A set is named as it is in inbounds.constraints."
+    assert_says(lambda: ib.constraints.get(name), rule, f"identifier={name!r}", near)
+
+
+def test_a_name_alone_makes_no_set_that_needs_arguments() -> None:
+    assert_says(lambda: ib.constraints.get("Box"), "Box needs arguments", f"identifier={ib.Box!r}", "inbounds.Box(...)")
+
+
+@pytest.mark.parametrize("shape", [(2,), (4, 1), (2, 2)], ids=repr)
+def test_an_array_fits_the_unit(shape: tuple[int, ...]) -> None:
+    rule = "An array in a set has one entry for each entry of a unit, or a shape that broadcasts to it."
+    owner = ib.Fixed(np.zeros(shape))
+    assert_says(lambda: owner.project(ROWS), rule, f"shape={shape}", "an array of shape (3,)")
+    assert "Where: units of 3 entries, of shape (3,)." in raised(lambda: owner.project(ROWS))

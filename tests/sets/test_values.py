@@ -1,0 +1,213 @@
+"""A set is a value: it prints as code, compares, saves, never changes; and it takes the place of Keras' own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import inbounds as ib
+from sets.table import SETS, clip01
+
+OTHERS = [
+    ib.Box([[-1.0, 0.0]], np.inf),
+    ib.Box(np.float32(0.1), 1),
+    ib.MaxNorm(),
+    ib.MaxNorm(1e-37, axis=-1),
+    ib.UnitNorm(axis=[0, 1]),
+    ib.MinMaxNorm(0.5, 2.0, rate=0.25, axis=(0, 1, 2)),
+    ib.Joint(ib.MaxNorm(2), weights=["kernel", "recurrent_kernel", "bias"]),
+    ib.Custom(clip01, axis=0),
+]
+ALL = [case.set for case in SETS.values()] + OTHERS
+every_set = pytest.mark.parametrize("owner", ALL, ids=repr)
+
+PUBLIC = {name: getattr(ib, name) for name in ib.__all__} | {"clip01": clip01}
+KERAS_NAMES = [name for name in dir(keras.constraints) if not name.startswith("_")]
+TWINS = {"max_norm": ib.MaxNorm, "min_max_norm": ib.MinMaxNorm, "non_neg": ib.NonNeg, "unit_norm": ib.UnitNorm}
+
+
+def through_json(config: Any) -> Any:
+    return json.loads(json.dumps(config))
+
+
+def assert_same(a: ib.Set, b: ib.Set) -> None:
+    assert type(a) is type(b)
+    assert a == b
+    assert hash(a) == hash(b)
+    assert repr(a) == repr(b)
+
+
+@every_set
+def test_its_repr_is_the_code_that_makes_it(owner: ib.Set) -> None:
+    assert_same(eval(repr(owner), dict(PUBLIC)), owner)
+
+
+@every_set
+def test_its_config_makes_it_again(owner: ib.Set) -> None:
+    assert_same(type(owner).from_config(through_json(owner.get_config())), owner)
+
+
+@every_set
+def test_keras_saves_it(owner: ib.Set) -> None:
+    saved = through_json(keras.saving.serialize_keras_object(owner))
+    assert saved["registered_name"] == f"inbounds>{type(owner).__name__}"
+    assert_same(keras.saving.deserialize_keras_object(saved), owner)
+
+
+@every_set
+def test_keras_knows_it_as_a_constraint(owner: ib.Set) -> None:
+    assert isinstance(owner, keras.constraints.Constraint)
+    assert keras.constraints.get(owner) is owner
+    assert_same(ib.constraints.deserialize(through_json(ib.constraints.serialize(owner))), owner)
+    assert_same(ib.constraints.get(through_json(ib.constraints.serialize(owner))), owner)
+
+
+def test_equality_is_by_arguments() -> None:
+    for (i, a), (j, b) in itertools.product(enumerate(ALL), repeat=2):
+        assert (a == b) == (i == j)
+    assert len(set(ALL)) == len(ALL)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (ib.MaxNorm(2), ib.MaxNorm(max_value=np.float64(2))),
+        (ib.MaxNorm(2, axis=0), ib.MaxNorm(2, axis=[0])),
+        (ib.Box(-1, [0, 1]), ib.Box(-1.0, np.array([0.0, 1.0]))),
+        (ib.Box(-0.0, 1), ib.Box(0.0, 1)),
+        (ib.Box([-0.0], 1), ib.Box([0.0], 1)),
+        (ib.MaxNorm(-0.0), ib.MaxNorm(0.0)),
+        (ib.Joint(ib.NonNeg()), ib.Joint(ib.NonNeg(), weights=["kernel", "bias"])),
+    ],
+    ids=repr,
+)
+def test_the_same_arguments_make_the_same_set(a: ib.Set, b: ib.Set) -> None:
+    assert_same(a, b)
+
+
+@pytest.mark.parametrize(
+    "other", [ib.MaxNorm(3), ib.MaxNorm(2, axis=0), ib.FrobeniusNorm(2), ib.Joint(ib.MaxNorm(2)), 2.0, None], ids=repr
+)
+def test_other_arguments_make_another_set(other: Any) -> None:
+    assert ib.MaxNorm(2) != other
+
+
+def test_it_equals_no_constraint_of_keras() -> None:
+    assert ib.MaxNorm(2) != keras.constraints.MaxNorm(2)
+
+
+@pytest.mark.parametrize(
+    ("owner", "text"),
+    [
+        (ib.NonNeg(), "NonNeg()"),
+        (ib.MaxNorm(2), "MaxNorm(max_value=2.0)"),
+        (ib.MaxNorm(2, axis=0), "MaxNorm(max_value=2.0, axis=(0,))"),
+        (ib.Box(-1, np.inf), "Box(low=-1.0, high=float('inf'))"),
+        (ib.Box([-1, -np.inf], 0), "Box(low=[-1.0, float('-inf')], high=0.0)"),
+        (ib.Joint(ib.MaxNorm(2)), "Joint(MaxNorm(max_value=2.0))"),
+        (ib.Joint(ib.NonNeg(), ("a", "b")), "Joint(NonNeg(), weights=('a', 'b'))"),
+        (ib.Custom(clip01), "Custom(clip01)"),
+    ],
+    ids=repr,
+)
+def test_its_repr_is_short(owner: ib.Set, text: str) -> None:
+    assert repr(owner) == text
+
+
+@every_set
+def test_it_can_not_be_changed(owner: ib.Set) -> None:
+    before = repr(owner)
+    for name in {*type(owner).argument_names(), *vars(owner), "axis", "convex"}:
+        with pytest.raises(AttributeError):
+            setattr(owner, name, 0.5)
+    assert repr(owner) == before
+
+
+def test_the_error_of_a_change_says_what_to_do() -> None:
+    owner = ib.MaxNorm(2)
+    with pytest.raises(AttributeError) as caught:
+        owner.max_value = 3.0
+    text = str(caught.value)
+    assert text.startswith("A set can't be changed")
+    assert "Received: max_value=3.0. Where: MaxNorm(max_value=2.0). Instead: make a new set" in text
+
+
+def test_its_arrays_are_its_own() -> None:
+    given = np.array([0.0, 1.0])
+    owner = ib.Box(given, 2)
+    given[0] = 1.5
+    assert repr(owner) == "Box(low=[0.0, 1.0], high=2.0)"
+    with pytest.raises(ValueError, match="read-only"):
+        owner.low[0] = 1.5
+
+
+@pytest.mark.parametrize("name", KERAS_NAMES)
+def test_every_name_of_keras_constraints_is_here(name: str) -> None:
+    assert hasattr(ib.constraints, name)
+    assert name in ib.constraints.__all__
+
+
+def test_there_are_names_of_keras_to_mirror() -> None:
+    assert {"MaxNorm", "NonNeg", "UnitNorm", "MinMaxNorm", "get", "serialize", *TWINS} <= set(KERAS_NAMES)
+
+
+@pytest.mark.parametrize(("name", "cls"), TWINS.items(), ids=TWINS)
+def test_snake_case_twins_are_the_classes(name: str, cls: type[ib.Set]) -> None:
+    assert getattr(ib, name) is getattr(ib.constraints, name) is cls
+    assert getattr(keras.constraints, name) is getattr(keras.constraints, cls.__name__)
+    assert_same(ib.constraints.get(name), cls())
+    assert_same(ib.constraints.get(cls.__name__), cls())
+    assert_same(ib.constraints.get(cls), cls())
+
+
+@pytest.mark.parametrize("name", [name for name in KERAS_NAMES if isinstance(getattr(keras.constraints, name), type)])
+def test_code_for_keras_needs_only_its_import_changed(name: str) -> None:
+    theirs, ours = getattr(keras.constraints, name), getattr(ib.constraints, name)
+    if name == "Constraint":
+        assert ours is theirs
+        return
+    assert {key: value for key, value in ours().get_config().items() if key != "axis"} == {
+        key: value for key, value in theirs().get_config().items() if key != "axis"
+    }
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_it_does_what_keras_does_to_columns(name: str) -> None:
+    kernel = np.random.default_rng(0).standard_normal((5, 4)).astype("float32")
+    ours, theirs = getattr(ib.constraints, name)(), getattr(keras.constraints, name)()
+    expected = keras.ops.convert_to_numpy(theirs(keras.ops.convert_to_tensor(kernel)))
+    np.testing.assert_allclose(ours(kernel), expected, rtol=1e-5)
+    tensor = keras.ops.convert_to_tensor(kernel)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(tensor)), expected, rtol=1e-5)
+
+
+def test_get_leaves_what_is_no_name_to_keras() -> None:
+    assert ib.constraints.get(None) is None
+    assert ib.constraints.get(clip01) is clip01
+    owner = ib.Box(0, 1)
+    assert ib.constraints.get(owner) is owner
+
+
+def test_half_the_way_with_a_rate() -> None:
+    rows = np.array([[0.0, 4.0], [0.0, 0.5], [0.6, 0.8], [0.0, 0.0]])
+    projected = ib.MinMaxNorm(1, 2, rate=0.5).project(rows)
+    np.testing.assert_allclose(projected, [[0, 3], [0, 0.75], [0.6, 0.8], [0.5**1.5, 0.5**1.5]])
+    assert (ib.MinMaxNorm(1, 2, rate=0).project(rows) == rows).all()
+
+
+def test_lists_are_rows_too() -> None:
+    assert ib.NonNeg().project([[-1, 2]]).tolist() == [[0.0, 2.0]]
+    assert ib.NonNeg().violation(((-1.0, 2.0), (3.0, 4.0))).tolist() == [1.0, 0.0]
+
+
+def test_the_metric_does_not_matter_to_entries() -> None:
+    rows = np.random.default_rng(0).standard_normal((4, 5))
+    metric = np.random.default_rng(1).uniform(0.1, 10, (4, 5))
+    for name, case in SETS.items():
+        if case.by_entry and case.convex:
+            assert (case.set.project(rows, metric) == case.nearest(rows)).all(), name
