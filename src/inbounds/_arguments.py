@@ -20,7 +20,7 @@ def number(owner: str, name: str, value: Any, *, low: float = -math.inf, high: f
     within = f"a number{_interval(low, high)}"
     if isinstance(value, (bool, str)) or not isinstance(_scalar(value), numbers.Real):
         raise SetError(explain(f"`{name}` of {owner} is {within}", f"{name}={value!r}", instead=f"{owner}({name}=1.0)"))
-    result = float(_scalar(value))
+    result = float(_scalar(value)) + 0.0  # -0.0 becomes 0.0: equal sets have one repr
     if not math.isfinite(result) or not low <= result <= high:
         raise SetError(explain(f"`{name}` of {owner} is {within}", f"{name}={value!r}", instead=f"{owner}({name}=1.0)"))
     return result
@@ -39,14 +39,17 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
         SetError: it holds something else.
     """
     kind = "a number, or an array of numbers" + ("" if infinite else ", finite")
+    remedy = "give a number such as 0.5, or one number for each entry of a unit"
     try:
-        array = np.array(value, dtype="float64")
+        if np.asarray(value).dtype.kind in "bcSU":
+            raise TypeError("not real numbers")
+        array = np.array(value, dtype="float64") + 0.0  # as in `number`
     except (TypeError, ValueError) as error:
-        raise SetError(explain(f"`{name}` of {owner} is {kind}", f"{name}={value!r}")) from error
-    if isinstance(value, (bool, str)) or value is None or np.isnan(array).any():
-        raise SetError(explain(f"`{name}` of {owner} is {kind}, never NaN", f"{name}={value!r}"))
+        raise SetError(explain(f"`{name}` of {owner} is {kind}", f"{name}={value!r}", instead=remedy)) from error
+    if value is None or np.isnan(array).any():
+        raise SetError(explain(f"`{name}` of {owner} is {kind}, never NaN", f"{name}={value!r}", instead=remedy))
     if not infinite and not np.isfinite(array).all():
-        raise SetError(explain(f"`{name}` of {owner} is {kind}", f"{name}={value!r}"))
+        raise SetError(explain(f"`{name}` of {owner} is {kind}", f"{name}={value!r}", instead=remedy))
     if array.ndim == 0:
         return float(array)
     array.setflags(write=False)

@@ -6,6 +6,8 @@ through `keras.ops`. Both spell the operations that sets need alike; this module
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +19,9 @@ Array = Any
 
 MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 """The explicit bits of the significand: what a unit in the last place is measured in."""
+
+SMALLEST_EXPONENT = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022}
+"""Of the smallest normal number; below it the unit in the last place stays the same."""
 
 
 class _Torch:
@@ -108,6 +113,7 @@ def constant(like: Array, value: Any) -> Array:
     if namespace(like) is np:
         return np.asarray(value, dtype=like.dtype)
     if is_eager_torch(like):
+        value = np.array(value) if isinstance(value, np.ndarray) else value  # PyTorch warns of read-only arrays
         return _TORCH.torch.as_tensor(value, dtype=like.dtype, device=like.device)
     return keras.ops.convert_to_tensor(value, dtype=dtype_of(like))
 
@@ -115,6 +121,11 @@ def constant(like: Array, value: Any) -> Array:
 def without_gradient(x: Array) -> Array:
     """`x` as a constant for differentiation."""
     return x if namespace(x) is np else keras.ops.stop_gradient(x)
+
+
+def quiet(x: Array) -> AbstractContextManager[Any]:
+    """No warnings from NumPy: sets compare and select, so that what overflows, or is not finite, is right there."""
+    return np.errstate(over="ignore", invalid="ignore") if namespace(x) is np else nullcontext()
 
 
 def clip_finite(x: Array, low: Array, high: Array) -> Array:
@@ -136,7 +147,7 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
 
 def ulp(value: float, dtype: str) -> float:
     """The unit in the last place of `value` in a dtype; 0 for 0, since a bound of 0 is met exactly."""
-    if value == 0 or not np.isfinite(value):
+    if value == 0 or not math.isfinite(value):
         return 0.0
-    exponent = int(np.floor(np.log2(abs(value))))
-    return float(2.0 ** (exponent - MANTISSA_BITS[dtype]))
+    _, exponent = math.frexp(value)
+    return math.ldexp(1.0, max(exponent - 1, SMALLEST_EXPONENT[dtype]) - MANTISSA_BITS[dtype])

@@ -8,6 +8,7 @@ and the two doors, `project` and `violation` on rows and `__call__` on a weight 
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import keras
 import numpy as np
 
-from inbounds._arrays import MANTISSA_BITS, Array, cast, dtype_of, namespace, to_numpy, working_dtype
+from inbounds._arrays import MANTISSA_BITS, Array, cast, dtype_of, namespace, quiet, to_numpy, working_dtype
 from inbounds._errors import SetError, explain
 from inbounds._units import Axes, Units
 
@@ -40,7 +41,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     @abstractmethod
     def _project(self, units: Units) -> Units:
-        """The nearest units in the set. A unit inside, or with NaN or infinities, comes back as it is."""
+        """The nearest units in the set. A unit inside comes back as it is; NaN and infinities stay, see `project`."""
 
     @abstractmethod
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
@@ -60,6 +61,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """Whether the set looks at each entry by itself, so that units matter for reports only."""
         return False
 
+    @property
+    def same_in_every_metric(self) -> bool:
+        """Whether each entry is projected by itself, so that the metric doesn't matter."""
+        return False
+
     # The doors.
 
     def project(self, rows: Array, metric: Array | None = None) -> Array:
@@ -73,7 +79,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
         Returns:
             Rows of the same shape, dtype and library. float16 and bfloat16 are computed in float32 and rounded once.
-            A row that is inside comes back bit for bit; so does one with NaN or infinities, which `violation` shows.
+            A row that is inside comes back bit for bit; so does one with NaN or infinities, which `violation` shows
+            (of a set that looks at each entry by itself: those entries).
 
         Raises:
             SetError: the shape, the dtype or the metric is wrong.
@@ -82,7 +89,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if metric is not None:
             self._check_metric(rows, metric)
         units = Units.of([rows], [(0, 1) if self.whole else (1,)])
-        return cast(self._project(units).parts[0], dtype_of(rows))
+        with quiet(rows):
+            return cast(self._project(units).parts[0], dtype_of(rows))
 
     def violation(self, rows: Array) -> Array:
         """How far each row is outside, in the units of the weight; 0 inside, infinity for NaN and infinities.
@@ -100,7 +108,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def tolerance(self, dtype: str) -> float:
         """The largest violation that counts as inside for weights of that dtype, in the units of the weight."""
         if dtype not in MANTISSA_BITS:
-            raise SetError(explain("`dtype` is one of " + ", ".join(MANTISSA_BITS), f"dtype={dtype!r}"))
+            raise SetError(
+                explain(
+                    "`dtype` is one of " + ", ".join(MANTISSA_BITS),
+                    f"dtype={dtype!r}",
+                    instead="tolerance('float32')",
+                )
+            )
         return self._tolerance(dtype)
 
     def __call__(self, w: Any) -> Array:
@@ -109,7 +123,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         weight = np.asarray(weight, dtype="float64") if isinstance(weight, (list, tuple, float, int)) else weight
         _check_float(self, weight)
         units = Units.of([weight], [self.span(tuple(weight.shape))])
-        return cast(self._project(units).parts[0], dtype_of(weight))
+        with quiet(weight):
+            return cast(self._project(units).parts[0], dtype_of(weight))
 
     def span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         """The axes that one unit of a weight spans.
@@ -182,19 +197,21 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         xp = namespace(rows)
         wide = cast(rows, working_dtype(dtype_of(rows)))
         finite = xp.all(xp.isfinite(wide), axis=1)
-        excess = self._excess(xp.where(xp.reshape(finite, (-1, 1)), wide, xp.zeros_like(wide)), span)
+        with quiet(wide):
+            excess = self._excess(xp.where(xp.reshape(finite, (-1, 1)), wide, xp.zeros_like(wide)), span)
         return xp.where(xp.all(finite) if self.whole else finite, excess, xp.full_like(excess, float("inf")))
 
     def _check_metric(self, rows: Array, metric: Array) -> None:
-        if tuple(metric.shape) != tuple(rows.shape):
+        if tuple(np.shape(metric)) != tuple(rows.shape):
             raise SetError(
                 explain(
                     "`metric` has the shape of `rows`",
-                    f"metric.shape={tuple(metric.shape)}",
+                    f"metric.shape={tuple(np.shape(metric))}",
                     where=f"rows of shape {tuple(rows.shape)}",
+                    instead="metric=None for the Euclidean norm",
                 )
             )
-        if not self.entrywise:
+        if not self.same_in_every_metric:
             raise SetError(
                 explain(
                     f"{type(self).__name__} is projected in the Euclidean norm only, in this version",
@@ -226,7 +243,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return cls(**arguments)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in vars(self):
+        if name in vars(self) or (hasattr(type(self), name) and name not in self.argument_names()):
             raise AttributeError(
                 explain(
                     "A set can't be changed: a compiled training step would not see it",
@@ -263,7 +280,11 @@ def _plain(value: Any) -> Any:
 
 
 def _code(value: Any) -> str:
-    return repr(value.tolist()) if isinstance(value, np.ndarray) else repr(value)
+    if isinstance(value, np.ndarray):
+        return _code(value.tolist())
+    if isinstance(value, list):
+        return f"[{', '.join(map(_code, value))}]"
+    return repr(value) if value not in (math.inf, -math.inf) else f"float('{value}')"
 
 
 def _checked_rows(owner: Set, rows: Any) -> Array:
@@ -287,5 +308,6 @@ def _check_float(owner: Set, weight: Any) -> None:
                 "A set applies to floating point weights: " + ", ".join(MANTISSA_BITS),
                 f"dtype={dtype_of(weight)}",
                 where=f"{owner!r} on a weight of shape {tuple(weight.shape)}",
+                instead="cast it, to float32",
             )
         )

@@ -41,7 +41,9 @@ class Units:
     def of(cls, parts: Sequence[Array], axes: Sequence[Sequence[int]], free: Sequence[bool] | None = None) -> Units:
         """Units over arrays of any float dtype, cast to the dtype they are computed in."""
         arrays = tuple(cast(part, working_dtype(dtype_of(part))) for part in parts)
-        spans = tuple(tuple(axis % len(part.shape) for axis in span) for part, span in zip(arrays, axes, strict=True))
+        spans = tuple(
+            tuple(sorted(axis % len(part.shape) for axis in span)) for part, span in zip(arrays, axes, strict=True)
+        )
         coarsest = min((dtype_of(part) for part in parts), key=MANTISSA_BITS.__getitem__)
         return cls(arrays, spans, tuple(free) if free is not None else (True,) * len(arrays), coarsest)
 

@@ -74,6 +74,10 @@ def get(identifier: Any) -> Any:
             return identifier()
         except TypeError as error:
             raise SetError(
-                explain(f"{identifier.__name__} needs arguments ({error})", f"identifier={identifier!r}")
+                explain(
+                    f"{identifier.__name__} needs arguments ({error})",
+                    f"identifier={identifier!r}",
+                    instead=f"inbounds.{identifier.__name__}(...)",
+                )
             ) from error
     return keras.constraints.get(identifier)

@@ -78,6 +78,10 @@ class Joint(Set):
         return self.inner.entrywise
 
     @property
+    def same_in_every_metric(self) -> bool:
+        return self.inner.same_in_every_metric
+
+    @property
     def convex(self) -> bool:  # type: ignore[override]  # a fact of the inner set, not of the class
         return self.inner.convex
 
@@ -104,7 +108,8 @@ class Joint(Set):
                 "A Joint holds for several weights at once and can't be applied to one",
                 f"w={getattr(w, 'path', type(w).__name__)}",
                 where=repr(self),
-                instead="call inbounds.constrain(model) once the model is built, and inbounds.project(model) in loops without a Keras optimizer",
+                instead="call inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
+                "without a Keras optimizer",
             )
         )
 
@@ -154,7 +159,8 @@ class Custom(Set):
 
     def _project(self, units: Units) -> Units:
         (part,) = units.parts
-        return units.with_parts([self._applied(part)])
+        xp = namespace(part)
+        return units.with_parts([xp.where(xp.isfinite(part), self._applied(part), part)])
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         xp = namespace(rows)
@@ -165,8 +171,8 @@ class Custom(Set):
         (weight,), (span,) = weights, axes
         value = to_numpy(weight)
         seen = keras.ops.convert_to_tensor(value, dtype=working_dtype(dtype_of(weight)))
-        moved = np.abs(to_numpy(self._applied(seen)) - value)
-        moved = np.where(np.isfinite(value), moved, np.inf)
+        finite = np.isfinite(value)
+        moved = np.where(finite, np.abs(to_numpy(self._applied(seen)) - np.where(finite, value, 0)), np.inf)
         return np.nan_to_num(np.max(moved, axis=span) if span else moved, nan=np.inf, posinf=np.inf).reshape(-1)
 
     def _tolerance(self, dtype: str) -> float:
@@ -178,11 +184,15 @@ class Custom(Set):
             raise SetError(
                 explain(
                     "The callable of a Custom returns a tensor of the shape it was given",
-                    f"fn={self.fn!r}, which returned {'None' if result is None else tuple(getattr(result, 'shape', ()))}",
+                    f"fn={self.fn!r}, which returned "
+                    + ("None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"),
                     where=f"a weight of shape {tuple(weight.shape)}",
                 )
             )
-        return cast(constant(weight, to_numpy(result)) if namespace(weight) is np else result, dtype_of(weight))
+        if namespace(weight) is not np:
+            return cast(result, dtype_of(weight))
+        seen = keras.ops.convert_to_tensor(weight)  # float32 where the backend has no float64
+        return np.where(to_numpy(result) == to_numpy(seen), weight, constant(weight, to_numpy(result)))
 
     def get_config(self) -> dict[str, Any]:
         return {

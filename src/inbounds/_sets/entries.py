@@ -32,6 +32,10 @@ class _Interval(Set):
     def entrywise(self) -> bool:
         return isinstance(self.low, float) and isinstance(self.high, float)
 
+    @property
+    def same_in_every_metric(self) -> bool:
+        return True
+
     def check_fit(self, units: Units) -> None:
         units.entries(self.low)
         units.entries(self.high)
@@ -107,6 +111,7 @@ class Box(_Interval):
                 explain(
                     "`low` and `high` of Box broadcast together",
                     f"low.shape={np.shape(low)}, high.shape={np.shape(high)}",
+                    instead="give both the shape of a unit, or one of them as a number",
                 )
             ) from error
         if crossed or empty:
@@ -145,8 +150,9 @@ def _flat(bound: Bound, span: tuple[int, ...]) -> Any:
 
 
 def _rounding(bound: Bound, dtype: str) -> float:
-    """How far rounding to a dtype moves a bound."""
+    """How far rounding to a dtype moves a bound, from itself and from what it is in the dtype of computing."""
     exact = np.asarray(bound, dtype="float64")
     finite = exact[np.isfinite(exact)]
-    rounded = finite.astype(keras_numpy_dtype(working_dtype(dtype))).astype(keras_numpy_dtype(dtype))
-    return float(np.max(np.abs(rounded.astype("float64") - finite), initial=0.0))
+    computed = finite.astype(keras_numpy_dtype(working_dtype(dtype)))
+    rounded = computed.astype(keras_numpy_dtype(dtype)).astype("float64")
+    return float(np.max(np.abs([rounded - finite, rounded - computed]), initial=0.0))

@@ -33,10 +33,13 @@ class _NormInterval(Set):
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         xp = namespace(rows)
-        peak = xp.max(xp.abs(rows), axis=None if self.whole else 1, keepdims=True)
-        peak = xp.where(peak > 0, peak, xp.ones_like(peak))
-        norm = peak * xp.sqrt(xp.sum((rows / peak) ** 2, axis=None if self.whole else 1, keepdims=True))
-        return xp.reshape(xp.maximum(norm - self.high, self.low - norm), (-1,))
+        axis = None if self.whole else 1
+        scale = without_gradient(xp.clip(xp.max(xp.abs(rows), axis=axis, keepdims=True), 1 / HUGE, HUGE))
+        squares = xp.sum((rows * (1 / scale)) ** 2, axis=axis, keepdims=True)
+        zero = squares == 0  # where a root has no gradient
+        norm = xp.where(zero, squares, scale * xp.sqrt(xp.where(zero, xp.ones_like(squares), squares)))
+        above = norm - self.high
+        return xp.reshape(xp.maximum(above, self.low - norm) if self.low > 0 else above, (-1,))
 
     def _tolerance(self, dtype: str) -> float:
         return ULPS * ulp(self.high, dtype)
@@ -163,17 +166,20 @@ def _move_norm(units: Units, low: float, high: float, rate: float) -> Units:
     inverse = 1 / xp.clip(largest, 1 / HUGE, HUGE)
     squares = free.map(lambda x, inverse: x * inverse, inverse).sum(lambda y: y * y)  # times inverse^2
 
+    finite = xp.isfinite(squares)
     bounds = [low, high, low - ULPS * ulp(low, units.dtype), high + ULPS * ulp(high, units.dtype)]
     if (held := units.only(free=False)) is not None:
-        taken = held.sum(lambda x: x * x)
-        bounds = [xp.sqrt(xp.maximum(bound * bound - taken, 0)) for bound in bounds]
+        unit = min(max(high, 1 / HUGE), HUGE)
+        taken = xp.reshape(held.sum(lambda x: (x * (1 / unit)) ** 2), free.shape)
+        bounds = [unit * xp.sqrt(xp.maximum((bound / unit) ** 2 - taken, 0)) for bound in bounds]
+        finite = finite & xp.reshape(xp.isfinite(held.max(xp.abs)), free.shape)
     least, most, floor, ceiling = bounds
 
     one = xp.ones_like(squares)
-    moved = (squares > (ceiling * inverse) ** 2) & xp.isfinite(squares)
+    moved = (squares > (ceiling * inverse) ** 2) & finite
     target = one * most
     if low > 0:
-        moved_up = squares < (floor * inverse) ** 2
+        moved_up = (squares < (floor * inverse) ** 2) & finite
         target = xp.where(moved_up, one * least, target)
         moved = moved | moved_up
     zero = squares == 0
