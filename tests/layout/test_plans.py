@@ -17,7 +17,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*You passed `rms_scaling=True`"),  # deprecated, but models that have it exist
 ]
 
-NOT_JOINT = [case.name for case in CASES if case.name.startswith("EinsumDense") and len(case.spans) > len(case.joint)]
+SHARED_BIAS = [
+    case.name for case in CASES if case.name.startswith("EinsumDense") and "bias" in case.spans and not case.joint
+]
 NO_ARGUMENT = [
     ("RMSNormalization", "scale"),
     ("Attention", "scale"),
@@ -93,20 +95,22 @@ def test_every_keras_layer_that_adds_weights_is_in_the_table():
     assert expected - covered == {"Normalization"}  # which no optimizer trains
 
 
-@pytest.mark.parametrize("name", NOT_JOINT)
+@pytest.mark.parametrize("name", SHARED_BIAS)
 def test_a_joint_needs_entries_of_its_own_for_each_unit(name):
     layer = BY_NAME[name].build()
-    if not layer.bias_axes:
-        plan = ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(0.1))})
-        assert [(entry.paths, entry.note) for entry in plan] == [
-            ((layer._kernel.path,), "no bias: the set holds for the rest")
-        ]
-        return
     before = [read(weight) for weight in layer.weights]
     with pytest.raises(ib.RuleError, match=r"each unit has its own entries in all of them\..*units have the axes"):
         ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(0.1))})
     for weight, value in zip(layer.weights, before, strict=True):
         np.testing.assert_array_equal(read(weight), value)
+
+
+def test_without_a_bias_the_kernel_carries_a_joint_alone():
+    layer = BY_NAME["EinsumDense abc,cde->abde bias None"].build()
+    (entry,) = ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(0.1))})
+    assert entry.paths == (layer.kernel.path,)
+    assert entry.note == "no bias: the set holds for the rest"
+    np.testing.assert_allclose(norms(layer.kernel, 0), 0.1, rtol=1e-5)
 
 
 def test_the_stages_of_a_separable_convolution_form_no_joint_units():
