@@ -314,6 +314,30 @@ def test_each_way_of_running_a_step_is_held(way, digits):
     assert on_bound(lengths(model), BOUND)
 
 
+class Late(keras.callbacks.Callback):
+    """Constrains the model while it is being fitted."""
+
+    def __init__(self, event):
+        super().__init__()
+        setattr(self, event, self.act)
+        self.done = False
+
+    def act(self, *arguments, **named):
+        if not self.done:
+            self.done = True
+            ib.constrain(self.model, KERNELS)
+
+
+@pytest.mark.parametrize("event", ["on_train_begin", "on_epoch_begin", "on_epoch_end"])
+@pytest.mark.parametrize("fitted", [False, True], ids=["new", "fitted"])
+def test_a_callback_may_constrain_in_the_middle_of_a_fit(event, fitted, digits):
+    model = compiled(functional())
+    if fitted:
+        fit(model, digits)
+    fit(model, digits, epochs=2, callbacks=[Late(event)])
+    assert on_bound(lengths(model), BOUND)
+
+
 class Pair(keras.Model):
     """Two parts trained by turns, each with an optimizer of its own, as a GAN is."""
 
