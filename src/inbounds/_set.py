@@ -260,7 +260,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return f"{type(self).__name__}({shown})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and isinstance(other, Set) and self.get_config() == other.get_config()
+        if type(self) is not type(other):
+            return False
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in self.argument_names())
 
     def __hash__(self) -> int:
         return hash(repr(self))
