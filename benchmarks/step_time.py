@@ -69,9 +69,8 @@ def main():
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--models", nargs="*", default=["mlp", "many", "conv"], choices=["mlp", "many", "conv"])
     options = parser.parse_args()
-    print(
-        f"{keras.backend.backend()}, batch 64, Adam: step time over the free one, median of {options.rounds} rounds (quartiles)"
-    )
+    print(f"{keras.backend.backend()}, batch 64, Adam: step time over the free one")
+    print(f"median of {options.rounds} rounds (quartiles)")
     for name in options.models:
         build = {"mlp": mlp, "many": many, "conv": conv}[name]
         steps = options.steps if name != "conv" else max(5, options.steps // 5)
