@@ -22,6 +22,7 @@ import keras
 
 from inbounds._arrays import dtype_of
 from inbounds._bound import Bound, bind, given_constraint, projected
+from inbounds._errors import RuleError, explain
 from inbounds._plan import Entry
 from inbounds._rules import resolve_given
 from inbounds._set import Set
@@ -61,6 +62,8 @@ def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
             if any(weight.variable is variable for weight in entry.weights for variable in given):
                 bind(entry)
     entries = _entries(variables)
+    for entry in entries:
+        _check_room(entry)
     if entries and not isinstance(optimizer, _WRAPPERS):
         state = vars(optimizer)  # not setattr, which TensorFlow tracks
         state["_inbounds_held"] = _frozen_values(entries)
@@ -104,6 +107,39 @@ def _frozen_values(entries: Sequence[Entry]) -> list[tuple[Any, Any]]:
         return []
     frozen = [weight.variable for entry in entries for weight in entry.weights if not weight.variable.trainable]
     return [(variable, keras.ops.convert_to_numpy(variable)) for variable in frozen]
+
+
+def _check_room(entry: Entry) -> None:
+    """That the frozen weights of an entry leave room for the others to keep the units inside.
+
+    Raises:
+        RuleError: they are outside by themselves. `constrain` projects them too, so this is said of a set that was
+            given to layers only.
+    """
+    frozen = [weight for weight in entry.weights if not weight.variable.trainable]
+    if not frozen or len(frozen) == len(entry.weights) or not _eager():
+        return
+    moved = {id(variable): value for variable, value in projected(entry, read=keras.ops.convert_to_numpy)}
+    excess = entry.set.excess_of([moved.get(id(w.variable), w.variable) for w in entry.weights], entry.axes)
+    if excess.max() > entry.set.tolerance(dtype_of(entry.weights[0].variable)):
+        names = " and ".join(weight.path for weight in frozen)
+        raise RuleError(
+            explain(
+                "The weights of a Joint that are frozen leave room for the others to keep each unit inside",
+                f"{names}, by themselves outside by up to {excess.max():.3g}",
+                where=repr(entry),
+                instead="inbounds.constrain(model), which projects frozen weights too, or unfreeze them",
+            )
+        )
+
+
+def _eager() -> bool:
+    """Whether variables can be read: TensorFlow may build an optimizer while it traces a function."""
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    return bool(tf.executing_eagerly())
 
 
 # The hooked methods; each is bound to an optimizer instance with `partial`, which `copy.deepcopy` follows.

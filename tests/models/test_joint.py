@@ -263,6 +263,16 @@ def test_with_a_frozen_bias_the_kernel_goes_to_the_nearest_point_that_the_bias_l
     np.testing.assert_allclose(numbers(layer.kernel), nearest, rtol=0, atol=slack(BOUND))
 
 
+def test_a_frozen_bias_that_is_outside_by_itself_is_an_error_and_moves_nothing():
+    layer = dense(both(joint()))
+    layer.bias.assign(np.full(layer.units, 2 * BOUND, "float32"))
+    layer.bias.trainable = False
+    before = numbers(layer.kernel)
+    with pytest.raises(ib.RuleError, match=r"frozen leave room.*Received: .*bias, by themselves outside.*constrain"):
+        keras.optimizers.SGD(1.0).build([layer.kernel])
+    np.testing.assert_array_equal(numbers(layer.kernel), before)
+
+
 def test_freezing_after_training_keeps_the_frozen_weight_as_it_was(digits):
     model = train(sequential(both(joint())), digits)
     model.layers[0].bias.trainable = False

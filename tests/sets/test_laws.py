@@ -80,6 +80,15 @@ def test_law_1_projections_end_inside(case: Case, dtype: str, library: str) -> N
         assert exact(case.set.violation(projected)).max() <= case.set.tolerance(dtype)
 
 
+@every_format
+@every_set
+def test_law_1_projections_from_close_by_end_inside(case: Case, dtype: str, library: str) -> None:
+    for nudge in (6, -6):
+        close = members(case, ORDINARY) * (1 + nudge * EPSILON[dtype])
+        projected = exact(case.set.project(array(close, dtype, library)))
+        assert case.inside(projected, dtype).all()
+
+
 @pytest.mark.parametrize("dtype", NUMPY_DTYPES)
 @every_set
 def test_law_1_the_tolerance_is_at_most_4_ulp_at_a_bound(case: Case, dtype: str) -> None:
