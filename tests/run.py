@@ -18,7 +18,6 @@ CHECKS = (
 
 SETTINGS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's start in every process is not news
-    "TF_ENABLE_ONEDNN_OPTS": "0",
     "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads wait without spinning: two processes share two cores
 }
 

@@ -308,3 +308,11 @@ def test_an_array_for_a_joint_covers_all_its_parts() -> None:
         ib.Joint(ib.Box(np.zeros(5), 1)).check_fit(view)
     assert "an array of shape (6,)" in str(caught.value)
     ib.Joint(ib.Box(np.zeros(6), 1)).check_fit(view)
+
+
+def test_a_callable_sees_a_tensor_of_the_backend_also_of_numpy_rows() -> None:
+    seen = []
+    rows = np.array([[1.0, 3.0], [2.0, 2.0]], "float32")
+    centred = ib.Custom(lambda w: seen.append(w) or w - sum(w[0]) / 2).project(rows)
+    assert type(seen[0]) is type(array(rows, "float32", BACKEND))
+    np.testing.assert_array_equal(centred, rows - 2)

@@ -179,7 +179,8 @@ class Custom(Set):
         return 4 * ulp(1.0, dtype)
 
     def _applied(self, weight: Array) -> Array:
-        result = self.fn(weight)
+        seen = keras.ops.convert_to_tensor(weight) if namespace(weight) is np else weight
+        result = self.fn(seen)
         if result is None or tuple(getattr(result, "shape", ())) != tuple(weight.shape):
             raise SetError(
                 explain(
@@ -189,9 +190,9 @@ class Custom(Set):
                     where=f"a weight of shape {tuple(weight.shape)}",
                 )
             )
-        if namespace(weight) is not np:
+        if seen is weight:
             return cast(result, dtype_of(weight))
-        seen = keras.ops.convert_to_tensor(weight)  # float32 where the backend has no float64
+        # What `fn` leaves alone stays as it is, also where the backend has no float64.
         return np.where(to_numpy(result) == to_numpy(seen), weight, constant(weight, to_numpy(result)))
 
     def get_config(self) -> dict[str, Any]:
