@@ -62,6 +62,7 @@ def projected(
     *,
     frozen_too: bool = False,
     read: Callable[[Any], Array] = keras.ops.convert_to_tensor,
+    concrete: bool = False,
 ) -> list[tuple[Any, Array]]:
     """The variables of an entry with their nearest values in the set; all are computed before any is assigned.
 
@@ -69,6 +70,7 @@ def projected(
         entry: what to project.
         frozen_too: whether frozen weights move too; else they stay and the others keep the unit inside.
         read: gives the value of a variable, as a tensor or a NumPy array: what the projection is computed with.
+        concrete: as in `Units`.
     """
     variables = [weight.variable for weight in entry.weights]
     free = [frozen_too or bool(variable.trainable) for variable in variables]
@@ -76,6 +78,6 @@ def projected(
         return []
     values = [read(variable) for variable in variables]
     with quiet(values[0]):
-        units = entry.set._project(Units.of(values, entry.axes, free))
+        units = entry.set._project(Units.of(values, entry.axes, free, concrete=concrete))
     parts = zip(variables, units.parts, free, strict=True)
     return [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]

@@ -235,7 +235,7 @@ def _likeness(entry: Entry) -> Any:
 def _project_stack(stack: Sequence[Entry]) -> None:
     """Entries that are alike, as one with one more axis that counts units."""
     if len(stack) == 1:
-        for variable, value in projected(stack[0]):
+        for variable, value in projected(stack[0], concrete=True):
             variable.assign(value)
         return
     import torch
@@ -247,7 +247,7 @@ def _project_stack(stack: Sequence[Entry]) -> None:
         return
     parts = [torch.stack([variable.value for variable in variables]) for variables in columns]
     axes = [tuple(axis + 1 for axis in span) for span in first.axes]
-    result = first.set._project(Units.of(parts, axes, free))
+    result = first.set._project(Units.of(parts, axes, free, concrete=True))
     for variables, part, moves in zip(columns, result.parts, free, strict=True):
         if moves:
             torch._foreach_copy_([variable.value for variable in variables], list(part.unbind(0)))

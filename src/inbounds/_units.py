@@ -28,6 +28,8 @@ class Units:
         axes: for each part, the axes that one unit spans; the others count the units, in the same order in every part.
         free: for each part, whether a projection may change it. What is not free still belongs to the unit.
         dtype: the dtype of the weights that the parts come from: what an ulp is measured in.
+        concrete: whether Python may look at the values and take a shorter way: in an eager step, which nothing traces,
+            vectorizes or differentiates.
 
     One number per unit is an array of shape `shape`: what is left of the first part without its axes.
     """
@@ -36,16 +38,24 @@ class Units:
     axes: tuple[Axes, ...]
     free: tuple[bool, ...]
     dtype: str
+    concrete: bool = False
 
     @classmethod
-    def of(cls, parts: Sequence[Array], axes: Sequence[Sequence[int]], free: Sequence[bool] | None = None) -> Units:
+    def of(
+        cls,
+        parts: Sequence[Array],
+        axes: Sequence[Sequence[int]],
+        free: Sequence[bool] | None = None,
+        *,
+        concrete: bool = False,
+    ) -> Units:
         """Units over arrays of any float dtype, cast to the dtype they are computed in."""
         arrays = tuple(cast(part, working_dtype(dtype_of(part))) for part in parts)
         spans = tuple(
             tuple(sorted(axis % len(part.shape) for axis in span)) for part, span in zip(arrays, axes, strict=True)
         )
         coarsest = min((dtype_of(part) for part in parts), key=MANTISSA_BITS.__getitem__)
-        return cls(arrays, spans, tuple(free) if free is not None else (True,) * len(arrays), coarsest)
+        return cls(arrays, spans, tuple(free) if free is not None else (True,) * len(arrays), coarsest, concrete)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,7 +119,7 @@ class Units:
         if not keep:
             return None
         parts, axes = ([field[i] for i in keep] for field in (self.parts, self.axes))
-        return Units(tuple(parts), tuple(axes), (free,) * len(keep), self.dtype)
+        return Units(tuple(parts), tuple(axes), (free,) * len(keep), self.dtype, self.concrete)
 
     def entries(self, value: Array) -> tuple[Array, ...]:
         """A number, or an array that broadcasts over a unit, as one array per part that broadcasts against it.

@@ -316,3 +316,16 @@ def test_a_callable_sees_a_tensor_of_the_backend_also_of_numpy_rows() -> None:
     centred = ib.Custom(lambda w: seen.append(w) or w - sum(w[0]) / 2).project(rows)
     assert type(seen[0]) is type(array(rows, "float32", BACKEND))
     np.testing.assert_array_equal(centred, rows - 2)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e-3, 1.0, 10.0, 1e12, 1e37])
+@pytest.mark.parametrize("free", [(True, True), (True, False)], ids=["all free", "one frozen"])
+@pytest.mark.parametrize("chosen", [ib.MaxNorm(1.0), ib.UnitNorm(), ib.MinMaxNorm(0.5, 1.0)], ids=repr)
+def test_the_shorter_way_of_an_eager_step_leads_to_the_same_units(chosen: ib.Set, free: Any, scale: float) -> None:
+    draw = np.random.default_rng(0).standard_normal
+    kernel, bias = draw((50, 7)) * scale, draw(7) * min(scale, 0.1)
+    kernel[:, 0], kernel[3, 1] = 0, np.nan
+    parts = [array(part, "float32", BACKEND) for part in (kernel, bias)]
+    safe, short = (chosen._project(Units.of(parts, [(0,), ()], free, concrete=way)) for way in (False, True))
+    for expected, found in zip(safe.parts, short.parts, strict=True):
+        np.testing.assert_allclose(exact(found), exact(expected), rtol=1e-6, atol=1e-37)

@@ -20,6 +20,9 @@ ULPS = 4
 HUGE = 2.0**120
 """Where scaling stops: near the largest float32, and its inverse is still a normal number."""
 
+PLAIN = 1e20
+"""Sums of squares between its inverse and this lost nothing on their way."""
+
 
 class _NormInterval(Set):
     """low <= |w| <= high."""
@@ -162,10 +165,8 @@ def _move_norm(units: Units, low: float, high: float, rate: float) -> Units:
     if free is None:
         return units
     xp = namespace(free.parts[0])
-    largest = without_gradient(free.max(xp.abs))
-    inverse = 1 / xp.clip(largest, 1 / HUGE, HUGE)
-    squares = free.map(lambda x, inverse: x * inverse, inverse).sum(lambda y: y * y)  # times inverse^2
-
+    scale, squares = _squares(free)
+    inverse = 1.0 if scale is None else scale
     finite = xp.isfinite(squares)
     bounds = [low, high, low - ULPS * ulp(low, units.dtype), high + ULPS * ulp(high, units.dtype)]
     if (held := units.only(free=False)) is not None:
@@ -184,10 +185,26 @@ def _move_norm(units: Units, low: float, high: float, rate: float) -> Units:
         moved = moved | moved_up
     zero = squares == 0
     norm = xp.sqrt(xp.where(moved & ~zero, squares, one))
-    step = [xp.where(moved, inverse, one), xp.where(moved, target / norm, one)]
-    result = free.scaled(moved, *step)
+    step = [] if scale is None else [xp.where(moved, scale, one)]
+    result = free.scaled(moved, *step, xp.where(moved, target / norm, one))
     if low > 0:
         result = result.map(lambda y, zero, fill: xp.where(zero, fill, y), zero & moved, target * free.size**-0.5)
     if rate < 1:
         result = result.map(lambda y, x, moved: xp.where(moved, rate * y + (1 - rate) * x, x), free, moved)
     return units.with_free(result)
+
+
+def _squares(units: Units) -> tuple[Array | None, Array]:
+    """What entries are multiplied by before they are squared, so that nothing overflows or vanishes; and the sums.
+
+    The first is one number per unit, or None where the values could be looked at and needed no scaling: that saves
+    PyTorch four passes over a weight.
+    """
+    xp = namespace(units.parts[0])
+    if units.concrete:
+        squares = units.sum(lambda x: x * x)
+        if bool(((squares > 1 / PLAIN) & (squares < PLAIN)).all()):
+            return None, squares
+    largest = without_gradient(units.max(xp.abs))
+    inverse = 1 / xp.clip(largest, 1 / HUGE, HUGE)
+    return inverse, units.map(lambda x, inverse: x * inverse, inverse).sum(lambda y: y * y)
