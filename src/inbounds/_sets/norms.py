@@ -203,7 +203,7 @@ def _squares(units: Units) -> tuple[Array | None, Array]:
     xp = namespace(units.parts[0])
     if units.concrete:
         squares = units.sum(lambda x: x * x)
-        if bool(((squares > 1 / PLAIN) & (squares < PLAIN)).all()):
+        if bool(xp.all((squares > 1 / PLAIN) & (squares < PLAIN))):
             return None, squares
     largest = without_gradient(units.max(xp.abs))
     inverse = 1 / xp.clip(largest, 1 / HUGE, HUGE)
