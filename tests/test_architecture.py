@@ -9,18 +9,32 @@ import inbounds
 
 PACKAGE = Path(inbounds.__file__).parent
 
+FAMILY = {"_arguments", "_arrays", "_errors", "_laid", "_set", "_units"}
+
 # The inner ring is mathematics: it sees numbers and the public names of Keras, never a model.
 INNER = {
     "_errors": set(),
     "_arguments": {"_errors"},
     "_arrays": {"_errors"},
     "_units": {"_arrays", "_errors"},
-    "_set": {"_arrays", "_errors", "_units"},
+    "_laid": {"_arrays", "_errors"},
+    "_set": {"_arrays", "_errors", "_laid", "_units"},
     "_sets.__init__": set(),
-    "_sets.entries": {"_arguments", "_arrays", "_errors", "_set", "_units"},
-    "_sets.norms": {"_arguments", "_arrays", "_errors", "_set", "_units"},
-    "_sets.combine": {"_arguments", "_arrays", "_errors", "_set", "_units"},
-    "constraints": {"_errors", "_sets.combine", "_sets.entries", "_sets.norms"},
+    "_sets.entries": FAMILY,
+    "_sets.norms": FAMILY,
+    "_sets.sums": FAMILY | {"_sets.entries"},
+    "_sets.order": FAMILY,
+    "_sets.sparsity": FAMILY,
+    "_sets.matrices": FAMILY,
+    "_sets.spectral": FAMILY | {"_sets.matrices"},
+    "_sets.combine": FAMILY,
+    "_sets.algebra": FAMILY
+    | {f"_sets.{name}" for name in ("combine", "entries", "matrices", "norms", "order", "sparsity", "spectral", "sums")},
+    "constraints": {"_errors"}
+    | {
+        f"_sets.{name}"
+        for name in ("algebra", "combine", "entries", "matrices", "norms", "order", "sparsity", "spectral", "sums")
+    },
 }
 WRITERS = {"_step", "_attach"}
 READERS = {"_audit", "_report", "_monitor", "_table"}
@@ -123,12 +137,12 @@ def test_a_backend_is_imported_only_where_it_is_running():
             assert not any(module.split(".")[0] in ("torch", "jax", "tensorflow") for module in found), name
 
 
-@pytest.mark.parametrize("name", ["_set", "_sets.entries", "_sets.norms", "_sets.combine"])
+@pytest.mark.parametrize("name", ["_laid", "_set", *(name for name in INNER if name.startswith("_sets."))])
 def test_what_an_audit_measures_with_calls_no_projection(name):
-    """`_excess`, `excess_of` and `_outside` share no code with `_project`, but for a callable's own function."""
+    """`_excess`, `edges` and `measure` share no code with `_project`, but for a callable's own function."""
     tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name in ("_excess", "excess_of", "_outside", "violation"):
+        if isinstance(node, ast.FunctionDef) and node.name in ("_excess", "edges", "measure", "_measured", "violation"):
             called = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
             called |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
             assert not called & {"_project", "project", "__call__", "_move_norm", "Units", "clip_finite"}, node.name

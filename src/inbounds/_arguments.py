@@ -77,6 +77,25 @@ def axes(owner: str, value: Any) -> tuple[int, ...] | None:
     return tuple(int(axis) for axis in values)
 
 
+def center_of(owner: str, value: Any) -> Any:
+    """None, "current", a finite number, or an array of such: what a set is moved by.
+
+    Raises:
+        SetError: it is something else.
+    """
+    if value is None or (isinstance(value, str) and value == "current"):
+        return value
+    if isinstance(value, str):
+        raise SetError(
+            explain(
+                f'`center` of {owner} is "current", a number, or an array that broadcasts to the weight',
+                f"center={value!r}",
+                instead='center="current"',
+            )
+        )
+    return number_or_array(owner, "center", value)
+
+
 def _scalar(value: Any) -> Any:
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 

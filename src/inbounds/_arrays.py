@@ -6,7 +6,7 @@ through `keras.ops`. Both spell the operations that sets need alike; this module
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -38,6 +38,9 @@ class _Torch:
         import torch
 
         return torch
+
+    def any(self, x: Array) -> Array:
+        return self.torch.any(x)
 
     def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
         return self.torch.sum(x, dim=axis, keepdim=keepdims)
@@ -118,6 +121,52 @@ def constant(like: Array, value: Any) -> Array:
     return keras.ops.convert_to_tensor(value, dtype=dtype_of(like))
 
 
+def is_concrete(x: Array) -> bool:
+    """Whether Python may look at the values of `x`: nothing traces or vectorizes what is computed of it."""
+    backend = keras.backend.backend()
+    if namespace(x) is np:
+        return True
+    if backend == "jax":
+        import jax
+
+        return not isinstance(x, jax.core.Tracer)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return bool(tf.executing_eagerly())
+    torch = _TORCH.torch
+    plain = type(x) in (torch.Tensor, torch.nn.Parameter)  # fake tensors, which traces are made of, are another class
+    vectorized = torch._C._functorch.is_functorch_wrapped_tensor  # private; there is no public way to ask
+    return plain and not torch.compiler.is_compiling() and not vectorized(x)
+
+
+State = tuple[Array, ...]
+
+
+def iterate(step: Callable[[State], tuple[State, Array]], state: State, limit: int) -> State:
+    """`step`, from state to state, as long as it says of some unit that it is unfinished, `limit` times at most.
+
+    A step leaves what is finished as it is: where PyTorch traces or vectorizes, and no value can be looked at, all
+    steps are taken. Nothing is differentiated; what the step sees besides the state is to be `without_gradient`.
+    """
+    state = tuple(without_gradient(x) for x in state)
+    concrete = all(is_concrete(x) for x in state)
+    if concrete or is_eager_torch(state[0]):
+        for _ in range(limit):
+            state, unfinished = step(state)
+            if concrete and not bool(namespace(unfinished).any(unfinished)):
+                break
+    else:
+
+        def body(go: Array, *state: Array) -> tuple[Array, ...]:
+            state, unfinished = step(state)
+            return (keras.ops.any(unfinished), *state)
+
+        go = keras.ops.convert_to_tensor(True)
+        state = keras.ops.while_loop(lambda go, *_: go, body, (go, *state), maximum_iterations=limit)[1:]
+    return tuple(without_gradient(x) for x in state)
+
+
 def without_gradient(x: Array) -> Array:
     """`x` as a constant for differentiation."""
     return x if namespace(x) is np else keras.ops.stop_gradient(x)
@@ -140,6 +189,13 @@ def clip_finite(x: Array, low: Array, high: Array) -> Array:
     return xp.where((x > high) & (x < np.inf), high, x)
 
 
+def booleans(like: Array, value: Any) -> Array:
+    """A mask as an array of the same library as `like`."""
+    if namespace(like) is np:
+        return np.asarray(value, dtype="bool")
+    return keras.ops.convert_to_tensor(np.array(value, dtype="bool"), dtype="bool")
+
+
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     """A copy of an array, tensor or variable as NumPy float64."""
     return np.array(keras.ops.convert_to_numpy(x), dtype="float64")
@@ -147,7 +203,17 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
 
 def ulp(value: float, dtype: str) -> float:
     """The unit in the last place of `value` in a dtype; 0 for 0, since a bound of 0 is met exactly."""
-    if value == 0 or not math.isfinite(value):
-        return 0.0
-    _, exponent = math.frexp(value)
-    return math.ldexp(1.0, max(exponent - 1, SMALLEST_EXPONENT[dtype]) - MANTISSA_BITS[dtype])
+    return float(ulps(np.asarray(value), dtype))
+
+
+def ulps(values: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    """`ulp` of each of some float64 numbers; of what is not finite 0."""
+    finite = np.where(np.isfinite(values), values, 0.0)
+    _, exponent = np.frexp(finite)
+    spacing = np.ldexp(1.0, np.maximum(exponent - 1, SMALLEST_EXPONENT[dtype]) - MANTISSA_BITS[dtype])
+    return np.where(finite == 0, 0.0, spacing)
+
+
+def epsilon(dtype: str) -> float:
+    """The distance from 1 to the next larger number of a dtype: an ulp is between half of it and all of it, relatively."""
+    return float(2.0 ** -MANTISSA_BITS[dtype])

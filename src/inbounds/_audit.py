@@ -92,13 +92,12 @@ def _nothing(variable: Any) -> None:
 
 
 def _row(entry: Entry, *, asked: bool, shown: str = "") -> Row:
-    dtypes = [dtype_of(weight.variable) for weight in entry.weights]
-    tolerance = entry.set.tolerance(min(dtypes, key=MANTISSA_BITS.__getitem__))
-    excess = entry.set.excess_of([weight.variable for weight in entry.weights], entry.axes)
+    excess, slack = entry.applied.measure([weight.variable for weight in entry.weights], entry.axes)
     violation = np.maximum(excess, 0.0)
-    outside = violation > tolerance
+    outside = violation > slack
     counting = tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
-    worst = np.unravel_index(int(np.argmax(violation)), counting or (1,)) if outside.any() else None
+    counting = counting if math.prod(counting) == excess.size else excess.shape
+    worst = np.unravel_index(int(np.argmax(np.where(outside, violation, 0))), counting) if outside.any() else None
     unkept = "" if asked else _unkept(entry)
     status: Status = "violated" if outside.any() else "unenforced" if unkept else "holds"
     return Row(
@@ -108,8 +107,8 @@ def _row(entry: Entry, *, asked: bool, shown: str = "") -> Row:
         violated=int(outside.sum()),
         violation=float(violation.max(initial=0.0)),
         worst_unit=None if worst is None else tuple(int(i) for i in worst),
-        active=float(np.mean(np.abs(excess) <= tolerance)) if entry.set.has_boundary else math.nan,
-        tolerance=tolerance,
+        active=float(np.mean(np.abs(excess) <= slack)) if entry.set.has_boundary else math.nan,
+        tolerance=float(slack.max(initial=0.0)),
         status=status,
         note="; ".join(text for text in (entry.note, unkept) if text),
     )
@@ -162,7 +161,7 @@ def _axis_note(constraint: Set, weight: Weight, fan_in: Any) -> str:
     span = constraint.layer_span(weight.shape, fan_in)
     if set(span) == set(constraint.span(weight.shape)):
         return ""
-    violation = np.maximum(constraint.excess_of([weight.variable], [span]), 0.0)
+    violation = np.maximum(constraint.measure([weight.variable], [span])[0], 0.0)
     outside = f"of its {violation.size} units {int(np.sum(violation > 0))} are outside, by up to {violation.max():.3g}"
     return f"axis {constraint.axis} is not the layer's fan-in {span}: {outside}"
 

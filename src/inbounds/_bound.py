@@ -78,6 +78,6 @@ def projected(
         return []
     values = [read(variable) for variable in variables]
     with quiet(values[0]):
-        units = entry.set._project(Units.of(values, entry.axes, free, concrete=concrete))
+        units = entry.applied.nearest(Units.of(values, entry.axes, free, concrete=concrete))
     parts = zip(variables, units.parts, free, strict=True)
     return [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from inbounds._set import Set
@@ -23,6 +24,7 @@ class Entry:
         axes: for each weight, the axes that one unit spans.
         source: the rule it comes from, or the layer's argument.
         note: what a reader has to know of it.
+        inputs: for each weight, the axis that counts the inputs of its layer; None where there is none.
     """
 
     set: Set
@@ -30,6 +32,12 @@ class Entry:
     axes: tuple[Axes, ...]
     source: str
     note: str = ""
+    inputs: tuple[int | None, ...] = ()
+
+    @cached_property
+    def applied(self) -> Set:
+        """The set as it applies to these weights, with the inputs of `on` as a mask."""
+        return self.set.resolved([weight.shape for weight in self.weights], self.inputs)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -37,9 +45,9 @@ class Entry:
 
     @property
     def units(self) -> int:
-        """How many units the weights make."""
+        """How many units the weights make; of a set of a whole weight, how many matrices."""
         shape = self.weights[0].shape
-        return math.prod(n for axis, n in enumerate(shape) if axis not in self.axes[0])
+        return self.set.counted(math.prod(n for axis, n in enumerate(shape) if axis not in self.axes[0]))
 
     def __repr__(self) -> str:
         return f"{self.set!r} on {' + '.join(self.paths)}"

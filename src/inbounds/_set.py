@@ -7,6 +7,7 @@ and the two doors, `project` and `violation` on rows and `__call__` on a weight 
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from abc import ABC, abstractmethod
@@ -16,11 +17,21 @@ from typing import Any, ClassVar, TypeVar
 import keras
 import numpy as np
 
-from inbounds._arrays import MANTISSA_BITS, Array, cast, dtype_of, namespace, quiet, to_numpy, working_dtype
+from inbounds._arrays import MANTISSA_BITS, Array, cast, constant, dtype_of, namespace, quiet, ulps
 from inbounds._errors import SetError, explain
+from inbounds._laid import Laid, constant_mask
 from inbounds._units import Axes, Units
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
+
+ULPS = 4
+"""What rounding may cost, in units in the last place: sums of thousands of entries in float32 end 1 to 3 off."""
+
+CURRENT = "current"
+"""The centre that `constrain` replaces with the weights as they are."""
+
+Edge = tuple[Array, Any]
+"""How far each unit exceeds a bound, above 0 outside, and how much of that counts as rounding."""
 
 
 class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has no types
@@ -31,11 +42,15 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     axis: Axes | None = None
     """The axes that a unit spans where the user says so; None: the layer's, see `span`."""
+    center: Any = None
+    """What the set is moved by: a number or an array for the weight; None: nothing. "current" until constrained."""
     whole: ClassVar[bool] = False
     """Whether the set is one of a whole weight, all its units together."""
     convex: ClassVar[bool] = True
     has_boundary: ClassVar[bool] = True
     """Whether it can be told if a unit lies on the boundary."""
+    holds_frozen: ClassVar[bool] = True
+    """Whether the free entries of a unit can make up for those that are frozen."""
 
     # What a family says of itself.
 
@@ -56,6 +71,18 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def _tolerance(self, dtype: str) -> float:
         """What counts as inside in that dtype: how far from the set its projections may end, from rounding."""
 
+    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+        """For each row the size of the numbers that are compared with the bound, where the bound doesn't limit it.
+
+        There rounding is measured at it. 0: the bound limits it, unless the set has a centre.
+        """
+        return 0.0
+
+    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:
+        """Rows in which the entries outside of a mask don't count for `_excess`."""
+        xp = namespace(rows)
+        return xp.where(constant_mask(rows, mask), rows, xp.zeros_like(rows))
+
     @property
     def entrywise(self) -> bool:
         """Whether the set looks at each entry by itself, so that units matter for reports only."""
@@ -65,6 +92,145 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def same_in_every_metric(self) -> bool:
         """Whether each entry is projected by itself, so that the metric doesn't matter."""
         return False
+
+    # What is made of it.
+
+    def __and__(self, other: Any) -> Set:
+        """The intersection; its projection is the nearest point of it, not one projection after the other."""
+        if not isinstance(other, Set):
+            raise SetError(
+                explain(
+                    "`&` takes two sets",
+                    f"{other!r}",
+                    where=f"{self!r} & ...",
+                    instead="wrap a callable: MaxNorm(1.0) & Custom(fn)",
+                )
+            )
+        return _made_of("Intersection")(self, other)
+
+    def where(self, mask: Any) -> Set:
+        """The set for those entries only that a mask marks; the others are neither seen nor changed.
+
+        Args:
+            mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a unit.
+        """
+        return _made_of("Where")(self, mask)
+
+    def on(self, inputs: Any) -> Set:
+        """The set for those weights only that come from some inputs of the layer.
+
+        Args:
+            inputs: indices of input features (Dense), channels (convolutions) or tokens (Embedding).
+        """
+        return _made_of("On")(self, inputs)
+
+    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+        """The set as it applies to weights of a layer: with the inputs of `on` as a mask.
+
+        Args:
+            shapes: of the weights.
+            inputs: for each, the axis that counts the layer's inputs; None where there is none.
+
+        Raises:
+            SetError: the weights have no such axis, or fewer inputs.
+        """
+        return self
+
+    @property
+    def centers(self) -> bool:
+        """Whether the set asks for the current weights as its centre."""
+        return isinstance(self.center, str)
+
+    def about(self, current: Array) -> Set:
+        """The set with the centre "current" replaced by these values."""
+        if not self.centers:
+            return self
+        arguments = {name: getattr(self, name) for name in self.argument_names()}
+        return type(self)(**(arguments | {"center": current}))
+
+    # The engine, for sets and what puts them to work.
+
+    def nearest(self, units: Units) -> Units:
+        """The nearest units in the set: `_project`, about the centre where there is one."""
+        if self.center is None:
+            return self._project(units)
+        centers = units.with_parts([constant(p, c) for p, c in zip(units.parts, self._placed(units), strict=True)])
+        shifted = units.with_parts([p - c for p, c in zip(units.parts, centers.parts, strict=True)])
+        moved = self._project(shifted)
+        return units.map(
+            lambda x, new, old, c: namespace(x).where((new == old) | (new != new), x, c + new),
+            moved,
+            shifted,
+            centers,
+        )
+
+    def edges(self, laid: Laid) -> list[Edge]:
+        """For each bound of the set how far units exceed it, and how much of that counts as inside."""
+        rows = laid.rows
+        xp = namespace(rows)
+        rows = xp.where(xp.isfinite(rows), rows, xp.zeros_like(rows))
+        if self.center is not None:
+            self._check_center()
+            rows = rows - constant(rows, laid.place(self.center))
+        if laid.mask is not None:
+            rows = self._hidden(rows, laid.mask, laid.span)
+        return [(self._excess(rows, laid.span), self._slack(laid))]
+
+    def _slack(self, laid: Laid) -> Any:
+        """What counts as inside: `_tolerance`, or 4 ulp at the size of the numbers that are compared with the bound."""
+        if not isinstance(laid.rows, np.ndarray):  # who asks for violations only, of tensors, asks for no tolerance
+            return self._tolerance(laid.dtype)
+        rows = np.nan_to_num(laid.rows, nan=0.0, posinf=0.0, neginf=0.0)
+        rows = rows if laid.mask is None else np.where(laid.mask, rows, 0.0)
+        return np.maximum(ULPS * ulps(self._magnitude(rows, laid.span), laid.dtype), self._tolerance(laid.dtype))
+
+    def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> tuple[Any, Any]:
+        """How far each unit of some weights is outside, and how much of that counts as inside, in float64.
+
+        Above 0 outside, 0 on the boundary, below 0 inside; infinity where an entry is not finite. Of several bounds,
+        the one that is exceeded most, beyond what counts as inside.
+
+        Args:
+            weights: variables or arrays that make the units together.
+            axes: for each weight, the axes that one unit spans.
+        """
+        return self._measured(Laid.of_weights(weights, axes))
+
+    def _measured(self, laid: Laid) -> tuple[Any, Any]:
+        with quiet(laid.rows):
+            edges = self.edges(laid)
+        count = max(np.shape(excess)[0] for excess, _ in edges)
+        excesses = np.stack([_repeated(excess, count) for excess, _ in edges])
+        slacks = np.stack([_repeated(np.broadcast_to(slack, np.shape(e)), count) for e, slack in edges])
+        worst = np.argmax(excesses - slacks, axis=0)[np.newaxis]
+        finite = self._finite(laid, count)
+        excess = np.where(finite, np.take_along_axis(excesses, worst, axis=0)[0], np.inf)
+        return excess, np.take_along_axis(slacks, worst, axis=0)[0]
+
+    def _finite(self, laid: Laid, count: int) -> Any:
+        """For each of the units that the set counts, whether its entries are finite."""
+        finite = laid.finite
+        xp = namespace(laid.rows)
+        return finite if finite.shape[0] == count else xp.all(xp.reshape(finite, (count, -1)), axis=1)
+
+    def counted(self, units: int) -> int:
+        """Of how many things a report speaks, on weights of that many units."""
+        return 1 if self.whole else units
+
+    def _placed(self, units: Units) -> tuple[Array, ...]:
+        self._check_center()
+        return units.place(self.center)
+
+    def _check_center(self) -> None:
+        if self.centers:
+            raise SetError(
+                explain(
+                    "The current weights become the centre of a set when a model is constrained",
+                    f"center={self.center!r}",
+                    where=repr(self),
+                    instead="inbounds.constrain(model, rules), or give the values as `center`",
+                )
+            )
 
     # The doors.
 
@@ -88,9 +254,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         rows = _checked_rows(self, rows)
         if metric is not None:
             self._check_metric(rows, metric)
-        units = Units.of([rows], [(0, 1) if self.whole else (1,)])
+        units = Units.of([rows], [(1,)], differentiable=True)
         with quiet(rows):
-            return cast(self._project(units).parts[0], dtype_of(rows))
+            return cast(self.nearest(units).parts[0], dtype_of(rows))
 
     def violation(self, rows: Array) -> Array:
         """How far each row is outside, in the units of the weight; 0 inside, infinity for NaN and infinities.
@@ -103,10 +269,27 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         rows = _checked_rows(self, rows)
         xp = namespace(rows)
-        return xp.maximum(self._outside(rows, tuple(rows.shape[1:])), 0)
+        laid = Laid.of_rows(rows)
+        with quiet(rows):
+            edges = [excess for excess, _ in self.edges(laid)]
+        count = max(excess.shape[0] for excess in edges)
+        worst = xp.zeros_like(edges[0][:1])
+        for excess in edges:
+            worst = xp.maximum(worst, _repeated(excess, count))
+        return xp.where(self._finite(laid, count), worst, xp.full_like(worst, float("inf")))
 
-    def tolerance(self, dtype: str) -> float:
-        """The largest violation that counts as inside for weights of that dtype, in the units of the weight."""
+    def tolerance(self, dtype: str, rows: Array | None = None) -> Any:
+        """The largest violation that counts as inside for weights of that dtype, in the units of the weight.
+
+        Args:
+            dtype: "float16", "bfloat16", "float32" or "float64".
+            rows: of shape (units, size): the answer for each of them. It depends on the rows where a bound doesn't
+                limit the entries (sums, half-spaces, grids, sets about a centre): there rounding is measured at the
+                size of what is added up.
+
+        Returns:
+            A float, or an array of shape (units,) where rows are given.
+        """
         if dtype not in MANTISSA_BITS:
             raise SetError(
                 explain(
@@ -115,16 +298,20 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
                     instead="tolerance('float32')",
                 )
             )
-        return self._tolerance(dtype)
+        if rows is None:
+            return self._tolerance(dtype)
+        laid = Laid.of_weights([_checked_rows(self, rows)], [(1,)])
+        return self._measured(dataclasses.replace(laid, dtype=dtype))[1]
 
     def __call__(self, w: Any) -> Array:
         """The nearest weight in the set, as Keras calls a constraint: with a variable or a tensor of any shape."""
         weight = keras.ops.convert_to_tensor(w) if isinstance(w, keras.Variable) else w
         weight = np.asarray(weight, dtype="float64") if isinstance(weight, (list, tuple, float, int)) else weight
         _check_float(self, weight)
-        units = Units.of([weight], [self.span(tuple(weight.shape))])
+        units = Units.of([weight], [self.span(tuple(weight.shape))], differentiable=True)
+        self.check_fit(units)
         with quiet(weight):
-            return cast(self._project(units).parts[0], dtype_of(weight))
+            return cast(self.nearest(units).parts[0], dtype_of(weight))
 
     def span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         """The axes that one unit of a weight spans.
@@ -166,40 +353,14 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             return fan_in
         return tuple(range(rank - 1)) if rank > 1 else ()
 
-    def check_fit(self, units: Units) -> None:  # most sets fit any units
+    def check_fit(self, units: Units) -> None:
         """That the set's arguments fit these units.
 
         Raises:
             SetError: an array of the set has another shape.
         """
-
-    def excess_of(self, weights: Sequence[Any], axes: Sequence[Axes]) -> np.ndarray[Any, Any]:
-        """How far each unit of some weights is outside, in float64: above 0 outside, 0 on the boundary, below 0 inside.
-
-        It lays the weights out as rows of its own and shares no code with the projections.
-
-        Args:
-            weights: variables or arrays that make the units together.
-            axes: for each weight, the axes that one unit spans.
-        """
-        pieces, spans = [], []
-        for weight, axis in zip(weights, axes, strict=True):
-            array = to_numpy(weight)
-            span = tuple(array.shape[a] for a in sorted(axis))
-            counting = [a for a in range(array.ndim) if a not in axis]
-            pieces.append(array.transpose(*counting, *sorted(axis)).reshape(-1, int(np.prod(span))))
-            spans.append(span)
-        rows = np.concatenate(pieces, axis=1)
-        return np.asarray(self._outside(rows, spans[0] if len(spans) == 1 else rows.shape[1:]))
-
-    def _outside(self, rows: Array, span: tuple[int, ...]) -> Array:
-        """`_excess` in the dtype it is computed in, and infinity where a row has NaN or infinities."""
-        xp = namespace(rows)
-        wide = cast(rows, working_dtype(dtype_of(rows)))
-        finite = xp.all(xp.isfinite(wide), axis=1)
-        with quiet(wide):
-            excess = self._excess(xp.where(xp.reshape(finite, (-1, 1)), wide, xp.zeros_like(wide)), span)
-        return xp.where(xp.all(finite) if self.whole else finite, excess, xp.full_like(excess, float("inf")))
+        if self.center is not None and not self.centers:
+            units.place(self.center)
 
     def _check_metric(self, rows: Array, metric: Array) -> None:
         if tuple(np.shape(metric)) != tuple(rows.shape):
@@ -228,8 +389,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return tuple(inspect.signature(cls).parameters)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON."""
-        return {name: _plain(getattr(self, name)) for name in self.argument_names()}
+        """The constructor's arguments, ready for JSON; a centre, which Keras' sets lack, only where there is one."""
+        arguments = {name: _plain(getattr(self, name)) for name in self.argument_names()}
+        return {name: value for name, value in arguments.items() if name != "center" or value is not None}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Set:
@@ -259,6 +421,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         shown = ", ".join(f"{name}={_code(value)}" for name, value in arguments if value is not None)
         return f"{type(self).__name__}({shown})"
 
+    @property
+    def stackable(self) -> bool:
+        """Whether weights that are alike can be projected as one, with one more axis that counts units."""
+        return not self.whole and self.center is None
+
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return False
@@ -271,6 +438,16 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 def registered(cls: SetClass) -> SetClass:
     """Registers a set for saving, as `inbounds>Name`."""
     return keras.saving.register_keras_serializable("inbounds")(cls)  # type: ignore[no-any-return]
+
+
+def _made_of(name: str) -> Any:
+    """The class of sets that are made of sets; it is looked up, since it is built on this module."""
+    return keras.saving.get_registered_object(f"inbounds>{name}")
+
+
+def _repeated(excess: Array, count: int) -> Array:
+    """One number for each matrix of a weight as one for each of its units."""
+    return excess if excess.shape[0] == count else namespace(excess).repeat(excess, count // excess.shape[0])
 
 
 def _plain(value: Any) -> Any:
@@ -300,6 +477,7 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
             )
         )
     _check_float(owner, rows)
+    owner.check_fit(Units.of([rows], [(1,)]))
     return rows
 
 

@@ -26,7 +26,6 @@ from inbounds._errors import RuleError, explain
 from inbounds._plan import Entry
 from inbounds._rules import resolve_given
 from inbounds._set import Set
-from inbounds._sets.combine import Custom, Joint
 from inbounds._units import Units
 from inbounds._weights import owners_of
 
@@ -120,8 +119,8 @@ def _check_room(entry: Entry) -> None:
     if not frozen or len(frozen) == len(entry.weights) or not _eager():
         return
     moved = {id(variable): value for variable, value in projected(entry, read=keras.ops.convert_to_numpy)}
-    excess = entry.set.excess_of([moved.get(id(w.variable), w.variable) for w in entry.weights], entry.axes)
-    if excess.max() > entry.set.tolerance(dtype_of(entry.weights[0].variable)):
+    excess, slack = entry.applied.measure([moved.get(id(w.variable), w.variable) for w in entry.weights], entry.axes)
+    if (excess > slack).any():
         names = " and ".join(weight.path for weight in frozen)
         raise RuleError(
             explain(
@@ -224,12 +223,11 @@ def _stacks(optimizer: Any, entries: Sequence[Entry]) -> list[list[Entry]]:
 
 
 def _likeness(entry: Entry) -> Any:
-    """What entries of one stack share; its own id for an entry that is large, or whose callable sees one weight."""
-    inner = entry.set.inner if isinstance(entry.set, Joint) else entry.set
-    if sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL or isinstance(inner, Custom):
+    """What entries of one stack share; its own id for an entry that is large, or whose set takes one weight."""
+    if sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL or not entry.applied.stackable:
         return id(entry)
     weights = tuple((w.shape, dtype_of(w.variable), bool(w.variable.trainable)) for w in entry.weights)
-    return entry.set, entry.axes, weights
+    return entry.applied, entry.axes, weights
 
 
 def _project_stack(stack: Sequence[Entry]) -> None:
@@ -247,7 +245,7 @@ def _project_stack(stack: Sequence[Entry]) -> None:
         return
     parts = [torch.stack([variable.value for variable in variables]) for variables in columns]
     axes = [tuple(axis + 1 for axis in span) for span in first.axes]
-    result = first.set._project(Units.of(parts, axes, free, concrete=True))
+    result = first.applied.nearest(Units.of(parts, axes, free, concrete=True))
     for variables, part, moves in zip(columns, result.parts, free, strict=True):
         if moves:
             torch._foreach_copy_([variable.value for variable in variables], list(part.unbind(0)))

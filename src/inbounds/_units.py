@@ -12,11 +12,27 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
-from inbounds._arrays import MANTISSA_BITS, Array, cast, constant, dtype_of, is_eager_torch, namespace, working_dtype
+import numpy as np
+
+from inbounds._arrays import (
+    MANTISSA_BITS,
+    Array,
+    booleans,
+    cast,
+    constant,
+    dtype_of,
+    is_eager_torch,
+    namespace,
+    without_gradient,
+    working_dtype,
+)
 from inbounds._errors import SetError, explain
 
 Axes = tuple[int, ...]
+Placed = Any
+"""A number, an array, or a tuple of arrays, one a part: see `Units.place`."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,10 @@ class Units:
         dtype: the dtype of the weights that the parts come from: what an ulp is measured in.
         concrete: whether Python may look at the values and take a shorter way: in an eager step, which nothing traces,
             vectorizes or differentiates.
+        differentiable: whether a derivative may be asked for, so that a projection that is computed without one has to
+            be given it.
+        masks: for each part, which of its entries belong to the unit: an array that broadcasts against the part, or
+            None for all. What doesn't belong is neither seen nor changed.
 
     One number per unit is an array of shape `shape`: what is left of the first part without its axes.
     """
@@ -39,6 +59,8 @@ class Units:
     free: tuple[bool, ...]
     dtype: str
     concrete: bool = False
+    differentiable: bool = False
+    masks: tuple[Array | None, ...] = ()
 
     @classmethod
     def of(
@@ -48,6 +70,7 @@ class Units:
         free: Sequence[bool] | None = None,
         *,
         concrete: bool = False,
+        differentiable: bool = False,
     ) -> Units:
         """Units over arrays of any float dtype, cast to the dtype they are computed in."""
         arrays = tuple(cast(part, working_dtype(dtype_of(part))) for part in parts)
@@ -55,7 +78,15 @@ class Units:
             tuple(sorted(axis % len(part.shape) for axis in span)) for part, span in zip(arrays, axes, strict=True)
         )
         coarsest = min((dtype_of(part) for part in parts), key=MANTISSA_BITS.__getitem__)
-        return cls(arrays, spans, tuple(free) if free is not None else (True,) * len(arrays), coarsest, concrete)
+        return cls(
+            arrays,
+            spans,
+            tuple(free) if free is not None else (True,) * len(arrays),
+            coarsest,
+            concrete,
+            differentiable and namespace(arrays[0]) is not np,
+            (None,) * len(arrays),
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,10 +100,22 @@ class Units:
 
     @property
     def size(self) -> int:
-        """How many entries a unit has."""
+        """How many entries a unit has, those that a mask leaves out counted in."""
         return sum(
             math.prod(part.shape[axis] for axis in span) for part, span in zip(self.parts, self.axes, strict=True)
         )
+
+    @property
+    def length(self) -> Array | int:
+        """How many entries belong to a unit: one number for all, or one per unit where there is a mask."""
+        if not self.masked:
+            return self.size
+        return self.sum(lambda x: namespace(x).ones_like(x))
+
+    @property
+    def masked(self) -> bool:
+        """Whether some entries don't belong to their units."""
+        return any(mask is not None for mask in self.masks)
 
     def sum(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
         """The sum over each unit of `fn(entries, *per_unit)`.
@@ -86,12 +129,15 @@ class Units:
         return self._reduced("max", fn, per_unit, namespace(self.parts[0]).maximum)
 
     def map(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Units:
-        """The units with `fn(entries, *per_unit)` for their entries; what is not free stays."""
-        parts = tuple(
-            fn(part, *(self._spread(number, i) for number in per_unit)) if self.free[i] else part
-            for i, part in enumerate(self.parts)
-        )
-        return replace(self, parts=parts)
+        """The units with `fn(entries, *per_unit)` for their entries; what is not free, or masked out, stays."""
+        parts = []
+        for i, (part, mask) in enumerate(zip(self.parts, self.masks, strict=True)):
+            if not self.free[i]:
+                parts.append(part)
+                continue
+            new = fn(part, *(self._spread(number, i) for number in per_unit))
+            parts.append(new if mask is None else namespace(part).where(mask, new, part))
+        return replace(self, parts=tuple(parts))
 
     def scaled(self, moved: Array, *factors: Array) -> Units:
         """The units where `moved`, times one factor per unit after the other; the others bit for bit.
@@ -118,8 +164,128 @@ class Units:
         keep = [i for i in range(len(self.parts)) if self.free[i] is free]
         if not keep:
             return None
-        parts, axes = ([field[i] for i in keep] for field in (self.parts, self.axes))
-        return Units(tuple(parts), tuple(axes), (free,) * len(keep), self.dtype, self.concrete)
+        parts, axes, masks = (tuple(field[i] for i in keep) for field in (self.parts, self.axes, self.masks))
+        return replace(self, parts=parts, axes=axes, free=(free,) * len(keep), masks=masks)
+
+    def constants(self) -> Units:
+        """The units as constants for differentiation."""
+        return self.with_parts([without_gradient(part) for part in self.parts])
+
+    def together(self) -> Units:
+        """All units as one."""
+        return replace(self, axes=tuple(tuple(range(len(part.shape))) for part in self.parts))
+
+    def apart(self, like: Units) -> Units:
+        """The units with the axes of `like`, which was made one by `together`."""
+        return replace(self, axes=like.axes)
+
+    def where(self, mask: Placed) -> Units:
+        """The units of the entries that a mask marks, see `place`; the others are neither seen nor changed."""
+        masks = []
+        for part, old, new in zip(self.parts, self.masks, self.place(mask), strict=True):
+            marked = booleans(part, new)
+            masks.append(marked if old is None else marked & old)
+        return replace(self, masks=tuple(masks))
+
+    def everywhere(self, like: Units) -> Units:
+        """The units with the masks of `like`."""
+        return replace(self, masks=like.masks)
+
+    def same(self, other: Units) -> Array:
+        """For each unit, whether `other` has the same entries, once rounded to the weight's dtype; NaN is like NaN."""
+
+        def differs(x: Array, y: Array) -> Array:
+            xp = namespace(x)
+            y = cast(cast(y, self.dtype), dtype_of(x))
+            return xp.where((x == y) | (x != x), xp.zeros_like(x), xp.ones_like(x))
+
+        return self.sum(differs, other) == 0
+
+    # Rows: for the few sets that need an order of the entries, or a matrix.
+
+    def rows(self) -> Array:
+        """The units as an array of shape (count, size), one a row, in the order of `shape`: a copy."""
+        return self._laid(self.parts)
+
+    def mask_rows(self) -> Array | None:
+        """The masks as rows; None without."""
+        if not self.masked:
+            return None
+        whole = zip(self.masks, self.parts, strict=True)
+        return self._laid(
+            [
+                namespace(part).ones_like(part) if mask is None else namespace(part).where(mask, 1.0, 0 * part)
+                for mask, part in whole
+            ]
+        ) > 0
+
+    def with_rows(self, rows: Array) -> Units:
+        """The units with the entries that rows have; what is not free, or masked out, stays."""
+        parts, start = [], 0
+        for part, span in zip(self.parts, self.axes, strict=True):
+            xp = namespace(part)
+            order = self._order(part, span)
+            width = math.prod(part.shape[axis] for axis in span)
+            piece = rows if width == self.size else rows[:, start : start + width]
+            piece = xp.reshape(piece, tuple(part.shape[axis] for axis in order))
+            back = sorted(range(len(order)), key=order.__getitem__)
+            parts.append(piece if back == order == sorted(order) else xp.transpose(piece, back))
+            start += width
+        return self.map(lambda _, new: new, self.with_parts(parts))
+
+    def _laid(self, parts: Sequence[Array]) -> Array:
+        laid = []
+        for part, span in zip(parts, self.axes, strict=True):
+            xp = namespace(part)
+            order = self._order(part, span)
+            moved = part if order == sorted(order) else xp.transpose(part, order)
+            laid.append(xp.reshape(moved, (self.count, math.prod(part.shape[axis] for axis in span))))
+        return laid[0] if len(laid) == 1 else namespace(laid[0]).concatenate(laid, axis=1)
+
+    @staticmethod
+    def _order(part: Array, span: Axes) -> list[int]:
+        return [axis for axis in range(len(part.shape)) if axis not in span] + list(span)
+
+    # Arrays that a set holds, against the parts.
+
+    def place(self, value: Placed) -> tuple[Array, ...]:
+        """Values for the weights as one array per part that broadcasts against it.
+
+        Args:
+            value: a number; an array that broadcasts to the part where there is one; where there are several, one
+                entry for each of a unit's entries, or rows of shape (count, size); a tuple has one of these a part.
+
+        Raises:
+            SetError: it fits none of these.
+        """
+        if isinstance(value, tuple):
+            return value
+        shape = np.shape(value)
+        if not shape:
+            return (value,) * len(self.parts)
+        if len(self.parts) == 1 and _broadcasts(shape, tuple(self.parts[0].shape)):
+            return (value,)
+        if len(self.parts) > 1 and shape == (self.size,):
+            return self.entries(np.asarray(value, dtype="float64"))
+        if len(self.parts) > 1 and shape == (self.count, self.size):
+            blank = replace(
+                self,
+                parts=tuple(np.zeros(part.shape) for part in self.parts),
+                free=(True,) * len(self.parts),
+                masks=(None,) * len(self.parts),
+            )
+            return blank.with_rows(np.asarray(value, dtype="float64")).parts
+        weights = " and ".join(str(tuple(part.shape)) for part in self.parts)
+        raise SetError(
+            explain(
+                "An array for the weights broadcasts to the weight, or for a Joint has a row for each unit",
+                f"shape={shape}",
+                where=f"weights of shape {weights}: {self.count} units of {self.size} entries",
+                instead=f"an array of shape {tuple(self.parts[0].shape)}"
+                if len(self.parts) == 1
+                else f"an array of shape ({self.count}, {self.size}) or ({self.size},)",
+            )
+        )
 
     def entries(self, value: Array) -> tuple[Array, ...]:
         """A number, or an array that broadcasts over a unit, as one array per part that broadcasts against it.
@@ -172,6 +338,8 @@ class Units:
         for i, part in enumerate(self.parts):
             xp = namespace(part)
             terms = fn(part, *(self._spread(number, i) for number in per_unit))
+            if self.masks[i] is not None:
+                terms = xp.where(self.masks[i], terms, 0.0 if name == "sum" else -math.inf)
             total = getattr(xp, name)(terms, axis=self.axes[i]) if self.axes[i] else terms
             totals.append(total if tuple(total.shape) == self.shape else xp.reshape(total, self.shape))
         return reduce(join, totals)

@@ -11,7 +11,8 @@ import numpy as np
 from inbounds._arguments import axes
 from inbounds._arrays import Array, cast, constant, dtype_of, namespace, to_numpy, ulp, working_dtype
 from inbounds._errors import SetError, explain
-from inbounds._set import Set, registered
+from inbounds._laid import Laid
+from inbounds._set import Edge, Set, registered
 from inbounds._units import Axes, Units
 
 KERNEL_AND_BIAS = ("kernel", "bias")
@@ -89,11 +90,43 @@ class Joint(Set):
     def whole(self) -> bool:  # type: ignore[override]  # likewise
         return self.inner.whole
 
+    @property
+    def centers(self) -> bool:
+        return self.inner.centers
+
+    def where(self, mask: Any) -> Set:
+        """The set for those entries of each joint vector only that a mask marks."""
+        return Joint(self.inner.where(mask), self.weights)
+
+    def on(self, inputs: Any) -> Set:
+        """The set for those weights only that come from some inputs of the layer; a bias comes from none."""
+        return Joint(self.inner.on(inputs), self.weights)
+
+    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+        return Joint(self.inner.resolved(shapes, inputs), self.weights)
+
+    def about(self, current: Array) -> Set:
+        return Joint(self.inner.about(current), self.weights)
+
     def check_fit(self, units: Units) -> None:
         self.inner.check_fit(units)
 
     def _project(self, units: Units) -> Units:
-        return self.inner._project(units)
+        return self.inner.nearest(units)
+
+    def edges(self, laid: Laid) -> list[Edge]:
+        return self.inner.edges(laid)
+
+    def counted(self, units: int) -> int:
+        return self.inner.counted(units)
+
+    @property
+    def stackable(self) -> bool:
+        return self.inner.stackable
+
+    @property
+    def holds_frozen(self) -> bool:  # type: ignore[override]  # likewise
+        return self.inner.holds_frozen
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return self.inner._excess(rows, span)
@@ -166,14 +199,20 @@ class Custom(Set):
         xp = namespace(rows)
         return xp.max(xp.abs(self._applied(rows) - rows), axis=1)
 
-    def excess_of(self, weights: Sequence[Any], axes: Sequence[Axes]) -> np.ndarray[Any, Any]:
+    def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> tuple[Any, Any]:
         """As for any set; `fn` sees the weight in its own shape, and in the dtype it is computed in."""
         (weight,), (span,) = weights, axes
         value = to_numpy(weight)
         seen = keras.ops.convert_to_tensor(value, dtype=working_dtype(dtype_of(weight)))
         finite = np.isfinite(value)
         moved = np.where(finite, np.abs(to_numpy(self._applied(seen)) - np.where(finite, value, 0)), np.inf)
-        return np.nan_to_num(np.max(moved, axis=span) if span else moved, nan=np.inf, posinf=np.inf).reshape(-1)
+        excess = np.nan_to_num(np.max(moved, axis=span) if span else moved, nan=np.inf, posinf=np.inf).reshape(-1)
+        return excess, np.full_like(excess, self._tolerance(dtype_of(weight)))
+
+    @property
+    def stackable(self) -> bool:
+        """Never: the callable sees one weight in its own shape."""
+        return False
 
     def _tolerance(self, dtype: str) -> float:
         return 4 * ulp(1.0, dtype)

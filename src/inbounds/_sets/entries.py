@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._arguments import number_or_array
+from inbounds._arguments import center_of, number_or_array
 from inbounds._arrays import Array, clip_finite, constant, keras_numpy_dtype, namespace, working_dtype
 from inbounds._errors import SetError, explain
+from inbounds._laid import constant_mask
 from inbounds._set import Set, registered
 from inbounds._units import Units
 
@@ -41,9 +42,8 @@ class _Interval(Set):
         units.entries(self.high)
 
     def _project(self, units: Units) -> Units:
-        bounds = zip(units.entries(self.low), units.entries(self.high), strict=True)
-        parts = zip(units.parts, units.free, bounds, strict=True)
-        return units.with_parts([clip_finite(part, *bound) if free else part for part, free, bound in parts])
+        low, high = (units.with_parts(units.entries(bound)) for bound in (self.low, self.high))
+        return units.map(clip_finite, low, high)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         xp = namespace(rows)
@@ -53,6 +53,14 @@ class _Interval(Set):
 
     def _tolerance(self, dtype: str) -> float:
         return max(_rounding(self.low, dtype), _rounding(self.high, dtype), SMALLEST_NORMAL[working_dtype(dtype)])
+
+    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+        return 0.0 if self.center is None else np.max(np.abs(rows), axis=1)
+
+    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:
+        low, high = (np.broadcast_to(_flat(bound, span), rows.shape[1:]) for bound in (self.low, self.high))
+        inside = np.broadcast_to(np.clip(0.0, low, high), tuple(rows.shape))
+        return namespace(rows).where(constant_mask(rows, mask), rows, constant(rows, inside))
 
 
 @registered
@@ -92,6 +100,7 @@ class Box(_Interval):
         low: a number, or an array that broadcasts over a unit: one entry for each entry of the unit, or a shape that
             broadcasts to the unit's own (for a filter: (rows, columns, channels)).
         high: the same; not below `low`.
+        center: what the box is moved by: {w : low <= w - center <= high}, see `MaxNorm`.
 
     Raises:
         SetError: a bound is NaN, `low` is above `high`, or the two don't broadcast.
@@ -100,7 +109,8 @@ class Box(_Interval):
     array([[-1.,  1.]])
     """
 
-    def __init__(self, low: Any, high: Any) -> None:
+    def __init__(self, low: Any, high: Any, center: Any = None) -> None:
+        self.center = center_of("Box", center)
         self.low = number_or_array("Box", "low", low, infinite=True)
         self.high = number_or_array("Box", "high", high, infinite=True)
         try:

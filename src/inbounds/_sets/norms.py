@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from inbounds._arguments import axes, number
+import numpy as np
+
+from inbounds._arguments import axes, center_of, number
 from inbounds._arrays import Array, namespace, ulp, without_gradient
 from inbounds._errors import SetError, explain
-from inbounds._set import Set, registered
+from inbounds._set import ULPS, Set, registered
 from inbounds._units import Units
-
-ULPS = 4
-"""What rounding may cost a norm: sums of thousands of squares in float32 end 1 to 3 ulp off."""
 
 HUGE = 2.0**120
 """Where scaling stops: near the largest float32, and its inverse is still a normal number."""
@@ -32,6 +31,8 @@ class _NormInterval(Set):
     rate: float = 1.0
 
     def _project(self, units: Units) -> Units:
+        if self.whole:
+            return _move_norm(units.together(), self.low, self.high, self.rate).apart(units)
         return _move_norm(units, self.low, self.high, self.rate)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
@@ -47,6 +48,9 @@ class _NormInterval(Set):
     def _tolerance(self, dtype: str) -> float:
         return ULPS * ulp(self.high, dtype)
 
+    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+        return 0.0 if self.center is None else np.sqrt(np.sum(rows**2, axis=None if self.whole else 1))
+
 
 @registered
 class MaxNorm(_NormInterval):
@@ -59,6 +63,9 @@ class MaxNorm(_NormInterval):
         max_value: the largest norm; not negative.
         axis: as in Keras the axes that are summed over. None: the layer's fan-in where the layer is known, else every
             axis but the last.
+        center: what the ball is about, a number or an array that broadcasts to the weight (for a Joint: to its rows):
+            {w : |w - center|_2 <= max_value}. "current" means the weights as they are when `constrain` is called, so
+            that fine-tuning keeps them within a distance of where they started.
 
     Cost: three passes over the weight. A zero unit is inside. Norms from 1e-38 to 1e38 neither overflow nor vanish.
     NaN and infinities stay, and count as violated.
@@ -71,9 +78,10 @@ class MaxNorm(_NormInterval):
            [0.3, 0.4]])
     """
 
-    def __init__(self, max_value: Any = 2.0, axis: Any = None) -> None:
+    def __init__(self, max_value: Any = 2.0, axis: Any = None, center: Any = None) -> None:
         self.max_value = number("MaxNorm", "max_value", max_value, low=0)
         self.axis = axes("MaxNorm", axis)
+        self.center = center_of("MaxNorm", center)
         self.low, self.high = 0.0, self.max_value
 
 
@@ -142,6 +150,7 @@ class FrobeniusNorm(_NormInterval):
 
     Args:
         max_value: the largest norm; not negative.
+        center: see `MaxNorm`.
 
     >>> FrobeniusNorm(1).project([[3.0, 0.0], [0.0, 4.0]])
     array([[0.6, 0. ],
@@ -150,8 +159,9 @@ class FrobeniusNorm(_NormInterval):
 
     whole: ClassVar[bool] = True
 
-    def __init__(self, max_value: Any = 1.0) -> None:
+    def __init__(self, max_value: Any = 1.0, center: Any = None) -> None:
         self.max_value = number("FrobeniusNorm", "max_value", max_value, low=0)
+        self.center = center_of("FrobeniusNorm", center)
         self.low, self.high = 0.0, self.max_value
 
 
@@ -188,7 +198,9 @@ def _move_norm(units: Units, low: float, high: float, rate: float) -> Units:
     step = [] if scale is None else [xp.where(moved, scale, one)]
     result = free.scaled(moved, *step, xp.where(moved, target / norm, one))
     if low > 0:
-        result = result.map(lambda y, zero, fill: xp.where(zero, fill, y), zero & moved, target * free.size**-0.5)
+        length = free.length
+        root = length**0.5 if isinstance(length, int) else xp.sqrt(xp.maximum(length, 1))
+        result = result.map(lambda y, zero, fill: xp.where(zero, fill, y), zero & moved, target / root)
     if rate < 1:
         result = result.map(lambda y, x, moved: xp.where(moved, rate * y + (1 - rate) * x, x), free, moved)
     return units.with_free(result)
