@@ -29,7 +29,9 @@ INNER = {
     "_sets.spectral": FAMILY | {"_sets.matrices"},
     "_sets.combine": FAMILY,
     "_sets.algebra": FAMILY
-    | {f"_sets.{name}" for name in ("combine", "entries", "matrices", "norms", "order", "sparsity", "spectral", "sums")},
+    | {
+        f"_sets.{name}" for name in ("combine", "entries", "matrices", "norms", "order", "sparsity", "spectral", "sums")
+    },
     "constraints": {"_errors"}
     | {
         f"_sets.{name}"

@@ -215,5 +215,5 @@ def ulps(values: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
 
 
 def epsilon(dtype: str) -> float:
-    """The distance from 1 to the next larger number of a dtype: an ulp is between half of it and all of it, relatively."""
+    """The distance from 1 to the next larger number of a dtype; relatively, an ulp is between half of it and all of it."""
     return float(2.0 ** -MANTISSA_BITS[dtype])

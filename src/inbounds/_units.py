@@ -212,12 +212,15 @@ class Units:
         if not self.masked:
             return None
         whole = zip(self.masks, self.parts, strict=True)
-        return self._laid(
-            [
-                namespace(part).ones_like(part) if mask is None else namespace(part).where(mask, 1.0, 0 * part)
-                for mask, part in whole
-            ]
-        ) > 0
+        return (
+            self._laid(
+                [
+                    namespace(part).ones_like(part) if mask is None else namespace(part).where(mask, 1.0, 0 * part)
+                    for mask, part in whole
+                ]
+            )
+            > 0
+        )
 
     def with_rows(self, rows: Array) -> Units:
         """The units with the entries that rows have; what is not free, or masked out, stays."""

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from sets.table import SETS, Case, ulp
+from sets.case import Case, ulp
+from sets.table import SETS
 from sets.tensors import (
     BACKEND,
     BACKEND_DTYPES,
@@ -48,12 +49,29 @@ ORDINARY = (6, 5)
 SHAPES = ((1, 1), ORDINARY, (3, 2048))
 
 
+def ordinary(case: Case) -> tuple[int, int]:
+    """The shape of a few rows."""
+    return case.shapes(ORDINARY)[0]
+
+
 def rows_of_many_sizes(case: Case, shape: tuple[int, int], seed: int = 0) -> Any:
     """Rows of norms from about 1e-3 to 1e3, most of them outside one bound or the other, and one of zeros."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal(shape) * 10 ** rng.uniform(-3, 3, (shape[0], 1)) / np.sqrt(shape[1])
     rows[shape[0] // 2 :: 7] = 0
     return rows
+
+
+def slack(case: Case, rows: Any, dtype: str) -> Any:
+    """What counts as inside, for each unit of some rows: more than 0."""
+    return case.set.tolerance(dtype, exact(rows))
+
+
+def mixing(case: Case, rows: Any, dtype: str) -> Any:
+    """How far an entry of an answer may be off since it is made of other entries: in ulp of a row's largest."""
+    wide = EPSILON["float64" if dtype == "float64" else "float32"]
+    largest = np.abs(rows).max(keepdims=True) if case.whole else np.abs(rows).max(axis=1, keepdims=True)
+    return case.mixes * wide * largest
 
 
 def members(case: Case, shape: tuple[int, int], seed: int = 1) -> Any:
@@ -76,15 +94,15 @@ def test_law_1_projections_end_inside(case: Case, dtype: str, library: str) -> N
     for rows in each_shape(case, rows_of_many_sizes, dtype, library):
         projected = case.set.project(rows)
         assert case.inside(exact(projected), dtype).all()
-        assert case.excess(exact(projected)).max() <= case.set.tolerance(dtype)
-        assert exact(case.set.violation(projected)).max() <= case.set.tolerance(dtype)
+        assert (case.excess(exact(projected)) <= slack(case, projected, dtype)).all()
+        assert (exact(case.set.violation(projected)) <= slack(case, projected, dtype)).all()
 
 
 @every_format
 @every_set
 def test_law_1_projections_from_close_by_end_inside(case: Case, dtype: str, library: str) -> None:
     for nudge in (6, -6):
-        close = members(case, ORDINARY) * (1 + nudge * EPSILON[dtype])
+        close = members(case, ordinary(case)) * (1 + nudge * EPSILON[dtype])
         projected = exact(case.set.project(array(close, dtype, library)))
         assert case.inside(projected, dtype).all()
 
@@ -92,8 +110,11 @@ def test_law_1_projections_from_close_by_end_inside(case: Case, dtype: str, libr
 @pytest.mark.parametrize("dtype", NUMPY_DTYPES)
 @every_set
 def test_law_1_the_tolerance_is_at_most_4_ulp_at_a_bound(case: Case, dtype: str) -> None:
-    allowed = max(np.max(4 * ulp(bound, dtype)) for bound, _ in case.edges(np.zeros((1, case.size or 1))))
-    assert 0 <= case.set.tolerance(dtype) <= allowed
+    for shape in case.shapes(ORDINARY):
+        rows = exact(array(members(case, shape), dtype, "numpy"))
+        allowed = max(np.max(4 * ulp(bound, dtype)) for bound, _ in case.edges(rows))
+        assert 0 <= case.set.tolerance(dtype) <= allowed
+        assert (slack(case, rows, dtype) <= allowed).all()
 
 
 @every_format
@@ -101,7 +122,7 @@ def test_law_1_the_tolerance_is_at_most_4_ulp_at_a_bound(case: Case, dtype: str)
 def test_law_1_violation_is_the_distance_beyond_the_bound(case: Case, dtype: str, library: str) -> None:
     for rows in each_shape(case, rows_of_many_sizes, dtype, library):
         expected = np.maximum(case.excess(exact(rows)), 0)
-        size = np.abs(exact(rows)).max() * np.sqrt(rows.shape[1]) + 1
+        size = np.abs(exact(rows)).max() * np.sqrt(rows.shape[1]) * max(1, case.mixes) + 1
         wide = "float64" if dtype == "float64" else "float32"
         np.testing.assert_allclose(exact(case.set.violation(rows)), expected, atol=4 * size * EPSILON[wide])
 
@@ -131,7 +152,6 @@ def test_law_2_projecting_again_changes_no_bit(case: Case, dtype: str, library: 
 
 # 3. A nearest point.
 
-SOLVED_SHAPES = {(1, 1): 8, (1, 9): 8, (7, 1): 8, (3, 4): 8, (16, 8): 6, (33, 17): 2, (64, 64): 1}
 SCALES = (1e-3, 1e-1, 1.0, 1e1, 1e3)
 
 
@@ -165,16 +185,26 @@ def solved(case: Case, shape: tuple[int, int]) -> Callable[[Any], Any]:
 def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
     rng = np.random.default_rng(3)
     instances = 0
-    for shape, count in SOLVED_SHAPES.items():
-        (shape,) = case.shapes(shape)
+    for given_shape, count in case.solved.items():
+        (shape,) = case.shapes(given_shape)
         solve = solved(case, shape)
         for scale in SCALES * count:
-            rows = rng.standard_normal(shape) * scale
+            rows = PLACES[instances % len(PLACES)](case, rng.standard_normal(shape) * scale)
             expected = solve(rows)
             within = 1e-6 * max(1, np.abs(expected).max())
             np.testing.assert_allclose(case.set.project(rows), expected, rtol=0, atol=within)
             instances += 1
     assert instances >= 200
+
+
+PLACES: tuple[Callable[[Case, Any], Any], ...] = (
+    lambda case, rows: rows,
+    lambda case, rows: case.nearest(rows),  # on the boundary, or inside
+    lambda case, rows: np.round(2 * rows / np.abs(rows).max()) * np.abs(rows).max() / 2,  # ties
+    lambda case, rows: rows * (np.arange(rows.shape[1]) == 0),  # along an axis
+    lambda case, rows: 2 * rows - case.nearest(rows),  # straight out of the set
+    lambda case, rows: 0.5 * rows + 0.5 * case.nearest(rows),
+)
 
 
 @every_set
@@ -186,7 +216,7 @@ def test_law_3_no_member_is_nearer(case: Case) -> None:
             reached = distance(case, projected, rows)
             for other in range(100):
                 near = case.nearest(projected + members(case, shape, other) * 10.0 ** -(other % 5))
-                assert (reached <= distance(case, near, rows) * (1 + 1e-12)).all()
+                assert (reached <= distance(case, near, rows) * (1 + case.exact) + case.exact).all()
 
 
 @every_format
@@ -194,8 +224,14 @@ def test_law_3_no_member_is_nearer(case: Case) -> None:
 def test_law_3_nearest_as_the_formula_says(case: Case, dtype: str, library: str) -> None:
     for rows in each_shape(case, rows_of_many_sizes, dtype, library):
         expected = case.nearest(exact(rows))
-        bands = 4 * case.set.tolerance(dtype)  # what is within the tolerance stays
-        np.testing.assert_allclose(exact(case.set.project(rows)), expected, rtol=6 * EPSILON[dtype], atol=bands)
+        # What is within the tolerance stays.
+        bands = 4 * slack(case, rows, dtype).max() + mixing(case, exact(rows), dtype) + case.exact
+        assert_near(case.set.project(rows), expected, 6 * EPSILON[dtype], bands)
+
+
+def assert_near(found: Any, expected: Any, rtol: float, atol: Any) -> None:
+    off = np.abs(exact(found) - exact(expected)) - rtol * np.abs(exact(expected)) - atol
+    assert off.max() <= 0, f"off by {off.max():.3g} more than allowed"
 
 
 def distance(case: Case, a: Any, b: Any) -> Any:
@@ -221,7 +257,7 @@ def test_law_4_shape_and_dtype_are_kept(case: Case, dtype: str, library: str) ->
 def test_law_4_half_precision_is_rounded_once(case: Case, dtype: str, library: str) -> None:
     for rows in each_shape(case, rows_of_many_sizes, dtype, library):
         excess = np.broadcast_to(case.excess(exact(rows)), rows.shape[:1])
-        clear = (excess <= 0) | (excess > 2 * case.set.tolerance(dtype))  # the tolerance of float32 is another
+        clear = (excess <= 0) | (excess > 2 * slack(case, rows, dtype))  # the tolerance of float32 is another
         wide = case.set.project(array(exact(rows), "float32", library))
         assert clear.any()
         assert same_bits(numbers(case.set.project(rows))[clear], numbers(wide).astype(NUMPY_DTYPES[dtype])[clear])
@@ -233,13 +269,13 @@ def test_law_4_half_precision_is_rounded_once(case: Case, dtype: str, library: s
 )
 @every_set
 def test_law_4_no_scale_overflows_or_vanishes(case: Case, dtype: str, library: str, scale: float) -> None:
+    scale = scale if case.any_scale else scale**0.25
     for seed, shape in enumerate(case.shapes(*SHAPES)):
         rng = np.random.default_rng(seed)
         rows = array(rng.uniform(0.5, 1, shape) * rng.choice([-1, 1], shape) * scale, dtype, library)
         projected = exact(case.set.project(rows))
-        np.testing.assert_allclose(
-            projected, case.nearest(exact(rows)), rtol=6 * EPSILON[dtype], atol=case.set.tolerance(dtype) * 1e-3
-        )
+        tiny = case.set.tolerance(dtype) * (1e-3 if case.mixes == 0 else 4)
+        assert_near(projected, case.nearest(exact(rows)), 6 * EPSILON[dtype], tiny + mixing(case, exact(rows), dtype))
         assert case.inside(projected, dtype).all()
         largest = float(np.finfo("float64" if dtype == "float64" else "float32").max)
         expected = np.maximum(case.excess(exact(rows)), 0)
@@ -255,7 +291,7 @@ def test_law_4_no_scale_overflows_or_vanishes(case: Case, dtype: str, library: s
 def test_law_5_a_zero_unit_ends_where_it_is_documented(case: Case, dtype: str, library: str) -> None:
     for shape in case.shapes(*SHAPES):
         projected = exact(case.set.project(array(np.zeros(shape), dtype, library)))
-        np.testing.assert_allclose(projected, case.nearest(np.zeros(shape)), rtol=2 * EPSILON[dtype])
+        assert_near(projected, case.nearest(np.zeros(shape)), 2 * EPSILON[dtype], case.mixes * EPSILON[dtype])
         assert case.inside(projected, dtype).all()
 
 
@@ -263,12 +299,12 @@ def test_law_5_a_zero_unit_ends_where_it_is_documented(case: Case, dtype: str, l
 @every_format
 @every_set
 def test_law_5_what_is_not_finite_stays_and_is_violated(case: Case, dtype: str, library: str, bad: float) -> None:
-    values = rows_of_many_sizes(case, ORDINARY)
+    values = rows_of_many_sizes(case, ordinary(case))
     clean = array(values, dtype, library)
     spoilt = values.copy()
     spoilt[1, -1] = bad
     rows = array(spoilt, dtype, library)
-    others = [0, 2, 3, 4, 5]
+    others = [i for i in range(len(values)) if i != 1]
     projected, violation = numbers(case.set.project(rows)), exact(case.set.violation(rows))
 
     assert same_bits(projected[1, -1:], numbers(rows)[1, -1:])
@@ -287,17 +323,19 @@ def test_law_5_what_is_not_finite_stays_and_is_violated(case: Case, dtype: str, 
 
 
 @every_format
-@every_set
+@pytest.mark.parametrize(
+    "case", [case for case in SETS.values() if not case.square], ids=[n for n, case in SETS.items() if not case.square]
+)
 def test_law_6_units_are_independent(case: Case, dtype: str, library: str) -> None:
     for rows in each_shape(case, rows_of_many_sizes, dtype, "numpy"):
         order = np.random.default_rng(0).permutation(len(rows))
         all_at_once = numbers(case.set.project(array(rows, dtype, library)))
         permuted = numbers(case.set.project(array(rows[order], dtype, library)))
         bits = (6 if case.whole else 0) * EPSILON[dtype]
-        np.testing.assert_allclose(exact(permuted), exact(all_at_once[order]), rtol=bits)
+        assert_near(permuted, exact(all_at_once)[order], bits, mixing(case, exact(rows), dtype) if case.whole else 0)
         if not case.whole:
             alone = exact(case.set.project(array(rows[-1:], dtype, library)))
-            np.testing.assert_allclose(alone, exact(all_at_once[-1:]), rtol=6 * EPSILON[dtype])
+            assert_near(alone, exact(all_at_once[-1:]), 6 * EPSILON[dtype], mixing(case, exact(rows[-1:]), dtype))
 
 
 @backend_dtypes
@@ -306,8 +344,8 @@ def test_law_6_the_backend_computes_what_numpy_does(case: Case, dtype: str) -> N
     for seed, shape in enumerate(case.shapes(*SHAPES)):
         values = rows_of_many_sizes(case, shape, seed)
         ours, numpys = array(values, dtype, BACKEND), array(values, dtype, "numpy")
-        close = {"rtol": 6 * EPSILON[dtype], "atol": 0}
-        np.testing.assert_allclose(exact(case.set.project(ours)), exact(case.set.project(numpys)), **close)
+        close = 6 * EPSILON[dtype], mixing(case, exact(numpys), dtype)
+        assert_near(case.set.project(ours), case.set.project(numpys), *close)
         violations = exact(case.set.violation(ours)), exact(case.set.violation(numpys))
         close = {"rtol": 1e-5, "atol": 1e-5 * (1 + np.abs(values).max() * EPSILON[dtype])}
         np.testing.assert_allclose(*violations, **close)
@@ -320,36 +358,44 @@ def both(case: Case) -> Callable[[Any], Any]:
 @backend_dtypes
 @every_set
 def test_law_6_works_where_functions_are_compiled(case: Case, dtype: str) -> None:
-    rows = array(rows_of_many_sizes(case, ORDINARY), dtype, BACKEND)
+    rows = array(rows_of_many_sizes(case, ordinary(case)), dtype, BACKEND)
     for result, eager, rtol in zip(
         compiled(both(case), rows), both(case)(rows), (6 * EPSILON[dtype], 1e-5), strict=True
     ):
         assert result.dtype == eager.dtype
-        np.testing.assert_allclose(exact(result), exact(eager), rtol=rtol, atol=1e-6)
+        np.testing.assert_allclose(exact(result), exact(eager), rtol=rtol, atol=loose(case, rows))
+
+
+def loose(case: Case, rows: Any) -> float:
+    return 1e-6 + case.mixes * EPSILON["float32"] * float(np.abs(exact(rows)).max())
 
 
 @backend_dtypes
 @every_set
 def test_law_6_works_where_functions_are_vectorized(case: Case, dtype: str) -> None:
-    rows = array(np.stack([rows_of_many_sizes(case, ORDINARY, seed) for seed in range(3)]), dtype, BACKEND)
+    rows = array(np.stack([rows_of_many_sizes(case, ordinary(case), seed) for seed in range(3)]), dtype, BACKEND)
     one_by_one = zip(*[both(case)(rows[i]) for i in range(3)], strict=True)
     for result, singles, rtol in zip(mapped(both(case), rows), one_by_one, (6 * EPSILON[dtype], 1e-5), strict=True):
-        np.testing.assert_allclose(exact(result), np.stack([exact(x) for x in singles]), rtol=rtol, atol=1e-6)
+        stacked = np.stack([exact(x) for x in singles])
+        np.testing.assert_allclose(exact(result), stacked, rtol=rtol, atol=loose(case, rows))
 
 
 @backend_dtypes
 @every_set
 def test_law_6_gradients_are_finite_and_right(case: Case, dtype: str) -> None:
     rng = np.random.default_rng(5)
-    rows = array(rng.standard_normal(ORDINARY) * [[0.1], [0.5], [1.0], [2.0], [4.0], [0.0]], dtype, BACKEND)
-    weights = np.round(rng.uniform(1, 2, ORDINARY), 1)
+    shape = ordinary(case)
+    sizes = np.array([[0.1], [0.5], [1.0], [2.0], [4.0], [0.0]])
+    rows = array(rng.standard_normal(shape) * (1 if case.whole else sizes), dtype, BACKEND)
+    weights = np.round(rng.uniform(1, 2, shape), 1)
     found = gradient(case.set.project, rows, weights)
     assert np.isfinite(found).all()
 
     forward, backward = differences(lambda x: np.sum(weights * case.nearest(x)), exact(rows))
     smooth = np.abs(forward - backward) < 1e-3
-    smooth[5] = False  # where the bound is 0: what counts as inside passes gradients on as it is
-    smooth[np.broadcast_to(np.abs(case.excess(exact(rows))), 6) <= case.set.tolerance(dtype)] = False
+    if not case.whole:
+        smooth[5] = False  # where the bound is 0: what counts as inside passes gradients on as it is
+    smooth[np.broadcast_to(np.abs(case.excess(exact(rows))), len(rows)) <= slack(case, rows, dtype)] = False
     assert smooth.mean() > 0.6
     close = 20 * EPSILON[dtype]
     np.testing.assert_allclose(found[smooth], forward[smooth], rtol=close, atol=close + 1e-3)
@@ -359,13 +405,15 @@ def test_law_6_gradients_are_finite_and_right(case: Case, dtype: str) -> None:
 @every_set
 def test_law_6_gradients_of_the_violation_are_finite_and_right(case: Case, dtype: str) -> None:
     rng = np.random.default_rng(6)
-    rows = array(rng.standard_normal(ORDINARY) * [[0.1], [0.5], [1.0], [2.0], [4.0], [0.0]], dtype, BACKEND)
+    shape = ordinary(case)
+    sizes = np.array([[0.1], [0.5], [1.0], [2.0], [4.0], [0.0]])
+    rows = array(rng.standard_normal(shape) * (1 if case.whole else sizes), dtype, BACKEND)
     found = gradient(case.set.violation, rows, 1.0)
     assert np.isfinite(found).all()
 
     forward, backward = differences(lambda x: np.sum(np.maximum(case.excess(x), 0)), exact(rows))
     smooth = np.abs(forward - backward) < 1e-3
-    assert smooth[:5].mean() > 0.9
+    assert smooth[:5].mean() > 0.8
     close = 20 * EPSILON[dtype]
     np.testing.assert_allclose(found[smooth], forward[smooth], rtol=close, atol=close + 1e-3)
 
@@ -382,7 +430,12 @@ def test_laws_hold_for_any_numbers(case: Case) -> None:
     @settings(deadline=None, derandomize=True, max_examples=60, database=None)
     @given(any_rows)
     def holds(rows: Any) -> None:
-        rows = np.resize(rows, (len(rows), case.size or rows.shape[1]))
+        (shape,) = case.shapes((len(rows), rows.shape[1]))
+        rows = np.resize(rows, shape)
+        if not case.any_scale:
+            rows = (
+                np.where(np.abs(rows) < 1e9, rows, np.sign(rows) * np.float32(1e9)) if np.isfinite(rows).all() else rows
+            )
         projected = case.set.project(rows)
         finite = np.isfinite(rows)
         good = np.broadcast_to(finite.all() if case.whole else finite.all(axis=1), len(rows))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from sets.table import SETS, clip01
+from sets.table import SETS
+from sets.tables.combine import clip01
 
 OTHERS = [
     ib.Box([[-1.0, 0.0]], np.inf),

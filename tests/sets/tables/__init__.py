@@ -1,0 +1,1 @@
+"""The table of all sets, a family a module."""
