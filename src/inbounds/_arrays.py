@@ -20,6 +20,12 @@ Array = Any
 MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 """The explicit bits of the significand: what a unit in the last place is measured in."""
 
+HUGE = 2.0**120
+"""Where scaling stops: near the largest float32, and its inverse is still a normal number."""
+
+SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
+"""Of the dtypes that are computed in. XLA takes what is smaller for 0."""
+
 SMALLEST_EXPONENT = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022}
 """Of the smallest normal number; below it the unit in the last place stays the same."""
 
@@ -149,21 +155,21 @@ def iterate(step: Callable[[State], tuple[State, Array]], state: State, limit: i
     A step leaves what is finished as it is: where PyTorch traces or vectorizes, and no value can be looked at, all
     steps are taken. Nothing is differentiated; what the step sees besides the state is to be `without_gradient`.
     """
-    state = tuple(without_gradient(x) for x in state)
-    concrete = all(is_concrete(x) for x in state)
-    if concrete or is_eager_torch(state[0]):
-        for _ in range(limit):
-            state, unfinished = step(state)
+    state, unfinished = step(tuple(without_gradient(x) for x in state))
+    concrete = is_concrete(unfinished)
+    if concrete or is_eager_torch(unfinished):
+        for _ in range(limit - 1):
             if concrete and not bool(namespace(unfinished).any(unfinished)):
                 break
+            state, unfinished = step(state)
     else:
 
         def body(go: Array, *state: Array) -> tuple[Array, ...]:
             state, unfinished = step(state)
             return (keras.ops.any(unfinished), *state)
 
-        go = keras.ops.convert_to_tensor(True)
-        state = keras.ops.while_loop(lambda go, *_: go, body, (go, *state), maximum_iterations=limit)[1:]
+        start = (keras.ops.any(unfinished), *state)
+        state = keras.ops.while_loop(lambda go, *_: go, body, start, maximum_iterations=limit - 1)[1:]
     return tuple(without_gradient(x) for x in state)
 
 
@@ -215,5 +221,5 @@ def ulps(values: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
 
 
 def epsilon(dtype: str) -> float:
-    """The distance from 1 to the next larger number of a dtype; relatively, an ulp is between half of it and all of it."""
+    """The distance from 1 to the next larger number; an ulp is between half of it and all of it, relatively."""
     return float(2.0 ** -MANTISSA_BITS[dtype])

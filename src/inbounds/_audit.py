@@ -92,23 +92,22 @@ def _nothing(variable: Any) -> None:
 
 
 def _row(entry: Entry, *, asked: bool, shown: str = "") -> Row:
-    excess, slack = entry.applied.measure([weight.variable for weight in entry.weights], entry.axes)
-    violation = np.maximum(excess, 0.0)
-    outside = violation > slack
+    found = entry.applied.measure([weight.variable for weight in entry.weights], entry.axes)
+    violation, outside = np.maximum(found.excess, 0.0), found.outside
     counting = tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
-    counting = counting if math.prod(counting) == excess.size else excess.shape
+    counting = counting if math.prod(counting) == violation.size else violation.shape
     worst = np.unravel_index(int(np.argmax(np.where(outside, violation, 0))), counting) if outside.any() else None
     unkept = "" if asked else _unkept(entry)
     status: Status = "violated" if outside.any() else "unenforced" if unkept else "holds"
     return Row(
         paths=entry.paths,
         set=shown or repr(entry.set),
-        units=int(excess.size),
+        units=int(violation.size),
         violated=int(outside.sum()),
         violation=float(violation.max(initial=0.0)),
         worst_unit=None if worst is None else tuple(int(i) for i in worst),
-        active=float(np.mean(np.abs(excess) <= slack)) if entry.set.has_boundary else math.nan,
-        tolerance=float(slack.max(initial=0.0)),
+        active=float(np.mean(found.active)) if entry.set.has_boundary else math.nan,
+        tolerance=float(found.slack.max(initial=0.0)),
         status=status,
         note="; ".join(text for text in (entry.note, unkept) if text),
     )
@@ -161,7 +160,7 @@ def _axis_note(constraint: Set, weight: Weight, fan_in: Any) -> str:
     span = constraint.layer_span(weight.shape, fan_in)
     if set(span) == set(constraint.span(weight.shape)):
         return ""
-    violation = np.maximum(constraint.measure([weight.variable], [span])[0], 0.0)
+    violation = np.maximum(constraint.measure([weight.variable], [span]).excess, 0.0)
     outside = f"of its {violation.size} units {int(np.sum(violation > 0))} are outside, by up to {violation.max():.3g}"
     return f"axis {constraint.axis} is not the layer's fan-in {span}: {outside}"
 

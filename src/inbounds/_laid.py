@@ -70,6 +70,12 @@ class Laid:
             good = good | ~constant_mask(self.rows, self.mask)
         return xp.all(good, axis=1)
 
+    @property
+    def known(self) -> np.ndarray[Any, Any]:
+        """The rows in NumPy, with 0 for what isn't finite or doesn't belong to its unit."""
+        rows = np.nan_to_num(self.rows, nan=0.0, posinf=0.0, neginf=0.0)
+        return rows if self.mask is None else np.where(self.mask, rows, 0.0)
+
     def where(self, mask: Any) -> Laid:
         """The rows of those entries that a mask marks, see `place`."""
         marked = self.place(mask) > 0

@@ -34,6 +34,24 @@ Edge = tuple[Array, Any]
 """How far each unit exceeds a bound, above 0 outside, and how much of that counts as rounding."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What an audit finds of some units, one number for each.
+
+    Attributes:
+        excess: above 0 outside, 0 on the boundary, below 0 inside; the largest over the set's bounds; infinity where
+            an entry is not finite.
+        slack: how much of it counts as rounding; the largest over the bounds.
+        outside: whether some bound is exceeded by more than its rounding.
+        active: whether some bound is met, to its rounding.
+    """
+
+    excess: np.ndarray[Any, Any]
+    slack: np.ndarray[Any, Any]
+    outside: np.ndarray[Any, Any]
+    active: np.ndarray[Any, Any]
+
+
 class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has no types
     """The values that a unit may take. It knows numbers, never layers.
 
@@ -106,7 +124,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
                     instead="wrap a callable: MaxNorm(1.0) & Custom(fn)",
                 )
             )
-        return _made_of("Intersection")(self, other)
+        made: Set = _made_of("Intersection")(self, other)
+        return made
 
     def where(self, mask: Any) -> Set:
         """The set for those entries only that a mask marks; the others are neither seen nor changed.
@@ -114,7 +133,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         Args:
             mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a unit.
         """
-        return _made_of("Where")(self, mask)
+        made: Set = _made_of("Where")(self, mask)
+        return made
 
     def on(self, inputs: Any) -> Set:
         """The set for those weights only that come from some inputs of the layer.
@@ -122,7 +142,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         Args:
             inputs: indices of input features (Dense), channels (convolutions) or tokens (Embedding).
         """
-        return _made_of("On")(self, inputs)
+        made: Set = _made_of("On")(self, inputs)
+        return made
 
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
         """The set as it applies to weights of a layer: with the inputs of `on` as a mask.
@@ -174,21 +195,21 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             rows = rows - constant(rows, laid.place(self.center))
         if laid.mask is not None:
             rows = self._hidden(rows, laid.mask, laid.span)
+        return self._edges(rows, laid)
+
+    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+        """`edges`, for rows that are finite, about the centre, and of the marked entries only."""
         return [(self._excess(rows, laid.span), self._slack(laid))]
 
     def _slack(self, laid: Laid) -> Any:
         """What counts as inside: `_tolerance`, or 4 ulp at the size of the numbers that are compared with the bound."""
         if not isinstance(laid.rows, np.ndarray):  # who asks for violations only, of tensors, asks for no tolerance
             return self._tolerance(laid.dtype)
-        rows = np.nan_to_num(laid.rows, nan=0.0, posinf=0.0, neginf=0.0)
-        rows = rows if laid.mask is None else np.where(laid.mask, rows, 0.0)
-        return np.maximum(ULPS * ulps(self._magnitude(rows, laid.span), laid.dtype), self._tolerance(laid.dtype))
+        magnitude = self._magnitude(laid.known, laid.span)
+        return np.maximum(ULPS * ulps(magnitude, laid.dtype), self._tolerance(laid.dtype))
 
-    def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> tuple[Any, Any]:
-        """How far each unit of some weights is outside, and how much of that counts as inside, in float64.
-
-        Above 0 outside, 0 on the boundary, below 0 inside; infinity where an entry is not finite. Of several bounds,
-        the one that is exceeded most, beyond what counts as inside.
+    def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
+        """How far each unit of some weights is outside, in float64.
 
         Args:
             weights: variables or arrays that make the units together.
@@ -196,16 +217,19 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         return self._measured(Laid.of_weights(weights, axes))
 
-    def _measured(self, laid: Laid) -> tuple[Any, Any]:
+    def _measured(self, laid: Laid) -> Measured:
         with quiet(laid.rows):
             edges = self.edges(laid)
-        count = max(np.shape(excess)[0] for excess, _ in edges)
-        excesses = np.stack([_repeated(excess, count) for excess, _ in edges])
-        slacks = np.stack([_repeated(np.broadcast_to(slack, np.shape(e)), count) for e, slack in edges])
-        worst = np.argmax(excesses - slacks, axis=0)[np.newaxis]
+        count = max(len(excess) for excess, _ in edges)
+        excess = np.stack([_repeated(excess, count) for excess, _ in edges])
+        slack = np.stack([_repeated(np.broadcast_to(slack, excess.shape), count) for excess, slack in edges])
         finite = self._finite(laid, count)
-        excess = np.where(finite, np.take_along_axis(excesses, worst, axis=0)[0], np.inf)
-        return excess, np.take_along_axis(slacks, worst, axis=0)[0]
+        return Measured(
+            excess=np.where(finite, excess.max(axis=0), np.inf),
+            slack=slack.max(axis=0),
+            outside=(excess > slack).any(axis=0) | ~finite,
+            active=(np.abs(excess) <= slack).any(axis=0) & finite,
+        )
 
     def _finite(self, laid: Laid, count: int) -> Any:
         """For each of the units that the set counts, whether its entries are finite."""
@@ -301,7 +325,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if rows is None:
             return self._tolerance(dtype)
         laid = Laid.of_weights([_checked_rows(self, rows)], [(1,)])
-        return self._measured(dataclasses.replace(laid, dtype=dtype))[1]
+        return self._measured(dataclasses.replace(laid, dtype=dtype)).slack
 
     def __call__(self, w: Any) -> Array:
         """The nearest weight in the set, as Keras calls a constraint: with a variable or a tensor of any shape."""

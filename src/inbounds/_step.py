@@ -119,13 +119,13 @@ def _check_room(entry: Entry) -> None:
     if not frozen or len(frozen) == len(entry.weights) or not _eager():
         return
     moved = {id(variable): value for variable, value in projected(entry, read=keras.ops.convert_to_numpy)}
-    excess, slack = entry.applied.measure([moved.get(id(w.variable), w.variable) for w in entry.weights], entry.axes)
-    if (excess > slack).any():
+    found = entry.applied.measure([moved.get(id(w.variable), w.variable) for w in entry.weights], entry.axes)
+    if found.outside.any():
         names = " and ".join(weight.path for weight in frozen)
         raise RuleError(
             explain(
                 "The weights of a Joint that are frozen leave room for the others to keep each unit inside",
-                f"{names}, by themselves outside by up to {excess.max():.3g}",
+                f"{names}, by themselves outside by up to {found.excess.max():.3g}",
                 where=repr(entry),
                 instead="inbounds.constrain(model), which projects frozen weights too, or unfreeze them",
             )

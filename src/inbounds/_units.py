@@ -164,8 +164,13 @@ class Units:
         keep = [i for i in range(len(self.parts)) if self.free[i] is free]
         if not keep:
             return None
-        parts, axes, masks = (tuple(field[i] for i in keep) for field in (self.parts, self.axes, self.masks))
-        return replace(self, parts=parts, axes=axes, free=(free,) * len(keep), masks=masks)
+        return replace(
+            self,
+            parts=tuple(self.parts[i] for i in keep),
+            axes=tuple(self.axes[i] for i in keep),
+            free=(free,) * len(keep),
+            masks=tuple(self.masks[i] for i in keep),
+        )
 
     def constants(self) -> Units:
         """The units as constants for differentiation."""

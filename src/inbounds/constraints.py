@@ -12,6 +12,7 @@ from inbounds._errors import SetError, explain
 from inbounds._sets.combine import Custom, Joint
 from inbounds._sets.entries import Box, Fixed, NonNeg, NonPos
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm, UnitNorm
+from inbounds._sets.sums import Halfspace, Hyperplane, L1Ball, Simplex, SumTo
 
 __all__ = [
     "Box",
@@ -19,11 +20,16 @@ __all__ = [
     "Custom",
     "Fixed",
     "FrobeniusNorm",
+    "Halfspace",
+    "Hyperplane",
     "Joint",
+    "L1Ball",
     "MaxNorm",
     "MinMaxNorm",
     "NonNeg",
     "NonPos",
+    "Simplex",
+    "SumTo",
     "UnitNorm",
     "deserialize",
     "get",
@@ -41,7 +47,23 @@ unit_norm = UnitNorm
 
 SETS = {
     cls.__name__: cls
-    for cls in (Box, Custom, Fixed, FrobeniusNorm, Joint, MaxNorm, MinMaxNorm, NonNeg, NonPos, UnitNorm)
+    for cls in (
+        Box,
+        Custom,
+        Fixed,
+        FrobeniusNorm,
+        Halfspace,
+        Hyperplane,
+        Joint,
+        L1Ball,
+        MaxNorm,
+        MinMaxNorm,
+        NonNeg,
+        NonPos,
+        Simplex,
+        SumTo,
+        UnitNorm,
+    )
 }
 """Every set by its name."""
 

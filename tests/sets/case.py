@@ -37,6 +37,9 @@ class Case:
         any_scale: whether rows near the largest and the smallest number of their dtype are projected too.
         solved: shapes for which a solver is asked, with how often for each of five scales.
         exact: how near the formula's answer is in float64, relatively.
+        largest: what rows near the largest number of their dtype are made of.
+        smallest: and near the smallest: XLA computes with no number that is not normal.
+        held: within how many ulp at each bound a unit has to be to come back bit for bit.
         mixes: for a set whose answers are made of several entries, by how many ulp of the largest entry one may be off.
     """
 
@@ -52,6 +55,9 @@ class Case:
     solved: dict[tuple[int, int], int] = field(default_factory=lambda: SOLVED)
     exact: float = 1e-12
     mixes: float = 0.0
+    largest: float = 3e38
+    smallest: float = 1e-37
+    held: float = 4.0
 
     @property
     def convex(self) -> bool:
@@ -62,9 +68,9 @@ class Case:
         worst = np.max([np.max(np.broadcast_to(excess, rows.shape), axis=1) for _, excess in self.edges(rows)], axis=0)
         return worst.max(keepdims=True) if self.whole else worst
 
-    def inside(self, rows: Rows, dtype: str) -> Rows:
+    def inside(self, rows: Rows, dtype: str, ulps: float = 4.0) -> Rows:
         """For each row, whether it is within 4 ulp at each of its bounds."""
-        kept = [np.broadcast_to(excess <= 4 * ulp(bound, dtype), rows.shape) for bound, excess in self.edges(rows)]
+        kept = [np.broadcast_to(excess <= ulps * ulp(bound, dtype), rows.shape) for bound, excess in self.edges(rows)]
         return np.all(kept, axis=(0, 2))
 
     def shapes(self, *shapes: tuple[int, int]) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from inbounds._arguments import axes
 from inbounds._arrays import Array, cast, constant, dtype_of, namespace, to_numpy, ulp, working_dtype
 from inbounds._errors import SetError, explain
 from inbounds._laid import Laid
-from inbounds._set import Edge, Set, registered
+from inbounds._set import Edge, Measured, Set, registered
 from inbounds._units import Axes, Units
 
 KERNEL_AND_BIAS = ("kernel", "bias")
@@ -199,7 +199,7 @@ class Custom(Set):
         xp = namespace(rows)
         return xp.max(xp.abs(self._applied(rows) - rows), axis=1)
 
-    def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> tuple[Any, Any]:
+    def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
         """As for any set; `fn` sees the weight in its own shape, and in the dtype it is computed in."""
         (weight,), (span,) = weights, axes
         value = to_numpy(weight)
@@ -207,7 +207,8 @@ class Custom(Set):
         finite = np.isfinite(value)
         moved = np.where(finite, np.abs(to_numpy(self._applied(seen)) - np.where(finite, value, 0)), np.inf)
         excess = np.nan_to_num(np.max(moved, axis=span) if span else moved, nan=np.inf, posinf=np.inf).reshape(-1)
-        return excess, np.full_like(excess, self._tolerance(dtype_of(weight)))
+        slack = np.full_like(excess, self._tolerance(dtype_of(weight)))
+        return Measured(excess, slack, outside=excess > slack, active=np.zeros(excess.shape, dtype="bool"))
 
     @property
     def stackable(self) -> bool:

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from inbounds._arguments import center_of, number_or_array
-from inbounds._arrays import Array, clip_finite, constant, keras_numpy_dtype, namespace, working_dtype
+from inbounds._arrays import SMALLEST_NORMAL, Array, clip_finite, constant, keras_numpy_dtype, namespace, working_dtype
 from inbounds._errors import SetError, explain
 from inbounds._laid import constant_mask
 from inbounds._set import Set, registered
 from inbounds._units import Units
-
-SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 Bound = float | np.ndarray[Any, Any]
 
@@ -47,8 +45,8 @@ class _Interval(Set):
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         xp = namespace(rows)
-        below = constant(rows, _flat(self.low, span)) - rows
-        above = rows - constant(rows, _flat(self.high, span))
+        below = constant(rows, flat(self.low, span)) - rows
+        above = rows - constant(rows, flat(self.high, span))
         return xp.max(xp.maximum(below, above), axis=1)
 
     def _tolerance(self, dtype: str) -> float:
@@ -58,7 +56,7 @@ class _Interval(Set):
         return 0.0 if self.center is None else np.max(np.abs(rows), axis=1)
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:
-        low, high = (np.broadcast_to(_flat(bound, span), rows.shape[1:]) for bound in (self.low, self.high))
+        low, high = (np.broadcast_to(flat(bound, span), rows.shape[1:]) for bound in (self.low, self.high))
         inside = np.broadcast_to(np.clip(0.0, low, high), tuple(rows.shape))
         return namespace(rows).where(constant_mask(rows, mask), rows, constant(rows, inside))
 
@@ -151,8 +149,8 @@ class Fixed(_Interval):
         self.low = self.high = self.value
 
 
-def _flat(bound: Bound, span: tuple[int, ...]) -> Any:
-    """A bound for a unit of shape `span` as a number or as one row."""
+def flat(bound: Bound, span: tuple[int, ...]) -> Any:
+    """A number, or an array over a unit of shape `span`, as a number or as one row."""
     if isinstance(bound, float):
         return bound
     size = int(np.prod(span))

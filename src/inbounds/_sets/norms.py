@@ -11,13 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from inbounds._arguments import axes, center_of, number
-from inbounds._arrays import Array, namespace, ulp, without_gradient
+from inbounds._arrays import HUGE, Array, namespace, ulp, without_gradient
 from inbounds._errors import SetError, explain
 from inbounds._set import ULPS, Set, registered
 from inbounds._units import Units
-
-HUGE = 2.0**120
-"""Where scaling stops: near the largest float32, and its inverse is still a normal number."""
 
 PLAIN = 1e20
 """Sums of squares between its inverse and this lost nothing on their way."""

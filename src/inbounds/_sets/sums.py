@@ -1,0 +1,383 @@
+"""Sets that bound a sum over a unit: SumTo, Halfspace, Hyperplane; Simplex, L1Ball.
+
+A sum of signed entries is projected on by a shift along the normal, in closed form. Where entries stop at 0 there is
+one unknown per unit, the threshold below which they become 0. It is found without sorting: what remains above a
+threshold is convex and piecewise linear in it, so that Newton's method from below ends after a few steps, exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from inbounds._arguments import axes, center_of, number, number_or_array
+from inbounds._arrays import (
+    HUGE,
+    SMALLEST_NORMAL,
+    Array,
+    constant,
+    epsilon,
+    iterate,
+    namespace,
+    ulp,
+    without_gradient,
+    working_dtype,
+)
+from inbounds._errors import SetError, explain
+from inbounds._laid import Laid
+from inbounds._set import ULPS, Edge, Set, registered
+from inbounds._sets.entries import flat
+from inbounds._units import Units
+
+STEPS = 64
+"""At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third halves a bracket."""
+
+
+class _Linear(Set):
+    """a.w = b, or a.w <= b, for a normal a whose largest entry is 1 in size."""
+
+    equal: bool
+    slope: Any
+    """The normal, and the offset, over the normal's largest entry."""
+    level: float
+
+    def check_fit(self, units: Units) -> None:
+        super().check_fit(units)
+        units.entries(self.slope)
+
+    def _project(self, units: Units) -> Units:
+        slope = units.with_parts(units.entries(self.slope))
+        squares = self._squares(units)
+        shifted = self._shifted(units, slope, self._apart(units, slope, squares))
+        rest = shifted.constants()
+
+        def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+            (shift,) = state
+            more = self._apart(self._shifted(rest, slope, shift), slope, squares)
+            return (shift + more,), more != 0
+
+        (shift,) = iterate(look, (namespace(squares).zeros_like(squares),), STEPS)
+        return self._shifted(shifted, slope, shift)
+
+    def _apart(self, units: Units, slope: Units, squares: Array) -> Array:
+        """How far each unit is to move along the slope; 0 where it is inside."""
+        xp = namespace(units.parts[0])
+        size = without_gradient(xp.clip(units.max(xp.abs), max(abs(self.level), 1 / HUGE), HUGE))
+        level = self.level / size
+        apart = units.sum(lambda x, a, size: a * (x / size), slope, size) - level
+        terms = units.constants().sum(lambda x, a, size: xp.abs(a * (x / size)), slope, size)
+        inside = ULPS / 2 * epsilon(units.dtype) * xp.maximum(terms, xp.abs(level))
+        moved = ((xp.abs(apart) if self.equal else apart) > inside) & xp.isfinite(apart) & (squares > 0)
+        step = apart / xp.where(squares > 0, squares, xp.ones_like(squares))
+        return xp.where(moved, size * step, xp.zeros_like(step))
+
+    @staticmethod
+    def _shifted(units: Units, slope: Units, shift: Array) -> Units:
+        """The units, less `shift` times the slope; where that is 0 bit for bit."""
+        return units.map(lambda x, a, by: namespace(x).where(by != 0, x - by * a, x), slope, shift)
+
+    def _squares(self, units: Units) -> Array:
+        """The sum over the free entries of the slope's squares."""
+        free = units.only(free=True)
+        xp = namespace(units.parts[0])
+        if free is None:
+            return xp.zeros_like(units.max(xp.abs))
+        slopes = zip(units.entries(self.slope), units.free, strict=True)
+        slope = free.with_parts([a for a, moves in slopes if moves])
+        return xp.reshape(free.constants().sum(lambda x, a: a * a * xp.ones_like(x), slope), units.shape)
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        apart = _beyond(rows, constant(rows, flat(self.slope, span)), self.level)
+        return (namespace(rows).abs(apart) if self.equal else apart) / self._length(span)
+
+    def _length(self, span: tuple[int, ...]) -> float:
+        """What a.w - b is divided by: the normal's length, which makes it a distance."""
+        return float(np.sqrt(np.sum(np.broadcast_to(flat(self.slope, span), int(np.prod(span))) ** 2)))
+
+    def _tolerance(self, dtype: str) -> float:
+        return ULPS / 2 * epsilon(dtype) * abs(self.level) / self._length(np.shape(self.slope))
+
+    def _slack(self, laid: Laid) -> Any:
+        """Rounding is measured at the sum of the sizes of what is added up."""
+        if not isinstance(laid.rows, np.ndarray):
+            return self._tolerance(laid.dtype)
+        rows = laid.known
+        terms = np.sum(np.abs(rows * flat(self.slope, laid.span)), axis=1) / self._length(laid.span)
+        return np.maximum(ULPS / 2 * epsilon(laid.dtype) * terms, self._tolerance(laid.dtype))
+
+
+@registered
+class SumTo(_Linear):
+    """{w : sum of w = total}, each unit.
+
+    The nearest unit adds the same number to every entry. A total of 0 centres the units (weights that see contrasts and
+    no level, as in weight standardization); a total of 1 makes affine combinations. With entries above 0 it is
+    `Simplex`.
+
+    Args:
+        total: what the entries add up to; finite.
+        axis: see `MaxNorm`.
+
+    Cost: four passes: a shift, and a look at what its rounding left, which as a rule moves nothing more (64 shifts at
+    most). Rounding is measured at the sum of the entries' sizes, see `tolerance`. A zero unit gets equal entries. NaN
+    and infinities stay.
+
+    Source: Qiao et al., "Micro-batch training with batch-channel normalization and weight standardization", 2019.
+
+    >>> SumTo(1).project([[1.0, 2.0]])
+    array([[0., 1.]])
+    """
+
+    equal = True
+    slope = 1.0
+
+    def __init__(self, total: Any = 0.0, axis: Any = None) -> None:
+        self.total = self.level = number("SumTo", "total", total)
+        self.axis = axes("SumTo", axis)
+
+    def _length(self, span: tuple[int, ...]) -> float:
+        """One: the violation is how far the sum is off."""
+        return 1.0
+
+
+class _WithNormal(_Linear):
+    """A linear set with a normal of the user's."""
+
+    def __init__(self, normal: Any, offset: Any, axis: Any = None) -> None:
+        name = type(self).__name__
+        self.normal = number_or_array(name, "normal", normal)
+        self.offset = number(name, "offset", offset)
+        self.axis = axes(name, axis)
+        largest = float(np.max(np.abs(self.normal), initial=0.0))
+        if largest == 0:
+            raise SetError(
+                explain(
+                    f"`normal` of {name} has an entry that is not 0",
+                    f"normal={normal!r}",
+                    instead=f"{name}(normal=[1.0, -1.0], offset=0.0)",
+                )
+            )
+        self.slope, self.level = self.normal / largest, self.offset / largest
+
+
+@registered
+class Halfspace(_WithNormal):
+    """{w : normal . w <= offset}, each unit.
+
+    One linear inequality: a budget with prices, one weight at most as large as another, an ordering of two. Several of
+    them meet by `&`. A unit outside moves along the normal onto the hyperplane.
+
+    Args:
+        normal: an array with one entry for each entry of a unit (or a shape that broadcasts to it), or one number for
+            all; finite, not all 0.
+        offset: a finite number.
+        axis: see `MaxNorm`.
+
+    Cost: four passes, as `SumTo`. The violation is the distance, (normal . w - offset) /
+    |normal|; rounding is measured at the sum of the sizes of its terms, see `tolerance`. NaN and infinities stay.
+
+    Source: Boyd and Vandenberghe, "Convex Optimization", 2004, section 8.1.
+
+    >>> Halfspace([1, 1], 2).project([[2.0, 2.0], [0.0, 1.0]])
+    array([[1., 1.],
+           [0., 1.]])
+    """
+
+    equal = False
+
+
+@registered
+class Hyperplane(_WithNormal):
+    """{w : normal . w = offset}, each unit.
+
+    One linear equation: a weighted sum that is known, units at a right angle to a direction that shall not matter
+    (an offset of 0).
+
+    Args:
+        normal: see `Halfspace`.
+        offset: a finite number.
+        axis: see `MaxNorm`.
+
+    Cost: as `Halfspace`, and the edges too.
+
+    Source: Boyd and Vandenberghe, "Convex Optimization", 2004, section 8.1.
+
+    >>> Hyperplane([3, 4], 0).project([[3.0, 4.0]])
+    array([[0., 0.]])
+    """
+
+    equal = True
+
+
+@registered
+class Simplex(Set):
+    """{w : w >= 0, sum of w = total}, each unit: shares of a whole.
+
+    Mixing weights, attention that is fixed, convex combinations of inputs. Unlike a softmax it reaches 0 exactly.
+
+    Args:
+        total: what the entries add up to; above 0.
+        axis: see `MaxNorm`.
+
+    Cost: two passes and one for each look at the threshold, 4 to 8 as a rule and 64 at most, where the threshold is
+    known to half the bits of its dtype in the worst case; then a pass that scales to the total, so that the sum is right
+    whatever the looks did. Nothing is sorted. A zero unit gets equal entries. NaN and infinities stay.
+
+    Source: Held, Wolfe and Crowder, "Validation of subgradient optimization", 1974; Michelot, "A finite algorithm for
+    finding the projection of a point onto the canonical simplex", 1986; Condat, "Fast projection onto the simplex and
+    the l1 ball", 2016.
+
+    >>> Simplex().project([[0.5, 1.5], [-1.0, 0.0]])
+    array([[0., 1.],
+           [0., 1.]])
+    """
+
+    def __init__(self, total: Any = 1.0, axis: Any = None) -> None:
+        self.total = _positive("Simplex", "total", total)
+        self.axis = axes("Simplex", axis)
+
+    def _project(self, units: Units) -> Units:
+        xp = namespace(units.parts[0])
+        least = units.constants().max(lambda x: -x)
+        slack = ULPS * ulp(self.total, units.dtype)
+        inverse = 1 / self.total
+        off = units.constants().sum(lambda x: x * inverse) - 1
+        moved = (least > 0) | (xp.abs(off) > slack * inverse)
+        return _above_threshold(units, self.total, moved, signed=False)
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        return namespace(rows).abs(_beyond(rows, 1.0, self.total))
+
+    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+        below = namespace(rows).max(-rows, axis=1)
+        return [*super()._edges(rows, laid), (below, SMALLEST_NORMAL[working_dtype(laid.dtype)])]
+
+    def _tolerance(self, dtype: str) -> float:
+        return ULPS * ulp(self.total, dtype)
+
+
+@registered
+class L1Ball(Set):
+    """{w : |w|_1 <= radius}, each unit: the sum of the entries' sizes is bounded.
+
+    Few large weights rather than many small ones: the nearest unit has entries that are exactly 0. The hard form of an
+    L1 penalty, with a radius that means something.
+
+    Args:
+        radius: the largest sum; above 0.
+        axis: see `MaxNorm`.
+        center: see `MaxNorm`.
+
+    Cost: as `Simplex`; a unit inside costs the two passes that find it out. A zero unit is inside. NaN and infinities
+    stay.
+
+    Source: Duchi, Shalev-Shwartz, Singer and Chandra, "Efficient projections onto the l1-ball for learning in high
+    dimensions", 2008; Condat, "Fast projection onto the simplex and the l1 ball", 2016.
+
+    >>> L1Ball(1).project([[1.0, -0.5], [0.2, 0.3]])
+    array([[ 0.75, -0.25],
+           [ 0.2 ,  0.3 ]])
+    """
+
+    def __init__(self, radius: Any = 1.0, axis: Any = None, center: Any = None) -> None:
+        self.radius = _positive("L1Ball", "radius", radius)
+        self.axis = axes("L1Ball", axis)
+        self.center = center_of("L1Ball", center)
+
+    def _project(self, units: Units) -> Units:
+        xp = namespace(units.parts[0])
+        ceiling = self.radius + ULPS * ulp(self.radius, units.dtype)
+        inverse = 1 / ceiling
+        moved = units.constants().sum(lambda x: xp.abs(x) * inverse) > 1
+        return _above_threshold(units, self.radius, moved, signed=True)
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        xp = namespace(rows)
+        return xp.sum(xp.abs(rows), axis=1) - self.radius
+
+    def _tolerance(self, dtype: str) -> float:
+        return ULPS * ulp(self.radius, dtype)
+
+    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+        return 0.0 if self.center is None else np.sum(np.abs(rows), axis=1)
+
+
+def _beyond(rows: Array, slope: Array, level: float) -> Array:
+    """For each row the sum of slope times entries, less the level; no sum on the way overflows."""
+    xp = namespace(rows)
+    size = without_gradient(xp.clip(xp.max(xp.abs(rows), axis=1, keepdims=True), max(abs(level), 1 / HUGE), HUGE))
+    return size[:, 0] * (xp.sum((rows / size) * slope, axis=1) - level / size[:, 0])
+
+
+def _above_threshold(units: Units, total: float, moved: Array, *, signed: bool) -> Units:
+    """The units that are moved, less a threshold and no less than 0, so that they add up to a total.
+
+    With `signed` entries keep their sign and it is their sizes that are lowered. Frozen entries take their part of the
+    total.
+    """
+    free = units.only(free=True)
+    if free is None:
+        return units
+    xp = namespace(units.parts[0])
+    size = xp.abs if signed else (lambda x: x)
+    moved = moved & xp.isfinite(units.constants().max(xp.abs))
+    moved = xp.reshape(moved, free.shape)
+    budget = xp.full_like(free.constants().max(xp.abs), total)
+    if (held := units.only(free=False)) is not None:
+        budget = xp.maximum(budget - xp.reshape(held.constants().sum(size), free.shape), 0)
+    unit = xp.where(budget > 0, budget, xp.ones_like(budget))
+
+    # Entries as distances below the largest, in units of the total: between -1 and 0, what is lower being out of reach.
+    top = free.constants().max(size)
+    below = free.map(lambda x, top, unit: xp.maximum((size(x) - top) / unit, -1.0), top, unit)
+    below = below.map(lambda x, moved: xp.where(moved, x, -xp.ones_like(x)), moved)
+    threshold = _threshold(below.constants())
+    reached = below.sum(lambda x, low: xp.where(x > low, x, xp.zeros_like(x)), threshold)
+    count = below.constants().sum(lambda x, low: xp.where(x > low, xp.ones_like(x), xp.zeros_like(x)), threshold)
+    lowered = (reached - 1) / xp.maximum(count, 1)  # the threshold again, with its derivative
+    above = below.map(
+        lambda x, low, lowered: xp.where(x > low, xp.maximum(x - lowered, 0), xp.zeros_like(x)), threshold, lowered
+    )
+    mass = without_gradient(above.sum(lambda x: x))
+    factor = budget / xp.where(mass > 0, mass, xp.ones_like(mass))
+    result = free.map(
+        lambda x, y, factor, moved: xp.where(moved, (xp.sign(x) if signed else 1.0) * (y * factor), x),
+        above,
+        factor,
+        moved,
+    )
+    return units.with_free(result)
+
+
+def _threshold(below: Units) -> Array:
+    """For each unit the number t in [-1, 0) with `sum max(x - t, 0) = 1`, for entries in [-1, 0] of which one is 0.
+
+    The sum is convex in t, so that the tangent at any t meets 1 below the solution: a lower bound that only rises. It
+    ends where the entries above it are those of the tangent. Where entries let it rise slowly, halving the bracket
+    between it and the lowest t that was too high brings it near in logarithmically many steps.
+    """
+    xp = namespace(below.parts[0])
+
+    def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        low, high, probe, turn = state
+        above = below.sum(lambda x, t: xp.maximum(x - t, 0), probe) - 1
+        count = below.sum(lambda x, t: xp.where(x > t, xp.ones_like(x), xp.zeros_like(x)), probe)
+        tangent = xp.minimum(probe + above / xp.maximum(count, 1), high)
+        risen = xp.maximum(low, tangent)
+        high = xp.where(above <= 0, xp.minimum(high, probe), high)
+        unfinished = (probe != low) | (risen > low)
+        halve = (turn >= 8) & (turn % 3 == 2)
+        return (risen, high, xp.where(halve, 0.5 * (risen + high), risen), turn + 1), unfinished
+
+    start = -xp.ones_like(below.max(xp.abs))
+    low, *_ = iterate(look, (start, xp.zeros_like(start), start, xp.zeros_like(start)), STEPS)
+    return low
+
+
+def _positive(owner: str, name: str, value: Any) -> float:
+    """A finite number above 0."""
+    checked = number(owner, name, value)
+    if checked <= 0:
+        raise SetError(explain(f"`{name}` of {owner} is above 0", f"{name}={value!r}", instead=f"{owner}({name}=1.0)"))
+    return checked
