@@ -72,8 +72,20 @@ class _Torch:
     def maximum(self, a: Array, b: Array) -> Array:
         return self.torch.maximum(a, b) if hasattr(b, "shape") else self.torch.clamp(a, min=b)
 
+    def minimum(self, a: Array, b: Array) -> Array:
+        return self.torch.minimum(a, b) if hasattr(b, "shape") else self.torch.clamp(a, max=b)
+
+    def take_along_axis(self, x: Array, indices: Array, axis: int) -> Array:
+        return self.torch.take_along_dim(x, indices.long(), axis)
+
     def reshape(self, x: Array, shape: tuple[int, ...]) -> Array:
         return x.reshape(shape)
+
+    def matmul(self, a: Array, b: Array) -> Array:  # Keras' multiplies float64 as float32
+        return self.torch.matmul(a, b)
+
+    def floor(self, x: Array) -> Array:  # likewise
+        return self.torch.floor(x)
 
 
 _TORCH = _Torch()
@@ -149,16 +161,18 @@ def is_concrete(x: Array) -> bool:
 State = tuple[Array, ...]
 
 
-def iterate(step: Callable[[State], tuple[State, Array]], state: State, limit: int) -> State:
+def iterate(
+    step: Callable[[State], tuple[State, Array]], state: State, limit: int, unrolled: int | None = None
+) -> State:
     """`step`, from state to state, as long as it says of some unit that it is unfinished, `limit` times at most.
 
     A step leaves what is finished as it is: where PyTorch traces or vectorizes, and no value can be looked at, all
-    steps are taken. Nothing is differentiated; what the step sees besides the state is to be `without_gradient`.
+    steps are taken, or `unrolled` of them. Nothing is differentiated; what the step sees besides the state is to be `without_gradient`.
     """
     state, unfinished = step(tuple(without_gradient(x) for x in state))
     concrete = is_concrete(unfinished)
     if concrete or is_eager_torch(unfinished):
-        for _ in range(limit - 1):
+        for _ in range((limit if concrete or unrolled is None else unrolled) - 1):
             if concrete and not bool(namespace(unfinished).any(unfinished)):
                 break
             state, unfinished = step(state)

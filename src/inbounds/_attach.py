@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import keras
 
+from inbounds._arrays import to_numpy
 from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected
 from inbounds._carry import not_carried
 from inbounds._errors import PlanNotSavedWarning, RuleError, explain
-from inbounds._plan import Plan
+from inbounds._plan import Entry, Plan
 from inbounds._rules import check_model, resolve
 from inbounds._set import Set
 from inbounds._step import let_go, no_gradient, optimizers_of, take_up
+from inbounds._units import Units
 from inbounds._weights import Weight, layers_of, weights_of
 
 
@@ -45,7 +48,7 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "euclidean") -> Pl
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
     """
-    plan = resolve(model, rules, given_constraint, metric)
+    plan = _centred(resolve(model, rules, given_constraint, metric))
     if not plan.entries:
         raise RuleError(
             explain(
@@ -80,6 +83,19 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "euclidean") -> Pl
             stacklevel=2,
         )
     return plan
+
+
+def _centred(plan: Plan) -> Plan:
+    """The plan, with the current weights in the place of the centre "current"."""
+
+    def about(entry: Entry) -> Entry:
+        if not entry.set.centers:
+            return entry
+        values = [to_numpy(weight.variable) for weight in entry.weights]
+        current = values[0] if len(values) == 1 else Units.of(values, entry.axes).rows()
+        return replace(entry, set=entry.set.about(current))
+
+    return replace(plan, entries=tuple(map(about, plan.entries)))
 
 
 def release(model: Any) -> None:

@@ -92,6 +92,9 @@ def _nothing(variable: Any) -> None:
 
 
 def _row(entry: Entry, *, asked: bool, shown: str = "") -> Row:
+    if entry.set.centers:
+        note = 'the centre "current" becomes the weights as they are when the model is constrained'
+        return Row(entry.paths, repr(entry.set), 0, 0, 0.0, None, math.nan, 0.0, "unenforced", note)
     found = entry.applied.measure([weight.variable for weight in entry.weights], entry.axes)
     violation, outside = np.maximum(found.excess, 0.0), found.outside
     counting = tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])

@@ -19,14 +19,14 @@ import keras
 import numpy as np
 
 import inbounds
-from inbounds import constraints
 from inbounds._attach import constrain
 from inbounds._audit import audit
+from inbounds._catalogue import TWINS, card_of, cards
 from inbounds._errors import FileError, InboundsError, PlanNotSavedWarning, explain
 from inbounds._layout import layout_of
 from inbounds._report import Report
 from inbounds._rules import resolve
-from inbounds._rules_file import read_rules, signature
+from inbounds._rules_file import read_rules
 from inbounds._table import common_parts, grouped, table
 
 DESCRIPTION = "Keeps the weights of Keras models inside the sets you choose, and shows that they are there."
@@ -114,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("-o", "--output", metavar="OUT.keras", type=Path, required=True, help="the file to write")
     added.add_argument("--rules", metavar="FILE.toml", type=Path, required=True, help="the sets")
 
-    command("sets", _sets, "list the sets there are")
+    added = command("sets", _sets, "show the sets there are: definition, cost, whether convex, source, picture")
+    added.add_argument("names", metavar="NAME", nargs="*", help="of a set to show; without any, all of them")
     added = command("layout", _layout, "show what makes the units of each weight of a model")
     takes_model(added)
     command(
@@ -180,25 +181,18 @@ def _project(options: argparse.Namespace) -> int:
 
 
 def _sets(options: argparse.Namespace) -> int:
-    rows = []
-    for name in sorted(constraints.SETS):
-        cls = constraints.SETS[name]
-        definition = str(cls.__doc__).splitlines()[0].rstrip(".").replace("`", "")
-        convex = "as the set in it" if isinstance(vars(cls).get("convex"), property) else "yes" if cls.convex else "no"
-        rows.append((signature(cls), definition, convex))
-    twins = [
-        name
-        for name in constraints.__all__
-        if name not in constraints.SETS and getattr(constraints, name) in constraints.SETS.values()
-    ]
-    print(
-        table(
-            "The sets of inbounds.constraints",
-            ("set", "a unit w satisfies", "convex"),
-            rows,
-            [f"As in Keras, {', '.join(twins)} are the same in snake case."],
-        )
+    if options.names:
+        print("\n\n".join(card_of(name).text for name in options.names))
+        return 0
+    all_cards = list(cards().values())
+    twins = ", ".join(f"{twin} ({name})" for twin, name in TWINS.items())
+    summary = table(
+        "The sets of inbounds.constraints, and what operators make of them",
+        ("set", "a unit w satisfies", "convex"),
+        [(card.name, card.definition.replace("`", ""), card.convex) for card in all_cards],
+        [f"Names as in Keras: {twins}.", "Below: each with its cost, its source, and a picture if it has one."],
     )
+    print("\n\n".join([summary, *(card.text for card in all_cards)]))
     return 0
 
 

@@ -27,12 +27,15 @@ class Layout:
         roles: the name that a Joint uses -> the weight's name: the kernel of a separable convolution that has the bias
             is pointwise.
         apart: weight name -> why its units are not those of the layer's other weights, so that no Joint takes both.
+        inputs: weight name -> the axis that counts the layer's inputs (features, channels, tokens), for `on`; a weight
+            that it doesn't name comes from no input, or from several kinds.
     """
 
     spans: Mapping[str, Axes]
     joint_spans: Mapping[str, Axes] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for spans in (self.spans, self.joint_spans):
@@ -130,16 +133,19 @@ def _all_but_last(shape: tuple[int, ...]) -> Axes:
 
 
 def _conv(layer: Any) -> Layout:
-    return Layout({"kernel": _all_but_last(layer._kernel.shape), "bias": ()})
+    rank = len(layer._kernel.shape)
+    one_group = {"kernel": rank - 2} if layer.groups == 1 else {}  # else an index means another channel in each group
+    return Layout({"kernel": _all_but_last(layer._kernel.shape), "bias": ()}, inputs=one_group)
 
 
 def _conv_transpose(layer: Any) -> Layout:
     rank = len(layer.kernel.shape)  # (*window, filters, channels)
-    return Layout({"kernel": (*range(rank - 2), rank - 1), "bias": ()})
+    return Layout({"kernel": (*range(rank - 2), rank - 1), "bias": ()}, inputs={"kernel": rank - 1})
 
 
 def _depthwise(layer: Any) -> Layout:
-    return Layout({"kernel": tuple(range(len(layer.kernel.shape) - 2)), "bias": ()})  # (*window, channels, multiplier)
+    rank = len(layer.kernel.shape)  # (*window, channels, multiplier)
+    return Layout({"kernel": tuple(range(rank - 2)), "bias": ()}, inputs={"kernel": rank - 2})
 
 
 def _separable(layer: Any) -> Layout:
@@ -149,14 +155,19 @@ def _separable(layer: Any) -> Layout:
         "bias": (),
     }
     stages = "its filters feed the pointwise kernel, which has the bias"
-    return Layout(spans, roles={"kernel": "pointwise_kernel"}, apart={"depthwise_kernel": stages})
+    return Layout(
+        spans,
+        roles={"kernel": "pointwise_kernel"},
+        apart={"depthwise_kernel": stages},
+        inputs={"depthwise_kernel": len(layer.depthwise_kernel.shape) - 2},
+    )
 
 
 def _recurrent(layer: Any) -> Layout:
     """Gates lie side by side on the last axis, so a column is one gate of one unit."""
     spans = {"kernel": (0,), "recurrent_kernel": (0,), "bias": ()}
     two_rows = layer.bias is not None and len(layer.bias.shape) == 2  # a GRU's input and recurrent biases
-    return Layout(spans, joint_spans={"bias": (0,)} if two_rows else {})
+    return Layout(spans, joint_spans={"bias": (0,)} if two_rows else {}, inputs={"kernel": 0})
 
 
 def _conv_recurrent(layer: Any) -> Layout:
@@ -165,7 +176,8 @@ def _conv_recurrent(layer: Any) -> Layout:
             "kernel": _all_but_last(layer.kernel.shape),
             "recurrent_kernel": _all_but_last(layer.recurrent_kernel.shape),
             "bias": (),
-        }
+        },
+        inputs={"kernel": len(layer.kernel.shape) - 2},
     )
 
 
@@ -174,24 +186,26 @@ def _einsum(layer: Any) -> Layout:
     operands, output = layer.equation.replace(" ", "").replace("...", "").split("->")
     kernel = operands.split(",")[1]
     spans = {"kernel": tuple(axis for axis, letter in enumerate(kernel) if letter not in output), "bias": ()}
+    summed = spans["kernel"]
+    inputs = {"kernel": summed[0]} if len(summed) == 1 else {}
     units = "".join(letter for letter in kernel if letter in output)
     biases = "".join(letter for letter in output if letter in (layer.bias_axes or units))
     if biases == units:
-        return Layout(spans)
+        return Layout(spans, inputs=inputs)
     why = (
         f"in {layer.equation!r} the kernel's units have the axes {units!r} and the bias {biases!r}, "
         "so that units share entries of the bias, have several, or lie in another order"
     )
-    return Layout(spans, apart={"bias": why})
+    return Layout(spans, apart={"bias": why}, inputs=inputs)
 
 
 def _register_keras() -> None:
     """The layers of Keras that own weights. Names that a version of Keras lacks are left out."""
-    by_name: dict[str, LayoutFunction | Mapping[str, Axes]] = {
-        "Dense": {"kernel": (0,), "bias": ()},
+    by_name: dict[str, LayoutFunction | Layout | Mapping[str, Axes]] = {
+        "Dense": Layout({"kernel": (0,), "bias": ()}, inputs={"kernel": 0}),
         "EinsumDense": _einsum,
-        "Embedding": {"embeddings": (1,)},
-        "ReversibleEmbedding": {"embeddings": (1,), "reverse_embeddings": (0,)},
+        "Embedding": Layout({"embeddings": (1,)}, inputs={"embeddings": 0}),
+        "ReversibleEmbedding": Layout({"embeddings": (1,), "reverse_embeddings": (0,)}, inputs={"embeddings": 0}),
         "SimpleRNNCell": _recurrent,
         "LSTMCell": _recurrent,
         "GRUCell": _recurrent,

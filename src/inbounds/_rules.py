@@ -133,11 +133,12 @@ def _entry(weight: Weight, claim: Claim) -> Entry:
             unknown
             and claim.set.axis is None
             and not claim.set.entrywise
-            and not claim.set.whole
+            and (claim.set.matrix or not claim.set.whole)
             and len(weight.shape) > 1
         ):
             note = _unknown(weight)
-        entry = Entry(claim.set, (weight,), (axes,), claim.source, _with_frozen(note, [weight]))
+        inputs = (layout_of(weight.layer).inputs.get(weight.name),)
+        entry = Entry(claim.set, (weight,), (axes,), claim.source, _with_frozen(note, [weight]), inputs)
         _check_fit(entry)
     except (SetError, LayoutError) as error:
         raise RuleError(f"{error} Rule: {claim.source!r} on {weight.path} of shape {weight.shape}.") from error
@@ -189,12 +190,15 @@ def _joint_entry(weight: Weight, claim: Claim, weights: Sequence[Weight], claims
     for member in members:
         _check_dtype(member, claim)
     note = ", ".join(missing) + (": the set holds for the rest" if missing else "")
-    guessed = [m for m in members if m.name not in layout.spans and len(m.shape) > 1 and not joint.whole]
+    guessed = [
+        m for m in members if m.name not in layout.spans and len(m.shape) > 1 and not (joint.whole and not joint.matrix)
+    ]
     if guessed:
         note = "; ".join(text for text in (note, _unknown(guessed[0])) if text)
     try:
         axes = _joint_axes(joint, members, layout)
-        entry = Entry(joint, tuple(members), axes, claim.source, _with_frozen(note, members))
+        inputs = tuple(layout.inputs.get(member.name) for member in members)
+        entry = Entry(joint, tuple(members), axes, claim.source, _with_frozen(note, members), inputs)
         _check_fit(entry)
     except (SetError, LayoutError) as error:
         raise RuleError(f"{error} Rule: {claim.source!r} on {' + '.join(m.path for m in members)}.") from error
@@ -203,7 +207,7 @@ def _joint_entry(weight: Weight, claim: Claim, weights: Sequence[Weight], claims
 
 def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[Axes, ...]:
     """For each member the axes of a unit, so that what is left counts the same units in the same order."""
-    if joint.whole:
+    if joint.whole and not joint.matrix:
         return tuple(tuple(range(len(member.shape))) for member in members)
     axes = []
     for member in members:
@@ -274,7 +278,19 @@ def _check_kept(plan: Plan) -> None:
 def _check_fit(entry: Entry) -> None:
     """That the arrays in a set fit the weights, told without reading them."""
     stand_ins = [np.broadcast_to(np.float32(0), weight.shape) for weight in entry.weights]
-    entry.set.check_fit(Units.of(stand_ins, entry.axes))
+    units = Units.of(stand_ins, entry.axes)
+    entry.applied.check_fit(units)
+    entry.set.check_room(units)
+    frozen = [weight for weight in entry.weights if not weight.variable.trainable]
+    if frozen and len(frozen) < len(entry.weights) and not entry.set.holds_frozen:
+        raise SetError(
+            explain(
+                "The free entries of a unit make up for frozen ones in sets of norms, sums and single entries only",
+                f"{' and '.join(weight.path for weight in frozen)} frozen",
+                where=repr(entry.set),
+                instead="unfreeze it, or constrain the weights separately",
+            )
+        )
 
 
 def _with_frozen(note: str, members: Sequence[Weight]) -> str:

@@ -8,8 +8,9 @@
     Dense = "Joint(MaxNorm(2.0))"
     head = {kernel = "NonNeg", bias = "Box(-1, 1)"}
 
-A set is written as the Python code that it prints as; a name alone is the set without arguments. Nothing is evaluated:
-the code is parsed, and only sets, numbers, strings, None, lists and tuples are made of it.
+A set is written as the Python code that it prints as, `&`, `where` and `on` too; a name alone is the set without
+arguments. Nothing is evaluated: the code is parsed, and only sets, numbers, strings, None, lists and tuples are made of
+it.
 
 A weight obeys the last rule that matches it, in the order of the file: the two tables in the order in which they first
 appear, and the rules of a table as they are written in it. So `[layers]` below `[rules]` wins over it.
@@ -158,6 +159,11 @@ def _layers_named(name: str, model: Any, where: str) -> list[Any]:
 
 def _set(node: ast.expr) -> Set:
     match node:
+        case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
+            return _set(left) & _set(right)
+        case ast.Call(func=ast.Attribute(value=inner, attr="where" | "on" as name), args=args, keywords=keywords):
+            part: Set = _called(getattr(_set(inner), name), node, args, keywords, f"{name}(...)")
+            return part
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             pass
         case ast.Name(id=name):
@@ -165,17 +171,20 @@ def _set(node: ast.expr) -> Set:
         case _:
             raise _not_a_set(ast.unparse(node))
     cls = _set_named(name)
+    made: Set = _called(cls, node, args, keywords, signature(cls))
+    return made
+
+
+def _called(fn: Any, node: ast.expr, args: list[ast.expr], keywords: list[ast.keyword], instead: str) -> Any:
     names = [keyword.arg for keyword in keywords]
     if None in names or len(set(names)) < len(names):
         raise _not_a_set(ast.unparse(node))
     values = [_value(arg) for arg in args]
     named = {str(keyword.arg): _value(keyword.value) for keyword in keywords}
     try:
-        return cls(*values, **named)
+        return fn(*values, **named)
     except TypeError as error:
-        raise SetError(
-            explain(f"{cls.__name__} takes other arguments", ast.unparse(node), instead=signature(cls))
-        ) from error
+        raise SetError(explain(f"{fn.__name__} takes other arguments", ast.unparse(node), instead=instead)) from error
 
 
 def _value(node: ast.expr) -> Any:
@@ -194,7 +203,7 @@ def _value(node: ast.expr) -> Any:
             func=ast.Name(id="float"), args=[ast.Constant(value="inf" | "-inf" | "nan" as text)], keywords=[]
         ):
             return float(text)  # as sets print an infinite bound
-        case ast.Name() | ast.Call():
+        case ast.Name() | ast.Call() | ast.BinOp():
             return _set(node)
     raise SetError(
         explain(

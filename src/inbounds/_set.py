@@ -7,6 +7,7 @@ and the two doors, `project` and `violation` on rows and `__call__` on a weight 
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import inspect
 import math
@@ -64,6 +65,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     """What the set is moved by: a number or an array for the weight; None: nothing. "current" until constrained."""
     whole: ClassVar[bool] = False
     """Whether the set is one of a whole weight, all its units together."""
+    matrix: ClassVar[bool] = False
+    """Whether it is the matrix that the units make which the set holds for."""
     convex: ClassVar[bool] = True
     has_boundary: ClassVar[bool] = True
     """Whether it can be told if a unit lies on the boundary."""
@@ -175,7 +178,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The nearest units in the set: `_project`, about the centre where there is one."""
         if self.center is None:
             return self._project(units)
-        centers = units.with_parts([constant(p, c) for p, c in zip(units.parts, self._placed(units), strict=True)])
+        centers = self.centers_of(units)
         shifted = units.with_parts([p - c for p, c in zip(units.parts, centers.parts, strict=True)])
         moved = self._project(shifted)
         return units.map(
@@ -193,9 +196,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if self.center is not None:
             self._check_center()
             rows = rows - constant(rows, laid.place(self.center))
-        if laid.mask is not None:
-            rows = self._hidden(rows, laid.mask, laid.span)
-        return self._edges(rows, laid)
+        if laid.mask is None:
+            return self._edges(rows, laid)
+        some = constant(rows, laid.mask.any(axis=1)) > 0  # a unit without an entry of its own is inside
+        edges = self._edges(self._hidden(rows, laid.mask, laid.span), laid)
+        return [(xp.where(some, excess, xp.full_like(excess, float("-inf"))), slack) for excess, slack in edges]
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
         """`edges`, for rows that are finite, about the centre, and of the marked entries only."""
@@ -241,9 +246,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """Of how many things a report speaks, on weights of that many units."""
         return 1 if self.whole else units
 
-    def _placed(self, units: Units) -> tuple[Array, ...]:
+    def centers_of(self, units: Units) -> Units:
+        """The centre, 0 without one, entry by entry."""
         self._check_center()
-        return units.place(self.center)
+        placed = units.place(0.0 if self.center is None else self.center)
+        return units.with_parts([constant(part, values) for part, values in zip(units.parts, placed, strict=True)])
 
     def _check_center(self) -> None:
         if self.centers:
@@ -371,7 +378,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         """As `span`, with no explicit axis."""
         rank = len(shape)
-        if self.whole or (not fan_in and not self.entrywise and (rank < 2 or fan_in == ())):
+        if (self.whole and not self.matrix) or (not fan_in and not self.entrywise and (rank < 2 or fan_in == ())):
             return tuple(range(rank))
         if fan_in is not None:
             return fan_in
@@ -385,6 +392,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         if self.center is not None and not self.centers:
             units.place(self.center)
+
+    def check_room(self, units: Units) -> None:  # most sets have a point for units of any size
+        """That the set has a point, for units of this size.
+
+        Raises:
+            SetError: it is empty.
+        """
 
     def _check_metric(self, rows: Array, metric: Array) -> None:
         if tuple(np.shape(metric)) != tuple(rows.shape):
@@ -420,13 +434,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Set:
         """The set with these arguments."""
-        arguments = {
-            name: keras.saving.deserialize_keras_object(value)
-            if isinstance(value, dict) and "class_name" in value
-            else value
-            for name, value in config.items()
-        }
-        return cls(**arguments)
+        return cls(**{name: _revived(value) for name, value in config.items()})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self) or (hasattr(type(self), name) and name not in self.argument_names()):
@@ -474,7 +482,16 @@ def _repeated(excess: Array, count: int) -> Array:
     return excess if excess.shape[0] == count else namespace(excess).repeat(excess, count // excess.shape[0])
 
 
+READABLE = 64
+"""Arrays of at most so many entries are printed and saved entry by entry."""
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.size > READABLE:
+        single = value.astype("float32") if value.dtype == "float64" else value
+        exact = single if np.array_equal(single, value) else value
+        packed = base64.b64encode(np.ascontiguousarray(exact).tobytes()).decode("ascii")
+        return {"base64": packed, "dtype": exact.dtype.name, "shape": list(exact.shape)}
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, Set):
@@ -482,7 +499,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _revived(value: Any) -> Any:
+    """An argument from a config."""
+    if isinstance(value, dict) and "base64" in value:
+        flat = np.frombuffer(base64.b64decode(value["base64"]), dtype=value["dtype"])
+        return flat.reshape(value["shape"]) if value["dtype"] == "bool" else flat.reshape(value["shape"]) * 1.0
+    is_object = isinstance(value, dict) and "class_name" in value
+    return keras.saving.deserialize_keras_object(value) if is_object else value
+
+
 def _code(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.size > READABLE:
+        return f"<array of shape {value.shape}>"
     if isinstance(value, np.ndarray):
         return _code(value.tolist())
     if isinstance(value, list):

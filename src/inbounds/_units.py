@@ -196,6 +196,21 @@ class Units:
         """The units with the masks of `like`."""
         return replace(self, masks=like.masks)
 
+    def chosen(self, moved: Array, other: Units) -> Units:
+        """The units of `other` where they are moved, else these, bit for bit."""
+        return self.map(lambda x, y, moved: namespace(x).where(moved, y, x), other, moved)
+
+    def frozen_as_zero(self) -> Units:
+        """The units with 0 for what isn't free."""
+        parts = zip(self.parts, self.free, strict=True)
+        return self.with_parts([part if free else namespace(part).zeros_like(part) for part, free in parts])
+
+    def alike(self, told: Array, groups: int) -> Array:
+        """For each unit whether something is true of all units of its group; groups lie one after the other."""
+        xp = namespace(self.parts[0])
+        every = xp.all(xp.reshape(told, (groups, -1)), axis=1, keepdims=True)
+        return xp.reshape(xp.broadcast_to(every, (groups, self.count // groups)), self.shape)
+
     def same(self, other: Units) -> Array:
         """For each unit, whether `other` has the same entries, once rounded to the weight's dtype; NaN is like NaN."""
 

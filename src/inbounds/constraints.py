@@ -9,28 +9,46 @@ import keras
 from keras.constraints import Constraint, deserialize, serialize
 
 from inbounds._errors import SetError, explain
+from inbounds._sets.algebra import Intersection, On, Where
 from inbounds._sets.combine import Custom, Joint
 from inbounds._sets.entries import Box, Fixed, NonNeg, NonPos
+from inbounds._sets.grid import Grid
+from inbounds._sets.matrices import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm, UnitNorm
+from inbounds._sets.order import Monotone
+from inbounds._sets.sparsity import Sparse
+from inbounds._sets.spectral import LowRank, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import Halfspace, Hyperplane, L1Ball, Simplex, SumTo
 
 __all__ = [
     "Box",
     "Constraint",
     "Custom",
+    "DoublyStochastic",
     "Fixed",
     "FrobeniusNorm",
+    "Grid",
     "Halfspace",
     "Hyperplane",
     "Joint",
     "L1Ball",
+    "LowRank",
     "MaxNorm",
     "MinMaxNorm",
+    "Monotone",
     "NonNeg",
     "NonPos",
+    "NuclearNorm",
+    "Orthogonal",
+    "PositiveSemidefinite",
     "Simplex",
+    "SkewSymmetric",
+    "Sparse",
+    "SpectralNorm",
     "SumTo",
+    "Symmetric",
     "UnitNorm",
+    "ZeroDiagonal",
     "deserialize",
     "get",
     "max_norm",
@@ -50,22 +68,37 @@ SETS = {
     for cls in (
         Box,
         Custom,
+        DoublyStochastic,
         Fixed,
         FrobeniusNorm,
+        Grid,
         Halfspace,
         Hyperplane,
         Joint,
         L1Ball,
+        LowRank,
         MaxNorm,
         MinMaxNorm,
+        Monotone,
         NonNeg,
         NonPos,
+        NuclearNorm,
+        Orthogonal,
+        PositiveSemidefinite,
         Simplex,
+        SkewSymmetric,
+        Sparse,
+        SpectralNorm,
         SumTo,
+        Symmetric,
         UnitNorm,
+        ZeroDiagonal,
     )
 }
 """Every set by its name."""
+
+MADE = {"a & b": Intersection, "a.where(mask)": Where, "a.on(inputs=...)": On}
+"""What operators on sets make, by the code that makes it."""
 
 _BY_NAME = {**SETS, "max_norm": MaxNorm, "min_max_norm": MinMaxNorm, "non_neg": NonNeg, "unit_norm": UnitNorm}
 

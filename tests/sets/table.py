@@ -6,6 +6,10 @@ What a row says of its set comes from NumPy's formulas and CVXPY's sets, in floa
 from __future__ import annotations
 
 from sets.case import Case
-from sets.tables import combine, entries, norms, sums
+from sets.tables import algebra, combine, entries, grid, matrices, norms, order, sparsity, spectral, sums
 
-SETS: dict[str, Case] = {name: case for family in (entries, norms, sums, combine) for name, case in family.SETS.items()}
+SETS: dict[str, Case] = {
+    name: case
+    for family in (entries, norms, sums, combine, matrices, spectral, algebra, order, sparsity, grid)
+    for name, case in family.SETS.items()
+}

@@ -215,7 +215,7 @@ def test_law_3_no_member_is_nearer(case: Case) -> None:
             rows = np.random.default_rng(seed).standard_normal(shape) * scale
             projected = case.set.project(rows)
             reached = distance(case, projected, rows)
-            for other in range(100):
+            for other in range(case.samples):
                 near = case.nearest(projected + members(case, shape, other) * 10.0 ** -(other % 5))
                 assert (reached <= distance(case, near, rows) * (1 + case.exact) + case.exact).all()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, ClassVar
 
 import keras
@@ -18,8 +20,84 @@ from inbounds._units import Axes, Units
 KERNEL_AND_BIAS = ("kernel", "bias")
 
 
+class Made(Set):
+    """A set made of sets, its members: what is true of all of them is true of it."""
+
+    members: tuple[Set, ...]
+
+    @abstractmethod
+    def rebuilt(self, members: Sequence[Set]) -> Set:
+        """The same, made of other members."""
+
+    @property
+    def axis(self) -> Axes | None:  # type: ignore[override]  # a fact of the members, not of the class; likewise below
+        return next((member.axis for member in self.members if member.axis is not None), None)
+
+    @property
+    def entrywise(self) -> bool:
+        return all(member.entrywise for member in self.members)
+
+    @property
+    def same_in_every_metric(self) -> bool:
+        return all(member.same_in_every_metric for member in self.members)
+
+    @property
+    def convex(self) -> bool:  # type: ignore[override]
+        return all(member.convex for member in self.members)
+
+    @property
+    def whole(self) -> bool:  # type: ignore[override]
+        return all(member.whole for member in self.members)
+
+    @property
+    def matrix(self) -> bool:  # type: ignore[override]
+        return any(member.matrix for member in self.members)
+
+    @property
+    def has_boundary(self) -> bool:  # type: ignore[override]
+        return all(member.has_boundary for member in self.members)
+
+    @property
+    def holds_frozen(self) -> bool:  # type: ignore[override]
+        return all(member.holds_frozen for member in self.members)
+
+    @property
+    def stackable(self) -> bool:
+        return all(member.stackable for member in self.members)
+
+    @property
+    def centers(self) -> bool:
+        return any(member.centers for member in self.members)
+
+    def about(self, current: Array) -> Set:
+        return self.rebuilt([member.about(current) for member in self.members]) if self.centers else self
+
+    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+        return self.rebuilt([member.resolved(shapes, inputs) for member in self.members])
+
+    def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
+        matrices = [member for member in self.members if member.matrix]
+        return matrices[0].layer_span(shape, fan_in) if matrices else super().layer_span(shape, fan_in)
+
+    def check_fit(self, units: Units) -> None:
+        for member in self.members:
+            member.check_fit(units)
+
+    def counted(self, units: int) -> int:
+        return max(member.counted(units) for member in self.members)
+
+    def edges(self, laid: Laid) -> list[Edge]:
+        return [edge for member in self.members for edge in member.edges(laid)]
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        return reduce(namespace(rows).maximum, [excess for excess, _ in self.edges(Laid.of_rows(rows))])
+
+    def _tolerance(self, dtype: str) -> float:
+        return max(member._tolerance(dtype) for member in self.members)
+
+
 @registered
-class Joint(Set):
+class Joint(Made):
     """{(w, b) : w and b together in a set}: several weights of a layer, one vector per unit.
 
     A kernel's column (or filter) and its bias entry are one vector, and the set holds for that vector. Give the same
@@ -73,26 +151,20 @@ class Joint(Set):
             )
         self.inner = inner
         self.weights = names
+        self.members = (inner,)
 
-    @property
-    def entrywise(self) -> bool:
-        return self.inner.entrywise
-
-    @property
-    def same_in_every_metric(self) -> bool:
-        return self.inner.same_in_every_metric
-
-    @property
-    def convex(self) -> bool:  # type: ignore[override]  # a fact of the inner set, not of the class
-        return self.inner.convex
-
-    @property
-    def whole(self) -> bool:  # type: ignore[override]  # likewise
-        return self.inner.whole
-
-    @property
-    def centers(self) -> bool:
-        return self.inner.centers
+    def __and__(self, other: Any) -> Set:
+        """The intersection with another Joint of the same weights."""
+        if not isinstance(other, Joint) or other.weights != self.weights:
+            raise SetError(
+                explain(
+                    "A Joint meets a Joint of the same weights",
+                    f"{other!r}",
+                    where=f"{self!r} & ...",
+                    instead="Joint(a & b)",
+                )
+            )
+        return Joint(self.inner & other.inner, self.weights)
 
     def where(self, mask: Any) -> Set:
         """The set for those entries of each joint vector only that a mask marks."""
@@ -102,37 +174,17 @@ class Joint(Set):
         """The set for those weights only that come from some inputs of the layer; a bias comes from none."""
         return Joint(self.inner.on(inputs), self.weights)
 
+    def check_room(self, units: Units) -> None:
+        self.inner.check_room(units)
+
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
-        return Joint(self.inner.resolved(shapes, inputs), self.weights)
+        return self.rebuilt([self.inner.resolved(shapes, inputs)])
 
-    def about(self, current: Array) -> Set:
-        return Joint(self.inner.about(current), self.weights)
-
-    def check_fit(self, units: Units) -> None:
-        self.inner.check_fit(units)
+    def rebuilt(self, members: Sequence[Set]) -> Set:
+        return Joint(members[0], self.weights)
 
     def _project(self, units: Units) -> Units:
         return self.inner.nearest(units)
-
-    def edges(self, laid: Laid) -> list[Edge]:
-        return self.inner.edges(laid)
-
-    def counted(self, units: int) -> int:
-        return self.inner.counted(units)
-
-    @property
-    def stackable(self) -> bool:
-        return self.inner.stackable
-
-    @property
-    def holds_frozen(self) -> bool:  # type: ignore[override]  # likewise
-        return self.inner.holds_frozen
-
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        return self.inner._excess(rows, span)
-
-    def _tolerance(self, dtype: str) -> float:
-        return self.inner._tolerance(dtype)
 
     def __call__(self, w: Any) -> Array:
         """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""

@@ -21,7 +21,7 @@ from inbounds._units import Units
 Bound = float | np.ndarray[Any, Any]
 
 
-class _Interval(Set):
+class Interval(Set):
     """low <= w <= high, entry by entry."""
 
     low: Bound
@@ -62,11 +62,17 @@ class _Interval(Set):
 
 
 @registered
-class NonNeg(_Interval):
+class NonNeg(Interval):
     """{w : w >= 0}, every entry.
 
     The exact nearest point: negative entries become 0, all others stay bit for bit. For weights that may only add:
-    monotone networks, mixing weights, activities. Cost: one pass. NaN and -inf stay, and count as violated.
+    monotone networks, mixing weights, activities.
+
+    Cost: one pass over the weight.
+
+    NaN and infinities stay, and count as violated.
+
+    Source: Lawson and Hanson, "Solving least squares problems", 1974; Sill, "Monotonic networks", 1998.
 
     >>> NonNeg().project([[-1.0, 2.0]])
     array([[0., 2.]])
@@ -77,8 +83,14 @@ class NonNeg(_Interval):
 
 
 @registered
-class NonPos(_Interval):
-    """{w : w <= 0}, every entry; see `NonNeg`.
+class NonPos(Interval):
+    """{w : w <= 0}, every entry.
+
+    For weights that may only take away; otherwise as `NonNeg`.
+
+    Cost: one pass over the weight.
+
+    Source: see `NonNeg`.
 
     >>> NonPos().project([[-1.0, 2.0]])
     array([[-1.,  0.]])
@@ -89,10 +101,10 @@ class NonPos(_Interval):
 
 
 @registered
-class Box(_Interval):
+class Box(Interval):
     """{w : low <= w <= high}, every entry.
 
-    For weights with a known range, or one side of it: an infinite bound leaves that side open. Cost: one pass.
+    For weights with a known range, or one side of it: an infinite bound leaves that side open.
 
     Args:
         low: a number, or an array that broadcasts over a unit: one entry for each entry of the unit, or a shape that
@@ -102,6 +114,13 @@ class Box(_Interval):
 
     Raises:
         SetError: a bound is NaN, `low` is above `high`, or the two don't broadcast.
+
+    Cost: one pass over the weight; a centre adds a difference and a sum.
+
+    NaN and infinities stay, and count as violated.
+
+    Source: Arjovsky, Chintala and Bottou, "Wasserstein GAN", 2017, for weights in a box; Bertsekas, "On the
+    Goldstein-Levitin-Polyak gradient projection method", 1976.
 
     >>> Box(-1, [0.5, 1]).project([[-2.0, 3.0]])
     array([[-1.,  1.]])
@@ -131,14 +150,18 @@ class Box(_Interval):
 
 
 @registered
-class Fixed(_Interval):
+class Fixed(Interval):
     """{value}: every entry has its given value.
 
     For entries that training must not move, with `where` in a rule or for a whole weight; the weight still takes part
-    in the forward pass. NaN and infinities stay, and count as violated. Cost: one pass.
+    in the forward pass. NaN and infinities stay, and count as violated.
 
     Args:
         value: a number, or an array that broadcasts over a unit (see `Box`); finite.
+
+    Cost: one pass over the weight.
+
+    Source: none is needed; a single point is nearest to all.
 
     >>> Fixed(0.5).project([[-2.0, 3.0]])
     array([[0.5, 0.5]])

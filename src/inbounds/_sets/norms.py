@@ -87,7 +87,14 @@ class UnitNorm(_NormInterval):
     """{w : |w|_2 = 1}, each unit: the sphere. Not convex.
 
     The drop-in for `keras.constraints.UnitNorm`. A zero unit, to which all points are equally near, becomes the one
-    with equal positive entries. Cost and edges as in `MaxNorm`.
+    with equal positive entries.
+
+    Args:
+        axis: see `MaxNorm`.
+
+    Cost: as `MaxNorm`, and the edges too.
+
+    Source: Salimans and Kingma, "Weight normalization", 2016, for directions apart from their lengths.
 
     >>> UnitNorm().project([[3.0, 4.0], [0.0, 0.0]]).round(6)
     array([[0.6     , 0.8     ],
@@ -114,7 +121,13 @@ class MinMaxNorm(_NormInterval):
             by step and are reported as violated until they are there.
         axis: see `MaxNorm`.
 
-    A zero unit goes to the point with equal positive entries. Cost and edges as in `MaxNorm`.
+    Raises:
+        SetError: `min_value` is above `max_value`.
+
+    Cost: as `MaxNorm`. A zero unit goes to the point with equal positive entries; other edges as in `MaxNorm`.
+
+    Source: Srebro, Rennie and Jaakkola, "Maximum-margin matrix factorization", 2005, for the upper bound; the lower one
+    is Keras' own.
 
     >>> MinMaxNorm(1, 2).project([[0.3, 0.4], [3.0, 4.0]])
     array([[0.6, 0.8],
@@ -143,11 +156,16 @@ class MinMaxNorm(_NormInterval):
 class FrobeniusNorm(_NormInterval):
     """{W : |W|_F <= max_value}: the root of the sum of all squares of a whole weight.
 
-    A budget that the units of a weight share, where `MaxNorm` gives each its own. Cost and edges as in `MaxNorm`.
+    A budget that the units of a weight share, where `MaxNorm` gives each its own.
 
     Args:
         max_value: the largest norm; not negative.
         center: see `MaxNorm`.
+
+    Cost: as `MaxNorm`, and the edges too.
+
+    Source: Golub and Van Loan, "Matrix computations", section 2.3, for the norm; it is the ball of `MaxNorm` for the
+    weight as one vector.
 
     >>> FrobeniusNorm(1).project([[3.0, 0.0], [0.0, 4.0]])
     array([[0.6, 0. ],

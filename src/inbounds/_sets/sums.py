@@ -34,7 +34,7 @@ STEPS = 64
 """At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third halves a bracket."""
 
 
-class _Linear(Set):
+class Linear(Set):
     """a.w = b, or a.w <= b, for a normal a whose largest entry is 1 in size."""
 
     equal: bool
@@ -48,36 +48,44 @@ class _Linear(Set):
 
     def _project(self, units: Units) -> Units:
         slope = units.with_parts(units.entries(self.slope))
-        squares = self._squares(units)
-        shifted = self._shifted(units, slope, self._apart(units, slope, squares))
+        squares = self.squares(units)
+        shifted = self.shifted(units, slope, self._apart(units, slope, squares))
         rest = shifted.constants()
 
         def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
             (shift,) = state
-            more = self._apart(self._shifted(rest, slope, shift), slope, squares)
+            more = self._apart(self.shifted(rest, slope, shift), slope, squares)
             return (shift + more,), more != 0
 
         (shift,) = iterate(look, (namespace(squares).zeros_like(squares),), STEPS)
-        return self._shifted(shifted, slope, shift)
+        return self.shifted(shifted, slope, shift)
 
     def _apart(self, units: Units, slope: Units, squares: Array) -> Array:
         """How far each unit is to move along the slope; 0 where it is inside."""
         xp = namespace(units.parts[0])
-        size = without_gradient(xp.clip(units.max(xp.abs), max(abs(self.level), 1 / HUGE), HUGE))
-        level = self.level / size
-        apart = units.sum(lambda x, a, size: a * (x / size), slope, size) - level
+        size = self._size(units)
+        apart = self.gap(units, slope, size)
         terms = units.constants().sum(lambda x, a, size: xp.abs(a * (x / size)), slope, size)
-        inside = ULPS / 2 * epsilon(units.dtype) * xp.maximum(terms, xp.abs(level))
+        inside = ULPS / 2 * epsilon(units.dtype) * xp.maximum(terms, xp.abs(self.level / size))
         moved = ((xp.abs(apart) if self.equal else apart) > inside) & xp.isfinite(apart) & (squares > 0)
         step = apart / xp.where(squares > 0, squares, xp.ones_like(squares))
         return xp.where(moved, size * step, xp.zeros_like(step))
 
+    def gap(self, units: Units, slope: Units, size: Array | None = None) -> Array:
+        """How far slope . w is beyond the level, in units of a size per unit that lets no sum overflow."""
+        size = 1.0 if size is None else size
+        return units.sum(lambda x, a, size: a * (x / size), slope, size) - self.level / size
+
+    def _size(self, units: Units) -> Array:
+        xp = namespace(units.parts[0])
+        return without_gradient(xp.clip(units.max(xp.abs), max(abs(self.level), 1 / HUGE), HUGE))
+
     @staticmethod
-    def _shifted(units: Units, slope: Units, shift: Array) -> Units:
+    def shifted(units: Units, slope: Units, shift: Array) -> Units:
         """The units, less `shift` times the slope; where that is 0 bit for bit."""
         return units.map(lambda x, a, by: namespace(x).where(by != 0, x - by * a, x), slope, shift)
 
-    def _squares(self, units: Units) -> Array:
+    def squares(self, units: Units) -> Array:
         """The sum over the free entries of the slope's squares."""
         free = units.only(free=True)
         xp = namespace(units.parts[0])
@@ -108,7 +116,7 @@ class _Linear(Set):
 
 
 @registered
-class SumTo(_Linear):
+class SumTo(Linear):
     """{w : sum of w = total}, each unit.
 
     The nearest unit adds the same number to every entry. A total of 0 centres the units (weights that see contrasts and
@@ -141,7 +149,7 @@ class SumTo(_Linear):
         return 1.0
 
 
-class _WithNormal(_Linear):
+class _WithNormal(Linear):
     """A linear set with a normal of the user's."""
 
     def __init__(self, normal: Any, offset: Any, axis: Any = None) -> None:
@@ -221,8 +229,8 @@ class Simplex(Set):
         axis: see `MaxNorm`.
 
     Cost: two passes and one for each look at the threshold, 4 to 8 as a rule and 64 at most, where the threshold is
-    known to half the bits of its dtype in the worst case; then a pass that scales to the total, so that the sum is right
-    whatever the looks did. Nothing is sorted. A zero unit gets equal entries. NaN and infinities stay.
+    known to half the bits of its dtype in the worst case; then a pass that scales to the total, so that the sum is
+    right whatever the looks did. Nothing is sorted. A zero unit gets equal entries. NaN and infinities stay.
 
     Source: Held, Wolfe and Crowder, "Validation of subgradient optimization", 1974; Michelot, "A finite algorithm for
     finding the projection of a point onto the canonical simplex", 1986; Condat, "Fast projection onto the simplex and

@@ -1,0 +1,243 @@
+"""The set of an order: Monotone.
+
+The nearest point is isotonic regression. Pool-adjacent-violators walks along a unit entry by entry; here the halves of
+a unit are fitted first and then merged, all units and all pairs of halves at once, each merge by binary search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from inbounds._arguments import axes
+from inbounds._arrays import (
+    SMALLEST_NORMAL,
+    Array,
+    cast,
+    constant,
+    dtype_of,
+    is_concrete,
+    iterate,
+    namespace,
+    without_gradient,
+    working_dtype,
+)
+from inbounds._errors import SetError, explain
+from inbounds._set import Set, registered
+from inbounds._units import Units
+
+LARGE = 2.0**64
+"""Rows above it are scaled before they are added up, rows below its inverse at once: sums would overflow or vanish."""
+
+FEW = 4
+"""Up to so many entries are all looked at, which costs no more than a binary search, and compiles faster."""
+
+
+@registered
+class Monotone(Set):
+    """{w : w_1 <= w_2 <= ... <= w_n}, each unit: its entries in order; with `increasing=False` w_1 >= ... >= w_n.
+
+    For weights along an axis that means something: thresholds, dose or age classes, the bins of a calibration. The
+    nearest point replaces runs of entries that are out of order by their mean, which is isotonic regression.
+
+    Args:
+        increasing: whether entries grow along the unit; equal ones are in order.
+        axis: see `MaxNorm`. The entries of a unit with several axes are in the order of memory, the last axis fastest.
+
+    Cost: the same for all values. Halves of a unit are merged log2(n) times, each a few passes over the weight and a
+    binary search of at most log2(n)^2 steps for each pair of halves, which together look at 6 entries per entry.
+    Nothing iterates to a tolerance. An eager step skips merges with nothing out of order.
+
+    Units in order come back bit for bit, and a result is in order exactly: pooled entries are the same number, the
+    mean to rounding. A zero unit is inside. A unit with NaN or infinities stays and counts as violated. float16 and
+    bfloat16 are pooled in float32. The derivative of pooled entries is that of their mean.
+
+    Source: Ayer et al., "An empirical distribution function for sampling with incomplete information", 1955; Best and
+    Chakravarti, "Active set algorithms for isotonic regression", 1990.
+
+    >>> Monotone().project([[1.0, 3.0, 2.0, 4.0], [3.0, 2.0, 1.0, 0.0]])
+    array([[1. , 2.5, 2.5, 4. ],
+           [1.5, 1.5, 1.5, 1.5]])
+    """
+
+    holds_frozen: ClassVar[bool] = False
+
+    def __init__(self, increasing: Any = True, axis: Any = None) -> None:
+        if not isinstance(increasing, (bool, np.bool_)):
+            raise SetError(
+                explain(
+                    "`increasing` of Monotone is True or False",
+                    f"increasing={increasing!r}",
+                    instead="Monotone(increasing=False) for entries that fall",
+                )
+            )
+        self.increasing = bool(increasing)
+        self.axis = axes("Monotone", axis)
+
+    def _project(self, units: Units) -> Units:
+        rows, mask = units.rows(), units.mask_rows()
+        xp = namespace(rows)
+        seen = xp.isfinite(rows) if mask is None else xp.isfinite(rows) | ~mask
+        finite = xp.all(seen, axis=1, keepdims=True)
+        entries = xp.where(finite & xp.isfinite(rows), rows, xp.zeros_like(rows))
+        rising = entries if self.increasing else -entries
+        if mask is None:
+            fitted = _isotonic(rising, units.differentiable)
+        else:
+            packed, places = _packed(rising, mask)
+            fitted = _at(_isotonic(packed, units.differentiable), places)
+        return units.with_rows(xp.where(finite, fitted if self.increasing else -fitted, rows))
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        xp = namespace(rows)
+        if rows.shape[1] == 1:
+            return 0 * rows[:, 0] - np.inf
+        steps = rows[:, 1:] - rows[:, :-1]
+        return xp.max(-steps if self.increasing else steps, axis=1)
+
+    def _tolerance(self, dtype: str) -> float:
+        return SMALLEST_NORMAL[working_dtype(dtype)]
+
+    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:
+        """The entries that the mask marks, one after the other; a row with fewer of them goes on in steady steps."""
+        xp = namespace(rows)
+        marked = mask.sum(axis=1, keepdims=True)
+        width = max(1, int(marked.max(initial=0)))
+        places = np.arange(width)
+        first = np.argsort(~mask, axis=1, kind="stable")
+        index = np.take_along_axis(first, np.minimum(places, np.maximum(marked - 1, 0)), axis=1)
+        entries = _at(rows, index if xp is np else constant(cast(rows[:1], "int32"), index))
+        further = np.maximum(places - marked + 1, 0) * (1 if self.increasing else -1)
+        largest = float(np.finfo(dtype_of(rows)).max)
+        return xp.clip(entries + constant(rows, further) * (1 + xp.abs(entries)), -largest, largest)
+
+
+def _isotonic(rows: Array, differentiable: bool) -> Array:
+    """The nearest rows whose entries don't fall."""
+    xp = namespace(rows)
+    units, size = rows.shape
+    padded = 1 << (size - 1).bit_length()
+    largest = without_gradient(xp.max(xp.abs(rows), axis=1, keepdims=True))
+    if padded > size:  # with entries that are never out of order
+        rows = xp.concatenate([rows, xp.tile(largest, (1, padded - size))], axis=1)
+    lift = xp.where(largest < 1 / LARGE, xp.full_like(largest, LARGE), xp.ones_like(largest))
+    share = xp.where(largest > LARGE, xp.full_like(largest, 1 / padded), xp.ones_like(largest))
+    fitted, half = rows * lift, 1
+    while half < padded:
+        pairs = xp.reshape(fitted, (units, padded // (2 * half), 2 * half))
+        fitted = _merged(pairs, xp.reshape(share, (units, 1, 1)), differentiable)
+        half *= 2
+    return xp.reshape(fitted, (units, padded))[:, :size] / lift
+
+
+def _merged(pairs: Array, share: Array, differentiable: bool) -> Array:
+    """Pairs of halves, each in order by itself, as wholes in order: the nearest.
+
+    What exceeds a level on the left, and what falls short of it on the right, becomes that level, which is the mean of
+    what becomes it. Entry i of the left, counted from the middle, is above the level if it is above the mean of the
+    entries up to it and of those that are less than it on the right; entry i of the right is below the level if it is
+    below the mean of the entries before it and of those that are above the level on the left.
+
+    Args:
+        pairs: of shape (units, pairs, size), the halves side by side.
+        share: what entries are multiplied by before they are added up, so that nothing overflows.
+        differentiable: whether the level gets its derivative.
+    """
+    xp = namespace(pairs)
+    half = pairs.shape[2] // 2
+    left, right = pairs[:, :, :half], pairs[:, :, half:]
+    crossed = left[:, :, -1:] > right[:, :, :1]
+    if is_concrete(crossed) and not bool(xp.any(crossed)):
+        return pairs
+    lefts, rights = (without_gradient(x) * share for x in (xp.flip(left, axis=2), right))
+    sums_left, sums_right = xp.cumsum(lefts, axis=2), xp.cumsum(rights, axis=2)
+    none = cast(xp.zeros_like(crossed), "int32")
+
+    def total(of_left: Array, of_right: Array) -> Array:
+        least = _at(sums_left, of_left - 1)
+        return xp.where(of_right > 0, least + _at(sums_right, xp.maximum(of_right - 1, 0)), least)
+
+    def is_above(i: Array) -> Array:
+        entry = _at(lefts, i)
+        less = _less(rights, entry)
+        return total(i + 1, less) < entry * cast(i + 1 + less, dtype_of(entry))
+
+    of_left = xp.maximum(_leading(is_above, half, none), 1)
+
+    def is_below(j: Array) -> Array:
+        entry = _at(rights, j)
+        return entry * cast(of_left + j, dtype_of(entry)) < total(of_left, j)
+
+    of_right = _leading(is_below, half, none)
+    level = total(of_left, of_right) / cast(of_left + of_right, dtype_of(share)) / share
+    if differentiable:
+        level = _mean_beyond(level, left, right, share)
+    left = xp.where(crossed & (left > level), level, left)
+    right = xp.where(crossed & (right < level), level, right)
+    return xp.concatenate([left, right], axis=2)
+
+
+def _mean_beyond(level: Array, left: Array, right: Array, share: Array) -> Array:
+    """The mean of what is above a level on the left and below it on the right: the level again, with a derivative."""
+    xp = namespace(level)
+    total, number = xp.zeros_like(level), xp.zeros_like(level)
+    for entries, beyond in ((left, left > level), (right, right < level)):
+        weights = cast(beyond, dtype_of(level))
+        total = total + xp.sum(weights * entries * share, axis=2, keepdims=True)
+        number = number + xp.sum(weights, axis=2, keepdims=True)
+    return xp.where(number > 0, total / xp.maximum(number, 1.0) / share, level)
+
+
+def _less(rising: Array, numbers: Array) -> Array:
+    """For each number how many entries are less, along the last axis."""
+    xp = namespace(rising)
+    size = rising.shape[-1]
+    if size <= FEW:
+        return _number(xp.expand_dims(rising, -2) < xp.expand_dims(numbers, -1))[..., 0]
+    return _leading(lambda i: _at(rising, i) < numbers, size, cast(xp.zeros_like(numbers), "int32"))
+
+
+def _leading(holds: Callable[[Array], Array], size: int, none: Array) -> Array:
+    """How many of `size` entries satisfy a condition that holds up to some entry and not beyond: a binary search.
+
+    Args:
+        holds: for indices, whether the entries there satisfy it.
+        size: how many entries there are.
+        none: zeros, one integer for each search; few entries are all looked at, which takes one along the last axis.
+    """
+    xp = namespace(none)
+    if size <= FEW and none.shape[-1] == 1:
+        return _number(holds(none + constant(none, np.arange(size))))
+
+    def step(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        count, more = state
+        longer = count + more
+        good = (longer <= size) & holds(xp.minimum(longer, size) - 1)
+        return (xp.where(good, longer, count), more // 2), more > 1
+
+    return iterate(step, (none, constant(none, 1 << (size.bit_length() - 1))), size.bit_length())[0]
+
+
+def _number(conditions: Array) -> Array:
+    """How many hold along the last axis, which stays."""
+    return namespace(conditions).sum(cast(conditions, "int32"), axis=-1, keepdims=True)
+
+
+def _at(x: Array, index: Array) -> Array:
+    """Entries along the last axis."""
+    return namespace(x).take_along_axis(x, index, axis=len(x.shape) - 1)
+
+
+def _packed(rows: Array, mask: Array) -> tuple[Array, Array]:
+    """The entries that a mask marks moved to the front, the largest of them after them; and where each went."""
+    xp = namespace(rows)
+    size = rows.shape[1]
+    ranks = xp.cumsum(cast(mask, "int32"), axis=1)
+    place = xp.zeros_like(ranks) + constant(ranks, np.arange(size))
+    source = _leading(lambda i: _at(ranks, i) <= place, size, xp.zeros_like(ranks))
+    packed = _at(rows, xp.minimum(source, size - 1))
+    largest = xp.max(xp.where(mask, xp.abs(rows), xp.zeros_like(rows)), axis=1, keepdims=True)
+    packed = xp.where(place < ranks[:, -1:], packed, without_gradient(largest))
+    return packed, xp.maximum(ranks - 1, 0)

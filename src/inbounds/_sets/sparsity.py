@@ -1,0 +1,144 @@
+"""The set of the units with few entries that are not zero: Sparse."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+
+from inbounds._arguments import axes
+from inbounds._arrays import (
+    SMALLEST_NORMAL,
+    Array,
+    cast,
+    dtype_of,
+    is_concrete,
+    is_eager_torch,
+    iterate,
+    namespace,
+    without_gradient,
+    working_dtype,
+)
+from inbounds._errors import SetError, explain
+from inbounds._set import Set, registered
+from inbounds._units import Units
+
+FEW = 32
+"""So many of the largest entries are faster taken than bisected for."""
+
+
+@registered
+class Sparse(Set):
+    """{w : at most k entries of w are not 0}, each unit. Not convex.
+
+    The k entries that are largest in magnitude stay bit for bit, the others become 0: iterative hard thresholding, or
+    magnitude pruning during training. The number is per unit, so that no unit dies out.
+
+    Args:
+        k: how many entries may differ from 0; at most the size of a unit.
+        axis: see `MaxNorm`.
+
+    Raises:
+        SetError: `k` is not a positive integer, or, once the weight is known, larger than its units.
+
+    Cost: a selection, no sort: 3 to 30 passes over the weight. NumPy partitions, PyTorch takes the k largest, JAX and
+    TensorFlow bisect the magnitudes, by counting, at most 200 times: until exactly k are above the middle.
+
+    Of entries equal in magnitude the first in the unit stay. -0.0 counts as 0. A zero unit is inside. A unit with NaN
+    or infinities stays and counts as violated. The violation is the magnitude of the largest entry that is too much.
+
+    Source: Blumensath and Davies, "Iterative hard thresholding for compressed sensing", 2009.
+
+    >>> Sparse(2).project([[0.5, -3.0, 0.0, 2.0, -2.0]])
+    array([[ 0., -3.,  0.,  2.,  0.]])
+    """
+
+    convex: ClassVar[bool] = False
+    holds_frozen: ClassVar[bool] = False
+
+    def __init__(self, k: Any, axis: Any = None) -> None:
+        if isinstance(k, (bool, np.bool_)) or not isinstance(k, numbers.Integral) or k < 1:
+            raise SetError(
+                explain(
+                    "`k` of Sparse is a positive integer: how many entries of a unit may differ from 0",
+                    f"k={k!r}",
+                    instead="Sparse(k=10)",
+                )
+            )
+        self.k = int(k)
+        self.axis = axes("Sparse", axis)
+
+    def check_fit(self, units: Units) -> None:
+        super().check_fit(units)
+        if self.k > units.size:
+            raise SetError(
+                explain(
+                    "`k` of Sparse is at most the size of a unit",
+                    f"k={self.k}",
+                    where=f"{self!r} on {units.count} units of {units.size} entries",
+                    instead=f"k={units.size}, or less",
+                )
+            )
+
+    def _project(self, units: Units) -> Units:
+        rows, mask = units.rows(), units.mask_rows()
+        xp = namespace(rows)
+        seen = xp.isfinite(rows) if mask is None else xp.isfinite(rows) | ~mask
+        finite = xp.all(seen, axis=1, keepdims=True)
+        sizes = xp.abs(without_gradient(xp.where(finite & xp.isfinite(rows), rows, xp.zeros_like(rows))))
+        if mask is not None:
+            sizes = xp.where(mask, sizes, -xp.ones_like(sizes))
+        kept = _largest(sizes, self.k) | (sizes <= 0) | ~finite
+        return units.with_rows(xp.where(kept, rows, xp.zeros_like(rows)))
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        xp = namespace(rows)
+        if self.k >= rows.shape[1]:
+            return 0 * rows[:, 0] - np.inf
+        most = xp.sort(xp.abs(rows), axis=1)[:, rows.shape[1] - self.k - 1]
+        return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
+
+    def _tolerance(self, dtype: str) -> float:
+        return SMALLEST_NORMAL[working_dtype(dtype)]
+
+
+def _largest(sizes: Array, k: int) -> Array:
+    """Which are the k largest of each row; of equal ones the first."""
+    xp = namespace(sizes)
+    least = _threshold(sizes, k)
+    above, level = sizes > least, sizes == least
+    room = k - _number(above)
+    if is_concrete(sizes) and bool(xp.all(_number(level) <= room)):
+        return above | level
+    return above | (level & (xp.cumsum(cast(level, "int32"), axis=1) <= room))
+
+
+def _number(conditions: Array) -> Array:
+    return namespace(conditions).sum(cast(conditions, "int32"), axis=1, keepdims=True)
+
+
+def _threshold(sizes: Array, k: int) -> Array:
+    """A number for each row that fewer than k entries, or just k, are above, and at least k are not below."""
+    xp = namespace(sizes)
+    if xp is np:
+        return np.partition(sizes, -k, axis=1)[:, -k, np.newaxis]
+    if is_eager_torch(sizes) or k <= FEW:
+        return xp.min(keras.ops.top_k(sizes, k, sorted=False)[0], axis=1, keepdims=True)
+    smallest = SMALLEST_NORMAL[dtype_of(sizes)]
+
+    def step(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        low, high, reached = state
+        half = xp.where(high > 1, low / 2 + high / 2, (low + high) / 2)
+        middle = xp.where(high > 2 * low, xp.sqrt(xp.maximum(low, smallest)) * xp.sqrt(high), half)
+        number = _number(sizes > middle)
+        unfinished = (middle > low) & (middle < high) & (reached != k)
+        up, down = unfinished & (number > k), unfinished & (number <= k)
+        state = xp.where(up, middle, low), xp.where(down, middle, high), xp.where(down, number, reached)
+        return state, unfinished
+
+    low = xp.zeros_like(sizes[:, :1])
+    number = _number(sizes > 0)
+    high = xp.where(number > k, xp.max(sizes, axis=1, keepdims=True), low)
+    return iterate(step, (low, high, xp.where(number > k, xp.zeros_like(number), number)), 200)[1]

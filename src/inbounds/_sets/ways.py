@@ -1,0 +1,436 @@
+"""Ways to project on an intersection, from the exact to the iterative; `way_of` chooses the first that serves.
+
+Three facts do most of it. After a closed convex cone, a ball about 0 (or after an orthant, whatever a change of sign or
+a smaller entry doesn't leave) is projected on exactly. The nearest point of C and a hyperplane a.w = b is P_C(x - t a)
+for the one number t, its multiplier, at which the equation holds; of C and a ball about c it is P_C(c + t (x - c)).
+Dykstra's algorithm needs nothing but the projections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import numpy as np
+
+from inbounds._arrays import HUGE, Array, epsilon, iterate, namespace, without_gradient, working_dtype
+from inbounds._set import Set
+from inbounds._sets.combine import Made
+from inbounds._sets.entries import Interval, NonNeg
+from inbounds._sets.matrices import SkewSymmetric, Symmetric, ZeroDiagonal
+from inbounds._sets.norms import FrobeniusNorm, MaxNorm
+from inbounds._sets.order import Monotone
+from inbounds._sets.sparsity import Sparse
+from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
+from inbounds._sets.sums import L1Ball, Linear, Simplex, SumTo
+from inbounds._units import Units
+
+Projection = Callable[[Units], Units]
+
+LOOKS = 128
+"""At most so many looks at a multiplier: as many as halve a bracket each second time, to the last bit of float64."""
+
+ROUNDS = 1000
+"""At most so many rounds of Dykstra's algorithm."""
+
+SETTLED = 20
+"""After so many rounds a unit that is still drawn near to the sets is doubled in any case."""
+
+TURNS = 50
+"""At most so many rounds of projections in turn."""
+
+UNROLLED, UNROLLED_TURNS = 40, 4
+"""Rounds where none can be left out: where PyTorch traces or vectorizes, and where Dykstra's algorithm, which has ended,
+is gone through again to be differentiated."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an intersection is projected on.
+
+    Attributes:
+        project: from units to units.
+        words: what it does and gives.
+        keeps: whether a unit that is inside comes back bit for bit by itself.
+    """
+
+    project: Projection
+    words: str
+    keeps: bool = False
+
+
+def way_of(members: Sequence[Set]) -> Way:
+    """The way for an intersection of these sets."""
+    if len(members) == 1:
+        return Way(members[0].nearest, "its own projection", keeps=True)
+    for i, last in enumerate(members):
+        rest = [*members[:i], *members[i + 1 :]]
+        if exact_in_turn(rest, last):
+            return _then(way_of(rest), rest, last)
+    if not all(member.convex for member in members):
+        ordered = sorted(members, key=lambda member: member.convex, reverse=True)
+        return Way(
+            lambda units: _in_turn(ordered, units, TURNS),
+            "not convex: projections in turn until every set holds; a point inside, not always the nearest",
+        )
+    split = [part for member in members for part in _parts(member)]
+    for kind, way in ((Linear, _with_linear), ((MaxNorm, FrobeniusNorm), _with_ball), (L1Ball, _with_l1_ball)):
+        for i, last in enumerate(split):
+            rest = [*split[:i], *split[i + 1 :]]
+            if isinstance(last, kind) and (made := way(rest, last)) is not None:
+                return Way(made, f"exact: one multiplier for {_named([last])}, with {_named(rest)}")
+    return Way(lambda units: _dykstra(members, units), "Dykstra's algorithm, to rounding")
+
+
+def _then(first: Way, rest: Sequence[Set], last: Set) -> Way:
+    return Way(
+        lambda units: last.nearest(first.project(units)),
+        f"exact: {_named(rest)}, then {_named([last])}",
+        keeps=first.keeps,
+    )
+
+
+def _parts(member: Set) -> list[Set]:
+    return [NonNeg(), SumTo(member.total)] if isinstance(member, Simplex) else [member]
+
+
+def _named(members: Sequence[Set]) -> str:
+    return " and ".join(type(member).__name__ for member in members)
+
+
+# One after the other.
+
+
+def exact_in_turn(rest: Sequence[Set], last: Set) -> bool:
+    """Whether projecting on the intersection of `rest` and then on `last` gives the nearest point of all."""
+    apart = not any(member.whole for member in rest)
+    centred = isinstance(last, (MaxNorm, FrobeniusNorm, L1Ball, SpectralNorm, NuclearNorm)) and last.center is None
+    if isinstance(last, (MaxNorm, FrobeniusNorm)) and centred and all(map(_cone, rest)) and (apart or last.whole):
+        return True
+    if all(map(_orthant, rest)) and _solid(last):
+        return True
+    if all(_orthant(member) or isinstance(member, Sparse) for member in rest) and apart:
+        return centred and isinstance(last, (MaxNorm, L1Ball))
+    if all(map(_box, [*rest, last])):
+        return True
+    if len(rest) > 1:
+        return False
+    (first,) = rest
+    match first:
+        case Monotone():
+            return _box(last) and last.entrywise
+        case Symmetric() | SkewSymmetric() if centred and isinstance(last, (SpectralNorm, NuclearNorm)):
+            return first.stack == last.stack
+        case Symmetric() | ZeroDiagonal() if isinstance(last, (PositiveSemidefinite, Symmetric, SkewSymmetric)):
+            return first.stack == last.stack and not (
+                isinstance(first, ZeroDiagonal) and isinstance(last, PositiveSemidefinite)
+            )
+        case ZeroDiagonal():
+            return _solid(last) or (_orthant(last) and not isinstance(last, Made))
+        case PositiveSemidefinite() if centred and isinstance(last, (SpectralNorm, NuclearNorm)):
+            return first.stack == last.stack
+    return False
+
+
+def _box(given: Set) -> bool:
+    return isinstance(given, Interval) and given.center is None
+
+
+def _orthant(given: Set) -> bool:
+    """Whether it bounds entries by 0 or not at all, some of them where there is a mask."""
+    inner = given.members[0] if isinstance(given, Made) and len(given.members) == 1 else given
+    return _box(inner) and all(
+        np.isin(np.asarray(bound), (0.0, np.inf, -np.inf)).all() for bound in (inner.low, inner.high)
+    )
+
+
+def _cone(given: Set) -> bool:
+    inner = given.members[0] if isinstance(given, Made) and len(given.members) == 1 else given
+    linear = isinstance(inner, Linear) and inner.level == 0
+    cones = (Monotone, Symmetric, SkewSymmetric, ZeroDiagonal, PositiveSemidefinite)
+    return _orthant(given) or linear or isinstance(inner, cones)
+
+
+def _solid(given: Set) -> bool:
+    """Whether a vector in it stays in it with other signs and with smaller entries, and Euclidean order is kept."""
+    if isinstance(given, (MaxNorm, L1Ball, FrobeniusNorm)):
+        return given.center is None
+    symmetric = _box(given) and np.array_equal(np.negative(given.low), given.high)
+    return isinstance(given, Sparse) or symmetric
+
+
+def _in_turn(members: Sequence[Set], units: Units, limit: int) -> Units:
+    """Projections one after the other, round by round, until a round changes nothing."""
+    once = _one_round(members, units)
+    fixed = replace(once.constants(), differentiable=False)
+
+    def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        old = fixed.with_parts(state)
+        new = _one_round(members, old)
+        return new.parts, ~old.same(new)
+
+    ended = once.with_parts(iterate(turn, fixed.parts, limit, UNROLLED_TURNS))
+    return _with_derivative_of(ended, once)
+
+
+def _one_round(members: Sequence[Set], units: Units) -> Units:
+    for member in members:
+        units = member.nearest(units)
+    return units
+
+
+def _with_derivative_of(value: Units, other: Units) -> Units:
+    """Units as they are, with the derivative of others that differ by rounding."""
+    if not other.differentiable:
+        return value
+    live = value.map(lambda x, live, dead: x + (live - dead), other, other.constants())
+    return replace(live, differentiable=True)
+
+
+# One unknown for each unit: a multiplier.
+
+
+@dataclass(frozen=True)
+class Family:
+    """Units by one number each, from 0 on, and how far they are from those that are sought.
+
+    Attributes:
+        at: the units at a number; at 0 they are the nearest without the last set.
+        gap: how far units are beyond the last set: above 0 where the number has to be larger. It falls in the number.
+        equal: whether the gap has to be 0, not only not above it.
+        guess: a number above 0 to look at first.
+    """
+
+    at: Callable[[Units, Array], Units]
+    gap: Callable[[Units], Array]
+    equal: bool
+    guess: Array
+
+
+def _solved(units: Units, family: Family) -> Units:
+    """The units of a family whose gap is 0, or is not above it at 0."""
+    fixed = replace(units.constants(), differentiable=False)
+    xp = namespace(fixed.parts[0])
+    dtype = working_dtype(units.dtype)
+
+    def look(number: Array) -> Array:
+        return family.gap(family.at(fixed, number))
+
+    number = _root(look, family.guess, dtype, family.equal)
+    if not units.differentiable:
+        return family.at(units, number)
+    step = 4 * epsilon(dtype) ** 0.5 * number
+    slope = look(number + step) - look(number - step)
+    live = family.gap(family.at(units, number))
+    falls = slope < 0
+    moved = (live - without_gradient(live)) * 2 * step / xp.where(falls, slope, -xp.ones_like(slope))
+    moved = xp.where(falls, -moved, xp.zeros_like(moved))
+    return _with_derivative_of(family.at(fixed, number), family.at(units, number + moved))
+
+
+def _root(look: Callable[[Array], Array], guess: Array, dtype: str, equal: bool) -> Array:
+    """The number, for each unit, at which a falling function is 0; 0 where it is not above 0 there.
+
+    Doubling finds a bracket. Secants, weighted as in the Illinois rule, close it, and the middle after each secant that
+    didn't halve it.
+    """
+    xp = namespace(guess)
+    low = xp.zeros_like(guess)
+    at_low = look(low)
+    going = at_low > 0
+    guess = xp.where(going & xp.isfinite(guess), guess, low)
+
+    def widen(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        low, high, at_low, _ = state
+        gap = look(high)
+        beyond = going & (gap > 0) & (high < HUGE)
+        return (
+            xp.where(beyond, high, low),
+            xp.where(beyond, 2 * high, high),
+            xp.where(beyond, gap, at_low),
+            xp.where(beyond, -gap, gap),
+        ), beyond
+
+    def close(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        low, high, at_low, at_high, light, heavy, side, slow = state
+        fall = light - heavy
+        part = xp.where(fall > 0, light / xp.where(fall > 0, fall, xp.ones_like(fall)), 0.5)
+        part = xp.where(slow > 0, 0.5, part)
+        width = high - low
+        probe = low + part * width
+        gap = look(probe)
+        up = gap > 0
+        low, high = xp.where(up, probe, low), xp.where(up, high, probe)
+        slow = xp.where((slow == 0) & (high - low > 0.5 * width), xp.ones_like(low), xp.zeros_like(low))
+        wide = high - low > 2 * epsilon(dtype) * high
+        state = (
+            low,
+            high,
+            xp.where(up, gap, at_low),
+            xp.where(up, at_high, gap),
+            xp.where(up, gap, xp.where(side < 0, 0.5 * light, light)),
+            xp.where(up, xp.where(side > 0, 0.5 * heavy, heavy), gap),
+            xp.where(up, 1.0, -1.0) * xp.ones_like(low),
+            slow,
+        )
+        return state, going & wide & (gap != 0)
+
+    low, high, at_low, at_high = iterate(widen, (low, guess, at_low, -at_low), LOOKS, UNROLLED)
+    zero = xp.zeros_like(low)
+    state = iterate(close, (low, high, at_low, at_high, at_low, at_high, zero, zero), LOOKS, UNROLLED)
+    low, high, at_low, at_high = state[:4]
+    if equal:
+        return xp.where(xp.abs(at_high) < xp.abs(at_low), high, low)
+    return high
+
+
+def _with_linear(rest: Sequence[Set], last: Linear) -> Projection | None:
+    """The sets of `rest`, moved along the normal of a linear one: P_C(x - t a)."""
+    if any(member.whole for member in rest):
+        return None
+    others = way_of(rest).project
+
+    def once(units: Units) -> Units:
+        xp = namespace(units.parts[0])
+        slope = units.with_parts(units.entries(last.slope))
+        squares = last.squares(units)
+        gap = last.gap(others(units.constants()), slope)
+        sign = xp.sign(gap) if last.equal else xp.ones_like(gap)
+        return _solved(
+            units,
+            Family(
+                at=lambda units, number: others(last.shifted(units, slope, sign * number)),
+                gap=lambda units: sign * last.gap(units, slope),
+                equal=last.equal,
+                guess=xp.abs(gap) / xp.where(squares > 0, squares, xp.ones_like(squares)),
+            ),
+        )
+
+    def project(units: Units) -> Units:
+        """Once more from the result: what rounding left there is at the size of the set, not of what was given."""
+        first = once(units)
+        return _with_derivative_of(once(replace(first.constants(), differentiable=False)), first)
+
+    return project
+
+
+def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm) -> Projection | None:
+    """The sets of `rest`, drawn to the centre of a ball: P_C(c + (x - c) / (1 + t))."""
+    if last.max_value == 0 or (any(member.whole for member in rest) and not last.whole):
+        return None
+    others = way_of(rest).project
+
+    def project(units: Units) -> Units:
+        xp = namespace(units.parts[0])
+        centers = last.centers_of(units)
+
+        def norm(units: Units) -> Array:
+            apart = units.map(lambda x, c: x - c, centers)
+            view = apart.together() if last.whole else apart
+            size = without_gradient(xp.clip(view.max(xp.abs), 1 / HUGE, HUGE))
+            squares = view.sum(lambda x, size: (x / size) ** 2, size)
+            return size * xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares))) * (squares > 0)
+
+        def at(units: Units, number: Array) -> Units:
+            drawn = units.map(lambda x, c, t: xp.where(t > 0, c + (x - c) / (1 + t), x), centers, number)
+            return others(drawn)
+
+        start = norm(units.constants())
+        guess = xp.maximum(start / last.max_value - 1, 1e-3)
+        return _solved(units, Family(at, lambda units: norm(units) - last.max_value, equal=False, guess=guess))
+
+    return project
+
+
+def _with_l1_ball(rest: Sequence[Set], last: L1Ball) -> Projection | None:
+    """Boxes, with sizes lowered: the box of sign(x) max(|x| - t, 0), since both look at each entry by itself."""
+    if last.center is not None or not all(map(_box, rest)):
+        return None
+    others = way_of(rest).project
+
+    def project(units: Units) -> Units:
+        xp = namespace(units.parts[0])
+
+        def at(units: Units, number: Array) -> Units:
+            lowered = units.map(lambda x, t: xp.where(t > 0, xp.sign(x) * xp.maximum(xp.abs(x) - t, 0), x), number)
+            return others(lowered)
+
+        fixed = units.constants()
+        gap = fixed.sum(xp.abs) - last.radius
+        guess = xp.maximum(gap, last.radius) / fixed.length
+        return _solved(units, Family(at, lambda units: units.sum(xp.abs) - last.radius, equal=False, guess=guess))
+
+    return project
+
+
+# Nothing but the projections.
+
+
+def _dykstra(members: Sequence[Set], units: Units) -> Units:
+    """Dykstra's algorithm, and once more from its result: what rounding left there is at the size of the sets."""
+    first, taken = _dykstra_from_near(members, replace(units.constants(), differentiable=False))
+    again, _ = _dykstra_from_near(members, first)
+    ended = _in_turn(members, again, TURNS)
+    if not units.differentiable:
+        return ended
+    live = units
+    for view in taken:
+        live = live.map(lambda x, p: x - p, view)
+    for _ in range(UNROLLED):
+        live, taken = _dykstra_round(members, live, taken)
+    return _with_derivative_of(ended, live)
+
+
+def _dykstra_from_near(members: Sequence[Set], units: Units) -> tuple[Units, list[Units]]:
+    """Where Dykstra's algorithm ends, and what each set has taken away.
+
+    From a point that is far away, in terms of the sets' size, it needs as many rounds as it is times as far. So the
+    unit begins at `2^-left` of itself, and is doubled as soon as that has settled: with everything taken doubled too,
+    the same point is still nearest to one that is off by the size of the sets only.
+    """
+    xp = namespace(units.parts[0])
+    parts = len(units.parts)
+    size = units.max(xp.abs)
+    size = xp.where(xp.isfinite(size), size, xp.zeros_like(size))
+    reached = xp.maximum(_one_round(members, units).max(xp.abs), 1e-12 * size)
+    ratio = xp.where(reached > 0, size / xp.where(reached > 0, reached, xp.ones_like(reached)), xp.ones_like(size))
+    ratio = xp.where(xp.isfinite(ratio), ratio, xp.ones_like(ratio))
+    doublings = xp.ceil(xp.log2(xp.maximum(ratio, 1)))
+    rounding = 8 * epsilon(working_dtype(units.dtype)) * size
+
+    def scaled(left: Array) -> Units:
+        return units.map(lambda x, by: x * by, xp.exp2(-left))
+
+    def views(state: tuple[Array, ...]) -> list[Units]:
+        return [units.with_parts(state[i : i + parts]) for i in range(0, len(state), parts)]
+
+    def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        here, *taken = views(state[:-2])
+        left, since = state[-2:]
+        here, new = _dykstra_round(members, here, taken)
+        changes = [a.max(lambda x, y: xp.abs(x - y), b) for a, b in zip(new, taken, strict=True)]
+        moving = reduce(xp.maximum, changes) > rounding * xp.exp2(-left)
+        double = (left > 0) & (~moving | (since >= SETTLED))
+        left = xp.where(double, left - 1, left)
+        new = [view.map(lambda p, double: xp.where(double, 2 * p, p), double) for view in new]
+        start = scaled(left)
+        for view in new:
+            start = start.map(lambda x, p: x - p, view)
+        here = here.chosen(double, start)
+        since = xp.where(double, xp.zeros_like(since), since + 1)
+        return (*(part for view in (here, *new) for part in view.parts), left, since), moving | double | (left > 0)
+
+    zeros = tuple(xp.zeros_like(part) for part in units.parts)
+    state = (*scaled(doublings).parts, *(zeros * len(members)), doublings, xp.zeros_like(doublings))
+    here, *taken = views(iterate(turn, state, ROUNDS, UNROLLED)[:-2])
+    return here, taken
+
+
+def _dykstra_round(members: Sequence[Set], here: Units, taken: Sequence[Units]) -> tuple[Units, list[Units]]:
+    new = []
+    for member, before in zip(members, taken, strict=True):
+        back = here.map(lambda x, p: x + p, before)
+        here = member.nearest(back)
+        new.append(back.map(lambda x, y: x - y, here).frozen_as_zero())
+    return here, new
