@@ -9,6 +9,7 @@ import inbounds
 
 PACKAGE = Path(inbounds.__file__).parent
 
+FAMILIES = ("entries", "grid", "matrices", "norms", "order", "sparsity", "spectral", "sums")
 FAMILY = {"_arguments", "_arrays", "_errors", "_laid", "_set", "_units"}
 
 # The inner ring is mathematics: it sees numbers and the public names of Keras, never a model.
@@ -23,23 +24,18 @@ INNER = {
     "_sets.entries": FAMILY,
     "_sets.norms": FAMILY,
     "_sets.sums": FAMILY | {"_sets.entries"},
+    "_sets.grid": FAMILY,
     "_sets.order": FAMILY,
     "_sets.sparsity": FAMILY,
     "_sets.matrices": FAMILY,
     "_sets.spectral": FAMILY | {"_sets.matrices"},
     "_sets.combine": FAMILY,
-    "_sets.algebra": FAMILY
-    | {
-        f"_sets.{name}" for name in ("combine", "entries", "matrices", "norms", "order", "sparsity", "spectral", "sums")
-    },
-    "constraints": {"_errors"}
-    | {
-        f"_sets.{name}"
-        for name in ("algebra", "combine", "entries", "matrices", "norms", "order", "sparsity", "spectral", "sums")
-    },
+    "_sets.ways": FAMILY | {f"_sets.{name}" for name in ("combine", *FAMILIES)},
+    "_sets.algebra": FAMILY | {"_sets.combine", "_sets.matrices", "_sets.ways"},
+    "constraints": {"_errors"} | {f"_sets.{name}" for name in ("algebra", "combine", *FAMILIES)},
 }
 WRITERS = {"_step", "_attach"}
-READERS = {"_audit", "_report", "_monitor", "_table"}
+READERS = {"_audit", "_report", "_monitor", "_table", "_pictures", "_catalogue"}
 
 
 def modules():

@@ -167,7 +167,8 @@ def iterate(
     """`step`, from state to state, as long as it says of some unit that it is unfinished, `limit` times at most.
 
     A step leaves what is finished as it is: where PyTorch traces or vectorizes, and no value can be looked at, all
-    steps are taken, or `unrolled` of them. Nothing is differentiated; what the step sees besides the state is to be `without_gradient`.
+    steps are taken, or `unrolled` of them. Nothing is differentiated; what the step sees besides the state is to be
+    `without_gradient`.
     """
     state, unfinished = step(tuple(without_gradient(x) for x in state))
     concrete = is_concrete(unfinished)

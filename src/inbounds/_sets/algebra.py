@@ -33,7 +33,7 @@ class Intersection(Made):
       orthant and then L1Ball, a symmetric Box or Sparse; boxes; Monotone and then a Box; Symmetric and then a norm of
       the spectrum;
     - one unknown per unit, its multiplier, where one of the sets is linear (SumTo, Simplex, Halfspace, Hyperplane) or a
-      ball, or for Box and L1Ball: a bracket that closes by secants and halving, 8 to 20 projections on the other sets;
+      ball, or for Box and L1Ball: a bracket that closes by secants and halving, to rounding, in 256 looks at most;
     - else Dykstra's algorithm, 1,000 rounds over the sets at most, until the rounds change nothing but rounding; then
       projections in turn until every set holds.
 
@@ -47,7 +47,8 @@ class Intersection(Made):
     Raises:
         SetError: fewer than two sets, a Joint, different axes, or sets that have no point in common.
 
-    Cost: see above; the way of each set is what takes the passes. A unit that is inside every set stays bit for bit.
+    Cost: that of the sets, one after the other; for a multiplier once for each look at it; for Dykstra's algorithm
+    1,000 rounds over the sets at most, twice. A unit that is inside every set stays bit for bit.
 
     Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in Hilbert
     spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's algorithm", 2005; Bauschke, Bui and Wang,

@@ -119,6 +119,8 @@ class Joint(Made):
 
     Cost: that of the inner set over both weights; nothing is copied or transposed.
 
+    Source: an open wish of Keras' users since 2021, issue 14954, for the norm of kernel and bias together.
+
     >>> Joint(MaxNorm(1)).project([[3.0, 4.0]])  # rows are the joint vectors
     array([[0.6, 0.8]])
     """
@@ -218,6 +220,10 @@ class Custom(Set):
 
     A function that is registered with `keras.saving.register_keras_serializable` is saved with a model; a lambda is
     not, and `constrain` says so. The tolerance is 4 ulp at 1.
+
+    Cost: that of `fn`, and a pass that keeps NaN and infinities.
+
+    Source: Keras' own contract for constraints, a callable from tensor to tensor.
 
     >>> Custom(lambda w: keras.ops.clip(w, 0, 1)).violation(np.array([[2.0, 0.5]]))
     array([1.])

@@ -41,8 +41,8 @@ TURNS = 50
 """At most so many rounds of projections in turn."""
 
 UNROLLED, UNROLLED_TURNS = 40, 4
-"""Rounds where none can be left out: where PyTorch traces or vectorizes, and where Dykstra's algorithm, which has ended,
-is gone through again to be differentiated."""
+"""Rounds where none can be left out: where PyTorch traces or vectorizes, and where Dykstra's algorithm has ended and is
+gone through again to be differentiated."""
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,14 @@ class Family:
         gap: how far units are beyond the last set: above 0 where the number has to be larger. It falls in the number.
         equal: whether the gap has to be 0, not only not above it.
         guess: a number above 0 to look at first.
+        rounding: a gap that is as good as 0.
     """
 
     at: Callable[[Units, Array], Units]
     gap: Callable[[Units], Array]
     equal: bool
     guess: Array
+    rounding: Array | float
 
 
 def _solved(units: Units, family: Family) -> Units:
@@ -217,7 +219,7 @@ def _solved(units: Units, family: Family) -> Units:
     def look(number: Array) -> Array:
         return family.gap(family.at(fixed, number))
 
-    number = _root(look, family.guess, dtype, family.equal)
+    number = _root(look, family, dtype)
     if not units.differentiable:
         return family.at(units, number)
     step = 4 * epsilon(dtype) ** 0.5 * number
@@ -229,22 +231,22 @@ def _solved(units: Units, family: Family) -> Units:
     return _with_derivative_of(family.at(fixed, number), family.at(units, number + moved))
 
 
-def _root(look: Callable[[Array], Array], guess: Array, dtype: str, equal: bool) -> Array:
+def _root(look: Callable[[Array], Array], family: Family, dtype: str) -> Array:
     """The number, for each unit, at which a falling function is 0; 0 where it is not above 0 there.
 
     Doubling finds a bracket. Secants, weighted as in the Illinois rule, close it, and the middle after each secant that
     didn't halve it.
     """
-    xp = namespace(guess)
-    low = xp.zeros_like(guess)
+    xp = namespace(family.guess)
+    low = xp.zeros_like(family.guess)
     at_low = look(low)
-    going = at_low > 0
-    guess = xp.where(going & xp.isfinite(guess), guess, low)
+    going = at_low > family.rounding
+    guess = xp.where(going & xp.isfinite(family.guess), family.guess, low)
 
     def widen(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         low, high, at_low, _ = state
         gap = look(high)
-        beyond = going & (gap > 0) & (high < HUGE)
+        beyond = going & (gap > family.rounding) & (high < HUGE)
         return (
             xp.where(beyond, high, low),
             xp.where(beyond, 2 * high, high),
@@ -253,34 +255,35 @@ def _root(look: Callable[[Array], Array], guess: Array, dtype: str, equal: bool)
         ), beyond
 
     def close(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        low, high, at_low, at_high, light, heavy, side, slow = state
+        low, high, at_low, at_high, light, heavy, side, slow, open_ = state
         fall = light - heavy
         part = xp.where(fall > 0, light / xp.where(fall > 0, fall, xp.ones_like(fall)), 0.5)
         part = xp.where(slow > 0, 0.5, part)
         width = high - low
         probe = low + part * width
         gap = look(probe)
-        up = gap > 0
-        low, high = xp.where(up, probe, low), xp.where(up, high, probe)
-        slow = xp.where((slow == 0) & (high - low > 0.5 * width), xp.ones_like(low), xp.zeros_like(low))
-        wide = high - low > 2 * epsilon(dtype) * high
-        state = (
-            low,
-            high,
+        up = gap > family.rounding
+        new_low, new_high = xp.where(up, probe, low), xp.where(up, high, probe)
+        narrow = new_high - new_low <= 2 * epsilon(dtype) * new_high
+        new = (
+            new_low,
+            new_high,
             xp.where(up, gap, at_low),
             xp.where(up, at_high, gap),
             xp.where(up, gap, xp.where(side < 0, 0.5 * light, light)),
             xp.where(up, xp.where(side > 0, 0.5 * heavy, heavy), gap),
             xp.where(up, 1.0, -1.0) * xp.ones_like(low),
-            slow,
+            xp.where((slow == 0) & (new_high - new_low > 0.5 * width), xp.ones_like(low), xp.zeros_like(low)),
+            xp.where(narrow | (xp.abs(gap) <= family.rounding), xp.zeros_like(low), open_),
         )
-        return state, going & wide & (gap != 0)
+        return tuple(xp.where(open_ > 0, a, b) for a, b in zip(new, state, strict=True)), new[-1] * open_ > 0
 
     low, high, at_low, at_high = iterate(widen, (low, guess, at_low, -at_low), LOOKS, UNROLLED)
     zero = xp.zeros_like(low)
-    state = iterate(close, (low, high, at_low, at_high, at_low, at_high, zero, zero), LOOKS, UNROLLED)
-    low, high, at_low, at_high = state[:4]
-    if equal:
+    open_ = xp.where(going, xp.ones_like(zero), zero)
+    state = (low, high, at_low, at_high, at_low, at_high, zero, zero, open_)
+    low, high, at_low, at_high, *_ = iterate(close, state, LOOKS, UNROLLED)
+    if family.equal:
         return xp.where(xp.abs(at_high) < xp.abs(at_low), high, low)
     return high
 
@@ -295,7 +298,10 @@ def _with_linear(rest: Sequence[Set], last: Linear) -> Projection | None:
         xp = namespace(units.parts[0])
         slope = units.with_parts(units.entries(last.slope))
         squares = last.squares(units)
-        gap = last.gap(others(units.constants()), slope)
+        fixed = replace(units.constants(), differentiable=False)
+        gap = last.gap(others(fixed), slope)
+        terms = fixed.sum(lambda x, a: xp.abs(a * x), slope)
+        rounding = epsilon(working_dtype(units.dtype)) * xp.maximum(terms, abs(last.level))
         sign = xp.sign(gap) if last.equal else xp.ones_like(gap)
         return _solved(
             units,
@@ -304,15 +310,17 @@ def _with_linear(rest: Sequence[Set], last: Linear) -> Projection | None:
                 gap=lambda units: sign * last.gap(units, slope),
                 equal=last.equal,
                 guess=xp.abs(gap) / xp.where(squares > 0, squares, xp.ones_like(squares)),
+                rounding=rounding,
             ),
         )
 
-    def project(units: Units) -> Units:
-        """Once more from the result: what rounding left there is at the size of the set, not of what was given."""
-        first = once(units)
-        return _with_derivative_of(once(replace(first.constants(), differentiable=False)), first)
+    return lambda units: _twice(once, units)
 
-    return project
+
+def _twice(project: Projection, units: Units) -> Units:
+    """Once more from the result: what rounding left there is at the size of the set, not of what was given."""
+    first = project(units)
+    return _with_derivative_of(project(replace(first.constants(), differentiable=False)), first)
 
 
 def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm) -> Projection | None:
@@ -338,7 +346,8 @@ def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm) -> Projection
 
         start = norm(units.constants())
         guess = xp.maximum(start / last.max_value - 1, 1e-3)
-        return _solved(units, Family(at, lambda units: norm(units) - last.max_value, equal=False, guess=guess))
+        rounding = epsilon(working_dtype(units.dtype)) * last.max_value
+        return _solved(units, Family(at, lambda units: norm(units) - last.max_value, False, guess, rounding))
 
     return project
 
@@ -349,7 +358,7 @@ def _with_l1_ball(rest: Sequence[Set], last: L1Ball) -> Projection | None:
         return None
     others = way_of(rest).project
 
-    def project(units: Units) -> Units:
+    def once(units: Units) -> Units:
         xp = namespace(units.parts[0])
 
         def at(units: Units, number: Array) -> Units:
@@ -359,9 +368,10 @@ def _with_l1_ball(rest: Sequence[Set], last: L1Ball) -> Projection | None:
         fixed = units.constants()
         gap = fixed.sum(xp.abs) - last.radius
         guess = xp.maximum(gap, last.radius) / fixed.length
-        return _solved(units, Family(at, lambda units: units.sum(xp.abs) - last.radius, equal=False, guess=guess))
+        rounding = epsilon(working_dtype(units.dtype)) * xp.maximum(gap, last.radius)
+        return _solved(units, Family(at, lambda units: units.sum(xp.abs) - last.radius, False, guess, rounding))
 
-    return project
+    return lambda units: _twice(once, units)
 
 
 # Nothing but the projections.

@@ -1,0 +1,353 @@
+"""What operators make: intersections against a solver, their ways, masks, inputs, centres, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cvxpy as cp
+import keras
+import numpy as np
+import pytest
+
+import inbounds as ib
+from inbounds._units import Units
+from sets.tensors import BACKEND, array, compiled, exact, gradient, mapped, same_bits
+
+NORMAL = np.array([0.5, -2.0, 0.0, 1.0, 0.25])
+LOWS = np.array([-1.0, -0.5, -0.2, 0.0, 0.0])
+Program = Callable[[cp.Variable], list[cp.Constraint]]
+
+
+def rising(rows: cp.Variable) -> cp.Constraint:
+    return rows[:, :-1] <= rows[:, 1:]
+
+
+def sums(rows: cp.Variable) -> cp.Expression:
+    return cp.sum(rows, axis=1)
+
+
+def length(rows: Any, kind: int = 2) -> cp.Expression:
+    return cp.norm(rows, kind, axis=1)
+
+
+CASES: dict[str, tuple[ib.Set, Program, str]] = {
+    "cone, ball": (ib.NonNeg() & ib.MaxNorm(1), lambda r: [r >= 0, length(r) <= 1], "exact: NonNeg, then MaxNorm"),
+    "ball, cone": (ib.MaxNorm(1) & ib.Monotone(), lambda r: [rising(r), length(r) <= 1], "exact: Monotone, then"),
+    "cones, ball": (
+        ib.Monotone() & ib.NonNeg() & ib.MaxNorm(1),
+        lambda r: [rising(r), r >= 0, length(r) <= 1],
+        "exact: Monotone and NonNeg, then MaxNorm",
+    ),
+    "subspace, ball": (
+        ib.SumTo(0) & ib.MaxNorm(1),
+        lambda r: [sums(r) == 0, length(r) <= 1],
+        "exact: SumTo, then MaxNorm",
+    ),
+    "orthant, l1": (ib.L1Ball(1) & ib.NonNeg(), lambda r: [r >= 0, sums(r) <= 1], "exact: NonNeg, then L1Ball"),
+    "boxes": (ib.Box(-1, 0.5) & ib.Box(LOWS, 1), lambda r: [r >= LOWS[None], r <= 0.5], "exact: Box, then Box"),
+    "order, box": (ib.Monotone() & ib.Box(-0.2, 0.6), lambda r: [rising(r), r >= -0.2, r <= 0.6], "exact: Monotone, t"),
+    "box, sum": (
+        ib.Box(-0.2, 0.7) & ib.SumTo(1),
+        lambda r: [r >= -0.2, r <= 0.7, sums(r) == 1],
+        "one multiplier for SumTo",
+    ),
+    "box, simplex": (ib.Box(0, 0.4) & ib.Simplex(), lambda r: [r >= 0, r <= 0.4, sums(r) == 1], "one multiplier for S"),
+    "box, l1": (
+        ib.Box(-0.1, 0.4) & ib.L1Ball(0.6),
+        lambda r: [r >= -0.1, r <= 0.4, length(r, 1) <= 0.6],
+        "multiplier for L1Ball",
+    ),
+    "half-space, ball": (
+        ib.Halfspace(NORMAL, -0.3) & ib.MaxNorm(1),
+        lambda r: [r @ NORMAL <= -0.3, length(r) <= 1],
+        "one multiplier for Halfspace, with MaxNorm",
+    ),
+    "half-space, plane": (
+        ib.Halfspace(NORMAL, -0.3) & ib.SumTo(1),
+        lambda r: [r @ NORMAL <= -0.3, sums(r) == 1],
+        "multiplier for Halfs",
+    ),
+    "simplex, ball": (
+        ib.Simplex(1) & ib.MaxNorm(0.6),
+        lambda r: [r >= 0, sums(r) == 1, length(r) <= 0.6],
+        "one multiplier for SumTo",
+    ),
+    "order, sum": (ib.Monotone() & ib.SumTo(1), lambda r: [rising(r), sums(r) == 1], "one multiplier for SumTo"),
+    "l1, ball": (ib.L1Ball(1) & ib.MaxNorm(0.7), lambda r: [length(r, 1) <= 1, length(r) <= 0.7], "one multiplier for"),
+    "two balls": (
+        ib.MaxNorm(1) & ib.MaxNorm(1, center=0.3),
+        lambda r: [length(r) <= 1, length(r - 0.3) <= 1],
+        "one multiplier for MaxNorm, with MaxNorm",
+    ),
+    "order, l1": (ib.Monotone() & ib.L1Ball(1), lambda r: [rising(r), length(r, 1) <= 1], "Dykstra's algorithm"),
+    "order, l1, box": (
+        ib.Monotone() & ib.L1Ball(1) & ib.Box(LOWS, 0.5),
+        lambda r: [rising(r), length(r, 1) <= 1, r >= LOWS[None], r <= 0.5],
+        "Dykstra's algorithm",
+    ),
+    "masked": (
+        ib.NonNeg().where(NORMAL > 0) & ib.MaxNorm(1),
+        lambda r: [r[:, np.flatnonzero(NORMAL > 0)] >= 0, length(r) <= 1],
+        "exact: Where, then MaxNorm",
+    ),
+}
+MATRICES: dict[str, tuple[ib.Set, Program, str]] = {
+    "spectral, orthant": (ib.SpectralNorm(1) & ib.NonNeg(), lambda r: [r >= 0, cp.sigma_max(r) <= 1], "Dykstra"),
+    "spectral, frobenius": (
+        ib.SpectralNorm(1) & ib.FrobeniusNorm(1.5),
+        lambda r: [cp.sigma_max(r) <= 1, cp.norm(r, "fro") <= 1.5],
+        "one multiplier for FrobeniusNorm, with SpectralNorm",
+    ),
+    "symmetric, spectral": (
+        ib.Symmetric() & ib.SpectralNorm(1),
+        lambda r: [r == r.T, cp.sigma_max(r) <= 1],
+        "exact: Symmetric, then",
+    ),
+    "semidefinite, nuclear": (
+        ib.PositiveSemidefinite() & ib.NuclearNorm(1),
+        lambda r: [r == r.T, r >> 0, cp.trace(r) <= 1],
+        "exact: Positive",
+    ),
+    "zero diagonal, symmetric": (
+        ib.ZeroDiagonal() & ib.Symmetric(),
+        lambda r: [r == r.T, cp.diag(r) == 0],
+        "exact: ZeroDiagonal, then Symmetric",
+    ),
+    "units, matrix": (
+        ib.MaxNorm(0.5) & ib.SpectralNorm(0.8),
+        lambda r: [length(r) <= 0.5, cp.sigma_max(r) <= 0.8],
+        "Dykstra",
+    ),
+}
+ALL = CASES | MATRICES
+
+
+def solved(rows: Any, program: Program) -> Any:
+    unit = 1 / max(1.0, np.abs(rows).max())
+    nearest = cp.Variable(rows.shape)
+    objective = cp.Minimize(unit * cp.sum_squares(nearest) / 2 - cp.sum(cp.multiply(rows * unit, nearest)))
+    accuracy = dict.fromkeys(("tol_gap_abs", "tol_gap_rel"), 1e-12)
+    problem = cp.Problem(objective, program(nearest))
+    problem.solve(solver="CLARABEL", tol_feas=1e-10, reduced_tol_gap_abs=1e-8, reduced_tol_gap_rel=1e-8, **accuracy)
+    return nearest.value
+
+
+def draws(name: str, units: int = 6) -> Any:
+    return np.random.default_rng(len(name)).standard_normal((5 if name in MATRICES else units, 5))
+
+
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate:UserWarning")
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 300.0])
+@pytest.mark.parametrize("name", ALL)
+def test_the_nearest_point_is_that_of_a_solver(name: str, scale: float) -> None:
+    owner, program, _ = ALL[name]
+    rows = draws(name) * scale
+    found = owner.project(rows)
+    np.testing.assert_allclose(found, solved(rows, program), rtol=0, atol=1e-6 * max(1, 0.02 * scale))
+    assert not owner.measure([found], [(1,)]).outside.any()
+    assert same_bits(owner.project(found), found)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_way_is_said(name: str) -> None:
+    owner, _, way = ALL[name]
+    assert way in owner.how  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ALL)
+def test_the_backend_finds_it_too(name: str, dtype: str) -> None:
+    owner = ALL[name][0]
+    rows = draws(name)
+    given = array(rows, dtype, BACKEND)
+    found = exact(compiled(owner.project, given))
+    close = 3e-5 if dtype == "float32" else 3e-3
+    if BACKEND == "torch" and "Dykstra" in ALL[name][2]:
+        close = 3e-3  # of Dykstra's algorithm, 40 rounds where PyTorch traces
+    np.testing.assert_allclose(found, owner.project(exact(given)), atol=close)
+
+
+@pytest.mark.parametrize("name", ["box, sum", "l1, ball", "order, l1"])
+def test_it_is_vectorized(name: str) -> None:
+    owner = ALL[name][0]
+    rows = array(np.stack([draws(name), 3 * draws(name)]), "float32", BACKEND)
+    expected = np.stack([owner.project(exact(rows)[i]) for i in range(2)])
+    np.testing.assert_allclose(exact(mapped(owner.project, rows)), expected, atol=3e-3)
+
+
+@pytest.mark.parametrize("name", ["box, sum", "l1, ball", "half-space, ball", "order, l1", "spectral, orthant"])
+def test_gradients_are_those_of_differences(name: str) -> None:
+    owner = ALL[name][0]
+    rows = draws(name)
+    weights = np.round(np.random.default_rng(1).uniform(1, 2, rows.shape), 1)
+    found = gradient(owner.project, array(rows, "float32", BACKEND), weights)
+    assert np.isfinite(found).all()
+    step = 1e-6
+    for index in list(np.ndindex(rows.shape))[:: max(1, rows.size // 8)]:
+        moved = np.zeros_like(rows)
+        moved[index] = step
+        ahead, behind = (np.sum(weights * owner.project(rows + sign * moved)) for sign in (1, -1))
+        assert abs(found[index] - (ahead - behind) / (2 * step)) < 2e-2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["cone, ball", "box, sum", "order, l1", "l1, ball"])
+def test_a_unit_that_is_not_finite_stays(name: str, bad: float) -> None:
+    rows = draws(name)
+    clean = ALL[name][0].project(rows)
+    rows[2, 1] = bad
+    found = ALL[name][0].project(rows)
+    assert same_bits(found[2], rows[2])
+    np.testing.assert_allclose(np.delete(found, 2, 0), np.delete(clean, 2, 0), atol=1e-12)
+
+
+# Not convex: in turn.
+
+
+def test_sparse_and_a_ball_is_exact() -> None:
+    rows = np.random.default_rng(0).standard_normal((20, 7))
+    for owner, part in ((ib.MaxNorm(1), rows), (ib.NonNeg() & ib.L1Ball(1), np.maximum(rows, 0))):
+        kept = np.where(np.abs(part) >= np.sort(np.abs(part), axis=1)[:, [-3]], part, 0)
+        expected = (ib.L1Ball(1) if isinstance(owner, type(ib.NonNeg() & ib.L1Ball(1))) else owner).project(kept)
+        np.testing.assert_allclose((owner & ib.Sparse(3)).project(rows), expected, atol=1e-14)
+
+
+def test_what_is_not_convex_ends_inside_and_says_what_it_gives() -> None:
+    owner = ib.UnitNorm() & ib.NonNeg()
+    rows = np.random.default_rng(0).standard_normal((50, 4))
+    assert "not convex" in owner.how  # type: ignore[attr-defined]
+    assert not owner.convex
+    assert not owner.measure([owner.project(rows)], [(1,)]).outside.any()
+
+
+# Values.
+
+
+def test_it_prints_as_the_code_that_makes_it_and_is_saved() -> None:
+    sets = {
+        "NonNeg() & MaxNorm(max_value=1.0)": ib.NonNeg() & ib.MaxNorm(1),
+        "(NonNeg() & MaxNorm(max_value=1.0)).where([True, False])": (ib.NonNeg() & ib.MaxNorm(1)).where([True, False]),
+        "MaxNorm(max_value=1.0).on(inputs=[0, 3])": ib.MaxNorm(1).on(inputs=[0, 3]),
+        "MaxNorm(max_value=1.0, center=[0.5, 1.0])": ib.MaxNorm(1, center=[0.5, 1]),
+        "Joint(NonNeg() & MaxNorm(max_value=1.0))": ib.Joint(ib.NonNeg() & ib.MaxNorm(1)),
+        "Joint(L1Ball(radius=1.0).on(inputs=[1]))": ib.Joint(ib.L1Ball(1)).on(inputs=[1]),
+    }
+    for text, owner in sets.items():
+        assert repr(owner) == text
+        assert eval(text, vars(ib)) == owner
+        again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(owner))
+        assert again == owner
+        assert hash(again) == hash(owner)
+
+
+def test_large_arrays_are_saved_exactly_and_not_printed() -> None:
+    center = np.random.default_rng(0).standard_normal((20, 30))
+    for owner in (ib.MaxNorm(1, center=center), ib.NonNeg().where(center > 0), ib.Box(center[0].astype("float32"), 9)):
+        config = keras.saving.serialize_keras_object(owner)
+        assert keras.saving.deserialize_keras_object(config) == owner
+        assert len(repr(owner)) < 500
+    other = ib.MaxNorm(1, center=center + 1e-9)
+    assert other != ib.MaxNorm(1, center=center)
+
+
+def test_nested_intersections_are_one() -> None:
+    a, b, c = ib.NonNeg(), ib.MaxNorm(1), ib.SumTo(0.5)
+    assert ((a & b) & c) == (a & (b & c))
+    assert ((a & b) & c).members == (a, b, c)  # type: ignore[attr-defined]
+
+
+# Masks.
+
+
+def test_units_may_have_masks_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    rows, mask = 3 * rng.standard_normal((30, 8)), rng.uniform(size=(30, 8)) < 0.5
+    mask[4] = False
+    for owner in (ib.MaxNorm(1), ib.L1Ball(1), ib.SumTo(2), ib.Simplex(), ib.UnitNorm(), ib.Monotone(), ib.Sparse(1)):
+        found = owner.where(mask).project(rows)
+        assert same_bits(found[~mask], rows[~mask])
+        assert same_bits(found[4], rows[4])
+        for i in range(len(rows)):
+            if mask[i].any():
+                np.testing.assert_allclose(found[i, mask[i]], owner.project(rows[i, mask[i]][None])[0], atol=1e-12)
+                alone = owner.violation(rows[i, mask[i]][None])[0]
+                np.testing.assert_allclose(owner.where(mask).violation(rows)[i], alone, atol=1e-12)
+
+
+def test_arrays_of_a_set_are_those_of_the_whole_unit() -> None:
+    mask = np.array([True, True, False, True, False])
+    rows = np.random.default_rng(0).standard_normal((9, 5))
+    found = ib.Halfspace(NORMAL, -0.3).where(mask).project(rows)
+    expected = ib.Halfspace(NORMAL[mask], -0.3).project(rows[:, mask])
+    np.testing.assert_allclose(found[:, mask], expected, atol=1e-14)
+
+
+# Centres.
+
+
+def test_a_centre_moves_the_set() -> None:
+    rng = np.random.default_rng(0)
+    rows, center = rng.standard_normal((6, 5)), rng.standard_normal((6, 5))
+    for make in (
+        lambda c: ib.MaxNorm(0.5, center=c),
+        lambda c: ib.L1Ball(0.5, center=c),
+        lambda c: ib.Box(-0.1, 0.2, center=c),
+        lambda c: ib.FrobeniusNorm(0.5, center=c),
+        lambda c: ib.SpectralNorm(0.5, center=c),
+        lambda c: ib.NuclearNorm(0.5, center=c),
+    ):
+        found = make(center).project(rows)
+        np.testing.assert_allclose(found, center + make(None).project(rows - center), atol=1e-12)
+        assert same_bits(make(center).project(found), found)
+        assert not make(center).measure([found], [(1,)]).outside.any()
+
+
+# What is refused.
+
+
+def refused(bad: Callable[[], Any]) -> str:
+    with pytest.raises(ib.SetError) as caught:
+        bad()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (lambda: ib.MaxNorm(1) & 3, "`&` takes two sets"),
+        (lambda: ib.MaxNorm(1) & ib.Joint(ib.NonNeg()), "none of them a Joint"),
+        (lambda: ib.Joint(ib.NonNeg()) & ib.MaxNorm(1), "A Joint meets a Joint"),
+        (lambda: ib.MaxNorm(1, axis=0) & ib.L1Ball(1, axis=1), "span the same axes"),
+        (lambda: ib.Box(0, 1) & ib.Box(2, 3), "have a point in common"),
+        (lambda: ib.NonNeg() & ib.SumTo(-1), "have a point in common"),
+        (lambda: ib.L1Ball(1) & ib.Simplex(2), "have a point in common"),
+        (lambda: ib.NonPos() & ib.Simplex(), "have a point in common"),
+        (lambda: ib.MaxNorm(1) & ib.Halfspace(NORMAL, -100), "have a point in common"),
+        (lambda: ib.NonNeg().where([1.0, 0.0]), "an array of booleans"),
+        (lambda: ib.NonNeg().where([False, False]), "some are True"),
+        (lambda: ib.SpectralNorm(1).where([True, False]), "not of a whole matrix"),
+        (lambda: ib.Custom(abs).where([True, False]), "not for callables"),
+        (lambda: ib.NonNeg().on(inputs=[]), "different indices"),
+        (lambda: ib.NonNeg().on(inputs=[1, 1]), "different indices"),
+        (lambda: ib.NonNeg().on(inputs=[-1]), "different indices"),
+        (lambda: ib.NonNeg().on(inputs=[0.5]), "different indices"),
+        (lambda: ib.NonNeg().on(inputs=[5]).project(np.ones((2, 3))), "below the number of inputs, 3"),
+        (lambda: ib.NonNeg().where([True, False]).project(np.ones((2, 3))), "broadcasts to the weight"),
+        (lambda: ib.MaxNorm(1, center=np.ones(4)).project(np.ones((2, 3))), "broadcasts to the weight"),
+        (lambda: ib.MaxNorm(1, center="here"), '"current", a number'),
+        (lambda: ib.MaxNorm(1, center=np.nan), "never NaN"),
+        (lambda: ib.MaxNorm(1, center="current").project(np.ones((2, 3))), "when a model is constrained"),
+        (lambda: (ib.MaxNorm(1) & ib.SumTo(5)).check_room(Units.of([np.zeros((3, 4))], [(1,)])), "a point in common"),
+    ],
+)
+def test_bad_input_is_refused(bad: Callable[[], Any], says: str) -> None:
+    text = refused(bad)
+    assert says in text
+    assert "Received: " in text
+
+
+def test_sums_that_a_ball_holds_in_larger_units_are_fine() -> None:
+    owner = ib.MaxNorm(1) & ib.SumTo(5)
+    owner.check_room(Units.of([np.zeros((1, 64))], [(1,)]))
+    assert owner.project(np.zeros((1, 64))).sum() == pytest.approx(5)
