@@ -203,7 +203,7 @@ def _value(node: ast.expr) -> Any:
             func=ast.Name(id="float"), args=[ast.Constant(value="inf" | "-inf" | "nan" as text)], keywords=[]
         ):
             return float(text)  # as sets print an infinite bound
-        case ast.Name() | ast.Call() | ast.BinOp():
+        case ast.Name() | ast.Call() | ast.BinOp(op=ast.BitAnd()):
             return _set(node)
     raise SetError(
         explain(

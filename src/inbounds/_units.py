@@ -289,7 +289,7 @@ class Units:
         if len(self.parts) == 1 and _broadcasts(shape, tuple(self.parts[0].shape)):
             return (value,)
         if len(self.parts) > 1 and shape == (self.size,):
-            return self.entries(np.asarray(value, dtype="float64"))
+            return self._split(np.asarray(value, dtype="float64"))
         if len(self.parts) > 1 and shape == (self.count, self.size):
             blank = replace(
                 self,
@@ -319,9 +319,14 @@ class Units:
         Raises:
             SetError: the array fits none of these.
         """
-        shape = tuple(getattr(value, "shape", ()))
-        if not shape:
+        if not getattr(value, "shape", ()):
             return (value,) * len(self.parts)
+        pieces = zip(self.parts, self._split(value), strict=True)
+        return tuple(constant(part, piece) for part, piece in pieces)
+
+    def _split(self, value: Array) -> tuple[Array, ...]:
+        """`entries` of an array, in NumPy."""
+        shape = tuple(value.shape)
         spans = [tuple(part.shape[axis] for axis in span) for part, span in zip(self.parts, self.axes, strict=True)]
         if shape == (self.size,):
             pieces, start = [], 0
@@ -339,10 +344,7 @@ class Units:
                     instead=f"give a number, or an array of shape ({self.size},)",
                 )
             )
-        return tuple(
-            constant(part, self._along(piece, i))
-            for i, (part, piece) in enumerate(zip(self.parts, pieces, strict=True))
-        )
+        return tuple(self._along(piece, i) for i, piece in enumerate(pieces))
 
     def _along(self, piece: Array, i: int) -> Array:
         """An array over a unit's axes of part `i`, with an axis of 1 for each axis that counts units."""

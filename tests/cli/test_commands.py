@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds.constraints import SETS
 
 from .conftest import small_model
 
@@ -183,19 +182,7 @@ def test_outputs_that_cannot_be_written(command, free, rules, tmp_path):
     assert "out.keras" in command("project", free, "-o", tmp_path / "out.h5", "--rules", path).error
 
 
-# sets and layout
-
-
-def test_sets_lists_every_set_with_its_definition(command):
-    outcome = command("sets")
-    assert outcome.status == 0
-    for name, cls in SETS.items():
-        assert str(cls.__doc__).startswith("{"), f"{name} begins with its definition"
-        assert re.search(rf"^{name}\(", outcome.out, re.MULTILINE)
-    assert re.search(r"^MaxNorm\(max_value=2\.0, axis=None\) +\{w : \|w\|_2 <= max_value\}.* yes$", outcome.out, re.M)
-    assert re.search(r"^UnitNorm\(axis=None\) .* no$", outcome.out, re.M)
-    assert "max_norm" in outcome.out
-    assert max(map(len, outcome.out.splitlines())) <= 120
+# layout
 
 
 def test_layout_shows_every_weight(command, free):
@@ -310,7 +297,6 @@ def test_mistakes_in_a_rules_file(command, free, rules, tmp_path, text, said):
         ["project", "a.keras"],
         ["project", "a.keras", "-o", "b.keras"],
         ["layout"],
-        ["sets", "MaxNorm"],
         ["demo", "--fast"],
     ],
     ids=" ".join,

@@ -58,10 +58,10 @@ def test_names_alone_twins_and_nested_sets(text, meant):
         ("MaxNrom(2)", "MaxNorm"),
         ("maxnorm(2)", "max_norm"),
         ("nonneg", "non_neg"),
-        ("Box", "Box(low, high)"),
-        ("Box(1)", "Box(low, high)"),
-        ("MaxNorm(radius=2)", "MaxNorm(max_value=2.0, axis=None)"),
-        ("MaxNorm(1, 2, 3)", "MaxNorm(max_value=2.0, axis=None)"),
+        ("Box", "Box(low, high, center=None)"),
+        ("Box(1)", "Box(low, high, center=None)"),
+        ("MaxNorm(radius=2)", "MaxNorm(max_value=2.0, axis=None, center=None)"),
+        ("MaxNorm(1, 2, 3, 4)", "MaxNorm(max_value=2.0, axis=None, center=None)"),
         ("MaxNorm(-2)", "max_value=-2"),
         ("MaxNorm('2')", "max_value='2'"),
         ("MaxNorm(nan)", "max_value=nan"),
@@ -99,6 +99,29 @@ def test_code_that_is_no_set_is_an_error_and_is_never_run(text, said):
         parse_set(text)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ib.NonNeg() & ib.MaxNorm(1),
+        (ib.NonNeg() & ib.SumTo(1)).where([True, False, True]),
+        ib.Joint(ib.L1Ball(1).on(inputs=[0, 2])),
+        ib.MaxNorm(1, center="current"),
+        ib.Monotone().where([[True], [False]]) & ib.Box(-1, 1),
+    ],
+    ids=repr,
+)
+def test_what_operators_make_is_written_as_it_prints(made):
+    assert parse_set(repr(made)) == made
+
+
+@pytest.mark.parametrize(
+    "text", ["NonNeg() & 1", "NonNeg() | MaxNorm(1)", "NonNeg().project([[1]])", "Box.where([True])"]
+)
+def test_other_operators_are_an_error(text):
+    with pytest.raises(ib.SetError):
+        parse_set(text)
 
 
 @pytest.mark.parametrize("name", sorted(SETS))

@@ -115,7 +115,8 @@ class Grid(Set):
             if multiple < LARGEST[dtype_of(rows)]:
                 beyond = xp.mod(beyond, constant(rows, multiple))
         short = step - beyond if step == self.step else beyond
-        return xp.max(xp.minimum(beyond, short), axis=1)
+        halfway = beyond == short  # the farthest there is: the derivative is 0
+        return xp.max(xp.where(halfway, without_gradient(beyond), xp.minimum(beyond, short)), axis=1)
 
     def _tolerance(self, dtype: str) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]

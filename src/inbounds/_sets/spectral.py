@@ -539,7 +539,7 @@ def _slack(sizes: Array, dtype: str) -> Array:
     """4 ulp of some numbers, or of the next smaller ones."""
     xp = namespace(sizes)
     exponents = xp.floor(xp.log2(xp.clip(sizes, SMALLEST_NORMAL["float32"], 2 * HUGE)) - 1e-6)
-    return ULPS * epsilon(dtype) * xp.exp2(exponents)
+    return ULPS * epsilon(dtype) * (2 * xp.ones_like(exponents)) ** exponents
 
 
 def _ratio(a: Array, b: Array) -> Array:

@@ -114,14 +114,8 @@ def semidefinite(**fields: Any) -> Case:
         size = np.linalg.svd(rows, compute_uv=False).max()
         return [(size, np.full((1, 1), max(np.abs(rows - rows.T).max(), -least)))]
 
-    def program(rows: cp.Variable) -> list[cp.Constraint]:
-        if rows.shape == (2, 2):  # a cone of second order, which Clarabel solves more exactly
-            difference, total = rows[0, 0] - rows[1, 1], rows[0, 0] + rows[1, 1]
-            return [rows == rows.T, cp.norm(cp.hstack([difference, 2 * rows[0, 1]])) <= total]
-        return [rows == rows.T, cp.lambda_min((rows + rows.T) / 2) >= 0]
-
-    solved = {(1, 1): 4, (2, 2): 20, (3, 3): 6, (4, 4): 6, (8, 8): 3, (12, 12): 1}
-    return Case(PositiveSemidefinite(), nearest, edges, program, whole=True, square=True, solved=solved, **fields)
+    # Clarabel reaches 1e-6 in three of four instances; `test_spectral` asks it, and counts where it says that it did.
+    return Case(PositiveSemidefinite(), nearest, edges, whole=True, square=True, **fields)
 
 
 SETS = {

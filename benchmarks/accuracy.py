@@ -1,0 +1,96 @@
+"""How exact the projections are: every row of the tests' table of sets, on NumPy.
+
+Instances are those of the test that asks Clarabel for the nearest point (shapes, five scales, six places). A distance
+is that of the farthest entry, over max(1, largest entry of the answer). Violations are what the table's formulas find,
+in float64, after a projection: in units in the last place at the bound.
+
+    KERAS_BACKEND=jax python benchmarks/accuracy.py
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from sets.case import Case, ulp
+from sets.table import SETS
+from sets.test_laws import PLACES, SCALES, SHAPES, rows_of_many_sizes, solved
+
+
+def instances(case: Case, most: int | None) -> Iterator[tuple[tuple[int, int], Any]]:
+    """Shapes and rows, as in the law."""
+    rng = np.random.default_rng(3)
+    number = 0
+    for given, count in case.solved.items():
+        (shape,) = case.shapes(given)
+        for scale in SCALES * (count if most is None else min(count, most)):
+            yield shape, PLACES[number % len(PLACES)](case, rng.standard_normal(shape) * scale)
+            number += 1
+
+
+def apart(found: Any, expected: Any) -> float:
+    return float(np.abs(found - expected).max() / max(1, np.abs(expected).max()))
+
+
+def beyond(case: Case, rows: Any) -> float:
+    """The largest violation of some rows, in ulp at the bound of their dtype."""
+    worst = 0.0
+    for bound, excess in case.edges(rows.astype("float64")):
+        unit = ulp(bound, str(rows.dtype))
+        excess, unit = np.broadcast_arrays(np.maximum(excess, 0), unit)
+        bounded = unit > 0
+        worst = max(worst, float(np.max(excess[bounded] / unit[bounded], initial=0.0)))
+    return worst
+
+
+def measured(case: Case, most: int | None) -> dict[str, Any]:
+    """A line of the table, by column."""
+    solvers: dict[tuple[int, int], Any] = {}
+    found = {"instances": 0, "to Clarabel": 0.0, "to the formula": 0.0, "float32": 0.0, "float64": 0.0}
+    if not case.convex:
+        found["to Clarabel"] = None
+    for shape, rows in instances(case, most):
+        projected = case.set.project(rows)
+        if case.convex:
+            solver = solvers.setdefault(shape, None) or solved(case, shape)
+            solvers[shape] = solver
+            found["to Clarabel"] = max(found["to Clarabel"], apart(projected, solver(rows)))
+        found["to the formula"] = max(found["to the formula"], apart(projected, case.nearest(rows)))
+        found["instances"] += 1
+        for dtype in ("float32", "float64"):
+            found[dtype] = max(found[dtype], beyond(case, case.set.project(rows.astype(dtype))))
+    for seed, shape in enumerate(case.shapes(*SHAPES)):
+        for dtype in ("float32", "float64"):
+            rows = rows_of_many_sizes(case, shape, seed).astype(dtype)
+            found[dtype] = max(found[dtype], beyond(case, case.set.project(rows)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--most", type=int, help="how often each scale is taken; as in the law where left out")
+    parser.add_argument("--sets", nargs="*", metavar="NAME", default=list(SETS), choices=list(SETS))
+    options = parser.parse_args()
+    print(f"NumPy {np.__version__}, load {os.getloadavg()[0]:.1f}; float32, float64: violation in ulp at the bound\n")
+    print("| row | instances | to Clarabel | to the formula | float32 | float64 | s |\n|---|---|---|---|---|---|---|")
+    for name in options.sets:
+        start = time.perf_counter()
+        line = measured(SETS[name], options.most)
+        distances = [
+            "not convex" if line[column] is None else f"{line[column]:.1e}"
+            for column in ("to Clarabel", "to the formula")
+        ]
+        ulps = [f"{line[dtype]:.2f}" for dtype in ("float32", "float64")]
+        seconds = f"{time.perf_counter() - start:.0f}"
+        print(f"| {' | '.join([name, str(line['instances']), *distances, *ulps, seconds])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
