@@ -20,8 +20,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from sets.case import Case, ulp
+from sets.solver import solver
 from sets.table import SETS
-from sets.test_laws import PLACES, SCALES, SHAPES, rows_of_many_sizes, solved
+from sets.test_laws import PLACES, SCALES, SHAPES, rows_of_many_sizes
 
 
 def instances(case: Case, most: int | None) -> Iterator[tuple[tuple[int, int], Any]]:
@@ -58,10 +59,10 @@ def measured(case: Case, most: int | None) -> dict[str, Any]:
         found["to Clarabel"] = None
     for shape, rows in instances(case, most):
         projected = case.set.project(rows)
-        if case.convex:
-            solver = solvers.setdefault(shape, None) or solved(case, shape)
-            solvers[shape] = solver
-            found["to Clarabel"] = max(found["to Clarabel"], apart(projected, solver(rows)))
+        if case.program is not None:
+            if shape not in solvers:
+                solvers[shape] = solver(case.program, shape)
+            found["to Clarabel"] = max(found["to Clarabel"], apart(projected, solvers[shape](rows)[0]))
         found["to the formula"] = max(found["to the formula"], apart(projected, case.nearest(rows)))
         found["instances"] += 1
         for dtype in ("float32", "float64"):

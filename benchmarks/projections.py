@@ -1,7 +1,7 @@
 """What a projection costs: the time of `set.project(rows)`, over that of a copy of the same array.
 
-Interleaved in one process: each round takes each cell of a line once, right after a copy of the array it reads. A cell has
-the median of the ratios over the rounds, their quartiles, and the median time. "outside" are standard normal rows,
+Interleaved in one process: each round takes each cell of a line once, right after a copy of the array it reads. A cell
+has the median of the ratios over the rounds, their quartiles, and the median time; "outside" are standard normal rows,
 "inside" are the projected ones, which is what a training step mostly sees. One backend a process, JAX or PyTorch:
 
     KERAS_BACKEND=jax python benchmarks/projections.py
@@ -95,7 +95,9 @@ class Measurement:
         self.ratios.append(self.seconds[-1] / copy)
 
     def __str__(self) -> str:
-        low, middle, high = statistics.quantiles(self.ratios, n=4) if len(self.ratios) > 1 else self.ratios * 3
+        low, middle, high = (
+            statistics.quantiles(self.ratios, n=4, method="inclusive") if len(self.ratios) > 1 else self.ratios * 3
+        )
         return f"{middle:.3g} ({low:.3g} to {high:.3g}), {1000 * statistics.median(self.seconds):.3g} ms"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays import Array, namespace
+from inbounds._arrays import Array, is_concrete, namespace
 from inbounds._errors import SetError, explain
 from inbounds._laid import Laid
 from inbounds._set import READABLE, Edge, Set, registered
@@ -38,8 +38,8 @@ class Intersection(Made):
       projections in turn until every set holds.
 
     A set that isn't convex (UnitNorm, Sparse, Grid...) has no nearest point that could be found in general: the sets
-    are projected on in turn, 50 rounds at most, until all hold. The result is in the intersection, where that is found,
-    and exact for Sparse with an orthant or a ball.
+    are projected on in turn, 500 rounds at most, until all hold. The result is in the intersection, where that is
+    found, and exact for Sparse with an orthant or a ball.
 
     Args:
         sets: two or more; intersections among them are taken apart. Their axes are the same, or not given.
@@ -82,7 +82,9 @@ class Intersection(Made):
                 )
             )
         self.members = tuple(flat)
-        self._check_common_point([(1, n) for n in (1, 2, 4, 16, 64, 256, 1024)] + [(n, n) for n in (2, 4, 8)])
+        arrays = (getattr(member, name) for member in flat for name in member.argument_names())
+        sizes = sorted({1, 2, 16, 256} | {array.size for array in arrays if isinstance(array, np.ndarray)})
+        self._check_common_point([(n, n) for n in (2, 8)] if self.matrix else [(1, n) for n in sizes])
 
     @property
     def sets(self) -> tuple[Set, ...]:
@@ -102,16 +104,17 @@ class Intersection(Made):
     def _project(self, units: Units) -> Units:
         if not any(units.free):
             return units
-        solved = self.way.project(units)
         if self.entrywise and self.way.keeps:
-            return solved
+            return self.way.project(units)
         fixed = units.constants()
         xp = namespace(fixed.parts[0])
         moved = self._by_matrix(xp.isfinite(fixed.max(xp.abs)), units)
         if not self.way.keeps:
             same = [fixed.same(member.nearest(fixed)) for member in self.members]
             moved = moved & ~self._by_matrix(reduce(operator.and_, same), units)
-        return units.chosen(moved, solved)
+        if is_concrete(moved) and not bool(xp.any(moved)):
+            return units
+        return units.chosen(moved, self.way.project(units))
 
     def _by_matrix(self, told: Array, units: Units) -> Array:
         """What is told of each unit, or of all units of a matrix where one of the sets is a set of it."""
@@ -227,6 +230,9 @@ class Where(Made):
     def edges(self, laid: Laid) -> list[Edge]:
         return self.set.edges(laid.where(self.mask))
 
+    def _finite(self, laid: Laid, count: int) -> Array:
+        return self.set._finite(laid.where(self.mask), count)
+
     def rebuilt(self, members: Sequence[Set]) -> Set:
         return Where(members[0], self.mask)
 
@@ -317,6 +323,9 @@ class On(Made):
 
     def edges(self, laid: Laid) -> list[Edge]:
         return self._by_itself(laid.axes, laid.shapes).edges(laid)
+
+    def _finite(self, laid: Laid, count: int) -> Array:
+        return self._by_itself(laid.axes, laid.shapes)._finite(laid, count)
 
     def _by_itself(self, axes: Sequence[Axes], shapes: Sequence[tuple[int, ...]]) -> Set:
         """Without a layer, the inputs lie along the last axis of a unit."""

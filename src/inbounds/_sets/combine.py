@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -88,6 +89,9 @@ class Made(Set):
 
     def edges(self, laid: Laid) -> list[Edge]:
         return [edge for member in self.members for edge in member.edges(laid)]
+
+    def _finite(self, laid: Laid, count: int) -> Array:
+        return reduce(operator.and_, [member._finite(laid, count) for member in self.members])
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return reduce(namespace(rows).maximum, [excess for excess, _ in self.edges(Laid.of_rows(rows))])

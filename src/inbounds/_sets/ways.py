@@ -37,7 +37,7 @@ ROUNDS = 1000
 SETTLED = 20
 """After so many rounds a unit that is still drawn near to the sets is doubled in any case."""
 
-TURNS = 50
+TURNS = 500
 """At most so many rounds of projections in turn."""
 
 UNROLLED, UNROLLED_TURNS = 40, 4
@@ -84,8 +84,13 @@ def way_of(members: Sequence[Set]) -> Way:
 
 
 def _then(first: Way, rest: Sequence[Set], last: Set) -> Way:
+    def project(units: Units) -> Units:
+        ended = last.nearest(first.project(units))
+        return first.project(ended) if mirrored else ended  # what rounding left of the symmetry
+
+    mirrored = any(isinstance(member, (Symmetric, SkewSymmetric)) for member in rest)
     return Way(
-        lambda units: last.nearest(first.project(units)),
+        project,
         f"exact: {_named(rest)}, then {_named([last])}",
         keeps=first.keeps,
     )
@@ -110,8 +115,9 @@ def exact_in_turn(rest: Sequence[Set], last: Set) -> bool:
         return True
     if all(map(_orthant, rest)) and _solid(last):
         return True
-    if all(_orthant(member) or isinstance(member, Sparse) for member in rest) and apart:
-        return centred and isinstance(last, (MaxNorm, L1Ball))
+    sparse = all(_orthant(member) or isinstance(member, Sparse) for member in rest)
+    if sparse and centred and isinstance(last, (MaxNorm, L1Ball)):
+        return True
     if all(map(_box, [*rest, last])):
         return True
     if len(rest) > 1:

@@ -128,12 +128,12 @@ def where(owner: ib.Set, case: Case, mask: Rows) -> Case:
     )
 
 
-def about(owner: ib.Set, case: Case, center: Any) -> Case:
-    """The case moved by a centre; rounding is that of the moved numbers."""
+def about(owner: ib.Set, case: Case, center: Any, measured: Oracle) -> Case:
+    """The case moved by a centre; rounding is that of the moved numbers, in the norm of the set."""
     center = np.asarray(center, dtype="float64")
 
     def edges(rows: Rows) -> list[Edge]:
-        return [(np.abs(rows).max(axis=1, keepdims=True) + np.abs(bound), e) for bound, e in case.edges(rows - center)]
+        return [(measured(rows) + np.abs(bound), excess) for bound, excess in case.edges(rows - center)]
 
     return replace(
         case,
@@ -159,7 +159,7 @@ numeric: dict[str, Any] = {
 }
 
 SETS = {
-    "NonNeg-MaxNorm": both(ib.NonNeg() & ib.MaxNorm(1), [orthant, ball], in_turn(orthant, ball)),
+    "NonNeg-MaxNorm": both(ib.NonNeg() & ib.MaxNorm(1), [orthant, ball], in_turn(orthant, ball), curved=True),
     "Box-SumTo": both(
         ib.Box(-0.2, 0.7) & ib.SumTo(0.3),
         [box, total],
@@ -191,7 +191,9 @@ SETS = {
     "Where-Monotone": where(ib.Monotone().where(MASK), rising, MASK),
     "Where-Box": where(ib.Box(0.2, 0.7).where(MASK), bounds(ib.Box(0.2, 0.7), 0.2, 0.7), MASK),
     "On-MaxNorm": where(ib.MaxNorm(1).on(inputs=[0, 2, 4]), ball, MASK),
-    "MaxNorm-center": about(ib.MaxNorm(1, center=CENTER), ball, CENTER),
-    "L1Ball-center": about(ib.L1Ball(1.2, center=0.3), diamond, 0.3),
-    "Box-center": about(ib.Box(-0.2, 0.7, center=CENTER), box, CENTER),
+    "MaxNorm-center": about(ib.MaxNorm(1, center=CENTER), ball, CENTER, length),
+    "L1Ball-center": about(ib.L1Ball(1.2, center=0.3), diamond, 0.3, size),
+    "Box-center": about(
+        ib.Box(-0.2, 0.7, center=CENTER), box, CENTER, lambda rows: np.abs(rows).max(axis=1, keepdims=True)
+    ),
 }
