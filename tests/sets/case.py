@@ -39,6 +39,7 @@ class Case:
         exact: how near the formula's answer is in float64, relatively.
         largest: what rows near the largest number of their dtype are made of.
         smallest: and near the smallest: XLA computes with no number that is not normal.
+        slow: whether it is tried in fewer formats, since each projection takes many operations.
         curved: whether the solver, of cones beside other constraints, ends up to 1e-5 off.
         samples: how many members near an answer are tried, whether one is nearer.
         held: within how many ulp at each bound a unit has to be to come back bit for bit.
@@ -59,6 +60,7 @@ class Case:
     mixes: float = 0.0
     largest: float = 3e38
     smallest: float = 1e-37
+    slow: bool = False
     curved: bool = False
     samples: int = 100
     held: float = 4.0

@@ -244,7 +244,7 @@ class _Marked(Where):
     """A `Where` with a mask for each of several weights: what `On` becomes on a layer. It is never saved."""
 
     def __init__(self, set: Set, masks: tuple[np.ndarray[Any, Any], ...]) -> None:  # noqa: A002
-        self.set, self.mask, self.members = set, masks, (set,)
+        self.set, self.mask, self.masks, self.members = set, masks, masks, (set,)
 
 
 @registered

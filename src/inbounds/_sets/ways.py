@@ -374,7 +374,7 @@ def _with_l1_ball(rest: Sequence[Set], last: L1Ball) -> Projection | None:
         fixed = units.constants()
         gap = fixed.sum(xp.abs) - last.radius
         guess = xp.maximum(gap, last.radius) / fixed.length
-        rounding = epsilon(working_dtype(units.dtype)) * xp.maximum(gap, last.radius)
+        rounding = epsilon(working_dtype(units.dtype)) * last.radius
         return _solved(units, Family(at, lambda units: units.sum(xp.abs) - last.radius, False, guess, rounding))
 
     return lambda units: _twice(once, units)

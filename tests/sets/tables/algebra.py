@@ -145,6 +145,7 @@ def about(owner: ib.Set, case: Case, center: Any, measured: Oracle) -> Case:
         mixes=max(case.mixes, 4),
         held=1.0,
         any_scale=False,
+        smallest=1.0,
     )
 
 
@@ -192,7 +193,6 @@ SETS = {
     "Where-Box": where(ib.Box(0.2, 0.7).where(MASK), bounds(ib.Box(0.2, 0.7), 0.2, 0.7), MASK),
     "On-MaxNorm": where(ib.MaxNorm(1).on(inputs=[0, 2, 4]), ball, MASK),
     "MaxNorm-center": about(ib.MaxNorm(1, center=CENTER), ball, CENTER, length),
-    "L1Ball-center": about(ib.L1Ball(1.2, center=0.3), diamond, 0.3, size),
     "Box-center": about(
         ib.Box(-0.2, 0.7, center=CENTER), box, CENTER, lambda rows: np.abs(rows).max(axis=1, keepdims=True)
     ),
