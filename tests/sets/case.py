@@ -39,6 +39,8 @@ class Case:
         exact: how near the formula's answer is in float64, relatively.
         largest: what rows near the largest number of their dtype are made of.
         smallest: and near the smallest: XLA computes with no number that is not normal.
+        seen: which entries of a row the set sees; None for all.
+        ambiguous: whether some rows have several nearest points, of which the order of the units decides.
         slow: whether it is tried in fewer formats, since each projection takes many operations.
         curved: whether the solver, of cones beside other constraints, ends up to 1e-5 off.
         samples: how many members near an answer are tried, whether one is nearer.
@@ -60,6 +62,8 @@ class Case:
     mixes: float = 0.0
     largest: float = 3e38
     smallest: float = 1e-37
+    seen: Rows | None = None
+    ambiguous: bool = False
     slow: bool = False
     curved: bool = False
     samples: int = 100

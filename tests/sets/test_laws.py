@@ -92,7 +92,7 @@ def mixing(case: Case, rows: Any, dtype: str) -> Any:
     """How far an entry of an answer may be off since it is made of other entries: in ulp of a row's largest."""
     wide = EPSILON["float64" if dtype == "float64" else "float32"]
     largest = np.abs(rows).max(keepdims=True) if case.whole else np.abs(rows).max(axis=1, keepdims=True)
-    return case.mixes * wide * largest
+    return case.mixes * wide * np.maximum(largest, case.smallest)
 
 
 def members(case: Case, shape: tuple[int, int], seed: int = 1) -> Any:
@@ -175,7 +175,7 @@ SCALES = (1e-3, 1e-1, 1.0, 1e1, 1e3)
 @convex_sets
 def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
     rng = np.random.default_rng(3)
-    instances = 0
+    instances = compared = 0
     for given_shape, count in case.solved.items():
         (shape,) = case.shapes(given_shape)
         assert case.program is not None
@@ -189,10 +189,13 @@ def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
             assert case.inside(found, "float64").all()
             further = distance(case, found, rows) - distance(case, expected, rows)
             assert (further <= 1e-8 * (1 + distance(case, expected, rows))).all()
-            within = (1e-6 if exact_enough and not case.curved else 1e-4) * max(1, np.abs(rows).max())
-            np.testing.assert_allclose(found, expected, rtol=0, atol=within)
+            if exact_enough:
+                within = (1e-4 if case.curved else 1e-6) * max(1, np.abs(rows).max())
+                np.testing.assert_allclose(found, expected, rtol=0, atol=within)
+                compared += 1
             instances += 1
     assert instances >= 200
+    assert compared >= instances / 2
 
 
 PLACES: tuple[Callable[[Case, Any], Any], ...] = (
@@ -313,7 +316,7 @@ def test_law_5_what_is_not_finite_stays_and_is_violated(case: Case, dtype: str, 
 # 6. Units are independent; every library computes the same, and can trace, vectorize and differentiate it.
 
 
-@in_formats({name: case for name, case in SETS.items() if not case.square}, FORMATS)
+@in_formats({name: case for name, case in SETS.items() if not case.square and not case.ambiguous}, FORMATS)
 def test_law_6_units_are_independent(case: Case, dtype: str, library: str) -> None:
     for rows in each_shape(case, rows_of_many_sizes, dtype, "numpy"):
         order = np.random.default_rng(0).permutation(len(rows))
@@ -421,9 +424,10 @@ def test_laws_hold_for_any_numbers(case: Case) -> None:
             )
         projected = case.set.project(rows)
         finite = np.isfinite(rows)
-        good = np.broadcast_to(finite.all() if case.whole else finite.all(axis=1), len(rows))
+        finite_seen = finite if case.seen is None else finite | ~case.seen
+        good = np.broadcast_to(finite_seen.all() if case.whole else finite_seen.all(axis=1), len(rows))
         assert same_bits(projected[~finite], rows[~finite])
-        assert case.inside(exact(projected[good]), "float32").all()
+        assert not good.any() or case.inside(exact(projected[good]), "float32").all()
         assert same_bits(case.set.project(projected), projected)
         assert ((case.set.violation(rows) == np.inf) >= ~(good.all() if case.whole else good)).all()
 

@@ -344,7 +344,8 @@ def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm) -> Projection
             view = apart.together() if last.whole else apart
             size = without_gradient(xp.clip(view.max(xp.abs), 1 / HUGE, HUGE))
             squares = view.sum(lambda x, size: (x / size) ** 2, size)
-            return size * xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares))) * (squares > 0)
+            root = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
+            return size * xp.where(squares > 0, root, xp.zeros_like(root))
 
         def at(units: Units, number: Array) -> Units:
             drawn = units.map(lambda x, c, t: xp.where(t > 0, c + (x - c) / (1 + t), x), centers, number)

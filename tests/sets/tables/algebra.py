@@ -125,6 +125,7 @@ def where(owner: ib.Set, case: Case, mask: Rows) -> Case:
         edges=edges,
         program=lambda rows: (case.program or list)(rows[:, np.flatnonzero(mask)]),
         size=mask.size,
+        seen=mask,
     )
 
 
