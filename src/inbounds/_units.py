@@ -373,7 +373,7 @@ class Units:
         """One number per unit as an array that broadcasts against part `i`."""
         if isinstance(number, Units):
             return number.parts[i]
-        if not getattr(number, "shape", ()):
+        if not tuple(getattr(number, "shape", ())):
             return number
         part = self.parts[i]
         shape = tuple(1 if axis in self.axes[i] else n for axis, n in enumerate(part.shape))
