@@ -2,6 +2,8 @@
 
 import os
 
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # channels first, on processors where it isn't the default
+
 import keras
 import pytest
 

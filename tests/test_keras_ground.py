@@ -375,6 +375,18 @@ def test_quantization_replaces_the_variable_and_forgets_its_constraint():
     assert layer._kernel.constraint is None
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+def test_torch_tells_what_is_vectorized():
+    """Else `_arrays.is_concrete` would look at values that vmap hides, and loops of projections would fail in it."""
+    import torch
+
+    told = []
+    asked = torch._C._functorch.is_functorch_wrapped_tensor
+    torch.func.vmap(lambda x: (told.append(asked(x)), x)[1])(torch.ones(2, 3))
+    assert told == [True]
+    assert not asked(torch.ones(3))
+
+
 def test_no_other_private_name_of_keras_is_used():
     """What the library reaches for by a private name of Keras is pinned in this file."""
     pinned = {
@@ -385,6 +397,8 @@ def test_no_other_private_name_of_keras_is_used():
         "_flatten_layers",
         "_kernel",
         "_foreach_copy_",  # of torch
+        "_C",  # of torch
+        "_functorch",  # of torch
     }
     own = set()
     used = set()

@@ -166,14 +166,21 @@ def iterate(
 ) -> State:
     """`step`, from state to state, as long as it says of some unit that it is unfinished, `limit` times at most.
 
-    A step leaves what is finished as it is: where PyTorch traces or vectorizes, and no value can be looked at, all
-    steps are taken, or `unrolled` of them. Nothing is differentiated; what the step sees besides the state is to be
-    `without_gradient`.
+    A step leaves what is finished as it is: where PyTorch exports or vectorizes, and no value can be looked at, all
+    steps are taken, or `unrolled` of them; `torch.compile` leaves the loop to Python. Nothing is differentiated; what
+    the step sees besides the state is to be `without_gradient`.
     """
-    state, unfinished = step(tuple(without_gradient(x) for x in state))
-    concrete = is_concrete(unfinished)
+    if is_eager_torch(state[0]) and _TORCH.torch.compiler.is_compiling():
+        return _TORCH.torch.compiler.disable(iterate)(step, state, limit)  # type: ignore[no-any-return]
+    state = tuple(without_gradient(x) for x in state)
+    stepped = is_concrete(state[0]) or is_eager_torch(state[0])
+    unfinished = booleans(state[0], True)
+    if stepped:
+        state, unfinished = step(state)  # also tells whether what the step sees besides the state is concrete
+        limit, unrolled = limit - 1, limit - 1 if unrolled is None else unrolled - 1
+    concrete = stepped and is_concrete(unfinished)
     if concrete or is_eager_torch(unfinished):
-        for _ in range((limit if concrete or unrolled is None else unrolled) - 1):
+        for _ in range(limit if concrete else unrolled or 0):
             if concrete and not bool(namespace(unfinished).any(unfinished)):
                 break
             state, unfinished = step(state)
@@ -184,8 +191,17 @@ def iterate(
             return (keras.ops.any(unfinished), *state)
 
         start = (keras.ops.any(unfinished), *state)
-        state = keras.ops.while_loop(lambda go, *_: go, body, start, maximum_iterations=limit - 1)[1:]
+        state = keras.ops.while_loop(lambda go, *_: go, body, start, maximum_iterations=limit)[1:]
     return tuple(without_gradient(x) for x in state)
+
+
+def repeat(step: Callable[[State], State], state: State, times: int) -> State:
+    """`step`, from state to state, so many times, with its derivative; compiled once where that can be."""
+    if is_concrete(state[0]) or is_eager_torch(state[0]):
+        for _ in range(times):
+            state = step(state)
+        return state
+    return keras.ops.scan(lambda state, _: (step(state), None), state, length=times)[0]  # type: ignore[no-any-return]
 
 
 def without_gradient(x: Array) -> Array:

@@ -2,11 +2,12 @@
 
 The nearest matrix keeps the singular vectors of the given one and changes its singular values only.
 
-NumPy arrays are decomposed by LAPACK's SVD in float64, the reference. Tensors are decomposed by matrix products and
-eigenvectors of the smaller Gram matrix, which take half of an SVD's time for square matrices and a tenth for long
-ones, and which every library can compile and vectorize. A Gram matrix knows singular values near its largest only, so
-those that are smaller are taken apart again among themselves, see `_spectrum`. What comes out is made orthonormal by a
-Newton-Schulz step, which leaves less than an SVD does.
+NumPy arrays are decomposed by LAPACK's SVD in float64, the reference; tensors by the SVD of their library, in their own
+precision. TensorFlow can't vectorize an SVD, so there eigenvectors of the smaller Gram matrix and matrix products take
+its place, at 2 to 4 times the cost. A Gram matrix knows singular values near its largest only, so those that are
+smaller are taken apart again among themselves, see `_taken_apart`, and what comes out is made orthonormal by
+Newton-Schulz steps. These, and Gram matrices, also decide what is inside, and finish what is nearly orthogonal, without
+a decomposition: that is where products win, see docs/measurements.md.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ SMALL_ANGLE = 0.01
 """Up to here a rotation is its angle to first order."""
 
 AIM = 3
-"""By how many epsilons projections aim inside a bound, so that rounding doesn't lead out of it."""
+"""By how many epsilons, and 2 sqrt(n), projections aim inside a bound: so much singular vectors are off orthogonal."""
 
 NEAR = 0.7
 """Matrices W with W W^T this near to the identity are made orthogonal by Newton-Schulz steps."""
@@ -165,7 +166,7 @@ class _Ball(_Shrinking):
 
     def _margin(self, values: Array, dtype: str) -> float:
         """By how much of itself projections aim below the bound, so that rounding doesn't lead above it."""
-        return AIM * epsilon(dtype_of(values))
+        return (AIM + 2 * float(values.shape[1] ** 0.5)) * epsilon(dtype_of(values))
 
     def _bounds(self, values: Array, dtype: str) -> tuple[float, float]:
         """What projections aim at, and what is inside in spite of the rounding of what is compared with it."""
@@ -288,7 +289,7 @@ class NuclearNorm(_Ball):
     def _margin(self, values: Array, dtype: str) -> float:
         # Rounding n x n entries moves n singular values by 0.17 epsilons of |W|_F / sqrt(n) each, at the most.
         count = float(values.shape[1] ** 0.5)
-        return (AIM + 2 * count) * epsilon(dtype_of(values)) + max(0.0, 0.2 * count - 1.5) * epsilon(dtype)
+        return super()._margin(values, dtype) + max(0.0, 0.2 * count - 1.5) * epsilon(dtype)
 
     def _moved(self, spectrum: _Spectrum, new: Array, kept: Array, step: Array) -> Array:
         xp = namespace(step)
@@ -340,8 +341,9 @@ class Orthogonal(_Spectral):
     def _nearest_wide(self, matrices: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(matrices)
         fixed = without_gradient(matrices)
-        off = _off_identity(fixed)
-        outside = off > 2 * self._tolerance(units.dtype)  # sigma - 1 = (sigma^2 - 1) / 2, nearly
+        precise = 2 * self._tolerance(units.dtype)  # sigma^2 - 1 = 2 (sigma - 1), nearly
+        off = _off_identity(fixed, precise)
+        outside = off > precise
         if xp is not np and not units.differentiable:
             polished = _either(xp.all(off < NEAR), lambda: _orthonormal(fixed), lambda: _polar(fixed)[0])
             return _either(xp.all(~outside), lambda: fixed, lambda: polished), outside
@@ -604,8 +606,10 @@ def _orthonormal(rows: Array, told: Array | None = None) -> Array:
 
 
 def _added(x: Array) -> Array:
-    """The sums along the last of three axes, in two stages: XLA adds one by one, and loses bits of long sums."""
+    """The sums along the last of three axes; in two stages where XLA adds one by one, and loses bits of long sums."""
     xp = namespace(x)
+    if xp is np or is_eager_torch(x):
+        return xp.sum(x, axis=2)
     width = 2 ** ((x.shape[2] - 1).bit_length() // 2)
     padded = xp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % width)))
     return xp.sum(xp.sum(xp.reshape(padded, (x.shape[0], x.shape[1], -1, width)), axis=3), axis=2)
@@ -634,7 +638,43 @@ def _spectrum(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floor:
     noise = epsilon(dtype_of(matrices)) * (8 + 4 * matrices.shape[1] ** 0.5)
     rounding = noise * _largest(_lengths(matrices))[:, None] if floor is None else floor
     enough = enough + xp.zeros_like(rounding)
-    least = rounding if fully else xp.maximum(rounding, enough)
+    if _by_products(matrices):
+        least = rounding if fully else xp.maximum(rounding, enough)
+        left, rows, apart = _taken_apart(matrices, least)
+        values = _lengths(rows)
+        right = rows * _ratio(xp.ones_like(values), values)[:, :, None]
+        told = xp.where(values > least, apart, xp.zeros_like(apart))
+        polished = _orthonormal(right * told[:, :, None], told)
+    else:
+        left, values, right = _svd(matrices)
+        left, values, right = (xp.flip(x, axis=axis) for x, axis in ((left, 2), (values, 1), (right, 1)))
+        told = xp.where(values > rounding, xp.ones_like(values), xp.zeros_like(values))
+        polished = right * told[:, :, None]
+    # Of what is not told, the part that isn't rounding; none of it where that may be above what is enough.
+    along = xp.sum(left * xp.matmul(matrices, _transposed(right)), axis=1)
+    rest = xp.minimum(values, xp.maximum(along, xp.zeros_like(along)))
+    rest = xp.where((enough > 0) & (rounding > enough / 4), xp.zeros_like(rest), rest)
+    values = xp.where(told > 0, values, rest)
+    return _Spectrum(left, right * values[:, :, None], values, polished, told)
+
+
+def _by_products(matrices: Array) -> bool:
+    """Whether matrices are decomposed by products: TensorFlow's, which can't vectorize an SVD."""
+    return namespace(matrices) is not np and keras.backend.backend() == "tensorflow"
+
+
+def _svd(matrices: Array) -> Any:
+    return (np.linalg if namespace(matrices) is np else keras.ops).svd(matrices, full_matrices=False)
+
+
+def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
+    """Matrices as left @ rows, left orthogonal, and rows that are orthogonal to each other where the last says so.
+
+    Args:
+        matrices: of shape (stack, k, n).
+        least: of shape (stack, 1): rows shorter than that need not be.
+    """
+    xp = namespace(matrices)
     order = constant(matrices, 2 + np.arange(matrices.shape[1]) / matrices.shape[1])
 
     def take_apart(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
@@ -658,24 +698,10 @@ def _spectrum(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floor:
         left, rows = _turned(left, rows, _identity(rows) + angles)
         return (left, rows), _largest(_largest(xp.abs(angles))) > epsilon(dtype_of(rows)) ** 0.5
 
-    if xp is np:
-        left = np.linalg.svd(matrices, full_matrices=False)[0][:, :, ::-1]
-        rows, apart = _transposed(left) @ matrices, np.ones(left.shape[:2])
-    else:
-        start = (_identity(matrices), matrices, xp.zeros_like(matrices[:, :, 0]))
-        left, rows, apart = iterate(take_apart, start, PASSES)
+    start = (_identity(matrices), matrices, xp.zeros_like(matrices[:, :, 0]))
+    left, rows, apart = iterate(take_apart, start, PASSES)
     left, rows = iterate(straighten, (left, rows), 2)
-    left = _orthonormal(left)
-    values = _lengths(rows)
-    told = xp.where(values > least, apart, xp.zeros_like(apart))
-    # Of what is not told, the part that isn't rounding; none of it where that may be above what is enough.
-    right = rows * _ratio(xp.ones_like(values), values)[:, :, None]
-    along = xp.sum(left * xp.matmul(matrices, _transposed(right)), axis=1)
-    rest = xp.minimum(values, xp.maximum(along, xp.zeros_like(along)))
-    rest = xp.where((enough > 0) & (rounding > enough / 4), xp.zeros_like(rest), rest)
-    rows = rows * xp.where(told > 0, told, _ratio(rest, values))[:, :, None]
-    values = xp.where(told > 0, values, rest)
-    return _Spectrum(left, rows, values, _orthonormal(right * told[:, :, None], told), told)
+    return _orthonormal(left), rows, apart
 
 
 def _turned(left: Array, rows: Array, turn: Array) -> tuple[Array, Array]:
@@ -712,16 +738,25 @@ def _derivative(spectrum: _Spectrum, new: Array, slope: Array, step: Array) -> A
     return xp.matmul(left, xp.matmul(moved, right) + share[:, :, None] * beside)
 
 
-def _off_identity(matrices: Array) -> Array:
-    """How far each W W^T is from the identity: its largest eigenvalue apart from 1, or up to k^(1/16) times as much."""
+def _off_identity(matrices: Array, precise: float) -> Array:
+    """How far each W W^T is from the identity: its largest eigenvalue apart from 1, or more.
+
+    At most k^(1/16) times as much where it is near `precise` or from `NEAR` on, else at most k^(1/2) times.
+    """
     xp = namespace(matrices)
     near = xp.clip(matrices, -1e4, 1e4)
     off = _gram(near) - _identity(near)
-    size = xp.clip(_largest(_lengths(off)), 1 / PLAIN, PLAIN)
-    off = off / size[:, None, None]
-    for _ in range(3):
-        off = xp.matmul(off, off)
-    return xp.sum(off * off, axis=(1, 2)) ** (1 / 16) * size
+    size = xp.clip(xp.sqrt(xp.sum(off * off, axis=(1, 2))), 1 / PLAIN, PLAIN)
+
+    def precisely() -> Array:
+        """The root of the sum of the 16th powers of all eigenvalues."""
+        power = off / size[:, None, None]
+        for _ in range(3):
+            power = xp.matmul(power, power)
+        return xp.sum(power * power, axis=(1, 2)) ** (1 / 16) * size
+
+    clear = (size > precise * matrices.shape[1] ** 0.5) & (size < NEAR)
+    return _either(xp.all(clear), lambda: size, precisely)
 
 
 def _polar(matrices: Array) -> tuple[Array, _Spectrum, Array]:
@@ -778,11 +813,11 @@ def _measured(matrices: Array) -> Array:
     wide = xp.swapaxes(matrices, 1, 2) if matrices.shape[1] > matrices.shape[2] else matrices
     scale = without_gradient(xp.clip(xp.max(xp.abs(wide), axis=(1, 2), keepdims=True), 1 / HUGE, HUGE))
     plain = wide / scale
-    if xp is not np and keras.backend.backend() == "tensorflow":
+    if _by_products(plain):
         spectrum = _spectrum(without_gradient(plain))
         left, right = xp.flip(spectrum.left, axis=2), xp.flip(spectrum.right, axis=1)
     else:
-        left, _, right = (np.linalg if xp is np else keras.ops).svd(without_gradient(plain), full_matrices=False)
+        left, _, right = _svd(without_gradient(plain))
         left, right = without_gradient(left), without_gradient(right)
     along = _added(xp.matmul(xp.swapaxes(left, 1, 2), plain) * right)
     lengths = xp.sum(left * left, axis=1) * _added(right * right)

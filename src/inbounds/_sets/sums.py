@@ -33,6 +33,9 @@ from inbounds._units import Units
 STEPS = 64
 """At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third halves a bracket."""
 
+UNROLLED = 12
+"""Looks where none can be left out: where PyTorch exports or vectorizes."""
+
 
 class Linear(Set):
     """a.w = b, or a.w <= b, for a normal a whose largest entry is 1 in size."""
@@ -379,7 +382,7 @@ def _threshold(below: Units) -> Array:
         return (risen, high, xp.where(halve, 0.5 * (risen + high), risen), turn + 1), unfinished
 
     start = -xp.ones_like(below.max(xp.abs))
-    low, *_ = iterate(look, (start, xp.zeros_like(start), start, xp.zeros_like(start)), STEPS)
+    low, *_ = iterate(look, (start, xp.zeros_like(start), start, xp.zeros_like(start)), STEPS, UNROLLED)
     return low
 
 

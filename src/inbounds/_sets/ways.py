@@ -14,7 +14,7 @@ from functools import reduce
 
 import numpy as np
 
-from inbounds._arrays import HUGE, Array, epsilon, iterate, namespace, without_gradient, working_dtype
+from inbounds._arrays import HUGE, Array, epsilon, iterate, namespace, repeat, without_gradient, working_dtype
 from inbounds._set import Set
 from inbounds._sets.combine import Made
 from inbounds._sets.entries import Interval, NonNeg
@@ -40,9 +40,14 @@ SETTLED = 20
 TURNS = 500
 """At most so many rounds of projections in turn."""
 
-UNROLLED, UNROLLED_TURNS = 40, 4
-"""Rounds where none can be left out: where PyTorch traces or vectorizes, and where Dykstra's algorithm has ended and is
-gone through again to be differentiated."""
+REPEATS = 8
+"""At most so often a multiplier is looked for once more from the result. The first makes up for most of the rounding."""
+
+UNROLLED_LOOKS, UNROLLED_ROUNDS, UNROLLED_TURNS, UNROLLED_REPEATS = 24, 100, 4, 1
+"""The same where none can be left out: where PyTorch exports or vectorizes."""
+
+LIVE_ROUNDS = 40
+"""Rounds of Dykstra's algorithm that are gone through again, from where it has ended, to be differentiated."""
 
 
 @dataclass(frozen=True)
@@ -284,11 +289,11 @@ def _root(look: Callable[[Array], Array], family: Family, dtype: str) -> Array:
         )
         return tuple(xp.where(open_ > 0, a, b) for a, b in zip(new, state, strict=True)), new[-1] * open_ > 0
 
-    low, high, at_low, at_high = iterate(widen, (low, guess, at_low, -at_low), LOOKS, UNROLLED)
+    low, high, at_low, at_high = iterate(widen, (low, guess, at_low, -at_low), LOOKS, UNROLLED_LOOKS)
     zero = xp.zeros_like(low)
     open_ = xp.where(going, xp.ones_like(zero), zero)
     state = (low, high, at_low, at_high, at_low, at_high, zero, zero, open_)
-    low, high, at_low, at_high, *_ = iterate(close, state, LOOKS, UNROLLED)
+    low, high, at_low, at_high, *_ = iterate(close, state, LOOKS, UNROLLED_LOOKS)
     if family.equal:
         return xp.where(xp.abs(at_high) < xp.abs(at_low), high, low)
     return high
@@ -320,13 +325,20 @@ def _with_linear(rest: Sequence[Set], last: Linear) -> Projection | None:
             ),
         )
 
-    return lambda units: _twice(once, units)
+    return lambda units: _until_still(once, units)
 
 
-def _twice(project: Projection, units: Units) -> Units:
-    """Once more from the result: what rounding left there is at the size of the set, not of what was given."""
+def _until_still(project: Projection, units: Units) -> Units:
+    """Again from the result until nothing changes: what rounding leaves is at the size of what was given."""
     first = project(units)
-    return _with_derivative_of(project(replace(first.constants(), differentiable=False)), first)
+    fixed = replace(first.constants(), differentiable=False)
+
+    def again(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        old = fixed.with_parts(state)
+        new = project(old)
+        return new.parts, ~old.same(new)
+
+    return _with_derivative_of(first.with_parts(iterate(again, fixed.parts, REPEATS, UNROLLED_REPEATS)), first)
 
 
 def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm) -> Projection | None:
@@ -378,7 +390,7 @@ def _with_l1_ball(rest: Sequence[Set], last: L1Ball) -> Projection | None:
         rounding = epsilon(working_dtype(units.dtype)) * last.radius
         return _solved(units, Family(at, lambda units: units.sum(xp.abs) - last.radius, False, guess, rounding))
 
-    return lambda units: _twice(once, units)
+    return lambda units: _until_still(once, units)
 
 
 # Nothing but the projections.
@@ -394,9 +406,13 @@ def _dykstra(members: Sequence[Set], units: Units) -> Units:
     live = units
     for view in taken:
         live = live.map(lambda x, p: x - p, view)
-    for _ in range(UNROLLED):
-        live, taken = _dykstra_round(members, live, taken)
-    return _with_derivative_of(ended, live)
+
+    def turn(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        here, *taken = _split(units, state)
+        return _joined(*_dykstra_round(members, here, taken))
+
+    here, *_ = _split(units, repeat(turn, _joined(live, taken), LIVE_ROUNDS))
+    return _with_derivative_of(ended, here)
 
 
 def _dykstra_from_near(members: Sequence[Set], units: Units) -> tuple[Units, list[Units]]:
@@ -407,7 +423,6 @@ def _dykstra_from_near(members: Sequence[Set], units: Units) -> tuple[Units, lis
     the same point is still nearest to one that is off by the size of the sets only.
     """
     xp = namespace(units.parts[0])
-    parts = len(units.parts)
     size = units.max(xp.abs)
     size = xp.where(xp.isfinite(size), size, xp.zeros_like(size))
     reached = xp.maximum(_one_round(members, units).max(xp.abs), 1e-12 * size)
@@ -419,11 +434,8 @@ def _dykstra_from_near(members: Sequence[Set], units: Units) -> tuple[Units, lis
     def scaled(left: Array) -> Units:
         return units.map(lambda x, by: x * by, xp.exp2(-left))
 
-    def views(state: tuple[Array, ...]) -> list[Units]:
-        return [units.with_parts(state[i : i + parts]) for i in range(0, len(state), parts)]
-
     def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        here, *taken = views(state[:-2])
+        here, *taken = _split(units, state[:-2])
         left, since = state[-2:]
         here, new = _dykstra_round(members, here, taken)
         changes = [a.max(lambda x, y: xp.abs(x - y), b) for a, b in zip(new, taken, strict=True)]
@@ -436,11 +448,11 @@ def _dykstra_from_near(members: Sequence[Set], units: Units) -> tuple[Units, lis
             start = start.map(lambda x, p: x - p, view)
         here = here.chosen(double, start)
         since = xp.where(double, xp.zeros_like(since), since + 1)
-        return (*(part for view in (here, *new) for part in view.parts), left, since), moving | double | (left > 0)
+        return (*_joined(here, new), left, since), moving | double | (left > 0)
 
     zeros = tuple(xp.zeros_like(part) for part in units.parts)
     state = (*scaled(doublings).parts, *(zeros * len(members)), doublings, xp.zeros_like(doublings))
-    here, *taken = views(iterate(turn, state, ROUNDS, UNROLLED)[:-2])
+    here, *taken = _split(units, iterate(turn, state, ROUNDS, UNROLLED_ROUNDS)[:-2])
     return here, taken
 
 
@@ -451,3 +463,13 @@ def _dykstra_round(members: Sequence[Set], here: Units, taken: Sequence[Units]) 
         here = member.nearest(back)
         new.append(back.map(lambda x, y: x - y, here).frozen_as_zero())
     return here, new
+
+
+def _joined(here: Units, taken: Sequence[Units]) -> tuple[Array, ...]:
+    """All arrays of some units, the state of a loop."""
+    return tuple(part for view in (here, *taken) for part in view.parts)
+
+
+def _split(like: Units, state: tuple[Array, ...]) -> list[Units]:
+    parts = len(like.parts)
+    return [like.with_parts(state[i : i + parts]) for i in range(0, len(state), parts)]
