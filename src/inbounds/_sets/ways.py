@@ -41,7 +41,7 @@ TURNS = 500
 """At most so many rounds of projections in turn."""
 
 REPEATS = 8
-"""At most so often a multiplier is looked for once more from the result. The first makes up for most of the rounding."""
+"""At most so often a multiplier is looked for once more from the result; as a rule once moves the last bits."""
 
 UNROLLED_LOOKS, UNROLLED_ROUNDS, UNROLLED_TURNS, UNROLLED_REPEATS = 24, 100, 4, 1
 """The same where none can be left out: where PyTorch exports or vectorizes."""
