@@ -746,7 +746,8 @@ def _off_identity(matrices: Array, precise: float) -> Array:
     xp = namespace(matrices)
     near = xp.clip(matrices, -1e4, 1e4)
     off = _gram(near) - _identity(near)
-    size = xp.clip(xp.sqrt(xp.sum(off * off, axis=(1, 2))), 1 / PLAIN, PLAIN)
+    length = xp.sqrt(xp.sum(off * off, axis=(1, 2)))
+    size = xp.clip(length, 1 / PLAIN, PLAIN)
 
     def precisely() -> Array:
         """The root of the sum of the 16th powers of all eigenvalues."""
@@ -755,8 +756,8 @@ def _off_identity(matrices: Array, precise: float) -> Array:
             power = xp.matmul(power, power)
         return xp.sum(power * power, axis=(1, 2)) ** (1 / 16) * size
 
-    clear = (size > precise * matrices.shape[1] ** 0.5) & (size < NEAR)
-    return _either(xp.all(clear), lambda: size, precisely)
+    clear = (length > precise * matrices.shape[1] ** 0.5) & (length < NEAR)
+    return _either(xp.all(clear), lambda: length, precisely)
 
 
 def _polar(matrices: Array) -> tuple[Array, _Spectrum, Array]:
