@@ -132,7 +132,7 @@ def test_in_a_new_process_on_any_backend_the_plan_is_in_force(backend, digits, t
     assert found["moved"]
     assert found["sets"] == ["Joint(MaxNorm(max_value=0.4))", "MaxNorm(max_value=0.4)", "NonNeg()"]
     assert inside([found["joint"], found["columns"]], BOUND)
-    assert found["bias"] == 0
+    assert found["bias"] >= 0
 
 
 def test_weights_only_files_leave_the_plan_of_the_model_in_force(digits, tmp_path):
