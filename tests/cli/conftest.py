@@ -54,12 +54,13 @@ def in_subprocess(*arguments, module="inbounds_launcher", **environment):
     script = shutil.which("inbounds", path=str(Path(sys.executable).parent))
     start = [script] if script and module == "inbounds_launcher" else [sys.executable, "-m", module]
     source = str(Path(ib.__file__).parent.parent)
+    as_found = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}  # the tests' own
     done = subprocess.run(
         [*start, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": source, "COLUMNS": "80", **environment},
+        env={**as_found, "PYTHONPATH": source, "COLUMNS": "80", **environment},
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 
