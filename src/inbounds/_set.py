@@ -8,6 +8,7 @@ and the two doors, `project` and `violation` on rows and `__call__` on a weight 
 from __future__ import annotations
 
 import base64
+import copy
 import dataclasses
 import inspect
 import math
@@ -18,9 +19,22 @@ from typing import Any, ClassVar, TypeVar
 import keras
 import numpy as np
 
-from inbounds._arrays import MANTISSA_BITS, Array, cast, constant, dtype_of, namespace, quiet, ulps
+from inbounds._arrays import (
+    MANTISSA_BITS,
+    Array,
+    cast,
+    constant,
+    dtype_of,
+    is_concrete,
+    namespace,
+    quiet,
+    ulps,
+    without_gradient,
+    working_dtype,
+)
 from inbounds._errors import SetError, explain
 from inbounds._laid import Laid, constant_mask
+from inbounds._proximal import in_steps
 from inbounds._units import Axes, Units
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
@@ -63,6 +77,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     """The axes that a unit spans where the user says so; None: the layer's, see `span`."""
     center: Any = None
     """What the set is moved by: a number or an array for the weight; None: nothing. "current" until constrained."""
+    metric: str = "optimizer"
+    """In training, the norm in which nearest is meant: "optimizer" or "euclidean"; see `in_metric`."""
     whole: ClassVar[bool] = False
     """Whether the set is one of a whole weight, all its units together."""
     matrix: ClassVar[bool] = False
@@ -70,6 +86,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     convex: ClassVar[bool] = True
     has_boundary: ClassVar[bool] = True
     """Whether it can be told if a unit lies on the boundary."""
+    weighs: ClassVar[bool] = False
+    """Whether `_project` heeds the metric of the units."""
     holds_frozen: ClassVar[bool] = True
     """Whether the free entries of a unit can make up for those that are frozen."""
 
@@ -175,7 +193,15 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     # The engine, for sets and what puts them to work.
 
     def nearest(self, units: Units) -> Units:
-        """The nearest units in the set: `_project`, about the centre where there is one."""
+        """The nearest units in the set: `_project`, about the centre where there is one.
+
+        In the metric of the units where there is one and the set is convex; a set that isn't is projected on in the
+        Euclidean one, unless it says otherwise.
+        """
+        if units.metric is not None and not self.weighs:
+            if self.convex and not self.same_in_every_metric:
+                return in_steps(self.nearest, units, whole=self.whole)
+            return self.nearest(units.costing(None)).costing(units)
         if self.center is None:
             return self._project(units)
         centers = self.centers_of(units)
@@ -271,8 +297,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         Args:
             rows: array or tensor of shape (units, size), one unit a row, of a float dtype. For a set of a whole matrix
                 the rows are the matrix.
-            metric: positive weights shaped like `rows`: nearest is in the norm `sum metric * (y - x)^2`. None:
-                Euclidean.
+            metric: finite, above 0, shaped like `rows`: nearest is in the norm `sum metric * (y - x)^2`. None:
+                Euclidean. Sets of vectors and their intersections are exact in it, with one unknown per unit; convex
+                sets of matrices take accelerated steps, to rounding or 2,000 of them. A set that is not convex is
+                projected on in the Euclidean norm, but for a norm's upper bound.
 
         Returns:
             Rows of the same shape, dtype and library. float16 and bfloat16 are computed in float32 and rounded once.
@@ -284,8 +312,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         rows = _checked_rows(self, rows)
         if metric is not None:
-            self._check_metric(rows, metric)
-        units = Units.of([rows], [(1,)], differentiable=True)
+            metric = self._checked_metric(rows, metric)
+        units = Units.of([rows], [(1,)], differentiable=True, metric=None if metric is None else [metric])
         with quiet(rows):
             return cast(self.nearest(units).parts[0], dtype_of(rows))
 
@@ -400,7 +428,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             SetError: it is empty.
         """
 
-    def _check_metric(self, rows: Array, metric: Array) -> None:
+    def _checked_metric(self, rows: Array, metric: Array) -> Array:
         if tuple(np.shape(metric)) != tuple(rows.shape):
             raise SetError(
                 explain(
@@ -410,14 +438,19 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
                     instead="metric=None for the Euclidean norm",
                 )
             )
-        if not self.same_in_every_metric:
+        xp = namespace(rows)
+        metric = without_gradient(constant(cast(rows, working_dtype(dtype_of(rows))), metric))
+        good = xp.isfinite(metric) & (metric > 0)
+        if is_concrete(good) and not bool(xp.all(good)):
             raise SetError(
                 explain(
-                    f"{type(self).__name__} is projected in the Euclidean norm only, in this version",
-                    "metric=an array",
-                    instead="metric=None",
+                    "`metric` is finite and above 0 everywhere",
+                    f"metric with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
+                    where=f"rows of shape {tuple(rows.shape)}",
+                    instead="a floor, such as metric.clip(1e-6 * metric.max())",
                 )
             )
+        return metric
 
     # A value: arguments, equality, repr, saving.
 
@@ -427,14 +460,30 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return tuple(inspect.signature(cls).parameters)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON; a centre, which Keras' sets lack, only where there is one."""
-        arguments = {name: _plain(getattr(self, name)) for name in self.argument_names()}
-        return {name: value for name, value in arguments.items() if name != "center" or value is not None}
+        """The constructor's arguments, ready for JSON; a centre and a metric, which Keras' sets lack, only if given."""
+        return self._config() | ({} if self.metric == "optimizer" else {"metric": self.metric})
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Set:
         """The set with these arguments."""
+        arguments = {name: value for name, value in config.items() if name != "metric"}
+        return cls._of_config(arguments).in_metric(config.get("metric", "optimizer"))
+
+    def _config(self) -> dict[str, Any]:
+        arguments = {name: _plain(getattr(self, name)) for name in self.argument_names()}
+        return {name: value for name, value in arguments.items() if name != "center" or value is not None}
+
+    @classmethod
+    def _of_config(cls, config: dict[str, Any]) -> Set:
         return cls(**{name: _revived(value) for name, value in config.items()})
+
+    def in_metric(self, metric: str) -> Set:
+        """The same set, for training in one metric or the other; what `constrain(metric=...)` makes of its sets."""
+        if metric == self.metric:
+            return self
+        other = copy.copy(self)
+        other.__dict__["metric"] = metric
+        return other
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self) or (hasattr(type(self), name) and name not in self.argument_names()):

@@ -50,6 +50,9 @@ class Units:
             be given it.
         masks: for each part, which of its entries belong to the unit: an array that broadcasts against the part, or
             None for all. What doesn't belong is neither seen nor changed.
+        metric: for each part, what the square of a move of each entry costs, above 0 and shaped like the part; None
+            where all cost the same. Nearest is meant in the norm `sum metric * (y - x)^2`.
+        before: the parts before the step that led to these, where a projection starts from them; None: unknown.
 
     One number per unit is an array of shape `shape`: what is left of the first part without its axes.
     """
@@ -61,6 +64,8 @@ class Units:
     concrete: bool = False
     differentiable: bool = False
     masks: tuple[Array | None, ...] = ()
+    metric: tuple[Array, ...] | None = None
+    before: tuple[Array, ...] | None = None
 
     @classmethod
     def of(
@@ -71,6 +76,8 @@ class Units:
         *,
         concrete: bool = False,
         differentiable: bool = False,
+        metric: Sequence[Array] | None = None,
+        before: Sequence[Array] | None = None,
     ) -> Units:
         """Units over arrays of any float dtype, cast to the dtype they are computed in."""
         arrays = tuple(cast(part, working_dtype(dtype_of(part))) for part in parts)
@@ -86,6 +93,12 @@ class Units:
             concrete,
             differentiable and namespace(arrays[0]) is not np,
             (None,) * len(arrays),
+            None
+            if metric is None
+            else tuple(cast(part, dtype_of(array)) for part, array in zip(metric, arrays, strict=True)),
+            None
+            if before is None
+            else tuple(cast(part, dtype_of(array)) for part, array in zip(before, arrays, strict=True)),
         )
 
     @property
@@ -170,7 +183,26 @@ class Units:
             axes=tuple(self.axes[i] for i in keep),
             free=(free,) * len(keep),
             masks=tuple(self.masks[i] for i in keep),
+            metric=self.metric and tuple(self.metric[i] for i in keep),
+            before=self.before and tuple(self.before[i] for i in keep),
         )
+
+    @property
+    def relative_costs(self) -> Units:
+        """The metric, entry by entry, over the largest of each unit; where there is none, ones."""
+        xp = namespace(self.parts[0])
+        if self.metric is None:
+            return self.map(lambda x: xp.ones_like(x))
+        costs = self.with_parts(self.metric)
+        return costs.map(lambda d, most: d / most, costs.max(lambda d: d))
+
+    def costing(self, like: Units | None) -> Units:
+        """The units in the metric of others; None: in the Euclidean one."""
+        return replace(self, metric=None if like is None else like.metric)
+
+    def costing_as(self, costs: Units) -> Units:
+        """The units in the metric whose entries are those of other units."""
+        return replace(self, metric=costs.parts)
 
     def constants(self) -> Units:
         """The units as constants for differentiation."""
@@ -226,6 +258,10 @@ class Units:
     def rows(self) -> Array:
         """The units as an array of shape (count, size), one a row, in the order of `shape`: a copy."""
         return self._laid(self.parts)
+
+    def metric_rows(self) -> Array | None:
+        """The metric as rows; None where all entries cost the same."""
+        return None if self.metric is None else self._laid(self.metric)
 
     def mask_rows(self) -> Array | None:
         """The masks as rows; None without."""

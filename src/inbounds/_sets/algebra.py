@@ -96,6 +96,11 @@ class Intersection(Made):
         """How it is projected on."""
         return way_of(self.members)
 
+    @cached_property
+    def weighted_way(self) -> Way:
+        """How it is projected on in a metric that weighs each entry."""
+        return way_of(self.members, weighted=True)
+
     @property
     def how(self) -> str:
         """How it is projected on, in words."""
@@ -104,17 +109,18 @@ class Intersection(Made):
     def _project(self, units: Units) -> Units:
         if not any(units.free):
             return units
-        if self.entrywise and self.way.keeps:
-            return self.way.project(units)
-        fixed = units.constants()
+        way = self.way if units.metric is None else self.weighted_way
+        if self.entrywise and way.keeps:
+            return way.project(units)
+        fixed = units.constants().costing(None)
         xp = namespace(fixed.parts[0])
         moved = self._by_matrix(xp.isfinite(fixed.max(xp.abs)), units)
-        if not self.way.keeps:
+        if not way.keeps:
             same = [fixed.same(member.nearest(fixed)) for member in self.members]
             moved = moved & ~self._by_matrix(reduce(operator.and_, same), units)
         if is_concrete(moved) and not bool(xp.any(moved)):
             return units
-        return units.chosen(moved, self.way.project(units))
+        return units.chosen(moved, way.project(units))
 
     def _by_matrix(self, told: Array, units: Units) -> Array:
         """What is told of each unit, or of all units of a matrix where one of the sets is a set of it."""
@@ -159,11 +165,11 @@ class Intersection(Made):
                 )
             )
 
-    def get_config(self) -> dict[str, Any]:
+    def _config(self) -> dict[str, Any]:
         return {"sets": [keras.saving.serialize_keras_object(member) for member in self.members]}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Set:
+    def _of_config(cls, config: dict[str, Any]) -> Set:
         given = (keras.saving.deserialize_keras_object(x) if isinstance(x, dict) else x for x in config["sets"])
         return cls(*given)
 

@@ -43,6 +43,10 @@ class Made(Set):
         return all(member.same_in_every_metric for member in self.members)
 
     @property
+    def weighs(self) -> bool:  # type: ignore[override]
+        return all(member.weighs or member.same_in_every_metric for member in self.members)
+
+    @property
     def convex(self) -> bool:  # type: ignore[override]
         return all(member.convex for member in self.members)
 
@@ -297,7 +301,7 @@ class Custom(Set):
         # What `fn` leaves alone stays as it is, also where the backend has no float64.
         return np.where(to_numpy(result) == to_numpy(seen), weight, constant(weight, to_numpy(result)))
 
-    def get_config(self) -> dict[str, Any]:
+    def _config(self) -> dict[str, Any]:
         return {
             "fn": keras.saving.serialize_keras_object(self.fn),
             "axis": None if self.axis is None else list(self.axis),

@@ -62,6 +62,7 @@ class Monotone(Set):
            [1.5, 1.5, 1.5, 1.5]])
     """
 
+    weighs: ClassVar[bool] = True
     holds_frozen: ClassVar[bool] = False
 
     def __init__(self, increasing: Any = True, axis: Any = None) -> None:
@@ -83,11 +84,15 @@ class Monotone(Set):
         finite = xp.all(seen, axis=1, keepdims=True)
         entries = xp.where(finite & xp.isfinite(rows), rows, xp.zeros_like(rows))
         rising = entries if self.increasing else -entries
+        costs = None if units.metric is None else units.costing_as(units.relative_costs).metric_rows()
         if mask is None:
-            fitted = _isotonic(rising, units.differentiable)
+            fitted = _isotonic(rising, costs, units.differentiable)
         else:
-            packed, places = _packed(rising, mask)
-            fitted = _at(_isotonic(packed, units.differentiable), places)
+            source, kept, places = _packing(mask)
+            largest = without_gradient(xp.max(xp.where(mask, xp.abs(rising), 0 * rising), axis=1, keepdims=True))
+            packed = xp.where(kept, _at(rising, source), largest)
+            costs = None if costs is None else xp.where(kept, _at(costs, source), xp.ones_like(packed))
+            fitted = _at(_isotonic(packed, costs, units.differentiable), places)
         return units.with_rows(xp.where(finite, fitted if self.increasing else -fitted, rows))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
@@ -114,25 +119,28 @@ class Monotone(Set):
         return xp.clip(entries + constant(rows, further) * (1 + xp.abs(entries)), -largest, largest)
 
 
-def _isotonic(rows: Array, differentiable: bool) -> Array:
-    """The nearest rows whose entries don't fall."""
+def _isotonic(rows: Array, costs: Array | None, differentiable: bool) -> Array:
+    """The nearest rows whose entries don't fall, in the norm of some costs; None: in the Euclidean one."""
     xp = namespace(rows)
     units, size = rows.shape
     padded = 1 << (size - 1).bit_length()
     largest = without_gradient(xp.max(xp.abs(rows), axis=1, keepdims=True))
     if padded > size:  # with entries that are never out of order
         rows = xp.concatenate([rows, xp.tile(largest, (1, padded - size))], axis=1)
+        if costs is not None:
+            costs = xp.concatenate([costs, xp.ones_like(rows[:, size:])], axis=1)
     lift = xp.where(largest < 1 / LARGE, xp.full_like(largest, LARGE), xp.ones_like(largest))
     share = xp.where(largest > LARGE, xp.full_like(largest, 1 / padded), xp.ones_like(largest))
     fitted, half = rows * lift, 1
     while half < padded:
-        pairs = xp.reshape(fitted, (units, padded // (2 * half), 2 * half))
-        fitted = _merged(pairs, xp.reshape(share, (units, 1, 1)), differentiable)
+        shape = (units, padded // (2 * half), 2 * half)
+        pairs, by = xp.reshape(fitted, shape), None if costs is None else xp.reshape(costs, shape)
+        fitted = _merged(pairs, by, xp.reshape(share, (units, 1, 1)), differentiable)
         half *= 2
     return xp.reshape(fitted, (units, padded))[:, :size] / lift
 
 
-def _merged(pairs: Array, share: Array, differentiable: bool) -> Array:
+def _merged(pairs: Array, costs: Array | None, share: Array, differentiable: bool) -> Array:
     """Pairs of halves, each in order by itself, as wholes in order: the nearest.
 
     What exceeds a level on the left, and what falls short of it on the right, becomes that level, which is the mean of
@@ -142,6 +150,7 @@ def _merged(pairs: Array, share: Array, differentiable: bool) -> Array:
 
     Args:
         pairs: of shape (units, pairs, size), the halves side by side.
+        costs: of the entries, the weights of the mean; None: all the same.
         share: what entries are multiplied by before they are added up, so that nothing overflows.
         differentiable: whether the level gets its derivative.
     """
@@ -152,42 +161,60 @@ def _merged(pairs: Array, share: Array, differentiable: bool) -> Array:
     if is_concrete(crossed) and not bool(xp.any(crossed)):
         return pairs
     lefts, rights = (without_gradient(x) * share for x in (xp.flip(left, axis=2), right))
-    sums_left, sums_right = xp.cumsum(lefts, axis=2), xp.cumsum(rights, axis=2)
     none = cast(xp.zeros_like(crossed), "int32")
 
-    def total(of_left: Array, of_right: Array) -> Array:
-        least = _at(sums_left, of_left - 1)
-        return xp.where(of_right > 0, least + _at(sums_right, xp.maximum(of_right - 1, 0)), least)
+    def added(left: Array, right: Array) -> Callable[[Array, Array], Array]:
+        """What the first of some numbers on the left, one at least, and of some on the right add up to."""
+        sums_left, sums_right = xp.cumsum(left, axis=2), xp.cumsum(right, axis=2)
+
+        def total(of_left: Array, of_right: Array) -> Array:
+            least = _at(sums_left, of_left - 1)
+            return xp.where(of_right > 0, least + _at(sums_right, xp.maximum(of_right - 1, 0)), least)
+
+        return total
+
+    weight: Callable[[Array, Array], Array]
+
+    def counted(of_left: Array, of_right: Array) -> Array:
+        return cast(of_left + of_right, dtype_of(share))
+
+    if costs is None:
+        total, weight = added(lefts, rights), counted
+    else:
+        costs_left, costs_right = xp.flip(costs[:, :, :half], axis=2), costs[:, :, half:]
+        total, weight = added(lefts * costs_left, rights * costs_right), added(costs_left, costs_right)
 
     def is_above(i: Array) -> Array:
         entry = _at(lefts, i)
         less = _less(rights, entry)
-        return total(i + 1, less) < entry * cast(i + 1 + less, dtype_of(entry))
+        return total(i + 1, less) < entry * weight(i + 1, less)
 
     of_left = xp.maximum(_leading(is_above, half, none), 1)
 
     def is_below(j: Array) -> Array:
         entry = _at(rights, j)
-        return entry * cast(of_left + j, dtype_of(entry)) < total(of_left, j)
+        return entry * weight(of_left, j) < total(of_left, j)
 
     of_right = _leading(is_below, half, none)
-    level = total(of_left, of_right) / cast(of_left + of_right, dtype_of(share)) / share
+    level = total(of_left, of_right) / weight(of_left, of_right) / share
     if differentiable:
-        level = _mean_beyond(level, left, right, share)
+        level = _mean_beyond(level, left, right, costs, share)
     left = xp.where(crossed & (left > level), level, left)
     right = xp.where(crossed & (right < level), level, right)
     return xp.concatenate([left, right], axis=2)
 
 
-def _mean_beyond(level: Array, left: Array, right: Array, share: Array) -> Array:
+def _mean_beyond(level: Array, left: Array, right: Array, costs: Array | None, share: Array) -> Array:
     """The mean of what is above a level on the left and below it on the right: the level again, with a derivative."""
     xp = namespace(level)
     total, number = xp.zeros_like(level), xp.zeros_like(level)
-    for entries, beyond in ((left, left > level), (right, right < level)):
-        weights = cast(beyond, dtype_of(level))
+    half = left.shape[2]
+    by_left, by_right = (1.0, 1.0) if costs is None else (costs[:, :, :half], costs[:, :, half:])
+    for entries, beyond, by in ((left, left > level, by_left), (right, right < level, by_right)):
+        weights = cast(beyond, dtype_of(level)) * by
         total = total + xp.sum(weights * entries * share, axis=2, keepdims=True)
         number = number + xp.sum(weights, axis=2, keepdims=True)
-    return xp.where(number > 0, total / xp.maximum(number, 1.0) / share, level)
+    return xp.where(number > 0, total / xp.where(number > 0, number, xp.ones_like(number)) / share, level)
 
 
 def _less(rising: Array, numbers: Array) -> Array:
@@ -230,14 +257,11 @@ def _at(x: Array, index: Array) -> Array:
     return namespace(x).take_along_axis(x, index, axis=len(x.shape) - 1)
 
 
-def _packed(rows: Array, mask: Array) -> tuple[Array, Array]:
-    """The entries that a mask marks moved to the front, the largest of them after them; and where each went."""
-    xp = namespace(rows)
-    size = rows.shape[1]
+def _packing(mask: Array) -> tuple[Array, Array, Array]:
+    """How entries that a mask marks are moved to the front: where each comes from, which those are, where each went."""
+    xp = namespace(mask)
     ranks = xp.cumsum(cast(mask, "int32"), axis=1)
+    size = ranks.shape[1]
     place = xp.zeros_like(ranks) + constant(ranks, np.arange(size))
     source = _leading(lambda i: _at(ranks, i) <= place, size, xp.zeros_like(ranks))
-    packed = _at(rows, xp.minimum(source, size - 1))
-    largest = xp.max(xp.where(mask, xp.abs(rows), xp.zeros_like(rows)), axis=1, keepdims=True)
-    packed = xp.where(place < ranks[:, -1:], packed, without_gradient(largest))
-    return packed, xp.maximum(ranks - 1, 0)
+    return xp.minimum(source, size - 1), place < ranks[:, -1:], xp.maximum(ranks - 1, 0)

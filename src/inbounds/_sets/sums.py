@@ -7,7 +7,8 @@ threshold is convex and piecewise linear in it, so that Newton's method from bel
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,6 +41,7 @@ UNROLLED = 12
 class Linear(Set):
     """a.w = b, or a.w <= b, for a normal a whose largest entry is 1 in size."""
 
+    weighs: ClassVar[bool] = True
     equal: bool
     slope: Any
     """The normal, and the offset, over the normal's largest entry."""
@@ -51,17 +53,18 @@ class Linear(Set):
 
     def _project(self, units: Units) -> Units:
         slope = units.with_parts(units.entries(self.slope))
+        along = self.along(units)
         squares = self.squares(units)
-        shifted = self.shifted(units, slope, self._apart(units, slope, squares))
+        shifted = self.shifted(units, along, self._apart(units, slope, squares))
         rest = shifted.constants()
 
         def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
             (shift,) = state
-            more = self._apart(self.shifted(rest, slope, shift), slope, squares)
+            more = self._apart(self.shifted(rest, along, shift), slope, squares)
             return (shift + more,), more != 0
 
         (shift,) = iterate(look, (namespace(squares).zeros_like(squares),), STEPS)
-        return self.shifted(shifted, slope, shift)
+        return self.shifted(shifted, along, shift)
 
     def _apart(self, units: Units, slope: Units, squares: Array) -> Array:
         """How far each unit is to move along the slope; 0 where it is inside."""
@@ -83,20 +86,26 @@ class Linear(Set):
         xp = namespace(units.parts[0])
         return without_gradient(xp.clip(units.max(xp.abs), max(abs(self.level), 1 / HUGE), HUGE))
 
+    def along(self, units: Units) -> Units:
+        """The way to the set: the slope, over what a move of each entry costs."""
+        slope = units.with_parts(units.entries(self.slope))
+        return slope if units.metric is None else slope.map(lambda a, d: a / d, units.relative_costs)
+
     @staticmethod
-    def shifted(units: Units, slope: Units, shift: Array) -> Units:
-        """The units, less `shift` times the slope; where that is 0 bit for bit."""
-        return units.map(lambda x, a, by: namespace(x).where(by != 0, x - by * a, x), slope, shift)
+    def shifted(units: Units, along: Units, shift: Array) -> Units:
+        """The units, less `shift` times the way; where that is 0 bit for bit."""
+        return units.map(lambda x, a, by: namespace(x).where(by != 0, x - by * a, x), along, shift)
 
     def squares(self, units: Units) -> Array:
-        """The sum over the free entries of the slope's squares."""
+        """The sum over the free entries of the slope times the way: of its squares, in the Euclidean metric."""
         free = units.only(free=True)
         xp = namespace(units.parts[0])
         if free is None:
             return xp.zeros_like(units.max(xp.abs))
         slopes = zip(units.entries(self.slope), units.free, strict=True)
         slope = free.with_parts([a for a, moves in slopes if moves])
-        return xp.reshape(free.constants().sum(lambda x, a: a * a * xp.ones_like(x), slope), units.shape)
+        along = slope if units.metric is None else slope.map(lambda a, d: a / d, free.relative_costs)
+        return xp.reshape(free.constants().sum(lambda x, a, b: a * b * xp.ones_like(x), slope, along), units.shape)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         apart = _beyond(rows, constant(rows, flat(self.slope, span)), self.level)
@@ -244,6 +253,8 @@ class Simplex(Set):
            [0., 1.]])
     """
 
+    weighs: ClassVar[bool] = True
+
     def __init__(self, total: Any = 1.0, axis: Any = None) -> None:
         self.total = _positive("Simplex", "total", total)
         self.axis = axes("Simplex", axis)
@@ -291,6 +302,8 @@ class L1Ball(Set):
            [ 0.2 ,  0.3 ]])
     """
 
+    weighs: ClassVar[bool] = True
+
     def __init__(self, radius: Any = 1.0, axis: Any = None, center: Any = None) -> None:
         self.radius = _positive("L1Ball", "radius", radius)
         self.axis = axes("L1Ball", axis)
@@ -337,19 +350,7 @@ def _above_threshold(units: Units, total: float, moved: Array, *, signed: bool) 
     budget = xp.full_like(free.constants().max(xp.abs), total)
     if (held := units.only(free=False)) is not None:
         budget = xp.maximum(budget - xp.reshape(held.constants().sum(size), free.shape), 0)
-    unit = xp.where(budget > 0, budget, xp.ones_like(budget))
-
-    # Entries as distances below the largest, in units of the total: between -1 and 0, what is lower being out of reach.
-    top = free.constants().max(size)
-    below = free.map(lambda x, top, unit: xp.maximum((size(x) - top) / unit, -1.0), top, unit)
-    below = below.map(lambda x, moved: xp.where(moved, x, -xp.ones_like(x)), moved)
-    threshold = _threshold(below.constants())
-    reached = below.sum(lambda x, low: xp.where(x > low, x, xp.zeros_like(x)), threshold)
-    count = below.constants().sum(lambda x, low: xp.where(x > low, xp.ones_like(x), xp.zeros_like(x)), threshold)
-    lowered = (reached - 1) / xp.maximum(count, 1)  # the threshold again, with its derivative
-    above = below.map(
-        lambda x, low, lowered: xp.where(x > low, xp.maximum(x - lowered, 0), xp.zeros_like(x)), threshold, lowered
-    )
+    above = (_above if units.metric is None else _above_by_cost)(free, size, moved, budget)
     mass = without_gradient(above.sum(lambda x: x))
     factor = budget / xp.where(mass > 0, mass, xp.ones_like(mass))
     result = free.map(
@@ -359,6 +360,67 @@ def _above_threshold(units: Units, total: float, moved: Array, *, signed: bool) 
         moved,
     )
     return units.with_free(result)
+
+
+def _above(free: Units, size: Callable[[Array], Array], moved: Array, budget: Array) -> Units:
+    """What is left of the sizes above the threshold, in units of the total."""
+    xp = namespace(budget)
+    unit = xp.where(budget > 0, budget, xp.ones_like(budget))
+    # Entries as distances below the largest: between -1 and 0, what is lower being out of reach.
+    top = free.constants().max(size)
+    below = free.map(lambda x, top, unit: xp.maximum((size(x) - top) / unit, -1.0), top, unit)
+    below = below.map(lambda x, moved: xp.where(moved, x, -xp.ones_like(x)), moved)
+    threshold = _threshold(below.constants())
+    reached = below.sum(lambda x, low: xp.where(x > low, x, xp.zeros_like(x)), threshold)
+    count = below.constants().sum(lambda x, low: xp.where(x > low, xp.ones_like(x), xp.zeros_like(x)), threshold)
+    lowered = (reached - 1) / xp.maximum(count, 1)  # the threshold again, with its derivative
+    return below.map(
+        lambda x, low, lowered: xp.where(x > low, xp.maximum(x - lowered, 0), xp.zeros_like(x)), threshold, lowered
+    )
+
+
+def _above_by_cost(free: Units, size: Callable[[Array], Array], moved: Array, budget: Array) -> Units:
+    """What is left of the sizes where each is lowered by a threshold over the cost of its entry.
+
+    The sum of what is left is convex and falling in the threshold, so that tangents from below rise to it as in
+    `_threshold`; all entries' tangent is the first.
+    """
+    xp = namespace(budget)
+    unit = without_gradient(xp.maximum(xp.clip(free.max(xp.abs), 1 / HUGE, HUGE), budget))
+    aim = budget / unit
+    sizes = free.map(lambda x, unit, moved: xp.where(moved, size(x) / unit, xp.zeros_like(x)), unit, moved)
+    costs, fixed = free.relative_costs, sizes.constants()
+    ease = costs.map(lambda d: 1 / d)
+    highest = fixed.max(lambda x, d: x * d, costs)
+
+    def beyond(sizes: Units, t: Array) -> tuple[Array, Array]:
+        def is_left(x: Array, e: Array, t: Array) -> Array:
+            return x > t * e
+
+        left = sizes.sum(lambda x, e, t: xp.where(is_left(x, e, t), x - t * e, xp.zeros_like(x)), ease, t)
+        slope = sizes.constants().sum(lambda x, e, t: xp.where(is_left(x, e, t), e, xp.zeros_like(x)), ease, t)
+        return left - aim, xp.where(slope > 0, slope, xp.ones_like(slope))
+
+    def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        low, high, probe, turn = state
+        left, slope = beyond(fixed, probe)
+        tangent = xp.minimum(probe + left / slope, high)
+        risen = xp.maximum(low, tangent)
+        high = xp.where(left <= 0, xp.minimum(high, probe), high)
+        unfinished = moved & ((probe != low) | (risen > low))
+        halve = (turn >= 8) & (turn % 3 == 2)
+        return (risen, high, xp.where(halve, 0.5 * (risen + high), risen), turn + 1), unfinished
+
+    start = (fixed.sum(lambda x: x) - aim) / ease.sum(lambda e: e)
+    start = xp.minimum(start, highest)
+    low, *_ = iterate(look, (start, highest, start, xp.zeros_like(start)), STEPS, UNROLLED)
+    if free.differentiable:
+        left, slope = beyond(sizes, low)
+        low = low + (left - without_gradient(left)) / slope
+    left = sizes.map(lambda x, e, t: xp.maximum(x - t * e, 0), ease, low)
+    some = left.constants().max(lambda x: x) > 0  # else the total is below rounding: the entry that is the last to go
+    last = costs.map(lambda d, x, highest: xp.where(x * d >= highest, d / d, 0 * d), fixed, highest)
+    return last.chosen(some, left)
 
 
 def _threshold(below: Units) -> Array:

@@ -65,14 +65,14 @@ class Way:
     keeps: bool = False
 
 
-def way_of(members: Sequence[Set]) -> Way:
-    """The way for an intersection of these sets."""
+def way_of(members: Sequence[Set], *, weighted: bool = False) -> Way:
+    """The way for an intersection of these sets, in the Euclidean metric or in one that weighs each entry."""
     if len(members) == 1:
         return Way(members[0].nearest, "its own projection", keeps=True)
     for i, last in enumerate(members):
         rest = [*members[:i], *members[i + 1 :]]
-        if exact_in_turn(rest, last):
-            return _then(way_of(rest), rest, last)
+        if exact_in_turn(rest, last, weighted=weighted):
+            return _then(way_of(rest, weighted=weighted), rest, last)
     if not all(member.convex for member in members):
         ordered = sorted(members, key=lambda member: member.convex, reverse=True)
         return Way(
@@ -83,7 +83,7 @@ def way_of(members: Sequence[Set]) -> Way:
     for kind, way in ((Linear, _with_linear), ((MaxNorm, FrobeniusNorm), _with_ball), (L1Ball, _with_l1_ball)):
         for i, last in enumerate(split):
             rest = [*split[:i], *split[i + 1 :]]
-            if isinstance(last, kind) and (made := way(rest, last)) is not None:
+            if isinstance(last, kind) and (made := way(rest, last, weighted)) is not None:
                 return Way(made, f"exact: one multiplier for {_named([last])}, with {_named(rest)}")
     return Way(lambda units: _dykstra(members, units), "Dykstra's algorithm, to rounding")
 
@@ -112,8 +112,14 @@ def _named(members: Sequence[Set]) -> str:
 # One after the other.
 
 
-def exact_in_turn(rest: Sequence[Set], last: Set) -> bool:
-    """Whether projecting on the intersection of `rest` and then on `last` gives the nearest point of all."""
+def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> bool:
+    """Whether projecting on the intersection of `rest` and then on `last` gives the nearest point of all.
+
+    In a metric that weighs each entry it does where what follows keeps signs, or looks at entries one by one.
+    """
+    if weighted:
+        in_order = len(rest) == 1 and isinstance(rest[0], Monotone) and _box(last) and last.entrywise
+        return (all(map(_orthant, rest)) and _solid(last)) or all(map(_box, [*rest, last])) or in_order
     apart = not any(member.whole for member in rest)
     centred = isinstance(last, (MaxNorm, FrobeniusNorm, L1Ball, SpectralNorm, NuclearNorm)) and last.center is None
     if isinstance(last, (MaxNorm, FrobeniusNorm)) and centred and all(map(_cone, rest)) and (apart or last.whole):
@@ -299,15 +305,16 @@ def _root(look: Callable[[Array], Array], family: Family, dtype: str) -> Array:
     return high
 
 
-def _with_linear(rest: Sequence[Set], last: Linear) -> Projection | None:
-    """The sets of `rest`, moved along the normal of a linear one: P_C(x - t a)."""
+def _with_linear(rest: Sequence[Set], last: Linear, weighted: bool) -> Projection | None:
+    """The sets of `rest`, moved along the normal of a linear one: P_C(x - t a), with costs P_C(x - t a / d)."""
     if any(member.whole for member in rest):
         return None
-    others = way_of(rest).project
+    others = way_of(rest, weighted=weighted).project
 
     def once(units: Units) -> Units:
         xp = namespace(units.parts[0])
         slope = units.with_parts(units.entries(last.slope))
+        along = last.along(units)
         squares = last.squares(units)
         fixed = replace(units.constants(), differentiable=False)
         gap = last.gap(others(fixed), slope)
@@ -317,7 +324,7 @@ def _with_linear(rest: Sequence[Set], last: Linear) -> Projection | None:
         return _solved(
             units,
             Family(
-                at=lambda units, number: others(last.shifted(units, slope, sign * number)),
+                at=lambda units, number: others(last.shifted(units, along, sign * number)),
                 gap=lambda units: sign * last.gap(units, slope),
                 equal=last.equal,
                 guess=xp.abs(gap) / xp.where(squares > 0, squares, xp.ones_like(squares)),
@@ -341,15 +348,19 @@ def _until_still(project: Projection, units: Units) -> Units:
     return _with_derivative_of(first.with_parts(iterate(again, fixed.parts, REPEATS, UNROLLED_REPEATS)), first)
 
 
-def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm) -> Projection | None:
-    """The sets of `rest`, drawn to the centre of a ball: P_C(c + (x - c) / (1 + t))."""
+def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm, weighted: bool) -> Projection | None:
+    """The sets of `rest`, drawn to the centre of a ball: P_C(c + (x - c) / (1 + t)).
+
+    With costs it is d / (d + t) of the way to the centre that is left, and P_C in the costs d + t.
+    """
     if last.max_value == 0 or (any(member.whole for member in rest) and not last.whole):
         return None
-    others = way_of(rest).project
+    others = way_of(rest, weighted=weighted).project
 
     def project(units: Units) -> Units:
         xp = namespace(units.parts[0])
         centers = last.centers_of(units)
+        costs = (units.together() if last.whole else units).relative_costs.apart(units) if weighted else None
 
         def norm(units: Units) -> Array:
             apart = units.map(lambda x, c: x - c, centers)
@@ -360,8 +371,11 @@ def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm) -> Projection
             return size * xp.where(squares > 0, root, xp.zeros_like(root))
 
         def at(units: Units, number: Array) -> Units:
-            drawn = units.map(lambda x, c, t: xp.where(t > 0, c + (x - c) / (1 + t), x), centers, number)
-            return others(drawn)
+            if costs is None:
+                return others(units.map(lambda x, c, t: xp.where(t > 0, c + (x - c) / (1 + t), x), centers, number))
+            dearer = costs.map(lambda d, t: d + t, number)
+            drawn = units.map(lambda x, c, d, e: xp.where(e > d, c + (x - c) * (d / e), x), centers, costs, dearer)
+            return others(drawn.costing_as(dearer)).costing(units)
 
         start = norm(units.constants())
         guess = xp.maximum(start / last.max_value - 1, 1e-3)
@@ -371,24 +385,51 @@ def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm) -> Projection
     return project
 
 
-def _with_l1_ball(rest: Sequence[Set], last: L1Ball) -> Projection | None:
-    """Boxes, with sizes lowered: the box of sign(x) max(|x| - t, 0), since both look at each entry by itself."""
-    if last.center is not None or not all(map(_box, rest)):
+def _with_l1_ball(rest: Sequence[Set], last: L1Ball, weighted: bool) -> Projection | None:
+    """Boxes, with distances from the centre lowered, c + sign(x - c) max(|x - c| - t, 0), and an order before that.
+
+    Boxes and the ball look at each entry by itself, so that the box of what is lowered is nearest. An order stays when
+    all are lowered by the same. With costs they are lowered by t / d; then what the order makes of x - t / d is right
+    above 0, and what it makes of x + t / d below.
+    """
+    orders = [member for member in rest if isinstance(member, Monotone)]
+    boxes = [member for member in rest if not isinstance(member, Monotone)]
+    if len(orders) > 1 or not all(map(_box, boxes)):
         return None
-    others = way_of(rest).project
+    if orders and (last.center is not None or not all(member.entrywise for member in boxes)):
+        return None
 
     def once(units: Units) -> Units:
         xp = namespace(units.parts[0])
+        centers = last.centers_of(units)
+        ease = units.relative_costs.map(lambda d: 1 / d)
+
+        def lowered(units: Units, number: Array) -> Units:
+            def low(x: Array, c: Array, e: Array, t: Array) -> Array:
+                return xp.where(t > 0, c + xp.sign(x - c) * xp.maximum(xp.abs(x - c) - t * e, 0), x)
+
+            return units.map(low, centers, ease, number)
 
         def at(units: Units, number: Array) -> Units:
-            lowered = units.map(lambda x, t: xp.where(t > 0, xp.sign(x) * xp.maximum(xp.abs(x) - t, 0), x), number)
-            return others(lowered)
+            if not orders:
+                drawn = lowered(units, number)
+            elif not weighted:
+                drawn = lowered(orders[0].nearest(units), number)
+            else:
+                above, below = (
+                    orders[0].nearest(units.map(lambda x, e, t, by=by: x + by * (t * e), ease, number))
+                    for by in (-1, 1)
+                )
+                drawn = above.map(lambda x, y: xp.maximum(x, 0) + xp.minimum(y, 0), below)
+            return _one_round(boxes, drawn)
 
-        fixed = units.constants()
-        gap = fixed.sum(xp.abs) - last.radius
-        guess = xp.maximum(gap, last.radius) / fixed.length
+        def beyond(units: Units) -> Array:
+            return units.sum(lambda x, c: xp.abs(x - c), centers) - last.radius
+
+        gap = beyond(units.constants())
+        guess = xp.maximum(gap, last.radius) / ease.sum(lambda e: e)
         rounding = epsilon(working_dtype(units.dtype)) * last.radius
-        return _solved(units, Family(at, lambda units: units.sum(xp.abs) - last.radius, False, guess, rounding))
+        return _solved(units, Family(at, beyond, False, guess, rounding))
 
     return lambda units: _until_still(once, units)
 
@@ -400,7 +441,7 @@ def _dykstra(members: Sequence[Set], units: Units) -> Units:
     """Dykstra's algorithm, and once more from its result: what rounding left there is at the size of the sets."""
     first, taken = _dykstra_from_near(members, replace(units.constants(), differentiable=False))
     again, _ = _dykstra_from_near(members, first)
-    ended = _in_turn(members, again, TURNS)
+    ended = _in_turn(members, again.costing(None), TURNS).costing(units)
     if not units.differentiable:
         return ended
     live = units

@@ -1,0 +1,176 @@
+"""Projections in a metric: nearest in `sum metric (y - x)^2` as a solver finds it, and the laws that hold there too."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import pytest
+
+import inbounds as ib
+from sets.case import Case
+from sets.table import SETS
+from sets.tensors import BACKEND, array, compiled, exact, gradient, mapped, same_bits
+
+CONVEX = {name: case for name, case in SETS.items() if case.convex}
+WEIGHED = {name: case for name, case in CONVEX.items() if case.set.weighs}
+IN_STEPS = {name: case for name, case in CONVEX.items() if not case.set.weighs and not case.set.same_in_every_metric}
+
+SHAPES = ((1, 1), (1, 9), (3, 4), (16, 8))
+DECADES = (0, 3, 8)
+SCALES = (1.0, 1e1)
+
+
+def cost(case: Case, found: Any, rows: Any, metric: Any) -> Any:
+    """The square of the distance, of each unit."""
+    return np.sum(metric * (found - rows) ** 2, axis=(0, 1) if case.whole else 1)
+
+
+def solved(case: Case, rows: Any, metric: Any) -> Any:
+    """The nearest rows as Clarabel finds them; None where it gives up, as it does of some metrics of 8 decades."""
+    found = cp.Variable(rows.shape)
+    assert case.program is not None
+    objective = cp.Minimize(cp.sum_squares(cp.multiply(np.sqrt(metric), found - rows)))
+    problem = cp.Problem(objective, case.program(found))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            problem.solve(solver="CLARABEL", tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+        except cp.SolverError:
+            return None
+    return found.value if problem.status == cp.OPTIMAL else None
+
+
+@pytest.mark.parametrize("case", WEIGHED.values(), ids=WEIGHED)
+def test_no_point_that_a_solver_finds_is_nearer(case: Case) -> None:
+    rng = np.random.default_rng(4)
+    compared = 0
+    for shape in case.shapes(*SHAPES):
+        for decades in DECADES:
+            for scale in SCALES:
+                rows, metric = rng.standard_normal(shape) * scale, 10 ** rng.uniform(-decades, 0, shape)
+                found = case.set.project(rows, metric)
+                assert case.inside(found, "float64").all()
+                expected = solved(case, rows, metric)
+                if expected is not None:
+                    least = cost(case, expected, rows, metric)
+                    assert (np.sqrt(cost(case, found, rows, metric)) <= np.sqrt(least) + 1e-6 * max(1, scale)).all()
+                    compared += 1
+    assert compared >= 6
+
+
+@pytest.mark.parametrize("case", IN_STEPS.values(), ids=IN_STEPS)
+def test_a_set_without_a_weighted_form_gets_there_in_steps(case: Case) -> None:
+    rng = np.random.default_rng(4)
+    compared = 0
+    for shape in case.shapes((3, 3), (4, 6)):
+        for decades in (0, 1, 2):
+            rows, metric = rng.standard_normal(shape) * 3, 10 ** rng.uniform(-decades, 0, shape)
+            found = case.set.project(rows, metric)
+            assert case.inside(found, "float64").all()
+            expected = solved(case, rows, metric)
+            if expected is not None:
+                least = cost(case, expected, rows, metric)
+                assert (np.sqrt(cost(case, found, rows, metric)) <= np.sqrt(least) + 1e-4).all()
+                compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("case", CONVEX.values(), ids=CONVEX)
+def test_what_is_inside_stays_bit_for_bit(case: Case) -> None:
+    rng = np.random.default_rng(5)
+    for shape in case.shapes((1, 1), (3, 4), (5, 9)):
+        metric = 10 ** rng.uniform(-4, 0, shape)
+        for library in ("numpy", BACKEND):
+            once = case.set.project(array(rng.standard_normal(shape), "float32", library))
+            assert same_bits(case.set.project(once, metric), once)
+
+
+@pytest.mark.parametrize("case", WEIGHED.values(), ids=WEIGHED)
+def test_a_flat_metric_is_the_euclidean_one_whatever_its_scale(case: Case) -> None:
+    rng = np.random.default_rng(6)
+    for shape in case.shapes((1, 9), (5, 7)):
+        rows = rng.standard_normal(shape) * 3
+        for level in (1e-6, 1.0, 1e6):
+            found = case.set.project(rows, np.full(shape, level))
+            np.testing.assert_allclose(found, case.set.project(rows), atol=1e-8)
+
+
+@pytest.mark.parametrize("case", WEIGHED.values(), ids=WEIGHED)
+def test_tensors_give_the_same_to_rounding(case: Case) -> None:
+    rng = np.random.default_rng(7)
+    for shape in case.shapes((5, 9)):
+        rows, metric = rng.standard_normal(shape) * 2, 10 ** rng.uniform(-3, 0, shape)
+        expected = case.set.project(rows, metric)
+        tensor = array(rows, "float32", BACKEND)
+        found = case.set.project(tensor, metric)
+        assert case.inside(exact(found), "float32").all()
+        np.testing.assert_allclose(exact(found), expected, atol=3e-4)
+
+
+PLAIN: dict[str, Any] = {
+    "ball": ib.MaxNorm(1.0),
+    "l1": ib.L1Ball(1.0),
+    "simplex": ib.Simplex(),
+    "sum": ib.SumTo(1.0),
+    "order": ib.Monotone(),
+    "orthant, ball": ib.NonNeg() & ib.MaxNorm(1.0),
+}
+
+
+@pytest.mark.parametrize("owner", PLAIN.values(), ids=PLAIN)
+def test_it_is_compiled_vectorized_and_differentiated(owner: Any) -> None:
+    rng = np.random.default_rng(8)
+    rows, metric = rng.standard_normal((2, 3, 5)), 10 ** rng.uniform(-2, 0, (3, 5))
+    expected = np.stack([owner.project(part, metric) for part in rows])
+    tensors = array(rows, "float32", BACKEND)
+    found = exact(compiled(lambda x: owner.project(x, metric), tensors[0]))
+    np.testing.assert_allclose(found, expected[0], atol=1e-5)
+    np.testing.assert_allclose(exact(mapped(lambda x: owner.project(x, metric), tensors)), expected, atol=1e-4)
+    along = rng.standard_normal((3, 5))
+    slope = gradient(lambda x: owner.project(x, metric), tensors[0], along)
+    step = 1e-6
+    for index in np.ndindex(3, 5):
+        ahead, behind = rows[0].copy(), rows[0].copy()
+        ahead[index] += step
+        behind[index] -= step
+        change = owner.project(ahead, metric) - owner.project(behind, metric)
+        assert abs(exact(slope)[index] - np.sum(change * along) / (2 * step)) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        (np.ones((2, 2)), "shape"),
+        (np.zeros((2, 3)), "above 0"),
+        (-np.ones((2, 3)), "above 0"),
+        (np.full((2, 3), np.nan), "finite"),
+        (np.full((2, 3), np.inf), "finite"),
+        (1.0, "shape"),
+    ],
+    ids=["shape", "zeros", "negative", "nan", "infinite", "number"],
+)
+def test_a_metric_is_finite_above_0_and_shaped_like_the_rows(metric: Any, says: str) -> None:
+    for library in ("numpy", BACKEND):
+        with pytest.raises(ib.SetError, match=says):
+            ib.MaxNorm(1.0).project(array(np.ones((2, 3)), "float32", library), metric)
+
+
+def test_what_is_not_convex_is_projected_in_the_euclidean_metric() -> None:
+    rows, metric = np.array([[3.0, 1.0, -2.0]]), np.array([[1e-3, 1.0, 1e-3]])
+    for owner in (ib.Sparse(1), ib.Grid(0.7), ib.Orthogonal(), ib.LowRank(1)):
+        assert same_bits(owner.project(rows, metric), owner.project(rows))
+    # A norm from above is a ball's; from below it is Euclidean.
+    np.testing.assert_allclose(ib.UnitNorm().project(rows, metric), ib.MaxNorm(1.0).project(rows, metric))
+    assert same_bits(ib.UnitNorm().project(rows / 100, metric), ib.UnitNorm().project(rows / 100))
+
+
+def test_the_one_unknown_of_a_ball_is_where_its_norm_is_right() -> None:
+    """By hand: d = (1, 1/3), x = (2, 2): y = 2 d / (d + t), of norm 1."""
+    x, d = np.array([[2.0, 2.0]]), np.array([[1.0, 1 / 3]])
+    y = ib.MaxNorm(1.0).project(x, d)
+    t = d * (x / y - 1)
+    np.testing.assert_allclose(t, t[:, :1] * [[1, 1]], rtol=1e-9)
+    assert y[0, 0] > y[0, 1]
