@@ -395,6 +395,7 @@ def test_no_other_private_name_of_keras_is_used():
         "_trainable_variables",
         "_non_trainable_variables",
         "_flatten_layers",
+        "_get_variable_index",
         "_kernel",
         "_foreach_copy_",  # of torch
         "_C",  # of torch

@@ -13,6 +13,7 @@ from inbounds._errors import (
     SetError,
 )
 from inbounds._layout import Layout, register_layout
+from inbounds._metrics import register_metric
 from inbounds._monitor import Monitor
 from inbounds._plan import Entry, Plan
 from inbounds._report import Report, Row
@@ -105,6 +106,7 @@ __all__ = [
     "non_neg",
     "project",
     "register_layout",
+    "register_metric",
     "release",
     "unit_norm",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,15 +13,16 @@ from inbounds._arrays import to_numpy
 from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected
 from inbounds._carry import not_carried
 from inbounds._errors import PlanNotSavedWarning, RuleError, explain
+from inbounds._metrics import words_of
 from inbounds._plan import Entry, Plan
 from inbounds._rules import check_model, resolve
 from inbounds._set import Set
-from inbounds._step import let_go, no_gradient, optimizers_of, take_up
+from inbounds._step import WRAPPERS, let_go, no_gradient, optimizers_of, take_up
 from inbounds._units import Units
 from inbounds._weights import Weight, layers_of, weights_of
 
 
-def constrain(model: Any, rules: Any = None, *, metric: str = "euclidean") -> Plan:
+def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer") -> Plan:
     """Keeps weights of a model inside sets, from now on.
 
     The weights are inside at once, after every step of every Keras optimizer, and after `fit`, also with moving
@@ -34,7 +36,9 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "euclidean") -> Pl
             the value is a set (or a callable from tensor to tensor); for layers it is a `Joint`, or a mapping from
             weights' names to sets. A weight obeys the last rule that matches it. None: the constraints given to layers
             as arguments.
-        metric: the norm in which "nearest" is meant: "euclidean".
+        metric: the norm in which "nearest" is meant in training: "optimizer", the one in which the optimizer steps, or
+            "euclidean". The first makes the constrained optimum a fixed point, see docs/optimizers.md; the plan shows
+            what it is for each weight. It is saved with the sets.
 
     Returns:
         The plan; `print(plan)` shows every weight, its set, its units and axes, or why it has none.
@@ -48,7 +52,7 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "euclidean") -> Pl
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
     """
-    plan = _centred(resolve(model, rules, given_constraint, metric))
+    plan = _in_metric(model, _centred(resolve(model, rules, given_constraint, metric)), metric)
     if not plan.entries:
         raise RuleError(
             explain(
@@ -96,6 +100,23 @@ def _centred(plan: Plan) -> Plan:
         return replace(entry, set=entry.set.about(current))
 
     return replace(plan, entries=tuple(map(about, plan.entries)))
+
+
+def _in_metric(model: Any, plan: Plan, metric: str) -> Plan:
+    entries = (replace(entry, set=entry.set.in_metric(metric)) for entry in plan.entries)
+    return replace(plan, entries=tuple(entries), metrics=partial(_measured_by, model))
+
+
+def _measured_by(model: Any, entry: Entry) -> str:
+    """What the metric of an entry is in the steps of the optimizer that the model has now."""
+    steps = [optimizer for optimizer in optimizers_of(model) if not isinstance(optimizer, WRAPPERS)]
+    own = [
+        optimizer
+        for optimizer in steps
+        if any(variable is entry.weights[0].variable for variable in optimizer._trainable_variables)
+    ]
+    unbuilt = [optimizer for optimizer in steps if not optimizer.built]
+    return words_of(next(iter([*own, *unbuilt]), None), entry.set)
 
 
 def release(model: Any) -> None:

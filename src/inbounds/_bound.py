@@ -5,12 +5,13 @@ What `variable.constraint` is while a plan holds: who reads the variable, an opt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from inbounds._arrays import Array, cast, dtype_of, quiet
+from inbounds._metrics import floored
 from inbounds._plan import Entry
 from inbounds._units import Units
 
@@ -63,6 +64,8 @@ def projected(
     frozen_too: bool = False,
     read: Callable[[Any], Array] = keras.ops.convert_to_tensor,
     concrete: bool = False,
+    metric: Sequence[Array] | None = None,
+    before: Sequence[Array] | None = None,
 ) -> list[tuple[Any, Array]]:
     """The variables of an entry with their nearest values in the set; all are computed before any is assigned.
 
@@ -71,6 +74,8 @@ def projected(
         frozen_too: whether frozen weights move too; else they stay and the others keep the unit inside.
         read: gives the value of a variable, as a tensor or a NumPy array: what the projection is computed with.
         concrete: as in `Units`.
+        metric: for each variable, what moves of its entries cost, see `costs_of`; None: all the same.
+        before: the variables before the step, where a projection in that metric starts from them.
     """
     variables = [weight.variable for weight in entry.weights]
     free = [frozen_too or bool(variable.trainable) for variable in variables]
@@ -78,6 +83,7 @@ def projected(
         return []
     values = [read(variable) for variable in variables]
     with quiet(values[0]):
-        units = entry.applied.nearest(Units.of(values, entry.axes, free, concrete=concrete))
+        given = Units.of(values, entry.axes, free, concrete=concrete, metric=metric, before=before)
+        units = entry.applied.nearest(floored(given))
     parts = zip(variables, units.parts, free, strict=True)
     return [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -60,12 +60,14 @@ class Plan:
     Attributes:
         entries: what is constrained.
         free: the weights without a set, each with the reason.
-        metric: the norm in which "nearest" is meant.
+        metric: the norm in which "nearest" is meant in training.
+        metrics: says of an entry what that norm is, with the optimizer that the model has when it is asked.
     """
 
     entries: tuple[Entry, ...]
     free: tuple[tuple[Weight, str], ...]
-    metric: str = "euclidean"
+    metric: str = "optimizer"
+    metrics: Callable[[Entry], str] = lambda entry: ""
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -82,7 +84,9 @@ class Plan:
             paths = [path.removeprefix(prefix) for path in entry.paths]
             spans = [f"{_axes(axes)} of {weight.shape}" for weight, axes in zip(entry.weights, entry.axes, strict=True)]
             rows.append(("\n".join(paths), repr(entry.set), entry.units, "\n".join(spans), entry.source))
-            notes.append((" + ".join(paths), entry.note))
+            named = " + ".join(paths)
+            measured = self.metrics(entry)
+            notes += [(named, entry.note), (named, measured and f"metric: {measured}")]
         notes += [(weight.path.removeprefix(prefix), f"free, {why}") for weight, why in self.free]
         under = f", under {prefix}" if prefix else ""
         return table(

@@ -19,13 +19,13 @@ from inbounds._sets.combine import Custom, Joint
 from inbounds._units import Axes, Units
 from inbounds._weights import Weight, layers_of, weights_of
 
-METRICS = ("euclidean",)
+METRICS = ("optimizer", "euclidean")
 
 Given = Callable[[Any], Any]
 """The constraint that a variable was given by its layer, before any rule."""
 
 
-def resolve(model: Any, rules: Any, given: Given, metric: str = "euclidean", *, strict: bool = True) -> Plan:
+def resolve(model: Any, rules: Any, given: Given, metric: str = "optimizer", *, strict: bool = True) -> Plan:
     """The plan that rules make on a model, on top of the constraints given to its layers.
 
     Args:
@@ -41,9 +41,9 @@ def resolve(model: Any, rules: Any, given: Given, metric: str = "euclidean", *, 
     if metric not in METRICS:
         raise RuleError(
             explain(
-                "`metric` is " + " or ".join(map(repr, METRICS)) + " in this version",
+                "`metric` is " + " or ".join(map(repr, METRICS)),
                 f"metric={metric!r}",
-                instead="metric='euclidean'",
+                instead="metric='optimizer'",
             )
         )
     layers = _built_layers(model)
@@ -64,7 +64,7 @@ def resolve(model: Any, rules: Any, given: Given, metric: str = "euclidean", *, 
 
 def resolve_given(layers: Sequence[Any], given: Given) -> Plan:
     """The plan of the sets that were given to some layers as arguments; the rest of the model isn't known."""
-    plan = _plan(layers, weights_of(layers), None, given, "euclidean")
+    plan = _plan(layers, weights_of(layers), None, given, "optimizer")
     _check_kept(plan)
     return plan
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -23,6 +24,7 @@ import keras
 from inbounds._arrays import dtype_of
 from inbounds._bound import Bound, bind, given_constraint, projected
 from inbounds._errors import RuleError, explain
+from inbounds._metrics import costs_of, floored, heeds, rates_differ, starts_from_before
 from inbounds._plan import Entry
 from inbounds._rules import resolve_given
 from inbounds._set import Set
@@ -32,7 +34,7 @@ from inbounds._weights import owners_of
 SMALL = 1 << 15
 """On PyTorch, weights with fewer entries than this are projected as one stack: the calls cost more than the copies."""
 
-_WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
 """Optimizers that leave the step to those inside them, which are hooked."""
 
 _HOOKED = ("apply", "_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
@@ -63,7 +65,7 @@ def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
     entries = _entries(variables)
     for entry in entries:
         _check_room(entry)
-    if entries and not isinstance(optimizer, _WRAPPERS):
+    if entries and not isinstance(optimizer, WRAPPERS):
         state = vars(optimizer)  # not setattr, which TensorFlow tracks
         state["_inbounds_held"] = _frozen_values(entries)
         for name in _HOOKED:
@@ -160,9 +162,17 @@ def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
 
 
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
-    """The update, and the projection of what it left outside."""
+    """The update, and the projection of what it left outside, in the metric in which it stepped."""
+    entries = _hooked_entries(optimizer)
+    rates = rates_differ(optimizer)
+    before = {
+        id(entry): _read_all(entry)
+        for entry in entries
+        if starts_from_before(entry.set) or (rates and len(entry.weights) > 1 and heeds(entry.set))
+    }
     type(optimizer)._backend_update_step(optimizer, grads, trainable_variables, learning_rate)
-    project_entries(optimizer, _hooked_entries(optimizer))
+    gradients = {id(variable): gradient for variable, gradient in zip(trainable_variables, grads, strict=True)}
+    project_entries(optimizer, entries, gradients, before)
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
@@ -188,12 +198,38 @@ def _hooked_entries(optimizer: Any) -> list[Entry]:
     return _entries(optimizer._trainable_variables) if entries is None else entries
 
 
-def project_entries(optimizer: Any, entries: Sequence[Entry]) -> None:
-    """Projects the weights of some entries and assigns them."""
+def _read_all(entry: Entry) -> list[Any]:
+    """The values of an entry's variables as they are now; PyTorch would change them under the reader."""
+    values = [keras.ops.convert_to_tensor(weight.variable) for weight in entry.weights]
+    return [value.clone() for value in values] if keras.backend.backend() == "torch" else values
+
+
+def project_entries(
+    optimizer: Any,
+    entries: Sequence[Entry],
+    gradients: Mapping[int, Any] = MappingProxyType({}),
+    before: Mapping[int, list[Any]] = MappingProxyType({}),
+) -> None:
+    """Projects the weights of some entries and assigns them.
+
+    Args:
+        optimizer: that holds them.
+        entries: what to project.
+        gradients: by the variables' ids, of the step that has just been taken; without, the metric is Euclidean.
+        before: by the entries' ids, the values before the step, where a projection starts from them.
+    """
+
+    def costs(entry: Entry) -> list[Any] | None:
+        if not gradients or not heeds(entry.set):
+            return None
+        variables = [weight.variable for weight in entry.weights]
+        stepped = [gradients.get(id(variable)) for variable in variables]
+        return costs_of(optimizer, variables, stepped, before.get(id(entry)))
+
     if keras.backend.backend() == "torch":
         with no_gradient():
             for stack in _stacks(optimizer, entries):
-                _project_stack(stack)
+                _project_stack(stack, [costs(entry) for entry in stack], before.get(id(stack[0])))
         return
     held = {id(variable): value for variable, value in vars(optimizer)["_inbounds_held"]}
 
@@ -201,7 +237,7 @@ def project_entries(optimizer: Any, entries: Sequence[Entry]) -> None:
         return keras.ops.convert_to_tensor(held.get(id(variable), variable), dtype=dtype_of(variable))
 
     for entry in entries:
-        for variable, value in projected(entry, read=read):
+        for variable, value in projected(entry, read=read, metric=costs(entry), before=before.get(id(entry))):
             variable.assign(value)
 
 
@@ -224,16 +260,20 @@ def _stacks(optimizer: Any, entries: Sequence[Entry]) -> list[list[Entry]]:
 
 def _likeness(entry: Entry) -> Any:
     """What entries of one stack share; its own id for an entry that is large, or whose set takes one weight."""
-    if sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL or not entry.applied.stackable:
+    if (
+        sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL
+        or not entry.applied.stackable
+        or starts_from_before(entry.set)
+    ):
         return id(entry)
     weights = tuple((w.shape, dtype_of(w.variable), bool(w.variable.trainable)) for w in entry.weights)
-    return entry.applied, entry.axes, weights
+    return entry.applied, entry.set.metric, entry.axes, weights
 
 
-def _project_stack(stack: Sequence[Entry]) -> None:
+def _project_stack(stack: Sequence[Entry], metrics: Sequence[list[Any] | None], before: list[Any] | None) -> None:
     """Entries that are alike, as one with one more axis that counts units."""
     if len(stack) == 1:
-        for variable, value in projected(stack[0], concrete=True):
+        for variable, value in projected(stack[0], concrete=True, metric=metrics[0], before=before):
             variable.assign(value)
         return
     import torch
@@ -245,7 +285,11 @@ def _project_stack(stack: Sequence[Entry]) -> None:
         return
     parts = [torch.stack([variable.value for variable in variables]) for variables in columns]
     axes = [tuple(axis + 1 for axis in span) for span in first.axes]
-    result = first.applied.nearest(Units.of(parts, axes, free, concrete=True))
+    metric = None
+    if any(costs is not None for costs in metrics):
+        even = [torch.ones_like(part[0], dtype=torch.float32) for part in parts]
+        metric = [torch.stack(costs) for costs in zip(*(costs or even for costs in metrics), strict=True)]
+    result = first.applied.nearest(floored(Units.of(parts, axes, free, concrete=True, metric=metric)))
     for variables, part, moves in zip(columns, result.parts, free, strict=True):
         if moves:
             torch._foreach_copy_([variable.value for variable in variables], list(part.unbind(0)))

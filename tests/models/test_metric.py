@@ -1,0 +1,156 @@
+"""The optimizer's metric in training: what the plan says of it, whom it follows, what is saved, whether it is right."""
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer
+
+import inbounds as ib
+from models.measure import numbers
+
+BOUND = 0.6
+
+
+def problem():
+    """Logistic regression on data whose columns have sizes that differ: where metrics differ."""
+    x, y = load_breast_cancer(return_X_y=True)
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    x = x * np.geomspace(0.2, 2.0, x.shape[1])
+    return x.astype("float32"), y.astype("float32")[:, None]
+
+
+def network(optimizer=None):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((30,)), keras.layers.Dense(1, name="dense")])
+    if optimizer is not None:
+        compiled(model, optimizer)
+    return model
+
+
+def compiled(model, optimizer):
+    model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True))
+    return model
+
+
+def trained(model, steps):
+    x, y = problem()
+    model.fit(x, y, batch_size=len(x), epochs=steps, shuffle=False, verbose=0)
+    return model
+
+
+def gap_to_stationarity(model):
+    """How far the gradient is from the outward normal of the ball at the kernel, in sine: 0 at the optimum."""
+    x, y = (part.astype("float64") for part in problem())
+    kernel, bias = (numbers(weight) for weight in model.get_weights())
+    scores = 1 / (1 + np.exp(-(x @ kernel + bias)))
+    gradient = x.T @ (scores - y)
+    assert np.isclose(np.linalg.norm(kernel), BOUND, rtol=1e-5), "the bound is met"
+    cosine = -np.sum(gradient * kernel) / np.linalg.norm(gradient) / np.linalg.norm(kernel)
+    return np.sqrt(max(0.0, 1 - cosine**2))
+
+
+o = keras.optimizers
+ADAPTIVE = {
+    "Adam": lambda rate: o.Adam(rate),
+    "RMSprop": lambda rate: o.RMSprop(rate),
+    "Lion": lambda rate: o.Lion(rate),
+    "loss scale": lambda rate: o.LossScaleOptimizer(o.Adam(rate), initial_scale=8.0),
+    "average": lambda rate: o.Adam(rate, use_ema=True, ema_momentum=0.5),
+}
+
+
+@pytest.mark.parametrize("name", list(ADAPTIVE))
+def test_training_ends_at_the_constrained_optimum_and_without_the_metric_it_does_not(name):
+    ends = {}
+    for metric in ("optimizer", "euclidean"):
+        schedule = o.schedules.CosineDecay(0.02, 400, alpha=1e-3)
+        model = network(ADAPTIVE[name](schedule))
+        ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, metric=metric)
+        ends[metric] = gap_to_stationarity(trained(model, 400))
+        ib.check(model)
+    assert ends["optimizer"] < 0.02
+    assert ends["euclidean"] > 0.1
+
+
+def test_a_matrix_set_gets_there_in_steps_from_the_weights_before():
+    ends = {}
+    for metric in ("optimizer", "euclidean"):
+        model = network(o.Adam(o.schedules.CosineDecay(0.02, 400, alpha=1e-3)))
+        ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)}, metric=metric)  # of one column: its norm
+        ends[metric] = gap_to_stationarity(trained(model, 400))
+        ib.check(model)
+    assert ends["optimizer"] < 0.05
+    assert ends["euclidean"] > 0.1
+
+
+def test_sets_given_to_layers_are_projected_in_the_optimizers_metric():
+    keras.utils.set_random_seed(0)
+    given = keras.layers.Dense(1, kernel_constraint=ib.MaxNorm(BOUND))
+    model = keras.Sequential([keras.Input((30,)), given])
+    compiled(model, o.Adam(o.schedules.CosineDecay(0.02, 400, alpha=1e-3)))
+    assert gap_to_stationarity(trained(model, 400)) < 0.02
+
+
+def test_the_plan_says_what_the_metric_is_and_follows_the_optimizer():
+    model = network()
+    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0), "**/bias": ib.NonNeg()})
+    assert "once the model is compiled" in str(plan)
+    assert "the same in all" in str(plan)
+    compiled(model, "adam")
+    assert "Adam: root of the second moment" in str(plan)
+    compiled(model, o.Lion(0.1))
+    assert "Lion: size of what the sign is taken of" in str(plan)
+    compiled(model, "sgd")
+    assert "SGD: Euclidean, all entries step alike" in str(plan)
+    assert "Euclidean, as asked for" in str(ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, metric="euclidean"))
+    assert "Euclidean: the set is not convex" in str(ib.constrain(model, {"**/kernel": ib.Sparse(2)}))
+
+
+def test_a_model_compiled_again_is_projected_in_the_metric_of_the_new_optimizer():
+    model = network("sgd")
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    trained(model, 2)
+    compiled(model, o.Adam(o.schedules.CosineDecay(0.02, 400, alpha=1e-3)))
+    assert gap_to_stationarity(trained(model, 400)) < 0.02
+
+
+def test_the_choice_of_the_euclidean_metric_is_saved(tmp_path):
+    model = network(o.Adam(o.schedules.CosineDecay(0.02, 300, alpha=1e-3)))
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, metric="euclidean")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    compiled(loaded, o.Adam(o.schedules.CosineDecay(0.02, 300, alpha=1e-3)))
+    assert gap_to_stationarity(trained(loaded, 300)) > 0.1
+    again = ib.constrain(loaded)  # the choice is made anew
+    assert "Adam" in str(again)
+
+
+class Halved(keras.optimizers.SGD):
+    """Steps entry by entry at half the rate for odd entries: a metric that is not SGD's."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_sub(variable, learning_rate * gradient / metric_of_halved(self, variable, gradient))
+
+
+def metric_of_halved(optimizer, variable, gradient):
+    odd = np.arange(np.prod(variable.shape)).reshape(variable.shape) % 2
+    return keras.ops.convert_to_tensor(1.0 + odd, dtype="float32")
+
+
+def test_an_unknown_optimizer_is_euclidean_and_says_so_until_its_metric_is_registered(monkeypatch):
+    model = network(Halved(0.1))
+    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    assert "Euclidean: Halved is unknown, see register_metric" in str(plan)
+    assert gap_to_stationarity(trained(model, 300)) > 0.05
+    monkeypatch.setattr("inbounds._metrics._METRICS", dict(ib._metrics._METRICS))
+    ib.register_metric(Halved, metric_of_halved, "twice for odd entries")
+    assert "Halved: twice for odd entries" in str(plan)
+    model = network(Halved(0.1))
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    assert gap_to_stationarity(trained(model, 300)) < 0.02
+
+
+@pytest.mark.parametrize(("kind", "reader"), [(int, print), (keras.optimizers.SGD, "sqrt"), ("adam", print)])
+def test_what_is_no_metric_is_refused(kind, reader):
+    with pytest.raises(ib.RuleError, match="register_metric takes a class of optimizers and a callable"):
+        ib.register_metric(kind, reader)
