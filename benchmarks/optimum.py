@@ -1,0 +1,155 @@
+"""How far constrained training ends above the optimum that Clarabel finds: the table of docs/optimizers.md.
+
+Logistic regression with a bias (softmax, one Dense layer) on scikit-learn's digits or breast cancer data: convex, so
+that there is one optimum. Each optimizer trains with a cosine schedule that ends at 1e-4 of its rate; a cell has the
+final loss over all data, in float64, above the optimum in percent, with the projection in the Euclidean metric (which
+is what `keras.constraints` come to where Keras has the set) and in the optimizer's. One backend a process:
+
+    KERAS_BACKEND=jax python benchmarks/optimum.py --batch 32
+"""
+
+import argparse
+import functools
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cvxpy as cp
+import keras
+import numpy as np
+from sklearn.datasets import load_breast_cancer, load_digits
+
+import inbounds as ib
+
+Data = tuple[np.ndarray, np.ndarray]
+
+KERNEL = "**/kernel"
+
+
+def columns(kernel: cp.Variable, norm: Callable[[Any], Any], bound: float) -> list[Any]:
+    return [norm(kernel[:, j]) <= bound for j in range(kernel.shape[1])]
+
+
+def joint(kernel: cp.Variable, bias: cp.Variable, norm: Callable[[Any], Any], bound: float) -> list[Any]:
+    return [norm(cp.hstack([kernel[:, j], bias[j]])) <= bound for j in range(kernel.shape[1])]
+
+
+SETS: dict[str, tuple[dict[Any, ib.Set], Callable[[Any, Any], list[Any]]]] = {
+    "MaxNorm(1)": ({KERNEL: ib.MaxNorm(1.0)}, lambda w, b: columns(w, cp.norm, 1)),
+    "L1Ball(3)": ({KERNEL: ib.L1Ball(3.0)}, lambda w, b: columns(w, cp.norm1, 3)),
+    "Simplex()": ({KERNEL: ib.Simplex()}, lambda w, b: [w >= 0, cp.sum(w, axis=0) == 1]),
+    "NonNeg() & MaxNorm(1)": (
+        {KERNEL: ib.NonNeg() & ib.MaxNorm(1.0)},
+        lambda w, b: [w >= 0, *columns(w, cp.norm, 1)],
+    ),
+    "Joint(MaxNorm(1))": ({keras.layers.Dense: ib.Joint(ib.MaxNorm(1.0))}, lambda w, b: joint(w, b, cp.norm, 1)),
+    "Joint(L1Ball(2))": ({keras.layers.Dense: ib.Joint(ib.L1Ball(2.0))}, lambda w, b: joint(w, b, cp.norm1, 2)),
+    "Monotone() & MaxNorm(1)": (
+        {KERNEL: ib.Monotone() & ib.MaxNorm(1.0)},
+        lambda w, b: [w[1:] >= w[:-1], *columns(w, cp.norm, 1)],
+    ),
+    "Box(-0.2, 0.2)": ({KERNEL: ib.Box(-0.2, 0.2)}, lambda w, b: [w >= -0.2, w <= 0.2]),
+    "SpectralNorm(2)": ({KERNEL: ib.SpectralNorm(2.0)}, lambda w, b: [cp.sigma_max(w) <= 2]),
+}
+
+o = keras.optimizers
+OPTIMIZERS: dict[str, tuple[Callable[[Any], Any], float]] = {
+    "SGD": (o.SGD, 0.5),
+    "SGD, momentum": (lambda rate: o.SGD(rate, momentum=0.9), 0.1),
+    "Adam": (o.Adam, 0.02),
+    "Adam, amsgrad": (lambda rate: o.Adam(rate, amsgrad=True), 0.02),
+    "AdamW": (lambda rate: o.AdamW(rate, weight_decay=0.0), 0.02),
+    "Nadam": (o.Nadam, 0.02),
+    "Adamax": (o.Adamax, 0.02),
+    "RMSprop": (o.RMSprop, 0.01),
+    "Adagrad": (o.Adagrad, 0.3),
+    "Adadelta": (o.Adadelta, 3.0),
+    "Adafactor": (o.Adafactor, 0.05),
+    "Lion": (o.Lion, 0.003),
+    "Lamb": (o.Lamb, 0.02),
+    "Ftrl": (o.Ftrl, 30.0),
+    "Muon": (o.Muon, 0.02),
+}
+
+
+def digits() -> Data:
+    x, y = load_digits(return_X_y=True)
+    return (x / 16).astype("float32"), np.eye(10, dtype="float32")[y]
+
+
+def cancer() -> Data:
+    x, y = load_breast_cancer(return_X_y=True)
+    return ((x - x.mean(axis=0)) / x.std(axis=0)).astype("float32"), np.eye(2, dtype="float32")[y]
+
+
+def optimum(data: Data, constraints: Callable[[Any, Any], list[Any]]) -> float:
+    """The least loss, as Clarabel finds it."""
+    x, y = (part.astype("float64") for part in data)
+    kernel, bias = cp.Variable((x.shape[1], y.shape[1])), cp.Variable(y.shape[1])
+    scores = x @ kernel + cp.reshape(bias, (1, y.shape[1]), order="C")
+    losses = cp.log_sum_exp(scores, axis=1) - cp.sum(cp.multiply(y, scores), axis=1)
+    problem = cp.Problem(cp.Minimize(cp.sum(losses) / len(x)), constraints(kernel, bias))
+    problem.solve(solver="CLARABEL")
+    return float(problem.value)
+
+
+def loss(data: Data, kernel: np.ndarray, bias: np.ndarray) -> float:
+    """Over all data, in float64."""
+    x, y = (part.astype("float64") for part in data)
+    scores = x @ kernel.astype("float64") + bias
+    largest = scores.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(scores - largest).sum(axis=1)) + largest[:, 0] - (y * scores).sum(axis=1)))
+
+
+def batches(data: Data, size: int | None) -> Iterator[Data]:
+    """All data again and again, or batches of them, each time in another order; the last, smaller one is left out."""
+    rng = np.random.default_rng(0)
+    x, y = data
+    while True:
+        if size is None:
+            yield x, y
+            continue
+        order = rng.permutation(len(x))
+        for start in range(0, len(x) - size + 1, size):
+            yield x[order[start : start + size]], y[order[start : start + size]]
+
+
+def trained(data: Data, rules: Any, make: Callable[[Any], Any], rate: float, metric: str, size: int | None, steps: int):
+    """The loss after training."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((data[0].shape[1],)), keras.layers.Dense(data[1].shape[1])])
+    schedule = keras.optimizers.schedules.CosineDecay(rate, steps, alpha=1e-4)
+    model.compile(make(schedule), keras.losses.CategoricalCrossentropy(from_logits=True))
+    ib.constrain(model, rules, metric=metric)
+    model.fit(batches(data, size), steps_per_epoch=steps, verbose=0)
+    ib.check(model)
+    return loss(data, *model.get_weights())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("digits", "cancer"), default="digits")
+    parser.add_argument("--batch", type=int, help="all data where left out")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS), metavar="SET")
+    parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS), choices=list(OPTIMIZERS), metavar="NAME")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
+    data = {"digits": digits, "cancer": cancer}[given.data]()
+    least = functools.cache(lambda name: optimum(data, SETS[name][1]))
+    print(f"{keras.backend.backend()}, {given.data}, batch {given.batch or 'all'}, {given.steps} steps\n")
+    print("| set | optimizer | Euclidean, % above | optimizer's metric, % above |\n|---|---|---|---|", flush=True)
+    for name, kind in itertools.product(given.sets, given.optimizers):
+        make, rate = OPTIMIZERS[kind]
+        ends = [
+            trained(data, SETS[name][0], make, rate, metric, given.batch, given.steps)
+            for metric in ("euclidean", "optimizer")
+        ]
+        above = [f"{100 * (end / least(name) - 1):.4f}" for end in ends]
+        print(f"| `{name}` | {kind} | {above[0]} | {above[1]} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
