@@ -139,6 +139,15 @@ def constant(like: Array, value: Any) -> Array:
     return keras.ops.convert_to_tensor(value, dtype=dtype_of(like))
 
 
+def dense(x: Array) -> Array:
+    """A gradient as a tensor: TensorFlow's of an Embedding has the rows that were used only."""
+    if keras.backend.backend() != "tensorflow":
+        return x
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(x)
+
+
 def is_concrete(x: Array) -> bool:
     """Whether Python may look at the values of `x`: nothing traces or vectorizes what is computed of it."""
     backend = keras.backend.backend()

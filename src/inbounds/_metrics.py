@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays import Array, dtype_of, namespace, working_dtype
+from inbounds._arrays import Array, dense, dtype_of, namespace, working_dtype
 from inbounds._errors import RuleError, explain
 from inbounds._set import Set
 from inbounds._units import Units
@@ -147,6 +147,7 @@ def costs_of(
             ones = keras.ops.ones(variable.shape, working_dtype(dtype_of(variable)))
             costs.append(ones if not variable.trainable else None)
             continue
+        gradient = dense(gradient)
         cost = metric.reader(optimizer, variable, gradient)
         if cost is not None and metric.rate is not None and before is not None:
             cost = cost / metric.rate(optimizer, variable, before[i], gradient, cost)

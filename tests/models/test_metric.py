@@ -154,3 +154,17 @@ def test_an_unknown_optimizer_is_euclidean_and_says_so_until_its_metric_is_regis
 def test_what_is_no_metric_is_refused(kind, reader):
     with pytest.raises(ib.RuleError, match="register_metric takes a class of optimizers and a callable"):
         ib.register_metric(kind, reader)
+
+
+@pytest.mark.parametrize("kind", ["adam", "lion", "adadelta"])
+def test_gradients_of_embeddings_that_come_as_slices_are_read(kind):
+    """TensorFlow's hold the rows that were used; those of Lion and Adadelta are part of the metric."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((4,), dtype="int32"), layers.Embedding(50, 6), layers.GlobalAveragePooling1D(), layers.Dense(2)]
+    )
+    model.compile(kind, "mse")
+    ib.constrain(model, {"embedding*/embeddings": ib.MaxNorm(0.05)})
+    rng = np.random.default_rng(0)
+    model.fit(rng.integers(0, 50, (32, 4)), rng.random((32, 2)), epochs=2, verbose=0)
+    ib.check(model)

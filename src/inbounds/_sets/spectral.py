@@ -190,13 +190,15 @@ class SpectralNorm(_Ball):
         center: what the ball is about, see `MaxNorm`.
         stack: how many matrices the units make, one block of units after the other: the gates of a recurrent layer.
 
-    Cost: the Gram matrix of the smaller side, its eigenvectors, and 7 products of matrices; where the Gram matrix
-    alone shows that a matrix is inside, no eigenvectors. Once more, 3 times at most, for each factor of 64 (in float64
-    16384) by which the largest singular value exceeds the bound. NumPy: an SVD in float64.
+    Cost: an SVD, and 3 products of matrices. In training a matrix whose Gram matrix shows that it is inside costs that
+    product only. NumPy is decomposed in float64. TensorFlow, which can't vectorize an SVD, takes eigenvectors of the
+    Gram matrix and 7 products, once more, 3 times at most, for each factor of 64 (in float64 16384) by which the
+    largest singular value exceeds the bound.
 
     A zero matrix is inside. Singular values below the bound stay; equal ones are no special case. What ends up at the
-    bound is aimed 3 epsilons of float32 (float64) below it, so that the tolerance is 4 ulp at every size; a large
-    matrix within a few ulp of the bound may be moved by as much. NaN and infinities stay, and count as violated.
+    bound is aimed 3 + 2 sqrt(n) epsilons of float32 (float64) below it, for n rows or columns, whichever are fewer, so
+    that the tolerance is 4 ulp at every size; a large matrix within a few ulp of the bound may be moved by as much. NaN
+    and infinities stay, and count as violated.
 
     Source: Lefkimmiatis, Ward and Unser, "Hessian Schatten-norm regularization for linear inverse problems", 2013;
     Sedghi, Gupta and Long, "The singular values of convolutional layers", 2019.
@@ -251,9 +253,9 @@ class NuclearNorm(_Ball):
         center: see `MaxNorm`.
         stack: see `SpectralNorm`.
 
-    Cost: as `SpectralNorm`, once for each factor of 64 (in float64 16384) between the largest singular value and the
-    smallest, 4 times at most; what is smaller still counts as noise. The threshold is a closed formula of the sorted
-    singular values. NumPy: an SVD in float64.
+    Cost: as `SpectralNorm`, with an SVD also where the matrix is inside. The threshold is a closed formula of the
+    sorted singular values. TensorFlow takes eigenvectors once for each factor of 64 (in float64 16384) between the
+    largest singular value and the smallest, 4 times at most; what is smaller still counts as noise.
 
     A zero matrix is inside. Rounding a matrix of n rows adds to each of its n singular values, which are summed here:
     the aim is 3 + 2 sqrt(n) epsilons of float32 (float64) below the bound, and from 56 rows on (sqrt(n) / 5 - 1.5)
@@ -315,8 +317,8 @@ class Orthogonal(_Spectral):
         stack: see `SpectralNorm`.
 
     Cost: for a matrix that is nearly orthogonal, as after a step of training, Newton-Schulz steps of two products of
-    matrices each: 3 to 5, 8 at most. For others singular vectors as in `NuclearNorm`, once more each where singular
-    values are 0. NumPy: an SVD in float64.
+    matrices each: 3 to 5, 8 at most. For others an SVD as in `NuclearNorm`, once more each where singular values are 0,
+    and these steps after it. NumPy is decomposed in float64.
 
     A matrix with singular values of 0 has many nearest points: it goes to the one of them that is nearest to the matrix
     with ones on its diagonal; so does a matrix of zeros, which becomes that. Where these are many still, to one of
