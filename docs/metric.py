@@ -19,6 +19,7 @@ START, STEPS, RATE = np.array([-0.3, -0.6]), 5000, 0.02
 
 
 def loss_at(w: np.ndarray) -> np.ndarray:
+    """The loss at weights along the last axis."""
     return np.sum(CURVES * (w - TARGET) ** 2, axis=-1) / 2
 
 
@@ -37,6 +38,7 @@ def path(in_metric: bool) -> Iterator[np.ndarray]:
 
 
 def figure() -> Figure:
+    """The ball, curves of equal loss, and both paths."""
     made = Figure(figsize=(4.4, 3.4), layout="constrained")
     axes = made.subplots()
     x, y = np.meshgrid(np.linspace(-1.2, 2.1, 221), np.linspace(-1.1, 1.5, 201))
