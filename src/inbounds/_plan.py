@@ -80,17 +80,21 @@ class Plan:
         prefix = common_parts(weight.path for weight in weights)
         rows: list[tuple[Any, ...]] = []
         notes = []
+        metrics = []
         for entry in self.entries:
             paths = [path.removeprefix(prefix) for path in entry.paths]
             spans = [f"{_axes(axes)} of {weight.shape}" for weight, axes in zip(entry.weights, entry.axes, strict=True)]
             rows.append(("\n".join(paths), repr(entry.set), entry.units, "\n".join(spans), entry.source))
-            named = " + ".join(paths)
-            measured = self.metrics(entry)
-            notes += [(named, entry.note), (named, measured and f"metric: {measured}")]
+            notes.append((" + ".join(paths), entry.note))
+            metrics.append((" + ".join(paths), self.metrics(entry)))
+        words = {said for _, said in metrics if said}
+        in_all = f" ({next(iter(words))})" if len(words) == 1 else ""
+        if len(words) > 1:
+            notes += [(paths, f"metric: {said}") for paths, said in metrics]
         notes += [(weight.path.removeprefix(prefix), f"free, {why}") for weight, why in self.free]
         under = f", under {prefix}" if prefix else ""
         return table(
-            f"Plan of {len(self.entries)} sets, {self.metric} metric{under}",
+            f"Plan of {len(self.entries)} sets, {self.metric} metric{in_all}{under}",
             ("weight", "set", "units", "axes of a unit", "rule"),
             rows,
             grouped(notes),

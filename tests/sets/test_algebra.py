@@ -86,7 +86,7 @@ CASES: dict[str, tuple[ib.Set, Program, str]] = {
         lambda r: [length(r, 1) <= 1, length(r - 0.3, 1) <= 1],
         "Dykstra's algorithm",
     ),
-    "order, l1": (ib.Monotone() & ib.L1Ball(1), lambda r: [rising(r), length(r, 1) <= 1], "Dykstra's algorithm"),
+    "order, l1": (ib.Monotone() & ib.L1Ball(1), lambda r: [rising(r), length(r, 1) <= 1], "one multiplier for L1Ball"),
     "order, l1, box": (
         ib.Monotone() & ib.L1Ball(1) & ib.Box(LOWS, 0.5),
         lambda r: [rising(r), length(r, 1) <= 1, r >= LOWS[None], r <= 0.5],

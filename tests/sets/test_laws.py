@@ -103,7 +103,7 @@ def members(case: Case, shape: tuple[int, int], seed: int = 1) -> Any:
 
 def each_shape(case: Case, make: Callable[..., Any], dtype: str, library: str) -> Iterator[Any]:
     few = case.slow and library == BACKEND  # each shape is compiled anew
-    for seed, shape in enumerate(case.shapes(*(SHAPES[1:] if few else SHAPES))):
+    for seed, shape in enumerate(case.shapes(*([ORDINARY] if few else SHAPES))):
         yield array(make(case, shape, seed), dtype, library)
 
 
