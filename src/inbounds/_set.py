@@ -445,7 +445,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             raise SetError(
                 explain(
                     "`metric` is finite and above 0 everywhere",
-                    f"metric with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
+                    f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
                     where=f"rows of shape {tuple(rows.shape)}",
                     instead="a floor, such as metric.clip(1e-6 * metric.max())",
                 )

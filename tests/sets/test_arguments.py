@@ -185,7 +185,12 @@ def test_a_metric_has_the_shape_of_the_rows() -> None:
 def test_a_metric_is_above_0() -> None:
     rule = "`metric` is finite and above 0 everywhere."
     for owner in (ib.MaxNorm(1), ib.NonNeg()):
-        assert_says(lambda owner=owner: owner.project(ROWS, np.zeros((2, 3))), rule, "metric with 6 entries", "a floor")
+        assert_says(
+            lambda owner=owner: owner.project(ROWS, np.zeros((2, 3))),
+            rule,
+            "metric=an array with 6 entries that are not",
+            "a floor",
+        )
 
 
 def test_a_custom_takes_a_function() -> None:
