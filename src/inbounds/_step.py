@@ -199,9 +199,8 @@ def _hooked_entries(optimizer: Any) -> list[Entry]:
 
 
 def _read_all(entry: Entry) -> list[Any]:
-    """The values of an entry's variables as they are now; PyTorch would change them under the reader."""
-    values = [keras.ops.convert_to_tensor(weight.variable) for weight in entry.weights]
-    return [value.clone() for value in values] if keras.backend.backend() == "torch" else values
+    """Copies of an entry's variables as they are now: PyTorch and TensorFlow would change them under the reader."""
+    return [keras.ops.copy(weight.variable) for weight in entry.weights]
 
 
 def project_entries(

@@ -145,7 +145,7 @@ def test_a_step_of_any_optimizer_is_its_own_step_and_the_nearest_joint_vectors(n
         rows = np.concatenate([numbers(free.kernel), np.atleast_2d(numbers(free.bias))]).T
         nearest = ib.MaxNorm(BOUND).project(rows, implied_metric(name, before, steps)).T
         kernel, bias = nearest[:-1], nearest[-1]
-    close = slack(BOUND) if name in EUCLIDEAN or "before" in name else 2e-5
+    close = slack(BOUND) if name in EUCLIDEAN or "before" in name else 2e-4  # the metric is read off a float32 step
     np.testing.assert_allclose(numbers(held.kernel), kernel, rtol=0, atol=close)
     np.testing.assert_allclose(numbers(held.bias), bias, rtol=0, atol=close)
 
