@@ -34,19 +34,25 @@ def conv(**arguments):
     )
 
 
-def joint():
-    both = ib.Joint(ib.MaxNorm(1.0))
+def separate(metric):
+    return {
+        "kernel_constraint": ib.MaxNorm(1.0).in_metric(metric),
+        "bias_constraint": ib.NonNeg().in_metric(metric),
+    }
+
+
+def joint(metric):
+    both = ib.Joint(ib.MaxNorm(1.0)).in_metric(metric)
     return {"kernel_constraint": both, "bias_constraint": both}
 
 
 VARIANTS = {
-    "free": dict,
-    "keras": lambda: {
-        "kernel_constraint": keras.constraints.MaxNorm(1.0),
-        "bias_constraint": keras.constraints.NonNeg(),
-    },
-    "inbounds": lambda: {"kernel_constraint": ib.MaxNorm(1.0), "bias_constraint": ib.NonNeg()},
-    "inbounds joint": joint,
+    "free": {},
+    "keras": {"kernel_constraint": keras.constraints.MaxNorm(1.0), "bias_constraint": keras.constraints.NonNeg()},
+    "separate, Euclidean": separate("euclidean"),
+    "joint, Euclidean": joint("euclidean"),
+    "separate": separate("optimizer"),
+    "joint": joint("optimizer"),
 }
 
 
@@ -74,7 +80,7 @@ def main():
     for name in options.models:
         build = {"mlp": mlp, "many": many, "conv": conv}[name]
         steps = options.steps if name != "conv" else max(5, options.steps // 5)
-        models = {variant: compiled(build, arguments()) for variant, arguments in VARIANTS.items()}
+        models = {variant: compiled(build, arguments) for variant, arguments in VARIANTS.items()}
         shape = models["free"].input_shape[1:]
         rng = np.random.default_rng(0)
         x = rng.normal(size=(64 * steps, *shape)).astype("float32")
@@ -85,7 +91,7 @@ def main():
         print(f"{build.__doc__} free: {1000 * statistics.median(r['free'] for r in rounds) / steps:.2f} ms a step")
         for variant in list(VARIANTS)[1:]:
             low, middle, high = statistics.quantiles((r[variant] / r["free"] for r in rounds), n=4)
-            print(f"  {variant:15} {middle:.3f} ({low:.3f} to {high:.3f})")
+            print(f"  {variant:20} {middle:.3f} ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

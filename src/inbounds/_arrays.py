@@ -171,25 +171,36 @@ State = tuple[Array, ...]
 
 
 def iterate(
-    step: Callable[[State], tuple[State, Array]], state: State, limit: int, unrolled: int | None = None
+    step: Callable[[State], tuple[State, Array]],
+    state: State,
+    limit: int,
+    unrolled: int = 0,
+    unfinished: Array | None = None,
 ) -> State:
     """`step`, from state to state, as long as it says of some unit that it is unfinished, `limit` times at most.
 
-    A step leaves what is finished as it is: where PyTorch exports or vectorizes, and no value can be looked at, all
-    steps are taken, or `unrolled` of them; `torch.compile` leaves the loop to Python. Nothing is differentiated; what
-    the step sees besides the state is to be `without_gradient`.
+    A step leaves what is finished as it is: where PyTorch exports or vectorizes, and no value can be looked at,
+    `unrolled` steps are taken; `torch.compile` leaves the loop to Python. Nothing is differentiated; what the step sees
+    besides the state is to be `without_gradient`.
+
+    Args:
+        step: from a state to the next, and which units are unfinished then.
+        state: to begin with.
+        limit: the most steps.
+        unrolled: see above; 0: `limit`.
+        unfinished: which units are to begin with; None: the first step tells.
     """
     if is_eager_torch(state[0]) and _TORCH.torch.compiler.is_compiling():
-        return _TORCH.torch.compiler.disable(iterate)(step, state, limit)  # type: ignore[no-any-return]
+        left_to_python = _TORCH.torch.compiler.disable(iterate)
+        return left_to_python(step, state, limit, unrolled, unfinished)  # type: ignore[no-any-return]  # torch has Any
     state = tuple(without_gradient(x) for x in state)
-    stepped = is_concrete(state[0]) or is_eager_torch(state[0])
-    unfinished = booleans(state[0], True)
-    if stepped:
+    taken = 0
+    if unfinished is None and (is_concrete(state[0]) or is_eager_torch(state[0])):
         state, unfinished = step(state)  # also tells whether what the step sees besides the state is concrete
-        limit, unrolled = limit - 1, limit - 1 if unrolled is None else unrolled - 1
-    concrete = stepped and is_concrete(unfinished)
-    if concrete or is_eager_torch(unfinished):
-        for _ in range(limit if concrete else unrolled or 0):
+        taken = 1
+    if unfinished is not None and (is_concrete(unfinished) or is_eager_torch(unfinished)):
+        concrete = is_concrete(unfinished)
+        for _ in range((limit if concrete else unrolled or limit) - taken):
             if concrete and not bool(namespace(unfinished).any(unfinished)):
                 break
             state, unfinished = step(state)
@@ -199,8 +210,8 @@ def iterate(
             state, unfinished = step(state)
             return (keras.ops.any(unfinished), *state)
 
-        start = (keras.ops.any(unfinished), *state)
-        state = keras.ops.while_loop(lambda go, *_: go, body, start, maximum_iterations=limit)[1:]
+        go = booleans(state[0], True) if unfinished is None else keras.ops.any(unfinished)
+        state = keras.ops.while_loop(lambda go, *_: go, body, (go, *state), maximum_iterations=limit - taken)[1:]
     return tuple(without_gradient(x) for x in state)
 
 
@@ -210,7 +221,7 @@ def repeat(step: Callable[[State], State], state: State, times: int) -> State:
         for _ in range(times):
             state = step(state)
         return state
-    return keras.ops.scan(lambda state, _: (step(state), None), state, length=times)[0]  # type: ignore[no-any-return]
+    return keras.ops.scan(lambda state, _: (step(state), None), state, length=times)[0]  # type: ignore[no-any-return]  # keras has no types
 
 
 def without_gradient(x: Array) -> Array:

@@ -108,15 +108,12 @@ def _in_metric(model: Any, plan: Plan, metric: str) -> Plan:
 
 
 def _measured_by(model: Any, entry: Entry) -> str:
-    """What the metric of an entry is in the steps of the optimizer that the model has now."""
+    """What the metric of an entry is in the steps of the optimizers that the model has now."""
+    variables = [weight.variable for weight in entry.weights]
+    ids = set(map(id, variables))
     steps = [optimizer for optimizer in optimizers_of(model) if not isinstance(optimizer, WRAPPERS)]
-    own = [
-        optimizer
-        for optimizer in steps
-        if any(variable is entry.weights[0].variable for variable in optimizer._trainable_variables)
-    ]
-    unbuilt = [optimizer for optimizer in steps if not optimizer.built]
-    return words_of(next(iter([*own, *unbuilt]), None), entry.set)
+    own = [optimizer for optimizer in steps if ids & set(map(id, optimizer._trainable_variables))]
+    return words_of(own or [optimizer for optimizer in steps if not optimizer.built], entry.set, variables)
 
 
 def release(model: Any) -> None:

@@ -5,13 +5,13 @@ What `variable.constraint` is while a plan holds: who reads the variable, an opt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from inbounds._arrays import Array, cast, dtype_of, quiet
-from inbounds._metrics import floored
+from inbounds._arrays import Array, cast, dtype_of, epsilon, quiet
+from inbounds._metrics import LEAST, UNKNOWN, Step
 from inbounds._plan import Entry
 from inbounds._units import Units
 
@@ -64,8 +64,8 @@ def projected(
     frozen_too: bool = False,
     read: Callable[[Any], Array] = keras.ops.convert_to_tensor,
     concrete: bool = False,
-    metric: Sequence[Array] | None = None,
-    before: Sequence[Array] | None = None,
+    step: Step = UNKNOWN,
+    strict: bool = False,
 ) -> list[tuple[Any, Array]]:
     """The variables of an entry with their nearest values in the set; all are computed before any is assigned.
 
@@ -74,16 +74,35 @@ def projected(
         frozen_too: whether frozen weights move too; else they stay and the others keep the unit inside.
         read: gives the value of a variable, as a tensor or a NumPy array: what the projection is computed with.
         concrete: as in `Units`.
-        metric: for each variable, what moves of its entries cost, see `costs_of`; None: all the same.
-        before: the variables before the step, where a projection in that metric starts from them.
+        step: that led to the values; see `step_of`.
+        strict: whether units that are within rounding of a bound are put on it too, so that the rounding of many steps
+            doesn't add up.
     """
     variables = [weight.variable for weight in entry.weights]
     free = [frozen_too or bool(variable.trainable) for variable in variables]
     if not any(free):
         return []
     values = [read(variable) for variable in variables]
+
+    def whole(units: Units) -> Units:
+        return units.together() if entry.applied.couples else units
+
     with quiet(values[0]):
-        given = Units.of(values, entry.axes, free, concrete=concrete, metric=metric, before=before)
-        units = entry.applied.nearest(floored(given))
+        given = Units.of(
+            values,
+            entry.axes,
+            free,
+            concrete=concrete,
+            metric=step.costs,
+            before=step.before,
+            training=step is not UNKNOWN,
+        ).comparable(entry.applied.couples, LEAST)
+        if strict:
+            wide = given.map(lambda x: x * (1 + 8 * epsilon(given.dtype)))
+            given = given.chosen(~whole(wide).same(entry.applied.nearest(wide)), wide)
+        units = entry.applied.nearest(given)
+        if step.instead is not None:
+            inside = whole(given).same(units)
+            units = entry.applied.nearest(given.with_parts(step.instead)).chosen(inside, given)
     parts = zip(variables, units.parts, free, strict=True)
     return [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]

@@ -10,15 +10,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from inbounds._arrays import Array, dense, dtype_of, namespace, working_dtype
+from inbounds._arrays import Array, dense, dtype_of, working_dtype
 from inbounds._errors import RuleError, explain
 from inbounds._set import Set
-from inbounds._units import Units
 
 Reader = Callable[[Any, Any, Any], Any]
 """From an optimizer, a variable and its gradient in this step to a tensor like it; None: all entries alike."""
@@ -26,8 +25,16 @@ Reader = Callable[[Any, Any, Any], Any]
 Rate = Callable[[Any, Any, Array, Any, Array], Array]
 """From an optimizer, a variable, its value before the step, its gradient and costs to one number."""
 
-FLOOR = 1e-3
-"""Entries cost no less than this share of the root mean square of their unit's costs. What costs less has hardly had a
+EUCLIDEAN = "Euclidean"
+
+Covers = Callable[[Any, Any], bool]
+"""From an optimizer, built, and a variable to whether it steps the variable entry by entry, each at its own rate."""
+
+Lead = Callable[[Any, Any], tuple[Any, Array]]
+"""From an optimizer and a variable to the variable that it steps instead, and the share of that in the weights."""
+
+LEAST = 1e-3
+"""Entries cost no less than this share of the most that one of their unit costs. What costs less has hardly had a
 gradient, and would take a unit's whole correction; docs/optimizers.md has what other shares do."""
 
 
@@ -36,21 +43,41 @@ class Metric:
     """How the steps of one kind of optimizer measure.
 
     Attributes:
-        reader: what reads it.
-        words: what it is, or why it is the Euclidean one.
-        step: the method of the class that it was written for: a class that steps otherwise is another kind.
+        reader: what reads it; None: all entries step alike.
+        words: what it is.
         rate: what the steps of a variable are multiplied by besides, where that differs between variables.
+        covers: which variables it is for; None: all.
+        force: what the steps of the other variables are made of, by a matrix that is positive definite.
+        others: what is done with them.
+        lead: what is stepped, where the weights are an average that follows it; None: the weights.
     """
 
-    reader: Reader
-    words: str
-    step: Any
+    reader: Reader | None
+    words: str = ""
     rate: Rate | None = None
+    covers: Covers | None = None
+    force: Reader | None = None
+    others: str = ""
+    lead: Lead | None = None
 
 
-_METRICS: dict[type, Metric] = {}
+@dataclass(frozen=True)
+class Step:
+    """What the projection after a step knows of it; for each variable of an entry.
 
-EUCLIDEAN = "Euclidean"
+    Attributes:
+        costs: what moves of its entries cost; None: all the same.
+        before: the values before the step; None: not needed.
+        instead: what to project in place of a unit that the step has left outside; None: the unit.
+    """
+
+    costs: Sequence[Array] | None = None
+    before: Sequence[Array] | None = None
+    instead: Sequence[Array] | None = None
+
+
+UNKNOWN = Step()
+"""No step, as when weights are put inside by themselves."""
 
 
 def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -> None:
@@ -81,117 +108,145 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
                 instead="register_metric(MyAdam, lambda opt, v, g: ...)",
             )
         )
-    kind: Any = optimizer
-    _METRICS[kind] = Metric(reader, words, kind.update_step)
+    _METRICS[optimizer] = Metric(reader, words)
 
 
 def metric_of(optimizer: Any) -> Metric | None:
     """The metric of an optimizer; None: of an unknown kind."""
-    for kind in type(optimizer).__mro__:
-        known = _METRICS.get(kind)
-        if known is not None and getattr(type(optimizer), "update_step", None) is known.step:
-            return known
+    own: Any = type(optimizer)
+    for kind in own.__mro__:
+        if kind in _METRICS and own.update_step is kind.update_step:  # else it steps in a way of its own
+            return _METRICS[kind]
     return None
 
 
-def words_of(optimizer: Any, owner: Set) -> str:
-    """What the metric of a set is in the steps of an optimizer, or why it is the Euclidean one."""
+def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any]) -> str:
+    """What the metric of a set is in training, or why it is the Euclidean one.
+
+    Args:
+        optimizers: those that step the variables; none, where the model isn't compiled.
+        owner: the set.
+        variables: that make its units together.
+    """
     if owner.metric == "euclidean":
         return f"{EUCLIDEAN}, as asked for"
-    if owner.same_in_every_metric:
-        return "the same in all: each entry by itself"
-    if not heeds(owner):
+    if not _heeds(owner):
         return f"{EUCLIDEAN}: the set is not convex"
-    if optimizer is None:
+    if not optimizers and not owner.same_in_every_metric:
         return "the optimizer's, once the model is compiled"
-    found = metric_of(optimizer)
-    name = type(optimizer).__name__
-    if found is None:
-        return f"{EUCLIDEAN}: {name} is unknown, see register_metric"
-    return f"{name}: {found.words}"
+    if len(optimizers) > 1:
+        return f"{EUCLIDEAN}: {len(optimizers)} optimizers step weights of one unit"
+    for optimizer in optimizers:
+        name, found = type(optimizer).__name__, metric_of(optimizer)
+        if found is not None and optimizer.built and not _covers_all(found, optimizer, variables):
+            return f"{name}: {found.others}"
+        if owner.same_in_every_metric:
+            break
+        if found is None:
+            return f"{EUCLIDEAN}: {name} is unknown, see register_metric"
+        if found.reader is None:
+            return f"{EUCLIDEAN}: {name} steps all entries alike"
+        return f"{name}: {found.words}"
+    return "the same in all: each entry by itself"
 
 
-def heeds(owner: Set) -> bool:
-    """Whether the nearest point of a set depends on the metric."""
-    return owner.metric != "euclidean" and not owner.same_in_every_metric and (owner.weighs or owner.convex)
-
-
-def starts_from_before(owner: Set) -> bool:
-    """Whether the projection on a set in a metric starts from the weights before the step."""
-    return heeds(owner) and not owner.weighs
-
-
-def rates_differ(optimizer: Any) -> bool:
-    """Whether an optimizer steps variables at different rates, which matters where several make units together."""
+def looks_back(optimizer: Any, owner: Set, variables: Sequence[Any]) -> bool:
+    """Whether the projection after a step needs the values before it."""
     metric = metric_of(optimizer)
-    return metric is not None and metric.rate is not None
+    if not _heeds(owner) or metric is None or metric.reader is None:
+        return False
+    if not _covers_all(metric, optimizer, variables):
+        return True
+    if owner.same_in_every_metric:
+        return False
+    return not owner.weighs or (metric.rate is not None and len(variables) > 1)
 
 
-def costs_of(
-    optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any], before: Sequence[Array] | None = None
-) -> list[Array] | None:
-    """What moves of some variables cost in the step that an optimizer has just taken; None: all the same.
+def step_of(
+    optimizer: Any,
+    owner: Set,
+    variables: Sequence[Any],
+    gradients: Sequence[Any],
+    before: Sequence[Array] | None = None,
+) -> Step:
+    """What the projection on a set knows of the step that an optimizer has just taken.
 
     Args:
         optimizer: after its update.
-        variables: that make units together.
+        owner: the set.
+        variables: that make its units together.
         gradients: for each, its gradient in the step; None for one that wasn't stepped, as one that is frozen.
-        before: for each, its value before the step; needed where rates differ.
+        before: for each, its value before the step, where it `looks_back`.
     """
     metric = metric_of(optimizer)
-    if metric is None:
-        return None
-    costs = []
+    if not _heeds(owner) or metric is None or metric.reader is None:
+        return UNKNOWN
+    if owner.same_in_every_metric and _covers_all(metric, optimizer, variables):
+        return UNKNOWN
+    costs, instead = [], []
     for i, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
+        dtype = working_dtype(dtype_of(variable))
+        value = keras.ops.cast(variable, dtype)
+        old = None if before is None else keras.ops.cast(before[i], dtype)
         if gradient is None:
-            ones = keras.ops.ones(variable.shape, working_dtype(dtype_of(variable)))
-            costs.append(ones if not variable.trainable else None)
-            continue
-        gradient = dense(gradient)
-        cost = metric.reader(optimizer, variable, gradient)
-        if cost is not None and metric.rate is not None and before is not None:
-            cost = cost / metric.rate(optimizer, variable, before[i], gradient, cost)
-        costs.append(cost)
-    if any(cost is None for cost in costs):
-        return None
-    return [
-        keras.ops.cast(cost, working_dtype(dtype_of(variable))) for cost, variable in zip(costs, variables, strict=True)
-    ]
+            if variable.trainable:  # the optimizer left it out
+                return UNKNOWN
+            cost = keras.ops.ones_like(value)
+        elif _covered(metric, optimizer, variable):
+            cost = metric.reader(optimizer, variable, dense(gradient))
+            if cost is None:
+                return UNKNOWN
+            if metric.rate is not None and old is not None:
+                cost = cost / metric.rate(optimizer, variable, old, dense(gradient), cost)
+        else:
+            assert metric.force is not None
+            force = keras.ops.cast(metric.force(optimizer, variable, dense(gradient)), dtype)
+            pull, way = _length(force), _length(value - old)
+            some = (pull > 0) & (way > 0)
+            cost = keras.ops.ones_like(value) * keras.ops.where(some, pull / keras.ops.where(some, way, 1.0), 1.0)
+            value = old - force / cost
+        costs.append(keras.ops.cast(cost, dtype))
+        instead.append(value)
+    return Step(costs, before, None if _covers_all(metric, optimizer, variables) else instead)
 
 
-def floored(units: Units) -> Units:
-    """Units with a metric that is finite and above 0, with no entry far cheaper than the others of its unit."""
-    if units.metric is None:
-        return units
-    xp = namespace(units.parts[0])
-    costs = units.with_parts(units.metric)
-    free = costs.only(free=True)
-    if free is None:
-        return units.costing(None)
-    most = free.max(lambda d: d)
-    usable = xp.isfinite(most) & (most > 0)
-    unit = xp.where(usable, most, xp.ones_like(most))
-    share = free.map(lambda d, unit: d / unit, unit)
-    least = FLOOR * xp.sqrt(share.sum(lambda d: d * d) / free.length)
-    share = share.map(lambda d, least, good: xp.where(good, xp.maximum(d, least), xp.ones_like(d)), least, usable)
-    return units.costing_as(costs.with_free(share))
+def lead_of(optimizer: Any) -> Lead | None:
+    """What tells which variables an optimizer steps in place of the model's; None: it steps those."""
+    metric = metric_of(optimizer)
+    return None if metric is None else metric.lead
+
+
+def _heeds(owner: Set) -> bool:
+    """Whether projections on a set follow the optimizer."""
+    return owner.metric != "euclidean" and (owner.weighs or owner.convex)
+
+
+def _covered(metric: Metric, optimizer: Any, variable: Any) -> bool:
+    return not variable.trainable or metric.covers is None or metric.covers(optimizer, variable)
+
+
+def _covers_all(metric: Metric, optimizer: Any, variables: Sequence[Any]) -> bool:
+    return all(_covered(metric, optimizer, variable) for variable in variables)
 
 
 # What each optimizer of Keras keeps.
 
 
+def _keeper(optimizer: Any, name: str, variable: Any) -> Any:
+    """The variable in which an optimizer keeps something of another, under a name; None: nothing."""
+    return getattr(optimizer, name)[optimizer._get_variable_index(variable)]
+
+
 def _kept(optimizer: Any, name: str, variable: Any) -> Any:
-    """What an optimizer keeps of a variable under a name, as it is in this step."""
-    kept = getattr(optimizer, name)[optimizer._get_variable_index(variable)]
-    return None if kept is None else keras.ops.convert_to_tensor(kept)
+    """What it holds in this step."""
+    return keras.ops.convert_to_tensor(_keeper(optimizer, name, variable))
 
 
 def _root_of(name: str) -> Reader:
     """The root of a second moment, and the optimizer's epsilon beside it."""
 
     def read(optimizer: Any, variable: Any, gradient: Any) -> Any:
-        moment = _kept(optimizer, name, variable)
-        return None if moment is None else keras.ops.sqrt(moment) + optimizer.epsilon
+        return keras.ops.sqrt(_kept(optimizer, name, variable)) + optimizer.epsilon
 
     return read
 
@@ -230,8 +285,7 @@ def _adadelta(optimizer: Any, variable: Any, gradient: Any) -> Any:
 
 
 def _adafactor(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    moment = _kept(optimizer, "_v", variable)
-    return None if moment is None else keras.ops.sqrt(moment)
+    return keras.ops.sqrt(_kept(optimizer, "_v", variable))
 
 
 def _ftrl(optimizer: Any, variable: Any, gradient: Any) -> Any:
@@ -245,6 +299,33 @@ def _lion(optimizer: Any, variable: Any, gradient: Any) -> Any:
     momentum, b1, b2 = _kept(optimizer, "_momentums", variable), optimizer.beta_1, optimizer.beta_2
     before = (momentum - (1 - b2) * keras.ops.cast(gradient, momentum.dtype)) / b2
     return keras.ops.abs(b1 * before + (1 - b1) * keras.ops.cast(gradient, momentum.dtype))
+
+
+def _muon_force(optimizer: Any, variable: Any, gradient: Any) -> Any:
+    """What Muon makes orthogonal, as a mean of gradients rather than a sum, so that it compares with Adam's."""
+    share, step = optimizer.momentum, keras.ops.cast(optimizer.iterations + 1, dtype_of(variable))
+    total = _kept(optimizer, "momentums", variable)
+    if optimizer.nesterov:
+        total, step = gradient + share * total, step + 1
+    return total * (1 - share) / (1 - keras.ops.power(share, step))
+
+
+def _muon_rate(optimizer: Any, variable: Any, before: Array, gradient: Any, cost: Array) -> Array:
+    """The rate of what is left to Adam."""
+    step = keras.ops.cast(optimizer.iterations + 1, dtype_of(cost))
+    rate = keras.ops.cast(optimizer.learning_rate, dtype_of(cost)) * optimizer.adam_lr_ratio
+    return rate * keras.ops.sqrt(1 - keras.ops.power(optimizer.adam_beta_2, step))
+
+
+def _schedule_free_lead(optimizer: Any, variable: Any) -> tuple[Any, Array]:
+    """What is stepped; its share in the weights falls from 1 to 1 - beta_1, as its average takes over."""
+    step = keras.ops.cast(optimizer.iterations + 1, dtype_of(variable))
+    return _keeper(optimizer, "_momentums", variable), 1 - optimizer.beta_1 + optimizer.beta_1 / step
+
+
+def _left_to_adam(optimizer: Any, variable: Any) -> bool:
+    """Whether Muon steps a variable as Adam does."""
+    return _keeper(optimizer, "adam_velocities", variable) is not None
 
 
 def _length(x: Any) -> Any:
@@ -267,30 +348,27 @@ def _adafactor_rate(optimizer: Any, variable: Any, before: Array, gradient: Any,
     return keras.ops.maximum(size, optimizer.epsilon_2) / keras.ops.maximum(stepped / optimizer.clip_threshold, 1.0)
 
 
-def _alike(optimizer: Any, variable: Any, gradient: Any) -> None:
-    return None
-
-
-for _kind, _reader, _words in (
-    (keras.optimizers.SGD, _alike, "Euclidean, all entries step alike"),
-    (keras.optimizers.Adam, _adam, "root of the second moment"),
-    (keras.optimizers.AdamW, _adam, "root of the second moment"),
-    (keras.optimizers.Nadam, _corrected_root, "root of the second moment"),
-    (keras.optimizers.Lamb, _corrected_root, "root of the second moment"),
-    (keras.optimizers.ScheduleFreeAdamW, _corrected_root, "root of the second moment"),
-    (keras.optimizers.Adamax, _adamax, "largest gradient"),
-    (keras.optimizers.RMSprop, _rmsprop, "root of the second moment"),
-    (keras.optimizers.Adagrad, _adagrad, "root of the sum of squared gradients"),
-    (keras.optimizers.Adadelta, _adadelta, "root of squared gradients over squared steps"),
-    (keras.optimizers.Adafactor, _adafactor, "root of the factored second moment"),
-    (keras.optimizers.Ftrl, _ftrl, "accumulated squared gradients to its learning_rate_power"),
-    (keras.optimizers.Lion, _lion, "size of what the sign is taken of"),
-    (
-        keras.optimizers.Muon,
+o = keras.optimizers
+_SECOND_MOMENT = "root of the second moment"
+_METRICS: dict[type, Metric] = {
+    o.SGD: Metric(None),
+    o.Adam: Metric(_adam, _SECOND_MOMENT),
+    o.Nadam: Metric(_corrected_root, _SECOND_MOMENT),
+    o.Lamb: Metric(_corrected_root, _SECOND_MOMENT, rate=_lamb_rate),
+    o.ScheduleFreeAdamW: Metric(_corrected_root, _SECOND_MOMENT, lead=_schedule_free_lead),
+    o.Adamax: Metric(_adamax, "largest gradient"),
+    o.RMSprop: Metric(_rmsprop, _SECOND_MOMENT),
+    o.Adagrad: Metric(_adagrad, "root of the sum of squared gradients"),
+    o.Adadelta: Metric(_adadelta, "root of squared gradients over squared steps"),
+    o.Adafactor: Metric(_adafactor, "root of the factored second moment", rate=_adafactor_rate),
+    o.Ftrl: Metric(_ftrl, "accumulated squared gradients to its learning_rate_power"),
+    o.Lion: Metric(_lion, "size of what the sign is taken of"),
+    o.Muon: Metric(
         _root_of("adam_velocities"),
-        "root of the second moment; Euclidean for kernels",
+        _SECOND_MOMENT,
+        rate=_muon_rate,
+        covers=_left_to_adam,
+        force=_muon_force,
+        others="units that its step leaves outside go as far along the momentum instead",
     ),
-):
-    register_metric(_kind, _reader, _words)
-for _kind, _rate in ((keras.optimizers.Lamb, _lamb_rate), (keras.optimizers.Adafactor, _adafactor_rate)):
-    _METRICS[_kind] = replace(_METRICS[_kind], rate=_rate)
+}

@@ -132,6 +132,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """Whether each entry is projected by itself, so that the metric doesn't matter."""
         return False
 
+    @property
+    def couples(self) -> bool:
+        """Whether where one unit goes depends on the others."""
+        return self.whole
+
     # What is made of it.
 
     def __and__(self, other: Any) -> Set:
@@ -200,8 +205,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         if units.metric is not None and not self.weighs:
             if self.convex and not self.same_in_every_metric:
-                return in_steps(self.nearest, units, whole=self.whole)
-            return self.nearest(units.costing(None)).costing(units)
+                return in_steps(self.nearest, units, couples=self.couples)
+            return self.nearest(units.costing(None)).costing(units.costs)
         if self.center is None:
             return self._project(units)
         centers = self.centers_of(units)
@@ -315,7 +320,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             metric = self._checked_metric(rows, metric)
         units = Units.of([rows], [(1,)], differentiable=True, metric=None if metric is None else [metric])
         with quiet(rows):
-            return cast(self.nearest(units).parts[0], dtype_of(rows))
+            return cast(self.nearest(units.comparable(self.couples)).parts[0], dtype_of(rows))
 
     def violation(self, rows: Array) -> Array:
         """How far each row is outside, in the units of the weight; 0 inside, infinity for NaN and infinities.

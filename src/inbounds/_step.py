@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -24,7 +23,7 @@ import keras
 from inbounds._arrays import dtype_of
 from inbounds._bound import Bound, bind, given_constraint, projected
 from inbounds._errors import RuleError, explain
-from inbounds._metrics import costs_of, floored, heeds, rates_differ, starts_from_before
+from inbounds._metrics import LEAST, UNKNOWN, Step, lead_of, looks_back, step_of
 from inbounds._plan import Entry
 from inbounds._rules import resolve_given
 from inbounds._set import Set
@@ -164,15 +163,21 @@ def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
     """The update, and the projection of what it left outside, in the metric in which it stepped."""
     entries = _hooked_entries(optimizer)
-    rates = rates_differ(optimizer)
-    before = {
-        id(entry): _read_all(entry)
-        for entry in entries
-        if starts_from_before(entry.set) or (rates and len(entry.weights) > 1 and heeds(entry.set))
-    }
+    before = {id(entry): _read_all(optimizer, entry) for entry in entries if _looks_back(optimizer, entry)}
     type(optimizer)._backend_update_step(optimizer, grads, trainable_variables, learning_rate)
     gradients = {id(variable): gradient for variable, gradient in zip(trainable_variables, grads, strict=True)}
-    project_entries(optimizer, entries, gradients, before)
+
+    def step(entry: Entry) -> Step:
+        variables = [weight.variable for weight in entry.weights]
+        stepped = [gradients.get(id(variable)) for variable in variables]
+        return step_of(optimizer, entry.set, variables, stepped, before.get(id(entry)))
+
+    led = [entry for entry in entries if _leads(optimizer, entry)]
+    with no_gradient():
+        for entry in led:
+            _follow(optimizer, entry, step(entry))
+    ids = set(map(id, led))
+    project_entries(optimizer, [entry for entry in entries if id(entry) not in ids], step)
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
@@ -198,46 +203,64 @@ def _hooked_entries(optimizer: Any) -> list[Entry]:
     return _entries(optimizer._trainable_variables) if entries is None else entries
 
 
-def _read_all(entry: Entry) -> list[Any]:
-    """Copies of an entry's variables as they are now: PyTorch and TensorFlow would change them under the reader."""
-    return [keras.ops.copy(weight.variable) for weight in entry.weights]
+def _read_all(optimizer: Any, entry: Entry) -> list[Any]:
+    """Copies of what is stepped, as it is now: PyTorch and TensorFlow would change it under the reader."""
+    leads = _leads(optimizer, entry)
+    return [keras.ops.copy(leads.get(id(weight.variable), (weight.variable,))[0]) for weight in entry.weights]
+
+
+def _leads(optimizer: Any, entry: Entry) -> dict[int, tuple[Any, Any]]:
+    """By variables' ids, what the optimizer steps in place of them; empty where the weights are stepped themselves.
+
+    Weights that are averages of what is inside a convex set are inside.
+    """
+    lead = lead_of(optimizer)
+    free = [weight.variable for weight in entry.weights if weight.variable.trainable]
+    own = optimizer._trainable_variables
+    if lead is None or not entry.set.convex or not {id(variable) for variable in own}.issuperset(map(id, free)):
+        return {}
+    return {id(variable): lead(optimizer, variable) for variable in free}
+
+
+def _follow(optimizer: Any, entry: Entry, step: Step) -> None:
+    """Puts inside what is stepped in place of an entry's weights, and lets them follow."""
+    leads, read = _leads(optimizer, entry), _reader(optimizer)
+    for variable, value in projected(entry, read=lambda v: read(leads.get(id(v), (v,))[0]), step=step):
+        sequence, share = leads[id(variable)]
+        variable.assign_add(share * (value - sequence))
+        sequence.assign(value)
+    for variable, value in projected(entry, read=read, strict=True):
+        variable.assign(value)
+
+
+def _looks_back(optimizer: Any, entry: Entry) -> bool:
+    return looks_back(optimizer, entry.set, [weight.variable for weight in entry.weights])
 
 
 def project_entries(
-    optimizer: Any,
-    entries: Sequence[Entry],
-    gradients: Mapping[int, Any] = MappingProxyType({}),
-    before: Mapping[int, list[Any]] = MappingProxyType({}),
+    optimizer: Any, entries: Sequence[Entry], step: Callable[[Entry], Step] = lambda entry: UNKNOWN
 ) -> None:
     """Projects the weights of some entries and assigns them.
 
     Args:
         optimizer: that holds them.
         entries: what to project.
-        gradients: by the variables' ids, of the step that has just been taken; without, the metric is Euclidean.
-        before: by the entries' ids, the values before the step, where a projection starts from them.
+        step: what is known of the step of an entry that has just been taken.
     """
-
-    def costs(entry: Entry) -> list[Any] | None:
-        if not gradients or not heeds(entry.set):
-            return None
-        variables = [weight.variable for weight in entry.weights]
-        stepped = [gradients.get(id(variable)) for variable in variables]
-        return costs_of(optimizer, variables, stepped, before.get(id(entry)))
-
     if keras.backend.backend() == "torch":
         with no_gradient():
             for stack in _stacks(optimizer, entries):
-                _project_stack(stack, [costs(entry) for entry in stack], before.get(id(stack[0])))
+                _project_stack(stack, list(map(step, stack)))
         return
-    held = {id(variable): value for variable, value in vars(optimizer)["_inbounds_held"]}
-
-    def read(variable: Any) -> Any:
-        return keras.ops.convert_to_tensor(held.get(id(variable), variable), dtype=dtype_of(variable))
-
     for entry in entries:
-        for variable, value in projected(entry, read=read, metric=costs(entry), before=before.get(id(entry))):
+        for variable, value in projected(entry, read=_reader(optimizer), step=step(entry)):
             variable.assign(value)
+
+
+def _reader(optimizer: Any) -> Callable[[Any], Any]:
+    """What gives the value of a variable within a step."""
+    held = {id(variable): value for variable, value in vars(optimizer)["_inbounds_held"]}
+    return lambda variable: keras.ops.convert_to_tensor(held.get(id(variable), variable), dtype=dtype_of(variable))
 
 
 # PyTorch runs operation by operation, so that for small weights the calls cost more than the arithmetic.
@@ -251,28 +274,28 @@ def _stacks(optimizer: Any, entries: Sequence[Entry]) -> list[list[Entry]]:
     if known != signature:
         alike: dict[Any, list[Entry]] = defaultdict(list)
         for entry in entries:
-            alike[_likeness(entry)].append(entry)
+            alike[_likeness(optimizer, entry)].append(entry)
         stacks = list(alike.values())
         vars(optimizer)["_inbounds_stacks"] = (signature, stacks)
     return stacks
 
 
-def _likeness(entry: Entry) -> Any:
+def _likeness(optimizer: Any, entry: Entry) -> Any:
     """What entries of one stack share; its own id for an entry that is large, or whose set takes one weight."""
     if (
         sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL
         or not entry.applied.stackable
-        or starts_from_before(entry.set)
+        or _looks_back(optimizer, entry)
     ):
         return id(entry)
     weights = tuple((w.shape, dtype_of(w.variable), bool(w.variable.trainable)) for w in entry.weights)
     return entry.applied, entry.set.metric, entry.axes, weights
 
 
-def _project_stack(stack: Sequence[Entry], metrics: Sequence[list[Any] | None], before: list[Any] | None) -> None:
+def _project_stack(stack: Sequence[Entry], steps: Sequence[Step]) -> None:
     """Entries that are alike, as one with one more axis that counts units."""
     if len(stack) == 1:
-        for variable, value in projected(stack[0], concrete=True, metric=metrics[0], before=before):
+        for variable, value in projected(stack[0], concrete=True, step=steps[0]):
             variable.assign(value)
         return
     import torch
@@ -285,10 +308,13 @@ def _project_stack(stack: Sequence[Entry], metrics: Sequence[list[Any] | None], 
     parts = [torch.stack([variable.value for variable in variables]) for variables in columns]
     axes = [tuple(axis + 1 for axis in span) for span in first.axes]
     metric = None
-    if any(costs is not None for costs in metrics):
+    if any(step.costs is not None for step in steps):
         even = [torch.ones_like(part[0], dtype=torch.float32) for part in parts]
-        metric = [torch.stack(costs) for costs in zip(*(costs or even for costs in metrics), strict=True)]
-    result = first.applied.nearest(floored(Units.of(parts, axes, free, concrete=True, metric=metric)))
+        metric = [torch.stack(costs) for costs in zip(*(step.costs or even for step in steps), strict=True)]
+    units = Units.of(parts, axes, free, concrete=True, metric=metric, training=True).comparable(
+        first.applied.couples, LEAST
+    )
+    result = first.applied.nearest(units)
     for variables, part, moves in zip(columns, result.parts, free, strict=True):
         if moves:
             torch._foreach_copy_([variable.value for variable in variables], list(part.unbind(0)))

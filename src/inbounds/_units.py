@@ -53,6 +53,8 @@ class Units:
         metric: for each part, what the square of a move of each entry costs, above 0 and shaped like the part; None
             where all cost the same. Nearest is meant in the norm `sum metric * (y - x)^2`.
         before: the parts before the step that led to these, where a projection starts from them; None: unknown.
+        training: whether these are weights after a step of training: in a metric, nearest to the root of rounding is
+            near enough, since the next step mends what is left. Inside is inside all the same.
 
     One number per unit is an array of shape `shape`: what is left of the first part without its axes.
     """
@@ -66,6 +68,7 @@ class Units:
     masks: tuple[Array | None, ...] = ()
     metric: tuple[Array, ...] | None = None
     before: tuple[Array, ...] | None = None
+    training: bool = False
 
     @classmethod
     def of(
@@ -78,6 +81,7 @@ class Units:
         differentiable: bool = False,
         metric: Sequence[Array] | None = None,
         before: Sequence[Array] | None = None,
+        training: bool = False,
     ) -> Units:
         """Units over arrays of any float dtype, cast to the dtype they are computed in."""
         arrays = tuple(cast(part, working_dtype(dtype_of(part))) for part in parts)
@@ -85,20 +89,20 @@ class Units:
             tuple(sorted(axis % len(part.shape) for axis in span)) for part, span in zip(arrays, axes, strict=True)
         )
         coarsest = min((dtype_of(part) for part in parts), key=MANTISSA_BITS.__getitem__)
+        costs, old = (
+            None if given is None else tuple(map(cast, given, map(dtype_of, arrays))) for given in (metric, before)
+        )
         return cls(
             arrays,
             spans,
             tuple(free) if free is not None else (True,) * len(arrays),
             coarsest,
-            concrete,
-            differentiable and namespace(arrays[0]) is not np,
-            (None,) * len(arrays),
-            None
-            if metric is None
-            else tuple(cast(part, dtype_of(array)) for part, array in zip(metric, arrays, strict=True)),
-            None
-            if before is None
-            else tuple(cast(part, dtype_of(array)) for part, array in zip(before, arrays, strict=True)),
+            concrete=concrete,
+            differentiable=differentiable and namespace(arrays[0]) is not np,
+            masks=(None,) * len(arrays),
+            metric=costs,
+            before=old,
+            training=training,
         )
 
     @property
@@ -188,25 +192,43 @@ class Units:
         )
 
     @property
-    def relative_costs(self) -> Units:
-        """The metric, entry by entry, over the largest of each unit; where there is none, ones."""
+    def costs(self) -> Units | None:
+        """The metric, entry by entry; None: the Euclidean one."""
+        return None if self.metric is None else self.with_parts(self.metric)
+
+    def costing(self, costs: Units | None) -> Units:
+        """The units in the metric whose entries are those of other units; None: in the Euclidean one."""
+        return replace(self, metric=None if costs is None else costs.parts)
+
+    def comparable(self, together: bool, least: float = 1e-30) -> Units:
+        """The units in the same metric, by a factor whose choice changes no nearest point: its largest entry is 1.
+
+        Args:
+            together: whether the factor is one for all units, for a set that looks at them together; else one each.
+            least: what entries cost at least. Where the largest is 0 or not finite, all cost the same.
+        """
+        costs = self.costs
+        free = None if costs is None else costs.only(free=True)
+        if costs is None or free is None:
+            return self.costing(None)
         xp = namespace(self.parts[0])
-        if self.metric is None:
-            return self.map(lambda x: xp.ones_like(x))
-        costs = self.with_parts(self.metric)
-        return costs.map(lambda d, most: d / most, costs.max(lambda d: d))
-
-    def costing(self, like: Units | None) -> Units:
-        """The units in the metric of others; None: in the Euclidean one."""
-        return replace(self, metric=None if like is None else like.metric)
-
-    def costing_as(self, costs: Units) -> Units:
-        """The units in the metric whose entries are those of other units."""
-        return replace(self, metric=costs.parts)
+        view = free.together() if together else free
+        most = view.max(lambda d: d)
+        usable = xp.isfinite(most) & (most > 0)
+        inverse = 1 / xp.where(usable, most, xp.ones_like(most))
+        share = view.map(lambda d, inverse: xp.maximum(d * inverse, least), inverse)
+        if not (self.concrete and bool(xp.all(usable))):
+            share = share.map(lambda d, good: xp.where(good, d, xp.ones_like(d)), usable)
+        return self.costing(costs.with_free(share))
 
     def constants(self) -> Units:
         """The units as constants for differentiation."""
         return self.with_parts([without_gradient(part) for part in self.parts])
+
+    def split(self, state: tuple[Array, ...]) -> list[Units]:
+        """All units that `joined` made one tuple of."""
+        count = len(self.parts)
+        return [self.with_parts(state[i : i + count]) for i in range(0, len(state), count)]
 
     def together(self) -> Units:
         """All units as one."""
@@ -414,6 +436,11 @@ class Units:
         part = self.parts[i]
         shape = tuple(1 if axis in self.axes[i] else n for axis, n in enumerate(part.shape))
         return namespace(part).reshape(number, shape)
+
+
+def joined(units: Sequence[Units]) -> tuple[Array, ...]:
+    """The arrays of several units over the same weights, as the state of a loop."""
+    return tuple(part for view in units for part in view.parts)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

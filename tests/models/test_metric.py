@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, load_digits
 
 import inbounds as ib
 from models.measure import numbers
@@ -38,13 +38,13 @@ def trained(model, steps):
     return model
 
 
-def gap_to_stationarity(model):
+def gap_to_stationarity(model, rtol=1e-5):
     """How far the gradient is from the outward normal of the ball at the kernel, in sine: 0 at the optimum."""
     x, y = (part.astype("float64") for part in problem())
     kernel, bias = (numbers(weight) for weight in model.get_weights())
     scores = 1 / (1 + np.exp(-(x @ kernel + bias)))
     gradient = x.T @ (scores - y)
-    assert np.isclose(np.linalg.norm(kernel), BOUND, rtol=1e-5), "the bound is met"
+    assert np.isclose(np.linalg.norm(kernel), BOUND, rtol=rtol), "the bound is met"
     cosine = -np.sum(gradient * kernel) / np.linalg.norm(gradient) / np.linalg.norm(kernel)
     return np.sqrt(max(0.0, 1 - cosine**2))
 
@@ -83,6 +83,54 @@ def test_a_matrix_set_gets_there_in_steps_from_the_weights_before():
     assert ends["euclidean"] > 0.1
 
 
+def softmax_gap(model, bound):
+    """As `gap_to_stationarity` for a softmax of the digits: the largest over the columns of the kernel."""
+    x, y = digits()
+    kernel, bias = (numbers(weight) for weight in model.get_weights())
+    scores = np.exp(x @ kernel + bias)
+    gradient = x.T @ (scores / scores.sum(axis=1, keepdims=True) - y)
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), bound, rtol=1e-5)
+    cosines = -np.sum(gradient * kernel, axis=0) / np.linalg.norm(gradient, axis=0) / np.linalg.norm(kernel, axis=0)
+    return np.sqrt(np.maximum(0, 1 - cosines**2)).max()
+
+
+def digits():
+    x, y = load_digits(return_X_y=True)
+    return (x / 16).astype("float32"), np.eye(10, dtype="float32")[y]
+
+
+def test_muon_which_steps_by_a_matrix_ends_at_the_constrained_optimum():
+    ends = {}
+    x, y = digits()
+    for metric in ("optimizer", "euclidean"):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+        schedule = o.schedules.CosineDecay(0.05, 400, alpha=1e-3)
+        model.compile(o.Muon(schedule, weight_decay=None), keras.losses.CategoricalCrossentropy(from_logits=True))
+        plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, metric=metric)
+        model.fit(x, y, batch_size=len(x), epochs=400, shuffle=False, verbose=0)
+        ib.check(model)
+        ends[metric] = softmax_gap(model, 1.0)
+    assert ends["optimizer"] < 0.02
+    assert ends["euclidean"] > 0.1
+    assert "Euclidean, as asked for" in str(plan)
+    assert "go as far along the momentum instead" in str(ib.constrain(model, {"**/kernel": ib.Box(-1, 1)}))
+
+
+def test_schedule_free_whose_weights_are_an_average_of_what_it_steps_gets_near_the_optimum():
+    ends = {}
+    for metric in ("optimizer", "euclidean"):
+        model = network(o.ScheduleFreeAdamW(0.3))
+        ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, metric=metric)
+        trained(model, 400)
+        ends[metric] = gap_to_stationarity(model, rtol=5e-3)  # an average comes from inside
+        ib.check(model)
+        stepped = numbers(model.optimizer._momentums[0])
+        assert np.linalg.norm(stepped) <= BOUND * (1 + 1e-6), "with the average alone inside, it would run away"
+    assert ends["optimizer"] < 0.05
+    assert ends["euclidean"] > 0.1
+
+
 def test_sets_given_to_layers_are_projected_in_the_optimizers_metric():
     keras.utils.set_random_seed(0)
     given = keras.layers.Dense(1, kernel_constraint=ib.MaxNorm(BOUND))
@@ -101,7 +149,7 @@ def test_the_plan_says_what_the_metric_is_and_follows_the_optimizer():
     compiled(model, o.Lion(0.1))
     assert "Lion: size of what the sign is taken of" in str(plan)
     compiled(model, "sgd")
-    assert "SGD: Euclidean, all entries step alike" in str(plan)
+    assert "Euclidean: SGD steps all entries alike" in str(plan)
     assert "Euclidean, as asked for" in str(ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, metric="euclidean"))
     assert "Euclidean: the set is not convex" in str(ib.constrain(model, {"**/kernel": ib.Sparse(2)}))
 

@@ -102,7 +102,7 @@ def members(case: Case, shape: tuple[int, int], seed: int = 1) -> Any:
 
 
 def each_shape(case: Case, make: Callable[..., Any], dtype: str, library: str) -> Iterator[Any]:
-    few = case.slow and library == BACKEND  # each shape is compiled anew
+    few = case.slow and dtype == "bfloat16"  # JAX compiles each shape anew
     for seed, shape in enumerate(case.shapes(*([ORDINARY] if few else SHAPES))):
         yield array(make(case, shape, seed), dtype, library)
 
@@ -176,7 +176,7 @@ SCALES = (1e-3, 1e-1, 1.0, 1e1, 1e3)
 @convex_sets
 def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
     rng = np.random.default_rng(3)
-    instances = compared = 0
+    instances = sure = 0
     for given_shape, count in case.solved.items():
         (shape,) = case.shapes(given_shape)
         assert case.program is not None
@@ -185,18 +185,18 @@ def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
             rows = PLACES[instances % len(PLACES)](case, rng.standard_normal(shape) * scale)
             expected, exact_enough = solve(rows)
             found = case.set.project(rows)
-            # A point that is inside, and no farther than the solver's, is the nearest to the root of the solver's gap;
-            # where that is reached, the two are compared too.
+            # A point that is inside, and no farther than the solver's, is the nearest to the root of the solver's gap.
+            # It is compared too: with the solver's where that is sure, else with the formula's.
             assert case.inside(found, "float64").all()
             further = distance(case, found, rows) - distance(case, expected, rows)
             assert (further <= 1e-8 * (1 + distance(case, expected, rows))).all()
-            if exact_enough:
-                within = (1e-4 if case.curved else 1e-6) * max(1, np.abs(rows).max())
-                np.testing.assert_allclose(found, expected, rtol=0, atol=within)
-                compared += 1
+            within = (1e-4 if case.curved and exact_enough else 1e-6) * max(1, np.abs(rows).max())
+            answer = expected if exact_enough else case.nearest(rows)
+            np.testing.assert_allclose(found, answer, rtol=0, atol=within)
+            sure += exact_enough
             instances += 1
     assert instances >= 200
-    assert compared >= instances / 4  # how exact the solver is differs between machines
+    assert sure >= instances / 3  # how often differs between machines
 
 
 PLACES: tuple[Callable[[Case, Any], Any], ...] = (

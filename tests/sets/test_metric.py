@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-import cvxpy as cp
 import numpy as np
 import pytest
 
 import inbounds as ib
+from inbounds._units import Units
 from sets.case import Case
+from sets.solver import weighted_solver
 from sets.table import SETS
 from sets.tensors import BACKEND, array, compiled, exact, gradient, mapped, same_bits
 
@@ -28,54 +28,40 @@ def cost(case: Case, found: Any, rows: Any, metric: Any) -> Any:
     return np.sum(metric * (found - rows) ** 2, axis=(0, 1) if case.whole else 1)
 
 
-def solved(case: Case, rows: Any, metric: Any) -> Any:
-    """The nearest rows as Clarabel finds them; None where it gives up, as it does of some metrics of 8 decades."""
-    found = cp.Variable(rows.shape)
-    assert case.program is not None
-    objective = cp.Minimize(cp.sum_squares(cp.multiply(np.sqrt(metric), found - rows)))
-    problem = cp.Problem(objective, case.program(found))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        try:
-            problem.solve(solver="CLARABEL", tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
-        except cp.SolverError:
-            return None
-    return found.value if problem.status == cp.OPTIMAL else None
-
-
 @pytest.mark.parametrize("case", WEIGHED.values(), ids=WEIGHED)
 def test_no_point_that_a_solver_finds_is_nearer(case: Case) -> None:
     rng = np.random.default_rng(4)
-    compared = 0
+    assert case.program is not None
+    sure = instances = 0
     for shape in case.shapes(*SHAPES):
+        solve = weighted_solver(case.program, shape)
         for decades in DECADES:
             for scale in SCALES:
                 rows, metric = rng.standard_normal(shape) * scale, 10 ** rng.uniform(-decades, 0, shape)
                 found = case.set.project(rows, metric)
                 assert case.inside(found, "float64").all()
-                expected = solved(case, rows, metric)
-                if expected is not None:
+                expected, exact_enough = solve(rows, metric)
+                if exact_enough:
                     least = cost(case, expected, rows, metric)
                     assert (np.sqrt(cost(case, found, rows, metric)) <= np.sqrt(least) + 1e-6 * max(1, scale)).all()
-                    compared += 1
-    assert compared, "the solver gives up on some metrics of 8 decades, not on all"
+                sure += exact_enough
+                instances += 1
+    assert sure >= instances / 4
 
 
 @pytest.mark.parametrize("case", IN_STEPS.values(), ids=IN_STEPS)
 def test_a_set_without_a_weighted_form_gets_there_in_steps(case: Case) -> None:
     rng = np.random.default_rng(4)
-    compared = 0
+    assert case.program is not None
     for shape in case.shapes((3, 3), (4, 6)):
+        solve = weighted_solver(case.program, shape)
         for decades in (0, 1, 2):
             rows, metric = rng.standard_normal(shape) * 3, 10 ** rng.uniform(-decades, 0, shape)
             found = case.set.project(rows, metric)
             assert case.inside(found, "float64").all()
-            expected = solved(case, rows, metric)
-            if expected is not None:
-                least = cost(case, expected, rows, metric)
-                assert (np.sqrt(cost(case, found, rows, metric)) <= np.sqrt(least) + 1e-4).all()
-                compared += 1
-    assert compared
+            expected, _ = solve(rows, metric)
+            least = cost(case, expected, rows, metric)
+            assert (np.sqrt(cost(case, found, rows, metric)) <= np.sqrt(least) + 1e-4).all()
 
 
 @pytest.mark.parametrize("case", CONVEX.values(), ids=CONVEX)
@@ -174,3 +160,37 @@ def test_the_one_unknown_of_a_ball_is_where_its_norm_is_right() -> None:
     t = d * (x / y - 1)
     np.testing.assert_allclose(t, t[:, :1] * [[1, 1]], rtol=1e-9)
     assert y[0, 0] > y[0, 1]
+
+
+COUPLED: dict[str, Any] = {
+    "spectral": ib.SpectralNorm(1.0),
+    "orthant, spectral": ib.NonNeg() & ib.SpectralNorm(1.0),
+    "frobenius": ib.FrobeniusNorm(1.0),
+    "order, frobenius": ib.Monotone() & ib.FrobeniusNorm(1.0),
+}
+
+
+@pytest.mark.parametrize("owner", COUPLED.values(), ids=COUPLED)
+def test_what_one_unit_costs_against_another_counts_where_a_set_looks_at_all(owner: Any) -> None:
+    """A kernel's columns are its units, so that a metric made comparable column by column would be another one."""
+    rng = np.random.default_rng(9)
+    kernel, metric = rng.standard_normal((4, 3)) * 2, 10 ** rng.uniform(-2, 0, (4, 3)) * [1.0, 0.1, 0.01]
+    units = Units.of([kernel], [(0,)], metric=[metric]).comparable(owner.couples)
+    expected = owner.project(kernel.T, metric.T).T
+    np.testing.assert_allclose(owner.nearest(units).parts[0], expected, atol=1e-9)
+    apart = owner.nearest(Units.of([kernel], [(0,)], metric=[metric]).comparable(False)).parts[0]
+    assert np.abs(apart - expected).max() > 1e-3
+
+
+def test_part_of_the_way_is_part_of_the_way_in_a_metric_too() -> None:
+    rows, metric = np.array([[3.0, 4.0], [0.1, 0.2]]), np.array([[1.0, 0.1], [0.5, 1.0]])
+    whole = ib.MinMaxNorm(0.0, 1.0).project(rows, metric)
+    half = ib.MinMaxNorm(0.0, 1.0, rate=0.5).project(rows, metric)
+    np.testing.assert_allclose(half, (rows + whole) / 2)
+    assert same_bits(half[1], rows[1])
+
+
+def test_steps_start_from_the_weights_before_and_leave_what_is_inside() -> None:
+    kernel, before = np.full((3, 2), 0.1), np.full((3, 2), 0.3)
+    units = Units.of([kernel], [(0,)], metric=[np.array([[1.0, 0.1]] * 3)], before=[before])
+    assert same_bits(ib.SpectralNorm(1.0).nearest(units).parts[0], kernel)

@@ -55,6 +55,10 @@ class Made(Set):
         return all(member.whole for member in self.members)
 
     @property
+    def couples(self) -> bool:
+        return any(member.couples for member in self.members)
+
+    @property
     def matrix(self) -> bool:  # type: ignore[override]
         return any(member.matrix for member in self.members)
 

@@ -84,7 +84,7 @@ class Monotone(Set):
         finite = xp.all(seen, axis=1, keepdims=True)
         entries = xp.where(finite & xp.isfinite(rows), rows, xp.zeros_like(rows))
         rising = entries if self.increasing else -entries
-        costs = None if units.metric is None else units.costing_as(units.relative_costs).metric_rows()
+        costs = units.metric_rows()
         if mask is None:
             fitted = _isotonic(rising, costs, units.differentiable)
         else:

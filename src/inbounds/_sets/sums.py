@@ -89,7 +89,7 @@ class Linear(Set):
     def along(self, units: Units) -> Units:
         """The way to the set: the slope, over what a move of each entry costs."""
         slope = units.with_parts(units.entries(self.slope))
-        return slope if units.metric is None else slope.map(lambda a, d: a / d, units.relative_costs)
+        return slope if units.costs is None else slope.map(lambda a, d: a / d, units.costs)
 
     @staticmethod
     def shifted(units: Units, along: Units, shift: Array) -> Units:
@@ -102,9 +102,10 @@ class Linear(Set):
         xp = namespace(units.parts[0])
         if free is None:
             return xp.zeros_like(units.max(xp.abs))
-        slopes = zip(units.entries(self.slope), units.free, strict=True)
-        slope = free.with_parts([a for a, moves in slopes if moves])
-        along = slope if units.metric is None else slope.map(lambda a, d: a / d, free.relative_costs)
+        pairs = zip(units.entries(self.slope), self.along(units).parts, units.free, strict=True)
+        slope, along = (
+            free.with_parts(parts) for parts in zip(*((a, b) for a, b, moves in pairs if moves), strict=True)
+        )
         return xp.reshape(free.constants().sum(lambda x, a, b: a * b * xp.ones_like(x), slope, along), units.shape)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
@@ -380,40 +381,23 @@ def _above(free: Units, size: Callable[[Array], Array], moved: Array, budget: Ar
 
 
 def _above_by_cost(free: Units, size: Callable[[Array], Array], moved: Array, budget: Array) -> Units:
-    """What is left of the sizes where each is lowered by a threshold over the cost of its entry.
-
-    The sum of what is left is convex and falling in the threshold, so that tangents from below rise to it as in
-    `_threshold`; all entries' tangent is the first.
-    """
+    """What is left of the sizes where each is lowered by a threshold over the cost of its entry."""
     xp = namespace(budget)
     unit = without_gradient(xp.maximum(xp.clip(free.max(xp.abs), 1 / HUGE, HUGE), budget))
     aim = budget / unit
     sizes = free.map(lambda x, unit, moved: xp.where(moved, size(x) / unit, xp.zeros_like(x)), unit, moved)
-    costs, fixed = free.relative_costs, sizes.constants()
+    costs, fixed = free.costs, sizes.constants()
+    assert costs is not None
     ease = costs.map(lambda d: 1 / d)
     highest = fixed.max(lambda x, d: x * d, costs)
 
     def beyond(sizes: Units, t: Array) -> tuple[Array, Array]:
-        def is_left(x: Array, e: Array, t: Array) -> Array:
-            return x > t * e
-
-        left = sizes.sum(lambda x, e, t: xp.where(is_left(x, e, t), x - t * e, xp.zeros_like(x)), ease, t)
-        slope = sizes.constants().sum(lambda x, e, t: xp.where(is_left(x, e, t), e, xp.zeros_like(x)), ease, t)
+        left = sizes.sum(lambda x, e, t: xp.where(x > t * e, x - t * e, xp.zeros_like(x)), ease, t)
+        slope = sizes.constants().sum(lambda x, e, t: xp.where(x > t * e, e, xp.zeros_like(x)), ease, t)
         return left - aim, xp.where(slope > 0, slope, xp.ones_like(slope))
 
-    def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        low, high, probe, turn = state
-        left, slope = beyond(fixed, probe)
-        tangent = xp.minimum(probe + left / slope, high)
-        risen = xp.maximum(low, tangent)
-        high = xp.where(left <= 0, xp.minimum(high, probe), high)
-        unfinished = moved & ((probe != low) | (risen > low))
-        halve = (turn >= 8) & (turn % 3 == 2)
-        return (risen, high, xp.where(halve, 0.5 * (risen + high), risen), turn + 1), unfinished
-
-    start = (fixed.sum(lambda x: x) - aim) / ease.sum(lambda e: e)
-    start = xp.minimum(start, highest)
-    low, *_ = iterate(look, (start, highest, start, xp.zeros_like(start)), STEPS, UNROLLED)
+    start = xp.minimum((fixed.sum(lambda x: x) - aim) / ease.sum(lambda e: e), highest)  # all entries' tangent
+    low = _by_tangents(lambda t: beyond(fixed, t), start, highest, moved)
     if free.differentiable:
         left, slope = beyond(sizes, low)
         low = low + (left - without_gradient(left)) / slope
@@ -424,28 +408,42 @@ def _above_by_cost(free: Units, size: Callable[[Array], Array], moved: Array, bu
 
 
 def _threshold(below: Units) -> Array:
-    """For each unit the number t in [-1, 0) with `sum max(x - t, 0) = 1`, for entries in [-1, 0] of which one is 0.
-
-    The sum is convex in t, so that the tangent at any t meets 1 below the solution: a lower bound that only rises. It
-    ends where the entries above it are those of the tangent. Where entries let it rise slowly, halving the bracket
-    between it and the lowest t that was too high brings it near in logarithmically many steps.
-    """
+    """For each unit the number t in [-1, 0) with `sum max(x - t, 0) = 1`, for entries in [-1, 0] of which one is 0."""
     xp = namespace(below.parts[0])
+
+    def beyond(t: Array) -> tuple[Array, Array]:
+        count = below.sum(lambda x, t: xp.where(x > t, xp.ones_like(x), xp.zeros_like(x)), t)
+        return below.sum(lambda x, t: xp.maximum(x - t, 0), t) - 1, xp.maximum(count, 1)
+
+    start = -xp.ones_like(below.max(xp.abs))
+    return _by_tangents(beyond, start, xp.zeros_like(start), start < 0)
+
+
+def _by_tangents(beyond: Callable[[Array], tuple[Array, Array]], low: Array, high: Array, moved: Array) -> Array:
+    """For each unit the number at which a sum of positive parts, which falls and is convex in it, is 0.
+
+    The tangent at any number meets 0 below the solution: a lower bound that only rises. It ends where the entries that
+    are left are those of the tangent. Where entries let it rise slowly, halving the bracket between it and the lowest
+    number that was too high brings it near in logarithmically many steps.
+
+    Args:
+        beyond: how far the sum is above 0 at a number, and how fast it falls there.
+        low: a number for each unit that is not above the solution.
+        high: one that is not below it.
+        moved: of which units the answer matters.
+    """
+    xp = namespace(low)
 
     def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         low, high, probe, turn = state
-        above = below.sum(lambda x, t: xp.maximum(x - t, 0), probe) - 1
-        count = below.sum(lambda x, t: xp.where(x > t, xp.ones_like(x), xp.zeros_like(x)), probe)
-        tangent = xp.minimum(probe + above / xp.maximum(count, 1), high)
-        risen = xp.maximum(low, tangent)
-        high = xp.where(above <= 0, xp.minimum(high, probe), high)
-        unfinished = (probe != low) | (risen > low)
+        left, slope = beyond(probe)
+        risen = xp.maximum(low, xp.minimum(probe + left / slope, high))
+        high = xp.where(left <= 0, xp.minimum(high, probe), high)
+        unfinished = moved & ((probe != low) | (risen > low))
         halve = (turn >= 8) & (turn % 3 == 2)
         return (risen, high, xp.where(halve, 0.5 * (risen + high), risen), turn + 1), unfinished
 
-    start = -xp.ones_like(below.max(xp.abs))
-    low, *_ = iterate(look, (start, xp.zeros_like(start), start, xp.zeros_like(start)), STEPS, UNROLLED)
-    return low
+    return iterate(look, (low, high, low, xp.zeros_like(low)), STEPS, UNROLLED)[0]
 
 
 def _positive(owner: str, name: str, value: Any) -> float:

@@ -24,7 +24,7 @@ from inbounds._sets.order import Monotone
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import L1Ball, Linear, Simplex, SumTo
-from inbounds._units import Units
+from inbounds._units import Units, joined
 
 Projection = Callable[[Units], Units]
 
@@ -76,7 +76,7 @@ def way_of(members: Sequence[Set], *, weighted: bool = False) -> Way:
     if not all(member.convex for member in members):
         ordered = sorted(members, key=lambda member: member.convex, reverse=True)
         return Way(
-            lambda units: _in_turn(ordered, units, TURNS),
+            lambda units: _in_turn(ordered, units),
             "not convex: projections in turn until every set holds; a point inside, not always the nearest",
         )
     split = [part for member in members for part in _parts(member)]
@@ -177,18 +177,22 @@ def _solid(given: Set) -> bool:
     return isinstance(given, Sparse) or symmetric
 
 
-def _in_turn(members: Sequence[Set], units: Units, limit: int) -> Units:
+def _in_turn(members: Sequence[Set], units: Units) -> Units:
     """Projections one after the other, round by round, until a round changes nothing."""
-    once = _one_round(members, units)
-    fixed = replace(once.constants(), differentiable=False)
+    return _until_still(lambda units: _one_round(members, units), units, TURNS, UNROLLED_TURNS)
 
-    def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+
+def _until_still(project: Projection, units: Units, limit: int, unrolled: int) -> Units:
+    """A projection, and again from its result until nothing changes, with the derivative of the first."""
+    first = project(units)
+    fixed = replace(first.constants(), differentiable=False)
+
+    def again(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         old = fixed.with_parts(state)
-        new = _one_round(members, old)
+        new = project(old)
         return new.parts, ~old.same(new)
 
-    ended = once.with_parts(iterate(turn, fixed.parts, limit, UNROLLED_TURNS))
-    return _with_derivative_of(ended, once)
+    return _with_derivative_of(first.with_parts(iterate(again, fixed.parts, limit, unrolled)), first)
 
 
 def _one_round(members: Sequence[Set], units: Units) -> Units:
@@ -332,20 +336,12 @@ def _with_linear(rest: Sequence[Set], last: Linear, weighted: bool) -> Projectio
             ),
         )
 
-    return lambda units: _until_still(once, units)
+    return _to_the_last_bits(once)
 
 
-def _until_still(project: Projection, units: Units) -> Units:
-    """Again from the result until nothing changes: what rounding leaves is at the size of what was given."""
-    first = project(units)
-    fixed = replace(first.constants(), differentiable=False)
-
-    def again(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        old = fixed.with_parts(state)
-        new = project(old)
-        return new.parts, ~old.same(new)
-
-    return _with_derivative_of(first.with_parts(iterate(again, fixed.parts, REPEATS, UNROLLED_REPEATS)), first)
+def _to_the_last_bits(project: Projection) -> Projection:
+    """Again from the result: what rounding leaves is at the size of what was given."""
+    return lambda units: _until_still(project, units, REPEATS, UNROLLED_REPEATS)
 
 
 def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm, weighted: bool) -> Projection | None:
@@ -360,7 +356,7 @@ def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm, weighted: boo
     def project(units: Units) -> Units:
         xp = namespace(units.parts[0])
         centers = last.centers_of(units)
-        costs = (units.together() if last.whole else units).relative_costs.apart(units) if weighted else None
+        costs = units.costs
 
         def norm(units: Units) -> Array:
             apart = units.map(lambda x, c: x - c, centers)
@@ -375,7 +371,7 @@ def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm, weighted: boo
                 return others(units.map(lambda x, c, t: xp.where(t > 0, c + (x - c) / (1 + t), x), centers, number))
             dearer = costs.map(lambda d, t: d + t, number)
             drawn = units.map(lambda x, c, d, e: xp.where(e > d, c + (x - c) * (d / e), x), centers, costs, dearer)
-            return others(drawn.costing_as(dearer)).costing(units)
+            return others(drawn.costing(dearer)).costing(costs)
 
         start = norm(units.constants())
         guess = xp.maximum(start / last.max_value - 1, 1e-3)
@@ -402,36 +398,30 @@ def _with_l1_ball(rest: Sequence[Set], last: L1Ball, weighted: bool) -> Projecti
     def once(units: Units) -> Units:
         xp = namespace(units.parts[0])
         centers = last.centers_of(units)
-        ease = units.relative_costs.map(lambda d: 1 / d)
+        ease = None if units.costs is None else units.costs.map(lambda d: 1 / d)
+        by_cost = [] if ease is None else [ease]
 
-        def lowered(units: Units, number: Array) -> Units:
-            def low(x: Array, c: Array, e: Array, t: Array) -> Array:
-                return xp.where(t > 0, c + xp.sign(x - c) * xp.maximum(xp.abs(x - c) - t * e, 0), x)
-
-            return units.map(low, centers, ease, number)
+        def low(x: Array, c: Array, t: Array, e: Array | float = 1.0) -> Array:
+            return xp.where(t > 0, c + xp.sign(x - c) * xp.maximum(xp.abs(x - c) - t * e, 0), x)
 
         def at(units: Units, number: Array) -> Units:
-            if not orders:
-                drawn = lowered(units, number)
-            elif not weighted:
-                drawn = lowered(orders[0].nearest(units), number)
-            else:
-                above, below = (
-                    orders[0].nearest(units.map(lambda x, e, t, by=by: x + by * (t * e), ease, number))
-                    for by in (-1, 1)
-                )
+            if orders and ease is not None:
+                above = orders[0].nearest(units.map(lambda x, e, t: x - t * e, ease, number))
+                below = orders[0].nearest(units.map(lambda x, e, t: x + t * e, ease, number))
                 drawn = above.map(lambda x, y: xp.maximum(x, 0) + xp.minimum(y, 0), below)
+            else:
+                drawn = _one_round(orders, units).map(low, centers, number, *by_cost)
             return _one_round(boxes, drawn)
 
         def beyond(units: Units) -> Array:
             return units.sum(lambda x, c: xp.abs(x - c), centers) - last.radius
 
         gap = beyond(units.constants())
-        guess = xp.maximum(gap, last.radius) / ease.sum(lambda e: e)
+        guess = xp.maximum(gap, last.radius) / (units.length if ease is None else ease.sum(lambda e: e))
         rounding = epsilon(working_dtype(units.dtype)) * last.radius
         return _solved(units, Family(at, beyond, False, guess, rounding))
 
-    return lambda units: _until_still(once, units)
+    return _to_the_last_bits(once)
 
 
 # Nothing but the projections.
@@ -441,7 +431,7 @@ def _dykstra(members: Sequence[Set], units: Units) -> Units:
     """Dykstra's algorithm, and once more from its result: what rounding left there is at the size of the sets."""
     first, taken = _dykstra_from_near(members, replace(units.constants(), differentiable=False))
     again, _ = _dykstra_from_near(members, first)
-    ended = _in_turn(members, again.costing(None), TURNS).costing(units)
+    ended = _in_turn(members, again.costing(None)).costing(units.costs)
     if not units.differentiable:
         return ended
     live = units
@@ -449,10 +439,11 @@ def _dykstra(members: Sequence[Set], units: Units) -> Units:
         live = live.map(lambda x, p: x - p, view)
 
     def turn(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        here, *taken = _split(units, state)
-        return _joined(*_dykstra_round(members, here, taken))
+        here, *taken = units.split(state)
+        here, taken = _dykstra_round(members, here, taken)
+        return joined([here, *taken])
 
-    here, *_ = _split(units, repeat(turn, _joined(live, taken), LIVE_ROUNDS))
+    here, *_ = units.split(repeat(turn, joined([live, *taken]), LIVE_ROUNDS))
     return _with_derivative_of(ended, here)
 
 
@@ -476,7 +467,7 @@ def _dykstra_from_near(members: Sequence[Set], units: Units) -> tuple[Units, lis
         return units.map(lambda x, by: x * by, xp.exp2(-left))
 
     def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        here, *taken = _split(units, state[:-2])
+        here, *taken = units.split(state[:-2])
         left, since = state[-2:]
         here, new = _dykstra_round(members, here, taken)
         changes = [a.max(lambda x, y: xp.abs(x - y), b) for a, b in zip(new, taken, strict=True)]
@@ -489,11 +480,11 @@ def _dykstra_from_near(members: Sequence[Set], units: Units) -> tuple[Units, lis
             start = start.map(lambda x, p: x - p, view)
         here = here.chosen(double, start)
         since = xp.where(double, xp.zeros_like(since), since + 1)
-        return (*_joined(here, new), left, since), moving | double | (left > 0)
+        return (*joined([here, *new]), left, since), moving | double | (left > 0)
 
     zeros = tuple(xp.zeros_like(part) for part in units.parts)
     state = (*scaled(doublings).parts, *(zeros * len(members)), doublings, xp.zeros_like(doublings))
-    here, *taken = _split(units, iterate(turn, state, ROUNDS, UNROLLED_ROUNDS)[:-2])
+    here, *taken = units.split(iterate(turn, state, ROUNDS, UNROLLED_ROUNDS)[:-2])
     return here, taken
 
 
@@ -504,13 +495,3 @@ def _dykstra_round(members: Sequence[Set], here: Units, taken: Sequence[Units]) 
         here = member.nearest(back)
         new.append(back.map(lambda x, y: x - y, here).frozen_as_zero())
     return here, new
-
-
-def _joined(here: Units, taken: Sequence[Units]) -> tuple[Array, ...]:
-    """All arrays of some units, the state of a loop."""
-    return tuple(part for view in (here, *taken) for part in view.parts)
-
-
-def _split(like: Units, state: tuple[Array, ...]) -> list[Units]:
-    parts = len(like.parts)
-    return [like.with_parts(state[i : i + parts]) for i in range(0, len(state), parts)]

@@ -1,0 +1,51 @@
+"""What the least cost of an entry does to new data: the table of docs/optimizers.md on entries without a gradient.
+
+Logistic regression on 200 of scikit-learn's digits, some of whose pixels are always 0, with Adam in batches of 32 and a
+max-norm on the kernel; the loss on the other digits, mean of several draws, and its standard error.
+
+    KERAS_BACKEND=jax python benchmarks/dead_entries.py
+"""
+
+import warnings
+
+import keras
+import numpy as np
+from optimum import KERNEL, batches, digits, loss
+
+import inbounds as ib
+from inbounds import _bound
+
+BOUNDS = (1.0, 3.0)
+SHARES = (1e-9, 1e-3, 1e-2, 0.1, 1.0, "Euclidean")
+DRAWS, KNOWN, STEPS = 6, 200, 600
+
+
+def test_loss(bound: float, share: float | str, seed: int) -> float:
+    order = np.random.default_rng(seed).permutation(len(digits()[0]))
+    known, new = ([part[chosen] for part in digits()] for chosen in (order[:KNOWN], order[KNOWN:]))
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+    schedule = keras.optimizers.schedules.CosineDecay(0.02, STEPS, alpha=1e-3)
+    model.compile(keras.optimizers.Adam(schedule), keras.losses.CategoricalCrossentropy(from_logits=True))
+    if share == "Euclidean":
+        ib.constrain(model, {KERNEL: ib.MaxNorm(bound)}, metric="euclidean")
+    else:
+        _bound.LEAST = share
+        ib.constrain(model, {KERNEL: ib.MaxNorm(bound)})
+    model.fit(batches(known, 32), steps_per_epoch=STEPS, verbose=0)
+    return loss(new, *model.get_weights())
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", message="`shuffle=True` was passed")  # batches come in an order of their own
+    print(f"{keras.backend.backend()}\n\n| least share | " + " | ".join(map(str, SHARES)) + " |")
+    print("|---" * (len(SHARES) + 1) + "|")
+    for bound in BOUNDS:
+        losses = [[test_loss(bound, share, seed) for seed in range(DRAWS)] for share in SHARES]
+        cells = [f"{np.mean(one):.3f} ({np.std(one, ddof=1) / DRAWS**0.5:.3f})" for one in losses]
+        print(f"| MaxNorm({bound:g}) | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
