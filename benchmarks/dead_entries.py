@@ -1,7 +1,7 @@
 """What the least cost of an entry does to new data: the table of docs/optimizers.md on entries without a gradient.
 
 Logistic regression on 200 of scikit-learn's digits, some of whose pixels are always 0, with Adam in batches of 32 and a
-max-norm on the kernel; the loss on the other digits, mean of several draws, and its standard error.
+set on the kernel; the loss on the other digits, mean of several draws, and its standard error.
 
     KERAS_BACKEND=jax python benchmarks/dead_entries.py
 """
@@ -15,12 +15,12 @@ from optimum import KERNEL, batches, digits, loss
 import inbounds as ib
 from inbounds import _bound
 
-BOUNDS = (1.0, 3.0)
+OWNERS = (ib.MaxNorm(1.0), ib.MaxNorm(3.0), ib.L1Ball(3.0), ib.Simplex(), ib.SumTo(0.0))
 SHARES = (1e-9, 1e-3, 1e-2, 0.1, 1.0, "Euclidean")
 DRAWS, KNOWN, STEPS = 6, 200, 600
 
 
-def test_loss(bound: float, share: float | str, seed: int) -> float:
+def test_loss(owner: ib.Set, share: float | str, seed: int) -> float:
     order = np.random.default_rng(seed).permutation(len(digits()[0]))
     known, new = ([part[chosen] for part in digits()] for chosen in (order[:KNOWN], order[KNOWN:]))
     keras.utils.clear_session()
@@ -29,10 +29,10 @@ def test_loss(bound: float, share: float | str, seed: int) -> float:
     schedule = keras.optimizers.schedules.CosineDecay(0.02, STEPS, alpha=1e-3)
     model.compile(keras.optimizers.Adam(schedule), keras.losses.CategoricalCrossentropy(from_logits=True))
     if share == "Euclidean":
-        ib.constrain(model, {KERNEL: ib.MaxNorm(bound)}, metric="euclidean")
+        ib.constrain(model, {KERNEL: owner}, metric="euclidean")
     else:
         _bound.LEAST = share
-        ib.constrain(model, {KERNEL: ib.MaxNorm(bound)})
+        ib.constrain(model, {KERNEL: owner})
     model.fit(batches(known, 32), steps_per_epoch=STEPS, verbose=0)
     return loss(new, *model.get_weights())
 
@@ -41,10 +41,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="`shuffle=True` was passed")  # batches come in an order of their own
     print(f"{keras.backend.backend()}\n\n| least share | " + " | ".join(map(str, SHARES)) + " |")
     print("|---" * (len(SHARES) + 1) + "|")
-    for bound in BOUNDS:
-        losses = [[test_loss(bound, share, seed) for seed in range(DRAWS)] for share in SHARES]
+    for owner in OWNERS:
+        losses = [[test_loss(owner, share, seed) for seed in range(DRAWS)] for share in SHARES]
         cells = [f"{np.mean(one):.3f} ({np.std(one, ddof=1) / DRAWS**0.5:.3f})" for one in losses]
-        print(f"| MaxNorm({bound:g}) | " + " | ".join(cells) + " |", flush=True)
+        print(f"| `{owner}` | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,16 @@
 
 Logistic regression with a bias (softmax, one Dense layer) on scikit-learn's digits or breast cancer data: convex, so
 that there is one optimum. Each optimizer trains with a cosine schedule that ends at 1e-4 of its rate, but those that
-lower their steps by themselves. A cell has the final loss over all data, in float64, above the optimum in percent, with
-the projection in the Euclidean metric and in the optimizer's. One backend a process:
+lower their steps by themselves. A cell has the final loss over all data, in float64, above the optimum in percent: with
+the projection in the Euclidean metric / in the optimizer's. One backend a process:
 
     KERAS_BACKEND=jax python benchmarks/optimum.py --batch 32
 """
 
 import argparse
 import functools
-import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cvxpy as cp
@@ -118,7 +117,9 @@ def batches(data: Data, size: int | None) -> Iterator[Data]:
             yield x[order[start : start + size]], y[order[start : start + size]]
 
 
-def trained(data: Data, rules: Any, kind: str, metric: str, size: int | None, steps: int) -> float:
+def trained(
+    data: Data, rules: Any, kind: str, metric: str, size: int | None, steps: int, callbacks: Sequence[Any] = ()
+) -> float:
     """The loss after training."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
@@ -127,7 +128,7 @@ def trained(data: Data, rules: Any, kind: str, metric: str, size: int | None, st
     schedule = rate if kind in CONSTANT else keras.optimizers.schedules.CosineDecay(rate, steps, alpha=1e-4)
     model.compile(make(schedule), keras.losses.CategoricalCrossentropy(from_logits=True))
     ib.constrain(model, rules, metric=metric)
-    model.fit(batches(data, size), steps_per_epoch=steps, verbose=0)
+    model.fit(batches(data, size), steps_per_epoch=steps, callbacks=list(callbacks), verbose=0)
     ib.check(model)
     return loss(data, *model.get_weights())
 
@@ -144,14 +145,17 @@ def main() -> None:
     data = {"digits": digits, "cancer": cancer}[given.data]()
     least = functools.cache(lambda name: optimum(data, SETS[name][1]))
     print(f"{keras.backend.backend()}, {given.data}, batch {given.batch or 'all'}, {given.steps} steps\n")
-    print("| set | optimizer | Euclidean, % above | optimizer's metric, % above |\n|---|---|---|---|", flush=True)
-    for name, kind in itertools.product(given.sets, given.optimizers):
-        ends = [
-            trained(data, SETS[name][0], kind, metric, given.batch, given.steps)
-            for metric in ("euclidean", "optimizer")
-        ]
-        above = [f"{100 * (end / least(name) - 1):.4f}" for end in ends]
-        print(f"| `{name}` | {kind} | {above[0]} | {above[1]} |", flush=True)
+    print("| optimizer | " + " | ".join(f"`{name}`" for name in given.sets) + " |")
+    print("|---" * (len(given.sets) + 1) + "|", flush=True)
+    for kind in given.optimizers:
+        cells = []
+        for name in given.sets:
+            ends = (
+                trained(data, SETS[name][0], kind, metric, given.batch, given.steps)
+                for metric in ("euclidean", "optimizer")
+            )
+            cells.append(" / ".join(f"{100 * (end / least(name) - 1):.4f}" for end in ends))
+        print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import keras
@@ -213,6 +213,22 @@ def iterate(
         go = booleans(state[0], True) if unfinished is None else keras.ops.any(unfinished)
         state = keras.ops.while_loop(lambda go, *_: go, body, (go, *state), maximum_iterations=limit - taken)[1:]
     return tuple(without_gradient(x) for x in state)
+
+
+def at_once(fn: Callable[..., Array], *arrays: Array | None, static: Any) -> Array:
+    """`fn(*arrays, static)`; on JAX, outside of a trace, as one program rather than one for each of many operations.
+
+    For what takes so many that JAX would compile them for seconds, anew for each shape.
+    """
+    eager = namespace(arrays[0]) is not np and is_concrete(arrays[0]) and keras.backend.backend() == "jax"
+    return _jitted(fn, len(arrays))(*arrays, static) if eager else fn(*arrays, static)
+
+
+@cache
+def _jitted(fn: Callable[..., Array], arrays: int) -> Any:
+    import jax
+
+    return jax.jit(fn, static_argnums=arrays)
 
 
 def repeat(step: Callable[[State], State], state: State, times: int) -> State:

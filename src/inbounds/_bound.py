@@ -103,6 +103,7 @@ def projected(
         units = entry.applied.nearest(given)
         if step.instead is not None:
             inside = whole(given).same(units)
-            units = entry.applied.nearest(given.with_parts(step.instead)).chosen(inside, given)
+            others = [part if other is None else other for part, other in zip(given.parts, step.instead, strict=True)]
+            units = entry.applied.nearest(given.with_parts(others)).chosen(inside, given)
     parts = zip(variables, units.parts, free, strict=True)
     return [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]

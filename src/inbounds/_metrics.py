@@ -68,12 +68,12 @@ class Step:
     Attributes:
         costs: what moves of its entries cost; None: all the same.
         before: the values before the step; None: not needed.
-        instead: what to project in place of a unit that the step has left outside; None: the unit.
+        instead: what to project in place of a unit that the step has left outside; None: the unit, or this part of it.
     """
 
     costs: Sequence[Array] | None = None
     before: Sequence[Array] | None = None
-    instead: Sequence[Array] | None = None
+    instead: Sequence[Array | None] | None = None
 
 
 UNKNOWN = Step()
@@ -183,30 +183,32 @@ def step_of(
         return UNKNOWN
     if owner.same_in_every_metric and _covers_all(metric, optimizer, variables):
         return UNKNOWN
-    costs, instead = [], []
+    costs: list[Array] = []
+    instead: list[Array | None] = []
     for i, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
         dtype = working_dtype(dtype_of(variable))
-        value = keras.ops.cast(variable, dtype)
-        old = None if before is None else keras.ops.cast(before[i], dtype)
+        moved = None
         if gradient is None:
             if variable.trainable:  # the optimizer left it out
                 return UNKNOWN
-            cost = keras.ops.ones_like(value)
+            cost = keras.ops.ones(variable.shape, dtype)
         elif _covered(metric, optimizer, variable):
             cost = metric.reader(optimizer, variable, dense(gradient))
             if cost is None:
                 return UNKNOWN
-            if metric.rate is not None and old is not None:
-                cost = cost / metric.rate(optimizer, variable, old, dense(gradient), cost)
+            if metric.rate is not None and before is not None:
+                cost = cost / metric.rate(optimizer, variable, before[i], dense(gradient), cost)
         else:
             assert metric.force is not None
+            assert before is not None
+            old, value = keras.ops.cast(before[i], dtype), keras.ops.cast(variable, dtype)
             force = keras.ops.cast(metric.force(optimizer, variable, dense(gradient)), dtype)
             pull, way = _length(force), _length(value - old)
             some = (pull > 0) & (way > 0)
             cost = keras.ops.ones_like(value) * keras.ops.where(some, pull / keras.ops.where(some, way, 1.0), 1.0)
-            value = old - force / cost
+            moved = old - force / cost
         costs.append(keras.ops.cast(cost, dtype))
-        instead.append(value)
+        instead.append(moved)
     return Step(costs, before, None if _covers_all(metric, optimizer, variables) else instead)
 
 

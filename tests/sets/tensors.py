@@ -22,7 +22,11 @@ EPSILON = {name: float(ml_dtypes.finfo(dtype).eps) for name, dtype in NUMPY_DTYP
 # JAX has no float64 unless asked for it with jax_enable_x64: there float64 is tested with NumPy only.
 BACKEND_DTYPES = [name for name in NUMPY_DTYPES if not (BACKEND == "jax" and name == "float64")]
 
-FORMATS = [(name, "numpy") for name in NUMPY_DTYPES] + [(name, BACKEND) for name in BACKEND_DTYPES]
+# On NumPy arrays the library does the same whatever the backend: they are tried once, where JAX runs.
+LIBRARIES = ("numpy", BACKEND) if BACKEND == "jax" else (BACKEND,)
+
+DTYPES = {"numpy": list(NUMPY_DTYPES), BACKEND: BACKEND_DTYPES}
+FORMATS = [(name, library) for library in LIBRARIES for name in DTYPES[library]]
 
 
 def array(values: Any, dtype: str, library: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import inbounds as ib
 from inbounds._sets.grid import Grid
 from sets.case import ulp
-from sets.tensors import BACKEND, BACKEND_DTYPES, FORMATS, NUMPY_DTYPES, array, exact, same_bits
+from sets.tensors import BACKEND_DTYPES, FORMATS, LIBRARIES, NUMPY_DTYPES, array, exact, same_bits
 
 every_format = pytest.mark.parametrize(("dtype", "library"), FORMATS, ids=["-".join(pair) for pair in FORMATS])
 STEPS = [0.1, 1 / 3, 0.25, 7e-4, 3.3]
@@ -65,7 +65,7 @@ def test_halfway_is_told_where_the_inverse_of_the_step_is_inexact(dtype: str, li
     assert exact(Grid(7).project(rows)).tolist() == [(7 * (place + place % 2)).tolist()]
 
 
-@pytest.mark.parametrize("library", ["numpy", BACKEND])
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_large_entries_stay(library: str) -> None:
     rows = array([[3e38, -1e20, 2.0**30 + 128, np.inf]], "float32", library)
     assert same_bits(Grid(0.1).project(rows), rows)

@@ -13,12 +13,24 @@ import inbounds as ib
 from inbounds._sets import matrices
 from inbounds._sets.matrices import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
 from sets.tables.matrices import birkhoff
-from sets.tensors import BACKEND, BACKEND_DTYPES, EPSILON, array, compiled, exact, gradient, mapped, numbers, same_bits
+from sets.tensors import (
+    BACKEND,
+    BACKEND_DTYPES,
+    EPSILON,
+    LIBRARIES,
+    array,
+    compiled,
+    exact,
+    gradient,
+    mapped,
+    numbers,
+    same_bits,
+)
 
 Make = Callable[..., Any]
 MAKE: dict[str, Make] = {cls.__name__: cls for cls in (Symmetric, SkewSymmetric, ZeroDiagonal, DoublyStochastic)}
 every_matrix_set = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
-both_libraries = pytest.mark.parametrize("library", ["numpy", BACKEND])
+both_libraries = pytest.mark.parametrize("library", LIBRARIES)
 
 
 def raised(bad: Callable[[], Any]) -> str:

@@ -12,7 +12,7 @@ from inbounds._units import Units
 from sets.case import Case
 from sets.solver import weighted_solver
 from sets.table import SETS
-from sets.tensors import BACKEND, array, compiled, exact, gradient, mapped, same_bits
+from sets.tensors import BACKEND, LIBRARIES, array, compiled, exact, gradient, mapped, same_bits
 
 CONVEX = {name: case for name, case in SETS.items() if case.convex}
 WEIGHED = {name: case for name, case in CONVEX.items() if case.set.weighs}
@@ -69,7 +69,7 @@ def test_what_is_inside_stays_bit_for_bit(case: Case) -> None:
     rng = np.random.default_rng(5)
     for shape in case.shapes((5, 9)):
         metric = 10 ** rng.uniform(-4, 0, shape)
-        for library in ("numpy", BACKEND):
+        for library in LIBRARIES:
             once = case.set.project(array(rng.standard_normal(shape), "float32", library))
             assert same_bits(case.set.project(once, metric), once)
 
@@ -139,7 +139,7 @@ def test_it_is_compiled_vectorized_and_differentiated(owner: Any) -> None:
     ids=["shape", "zeros", "negative", "nan", "infinite", "number"],
 )
 def test_a_metric_is_finite_above_0_and_shaped_like_the_rows(metric: Any, says: str) -> None:
-    for library in ("numpy", BACKEND):
+    for library in LIBRARIES:
         with pytest.raises(ib.SetError, match=says):
             ib.MaxNorm(1.0).project(array(np.ones((2, 3)), "float32", library), metric)
 

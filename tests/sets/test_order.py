@@ -11,9 +11,7 @@ from sklearn.isotonic import isotonic_regression
 
 import inbounds as ib
 from inbounds._sets.order import Monotone
-from sets.tensors import BACKEND, EPSILON, array, exact, gradient, numbers, same_bits
-
-LIBRARIES = ("numpy", BACKEND)
+from sets.tensors import BACKEND, EPSILON, LIBRARIES, array, exact, gradient, numbers, same_bits
 
 
 def fitted(rows: Any, increasing: bool = True) -> Any:

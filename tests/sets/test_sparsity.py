@@ -10,9 +10,7 @@ import pytest
 
 import inbounds as ib
 from inbounds._sets.sparsity import Sparse
-from sets.tensors import BACKEND, array, compiled, exact, numbers, same_bits
-
-LIBRARIES = ("numpy", BACKEND)
+from sets.tensors import BACKEND, LIBRARIES, array, compiled, exact, numbers, same_bits
 
 
 def nearest_distance(row: Any, k: int) -> float:

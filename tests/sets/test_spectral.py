@@ -15,7 +15,18 @@ import inbounds as ib
 from inbounds._sets.spectral import LowRank, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
 from inbounds._units import Units
 from sets.tables.spectral import SETS
-from sets.tensors import BACKEND, BACKEND_DTYPES, EPSILON, array, compiled, differences, exact, gradient, same_bits
+from sets.tensors import (
+    BACKEND,
+    BACKEND_DTYPES,
+    EPSILON,
+    LIBRARIES,
+    array,
+    compiled,
+    differences,
+    exact,
+    gradient,
+    same_bits,
+)
 
 OWNERS: dict[str, tuple[Any, Any]] = {name: (case.set, case) for name, case in SETS.items() if "small" not in name}
 every_set = pytest.mark.parametrize(("owner", "case"), OWNERS.values(), ids=OWNERS)
@@ -40,7 +51,7 @@ def test_large_matrices_end_inside_and_stay(owner: Any, case: Any, shape: tuple[
     if case.square and shape[0] != shape[1]:
         return
     for size in (1.0, 30.0):
-        for library in ("numpy", BACKEND):
+        for library in LIBRARIES:
             projected = owner.project(array(matrix(shape, size=size), dtype, library))
             assert case.inside(exact(projected), dtype).all()
             assert same_bits(owner.project(projected), projected)
@@ -85,7 +96,7 @@ def test_what_is_well_inside_stays_in_training(owner: Any, case: Any) -> None:
         assert same_bits(in_training(owner, inside), inside)
 
 
-@pytest.mark.parametrize("library", ["numpy", BACKEND])
+@pytest.mark.parametrize("library", LIBRARIES)
 @every_set
 def test_graded_matrices(owner: Any, case: Any, library: str) -> None:
     """Singular values from 1 to 1e-6, which one Gram matrix in float32 would not tell apart."""
@@ -98,7 +109,7 @@ def test_graded_matrices(owner: Any, case: Any, library: str) -> None:
         np.testing.assert_allclose(exact(projected), case.nearest(exact(rows)), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("library", ["numpy", BACKEND])
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("make", [SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite])
 def test_a_stack_is_projected_matrix_by_matrix(make: Any, library: str) -> None:
     arguments = {"LowRank": (2,), "NuclearNorm": (1.5,)}.get(make.__name__, ())
@@ -130,7 +141,7 @@ def test_a_kernel_is_the_matrix_of_its_filters() -> None:
     np.testing.assert_array_equal(np.moveaxis(other, 2, 0).reshape(2, 36), SpectralNorm(1).project(rows))
 
 
-@pytest.mark.parametrize("library", ["numpy", BACKEND])
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("make", [SpectralNorm, NuclearNorm])
 def test_a_ball_about_a_centre(make: Any, library: str) -> None:
     center, rows = matrix((6, 4), 0, 50), matrix((6, 4), 1, 50)
@@ -146,14 +157,14 @@ def test_a_ball_about_a_centre(make: Any, library: str) -> None:
 # Orthogonal: what is nearest where many are.
 
 
-@pytest.mark.parametrize("library", ["numpy", BACKEND])
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (2, 5), (5, 2)], ids=str)
 def test_a_matrix_of_zeros_becomes_the_identity(shape: tuple[int, int], library: str) -> None:
     projected = Orthogonal().project(array(np.zeros(shape), "float32", library))
     np.testing.assert_allclose(exact(projected), np.eye(*shape), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("library", ["numpy", BACKEND])
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_missing_directions_are_filled_by_the_nearest_to_the_identity(library: str) -> None:
     rng = np.random.default_rng(0)
     for shape in ((4, 4), (3, 7), (6, 4)):
@@ -172,7 +183,7 @@ def test_missing_directions_are_filled_by_the_nearest_to_the_identity(library: s
             assert reached <= np.linalg.norm(other - np.eye(*shape)) + 1e-5
 
 
-@pytest.mark.parametrize("library", ["numpy", BACKEND])
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_where_the_identity_says_nothing_the_result_is_orthogonal_still(library: str) -> None:
     rows = np.zeros((2, 2))
     rows[0, 1] = 3.0
@@ -184,7 +195,7 @@ def test_where_the_identity_says_nothing_the_result_is_orthogonal_still(library:
 # LowRank beyond rank 1.
 
 
-@pytest.mark.parametrize("library", ["numpy", BACKEND])
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("rank", [1, 2, 5])
 @pytest.mark.parametrize("shape", [(5, 5), (6, 20), (20, 6)], ids=str)
 def test_a_rank(shape: tuple[int, int], rank: int, library: str) -> None:

@@ -15,6 +15,7 @@ from inbounds._arguments import axes
 from inbounds._arrays import (
     SMALLEST_NORMAL,
     Array,
+    at_once,
     cast,
     constant,
     dtype_of,
@@ -86,13 +87,13 @@ class Monotone(Set):
         rising = entries if self.increasing else -entries
         costs = units.metric_rows()
         if mask is None:
-            fitted = _isotonic(rising, costs, units.differentiable)
+            fitted = at_once(_isotonic, rising, costs, static=units.differentiable)
         else:
             source, kept, places = _packing(mask)
             largest = without_gradient(xp.max(xp.where(mask, xp.abs(rising), 0 * rising), axis=1, keepdims=True))
             packed = xp.where(kept, _at(rising, source), largest)
             costs = None if costs is None else xp.where(kept, _at(costs, source), xp.ones_like(packed))
-            fitted = _at(_isotonic(packed, costs, units.differentiable), places)
+            fitted = _at(at_once(_isotonic, packed, costs, static=units.differentiable), places)
         return units.with_rows(xp.where(finite, fitted if self.increasing else -fitted, rows))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
