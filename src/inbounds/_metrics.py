@@ -132,22 +132,21 @@ def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any]) ->
         return f"{EUCLIDEAN}, as asked for"
     if not _heeds(owner):
         return f"{EUCLIDEAN}: the set is not convex"
-    if not optimizers and not owner.same_in_every_metric:
+    found = metric_of(optimizers[0]) if len(optimizers) == 1 else None
+    if found is not None and optimizers[0].built and not _covers_all(found, optimizers[0], variables):
+        return f"{type(optimizers[0]).__name__}: {found.others}"
+    if owner.same_in_every_metric:
+        return "the same in all: each entry by itself"
+    if not optimizers:
         return "the optimizer's, once the model is compiled"
     if len(optimizers) > 1:
         return f"{EUCLIDEAN}: {len(optimizers)} optimizers step weights of one unit"
-    for optimizer in optimizers:
-        name, found = type(optimizer).__name__, metric_of(optimizer)
-        if found is not None and optimizer.built and not _covers_all(found, optimizer, variables):
-            return f"{name}: {found.others}"
-        if owner.same_in_every_metric:
-            break
-        if found is None:
-            return f"{EUCLIDEAN}: {name} is unknown, see register_metric"
-        if found.reader is None:
-            return f"{EUCLIDEAN}: {name} steps all entries alike"
-        return f"{name}: {found.words}"
-    return "the same in all: each entry by itself"
+    name = type(optimizers[0]).__name__
+    if found is None:
+        return f"{EUCLIDEAN}: {name} is unknown, see register_metric"
+    if found.reader is None:
+        return f"{EUCLIDEAN}: {name} steps all entries alike"
+    return f"{name}: {found.words}"
 
 
 def looks_back(optimizer: Any, owner: Set, variables: Sequence[Any]) -> bool:
@@ -224,7 +223,10 @@ def _heeds(owner: Set) -> bool:
 
 
 def _covered(metric: Metric, optimizer: Any, variable: Any) -> bool:
-    return not variable.trainable or metric.covers is None or metric.covers(optimizer, variable)
+    """Whether an optimizer doesn't step a variable by a matrix."""
+    if metric.covers is None or not any(own is variable for own in optimizer._trainable_variables):
+        return True
+    return not variable.trainable or metric.covers(optimizer, variable)
 
 
 def _covers_all(metric: Metric, optimizer: Any, variables: Sequence[Any]) -> bool:

@@ -117,6 +117,18 @@ def test_muon_which_steps_by_a_matrix_ends_at_the_constrained_optimum():
     assert "go as far along the momentum instead" in str(ib.constrain(model, {"**/kernel": ib.Box(-1, 1)}))
 
 
+def test_two_optimizers_on_one_unit_hold_it_in_the_euclidean_metric():
+    x, y = digits()
+    by_map = o.OptimizerMap(o.Adam(0.05))
+    by_map[".*/kernel"] = o.Muon(0.05)
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+    model.compile(o.MultiOptimizer(by_map), keras.losses.CategoricalCrossentropy(from_logits=True))
+    plan = ib.constrain(model, {keras.layers.Dense: ib.Joint(ib.MaxNorm(0.5))})
+    model.fit(x, y, batch_size=600, epochs=2, verbose=0)
+    ib.check(model)
+    assert "Euclidean: 2 optimizers step weights of one unit" in str(plan)
+
+
 @pytest.mark.skipif(
     keras.backend.backend() == "torch",
     reason="Keras' own ScheduleFreeAdamW averages something else on PyTorch, see tests/test_keras_ground.py",
