@@ -15,7 +15,7 @@ from optimum import KERNEL, batches, digits, loss
 import inbounds as ib
 from inbounds import _bound
 
-OWNERS = (ib.MaxNorm(1.0), ib.MaxNorm(3.0), ib.L1Ball(3.0), ib.Simplex(), ib.SumTo(0.0))
+OWNERS = (ib.MaxNorm(1.0), ib.MaxNorm(3.0), ib.L1Ball(3.0), ib.Simplex())
 SHARES = (1e-9, 1e-3, 1e-2, 0.1, 1.0, "Euclidean")
 DRAWS, KNOWN, STEPS = 6, 200, 600
 

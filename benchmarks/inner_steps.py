@@ -15,8 +15,8 @@ from optimum import SETS, digits, optimum, trained
 
 from inbounds import _proximal
 
-COUNTS = (1, 2, 3, 5, 10, 30)
-STEPS = (300, 1000, 3000)
+COUNTS = (1, 2, 3, 5, 10)
+STEPS = (300, 3000)
 OWNER = "SpectralNorm(2)"
 
 

@@ -322,9 +322,14 @@ def _muon_rate(optimizer: Any, variable: Any, before: Array, gradient: Any, cost
 
 
 def _schedule_free_lead(optimizer: Any, variable: Any) -> tuple[Any, Array]:
-    """What is stepped; its share in the weights falls from 1 to 1 - beta_1, as its average takes over."""
+    """What is stepped, and its share in the weights, which falls from 1 to 1 - beta_1 as its average takes over.
+
+    On PyTorch and TensorFlow, Keras 3.15 reads what is stepped after the step in place of before, where it looks for
+    the average in the weights: there the weights are the average, as with a beta_1 of 1.
+    """
+    beta = optimizer.beta_1 if keras.backend.backend() == "jax" else 1.0
     step = keras.ops.cast(optimizer.iterations + 1, dtype_of(variable))
-    return _keeper(optimizer, "_momentums", variable), 1 - optimizer.beta_1 + optimizer.beta_1 / step
+    return _keeper(optimizer, "_momentums", variable), 1 - beta + beta / step
 
 
 def _left_to_adam(optimizer: Any, variable: Any) -> bool:

@@ -129,10 +129,6 @@ def test_two_optimizers_on_one_unit_hold_it_in_the_euclidean_metric():
     assert "Euclidean: 2 optimizers step weights of one unit" in str(plan)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "torch",
-    reason="Keras' own ScheduleFreeAdamW averages something else on PyTorch, see tests/test_keras_ground.py",
-)
 def test_schedule_free_whose_weights_are_an_average_of_what_it_steps_gets_near_the_optimum():
     ends = {}
     for metric in ("optimizer", "euclidean"):
