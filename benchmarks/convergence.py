@@ -6,7 +6,6 @@ The first row of the table of `optimum.py`, full batches of digits under `MaxNor
 """
 
 import itertools
-import warnings
 from pathlib import Path
 
 import keras
@@ -35,7 +34,6 @@ class Watch(keras.callbacks.Callback):
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore", message="`shuffle=True` was passed")  # batches come in an order of their own
     least = optimum(digits(), SETS[OWNER][1])
     made = Figure(figsize=(5.4, 3.2), layout="constrained")
     axes = made.subplots()

@@ -56,11 +56,8 @@ def cnn(**arguments: Any) -> keras.Model:
 NETWORKS: dict[str, tuple[Callable[..., keras.Model], int]] = {"MLP": (mlp, 12), "CNN": (cnn, 8)}
 """With how many epochs each is trained."""
 
-SETS: dict[str, tuple[Callable[[float], ib.Set], dict[str, tuple[float, ...]]]] = {
-    "MaxNorm": (ib.MaxNorm, {"MLP": (0.5, 1.0, 2.0), "CNN": (0.5, 1.0, 2.0)}),
-    "L1Ball": (ib.L1Ball, {"MLP": (2.0, 5.0, 15.0), "CNN": (2.0, 5.0, 15.0)}),
-}
-"""With the bounds for each network, from tight to loose."""
+SETS: dict[type[ib.Set], tuple[float, ...]] = {ib.MaxNorm: (0.5, 1.0, 2.0), ib.L1Ball: (2.0, 5.0, 15.0)}
+"""With their bounds, from tight to loose."""
 
 OPTIMIZERS = {"Adam": keras.optimizers.Adam, "AdamW": keras.optimizers.AdamW}
 
@@ -105,11 +102,11 @@ def trained(network: str, kind: str, way: str, owner: ib.Set | None, seed: int) 
     return [train_loss, test_loss, 100 * accuracy, 100 * active]
 
 
-def cases(network: str) -> Iterator[tuple[ib.Set | None, str]]:
+def cases() -> Iterator[tuple[ib.Set | None, str]]:
     """Each set with each way to keep it; first of all none."""
     yield None, "free"
-    for family, bounds in SETS.values():
-        for bound in bounds[network]:
+    for family, bounds in SETS.items():
+        for bound in bounds:
             if family is ib.MaxNorm:
                 yield family(bound), "Keras"
             yield family(bound), "euclidean"
@@ -126,7 +123,7 @@ def main() -> None:
     print("| network | optimizer | set | way | training loss | test loss | test accuracy, % | on the bound, % |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for network, kind in itertools.product(given.networks, given.optimizers):
-        for owner, way in cases(network):
+        for owner, way in cases():
             ends = np.array([trained(network, kind, way, owner, seed) for seed in range(given.seeds)])
             means, spreads = ends.mean(axis=0), ends.std(axis=0, ddof=1)
             cells = [f"{mean:.4g} ± {spread:.2g}" for mean, spread in zip(means, spreads, strict=True)]

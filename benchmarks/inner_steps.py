@@ -7,8 +7,6 @@ optimum in percent, after few and after many training steps, full batches. One b
     KERAS_BACKEND=jax python benchmarks/inner_steps.py
 """
 
-import warnings
-
 import keras
 import numpy as np
 from optimum import SETS, digits, optimum, trained
@@ -21,7 +19,6 @@ OWNER = "SpectralNorm(2)"
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore", message="`shuffle=True` was passed")  # batches come in an order of their own
     x, y = digits()
     scales = np.random.default_rng(0).permutation(np.geomspace(0.1, 10.0, x.shape[1])).astype("float32")
     print(

@@ -10,7 +10,6 @@ the projection in the Euclidean metric / in the optimizer's. One backend a proce
 
 import argparse
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -128,7 +127,7 @@ def trained(
     schedule = rate if kind in CONSTANT else keras.optimizers.schedules.CosineDecay(rate, steps, alpha=1e-4)
     model.compile(make(schedule), keras.losses.CategoricalCrossentropy(from_logits=True))
     ib.constrain(model, rules, metric=metric)
-    model.fit(batches(data, size), steps_per_epoch=steps, callbacks=list(callbacks), verbose=0)
+    model.fit(batches(data, size), steps_per_epoch=steps, shuffle=False, callbacks=list(callbacks), verbose=0)
     ib.check(model)
     return loss(data, *model.get_weights())
 
@@ -141,7 +140,6 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS), metavar="SET")
     parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS), choices=list(OPTIMIZERS), metavar="NAME")
     given = parser.parse_args()
-    warnings.filterwarnings("ignore", message="`shuffle=True` was passed")  # batches come in an order of their own
     data = {"digits": digits, "cancer": cancer}[given.data]()
     least = functools.cache(lambda name: optimum(data, SETS[name][1]))
     print(f"{keras.backend.backend()}, {given.data}, batch {given.batch or 'all'}, {given.steps} steps\n")

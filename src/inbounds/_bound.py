@@ -83,10 +83,7 @@ def projected(
     if not any(free):
         return []
     values = [read(variable) for variable in variables]
-
-    def whole(units: Units) -> Units:
-        return units.together() if entry.applied.couples else units
-
+    couples = entry.applied.couples
     with quiet(values[0]):
         given = Units.of(
             values,
@@ -96,13 +93,13 @@ def projected(
             metric=step.costs,
             before=step.before,
             training=step is not UNKNOWN,
-        ).comparable(entry.applied.couples, LEAST)
+        ).comparable(couples, LEAST)
         if strict:
             wide = given.map(lambda x: x * (1 + 8 * epsilon(given.dtype)))
-            given = given.chosen(~whole(wide).same(entry.applied.nearest(wide)), wide)
+            given = given.chosen(~wide.together(couples).same(entry.applied.nearest(wide)), wide)
         units = entry.applied.nearest(given)
         if step.instead is not None:
-            inside = whole(given).same(units)
+            inside = given.together(couples).same(units)
             others = [part if other is None else other for part, other in zip(given.parts, step.instead, strict=True)]
             units = entry.applied.nearest(given.with_parts(others)).chosen(inside, given)
     parts = zip(variables, units.parts, free, strict=True)

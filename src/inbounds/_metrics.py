@@ -200,15 +200,22 @@ def step_of(
         else:
             assert metric.force is not None
             assert before is not None
-            old, value = keras.ops.cast(before[i], dtype), keras.ops.cast(variable, dtype)
-            force = keras.ops.cast(metric.force(optimizer, variable, dense(gradient)), dtype)
-            pull, way = _length(force), _length(value - old)
-            some = (pull > 0) & (way > 0)
-            cost = keras.ops.ones_like(value) * keras.ops.where(some, pull / keras.ops.where(some, way, 1.0), 1.0)
-            moved = old - force / cost
+            cost, moved = _along(metric.force(optimizer, variable, dense(gradient)), before[i], variable)
         costs.append(keras.ops.cast(cost, dtype))
         instead.append(moved)
-    return Step(costs, before, None if _covers_all(metric, optimizer, variables) else instead)
+    if _covers_all(metric, optimizer, variables):
+        return Step(costs, before)
+    return Step(costs, before, instead) if len(variables) > 1 else Step(instead=instead)  # all entries cost the same
+
+
+def _along(force: Array, before: Array, variable: Any) -> tuple[Array, Array]:
+    """What all entries of a variable cost if it goes as far as its step, but along a force, and where that leads."""
+    dtype = working_dtype(dtype_of(variable))
+    force, before, after = (keras.ops.cast(x, dtype) for x in (force, before, variable))
+    pull, way = _length(force), _length(after - before)
+    some = (pull > 0) & (way > 0)
+    cost = keras.ops.where(some, pull / keras.ops.where(some, way, 1.0), 1.0)
+    return cost * keras.ops.ones_like(after), before - force / cost
 
 
 def lead_of(optimizer: Any) -> Lead | None:

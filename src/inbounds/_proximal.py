@@ -38,7 +38,7 @@ def in_steps(project: Callable[[Units], Units], units: Units, *, couples: bool) 
     rounding = 4 * epsilon(working_dtype(units.dtype))
 
     def one(units: Units) -> Units:
-        return units.together() if couples else units
+        return units.together(couples)
 
     def pulled(ahead: Units, to: Units) -> Units:
         return project(ahead.map(lambda z, x, d: z - d * (z - x), to, costs))

@@ -36,6 +36,9 @@ SMALL = 1 << 15
 WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
 """Optimizers that leave the step to those inside them, which are hooked."""
 
+Leads = dict[int, tuple[Any, Any]]
+"""By variables' ids, what an optimizer steps in place of them, and its share in them."""
+
 _HOOKED = ("apply", "_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
 
 
@@ -163,7 +166,10 @@ def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
     """The update, and the projection of what it left outside, in the metric in which it stepped."""
     entries = _hooked_entries(optimizer)
-    before = {id(entry): _read_all(optimizer, entry) for entry in entries if _looks_back(optimizer, entry)}
+    leads = _leads(optimizer, entries)
+    before = {
+        id(entry): _read_all(entry, leads.get(id(entry), {})) for entry in entries if _looks_back(optimizer, entry)
+    }
     type(optimizer)._backend_update_step(optimizer, grads, trainable_variables, learning_rate)
     gradients = {id(variable): gradient for variable, gradient in zip(trainable_variables, grads, strict=True)}
 
@@ -172,12 +178,11 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
         stepped = [gradients.get(id(variable)) for variable in variables]
         return step_of(optimizer, entry.set, variables, stepped, before.get(id(entry)))
 
-    led = [entry for entry in entries if _leads(optimizer, entry)]
     with no_gradient():
-        for entry in led:
-            _follow(optimizer, entry, step(entry))
-    ids = set(map(id, led))
-    project_entries(optimizer, [entry for entry in entries if id(entry) not in ids], step)
+        for entry in entries:
+            if id(entry) in leads:
+                _follow(optimizer, entry, step(entry), leads[id(entry)])
+    project_entries(optimizer, [entry for entry in entries if id(entry) not in leads], step)
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
@@ -203,28 +208,30 @@ def _hooked_entries(optimizer: Any) -> list[Entry]:
     return _entries(optimizer._trainable_variables) if entries is None else entries
 
 
-def _read_all(optimizer: Any, entry: Entry) -> list[Any]:
+def _leads(optimizer: Any, entries: Sequence[Entry]) -> dict[int, Leads]:
+    """By entries' ids, the leads of their weights, where the optimizer steps none of those themselves.
+
+    Only for convex sets: weights that are averages of what is inside are inside.
+    """
+    lead = lead_of(optimizer)
+    if lead is None:
+        return {}
+    own, found = set(map(id, optimizer._trainable_variables)), {}
+    for entry in entries:
+        free = [weight.variable for weight in entry.weights if weight.variable.trainable]
+        if entry.set.convex and own.issuperset(map(id, free)):
+            found[id(entry)] = {id(variable): lead(optimizer, variable) for variable in free}
+    return found
+
+
+def _read_all(entry: Entry, leads: Leads) -> list[Any]:
     """Copies of what is stepped, as it is now: PyTorch and TensorFlow would change it under the reader."""
-    leads = _leads(optimizer, entry)
     return [keras.ops.copy(leads.get(id(weight.variable), (weight.variable,))[0]) for weight in entry.weights]
 
 
-def _leads(optimizer: Any, entry: Entry) -> dict[int, tuple[Any, Any]]:
-    """By variables' ids, what the optimizer steps in place of them; empty where the weights are stepped themselves.
-
-    Weights that are averages of what is inside a convex set are inside.
-    """
-    lead = lead_of(optimizer)
-    free = [weight.variable for weight in entry.weights if weight.variable.trainable]
-    own = optimizer._trainable_variables
-    if lead is None or not entry.set.convex or not {id(variable) for variable in own}.issuperset(map(id, free)):
-        return {}
-    return {id(variable): lead(optimizer, variable) for variable in free}
-
-
-def _follow(optimizer: Any, entry: Entry, step: Step) -> None:
+def _follow(optimizer: Any, entry: Entry, step: Step, leads: Leads) -> None:
     """Puts inside what is stepped in place of an entry's weights, and lets them follow."""
-    leads, read = _leads(optimizer, entry), _reader(optimizer)
+    read = _reader(optimizer)
     for variable, value in projected(entry, read=lambda v: read(leads.get(id(v), (v,))[0]), step=step):
         sequence, share = leads[id(variable)]
         variable.assign_add(share * (value - sequence))

@@ -212,7 +212,7 @@ class Units:
         if costs is None or free is None:
             return self.costing(None)
         xp = namespace(self.parts[0])
-        view = free.together() if together else free
+        view = free.together(together)
         most = view.max(lambda d: d)
         usable = xp.isfinite(most) & (most > 0)
         inverse = 1 / xp.where(usable, most, xp.ones_like(most))
@@ -230,8 +230,10 @@ class Units:
         count = len(self.parts)
         return [self.with_parts(state[i : i + count]) for i in range(0, len(state), count)]
 
-    def together(self) -> Units:
-        """All units as one."""
+    def together(self, wanted: bool = True) -> Units:
+        """All units as one, where wanted."""
+        if not wanted:
+            return self
         return replace(self, axes=tuple(tuple(range(len(part.shape))) for part in self.parts))
 
     def apart(self, like: Units) -> Units:

@@ -92,8 +92,10 @@ def test_a_kernel_trains_inside(name, tmp_path):
 def test_a_square_kernel_trains_inside(name):
     model = dense(IN, IN)
     ib.constrain(model, {"one/kernel": SQUARE[name]})
+    before = keras.ops.convert_to_numpy(model.layers[0].kernel)
     trained(model)
     held(model)
+    assert not np.array_equal(before, keras.ops.convert_to_numpy(model.layers[0].kernel))
 
 
 @pytest.mark.parametrize("name", JOINTS)

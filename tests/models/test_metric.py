@@ -6,6 +6,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
 import inbounds as ib
+from inbounds._bound import projected
 from models.measure import numbers
 
 BOUND = 0.6
@@ -147,6 +148,20 @@ def test_what_schedule_free_steps_is_inside_too():
     trained(model, 30)
     ib.check(model)
     assert np.linalg.norm(numbers(model.optimizer._momentums[0])) <= BOUND * (1 + 1e-6)
+
+
+def test_rounding_of_an_average_does_not_add_up():
+    """What is within rounding of a bound stays, but for an average: in 3,000 steps it would leave the tolerance."""
+    above = np.zeros((4, 2), "float32")
+    above[0] = np.nextafter(np.float32(1), np.float32(2)), 0.5
+    layer = keras.layers.Dense(2)
+    layer.build((None, 4))
+    layer.kernel.assign(above)
+    (entry,) = ib.constrain(layer, {"**/kernel": ib.MaxNorm(1.0)}).entries
+    ((_, stays),) = projected(entry)
+    ((_, put),) = projected(entry, strict=True)
+    np.testing.assert_array_equal(numbers(stays), above)
+    assert numbers(put)[0].tolist() == [1.0, 0.5]
 
 
 def test_sets_given_to_layers_are_projected_in_the_optimizers_metric():

@@ -33,7 +33,7 @@ class _NormInterval(Set):
     rate: float = 1.0
 
     def _project(self, units: Units) -> Units:
-        nearest = _move_norm(units.together() if self.whole else units, self.low, self.high).apart(units)
+        nearest = _move_norm(units.together(self.whole), self.low, self.high).apart(units)
         if self.rate == 1:
             return nearest
 

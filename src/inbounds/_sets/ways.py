@@ -360,7 +360,7 @@ def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm, weighted: boo
 
         def norm(units: Units) -> Array:
             apart = units.map(lambda x, c: x - c, centers)
-            view = apart.together() if last.whole else apart
+            view = apart.together(last.whole)
             size = without_gradient(xp.clip(view.max(xp.abs), 1 / HUGE, HUGE))
             squares = view.sum(lambda x, size: (x / size) ** 2, size)
             root = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
