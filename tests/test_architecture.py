@@ -31,11 +31,12 @@ INNER = {
     "_sets.matrices": FAMILY,
     "_sets.spectral": FAMILY | {"_sets.matrices"},
     "_sets.combine": FAMILY,
+    "_sets.scaled": FAMILY | {"_sets.combine"},
     "_sets.ways": FAMILY | {f"_sets.{name}" for name in ("combine", *FAMILIES)},
     "_sets.algebra": FAMILY | {"_sets.combine", "_sets.matrices", "_sets.ways"},
-    "constraints": {"_errors"} | {f"_sets.{name}" for name in ("algebra", "combine", *FAMILIES)},
+    "constraints": {"_errors"} | {f"_sets.{name}" for name in ("algebra", "combine", "scaled", *FAMILIES)},
 }
-WRITERS = {"_step", "_attach"}
+WRITERS = {"_step", "_attach", "_fit", "_torch_optim"}
 READERS = {"_audit", "_report", "_monitor", "_table", "_pictures", "_catalogue"}
 
 
@@ -104,8 +105,8 @@ def test_nothing_imports_in_a_circle():
         visit(name)
 
 
-def test_only_attach_and_the_package_import_the_step():
-    assert {name for name in modules() if "_step" in own(name)} == {"__init__", "_attach"}
+def test_only_writers_and_the_package_import_the_step():
+    assert {name for name in modules() if "_step" in own(name)} == {"__init__", "_stateless", *WRITERS - {"_step"}}
 
 
 @pytest.mark.parametrize("name", sorted(READERS))

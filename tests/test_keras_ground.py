@@ -158,8 +158,14 @@ def test_every_optimizers_build_reaches_the_build_of_the_public_base_class(name,
     assert [v is w for v, w in zip(optimizer._trainable_variables, layer.trainable_variables, strict=True)]
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizers_apply_is_that_of_the_public_base_class(name):
+    """Else raw values of TensorFlow, stepped before there was a plan, would go unhooked: `_step.watch_optimizers`."""
+    assert getattr(keras.optimizers, name).apply is keras.optimizers.Optimizer.apply
+
+
 def test_wrapping_optimizers_build_and_step_those_inside():
-    """Else loss scaling and MultiOptimizer would go unhooked: `_step.optimizers_of`."""
+    """Else loss scaling and MultiOptimizer would go unhooked: `_optimizers.optimizers_of`."""
     layer = dense()
     inner = keras.optimizers.SGD(0.1)
     scaled = keras.optimizers.LossScaleOptimizer(inner)
@@ -403,6 +409,61 @@ def test_the_share_in_the_weights_of_what_schedule_free_steps():
     assert np.isclose(found, beta * np.mean(steps) + (1 - beta) * steps[-1], rtol=1e-5)
 
 
+def test_every_list_of_callbacks_is_handed_its_model_by_set_model(monkeypatch):
+    """Else no fit would have a Keeper: `_fit.watch_fits`."""
+    handed = []
+    original = keras.callbacks.CallbackList.set_model
+    monkeypatch.setattr(
+        keras.callbacks.CallbackList,
+        "set_model",
+        lambda self, model: handed.append(type(self.callbacks[0]).__name__) or original(self, model),
+    )
+    model = keras.Sequential([dense()])
+    model.compile("sgd", "mse")
+    model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
+    assert handed == ["History"]
+
+
+def test_a_fit_begins_an_epoch_after_all_callbacks_have_begun_and_evaluates_before_the_epoch_ends():
+    """Else the Keeper would project before other callbacks load weights, or after they save them."""
+    events = []
+
+    class Listening(keras.callbacks.Callback):
+        def __getattribute__(self, name):
+            if name in ("on_train_begin", "on_epoch_begin", "on_test_begin", "on_epoch_end", "on_train_end"):
+                events.append(name)
+            return super().__getattribute__(name)
+
+    model = keras.Sequential([dense()])
+    model.compile("sgd", "mse")
+    data = np.ones((2, 3)), np.ones((2, 2))
+    callbacks = keras.callbacks.CallbackList([Listening()], model=model, add_history=True, epochs=1, verbose=0, steps=1)
+    events.clear()
+    model.fit(*data, verbose=0, validation_data=data, callbacks=callbacks)
+    assert list(dict.fromkeys(events)) == [
+        "on_train_begin",
+        "on_epoch_begin",
+        "on_test_begin",
+        "on_epoch_end",
+        "on_train_end",
+    ]
+
+
+def test_averages_are_swapped_in_and_out_by_one_method_that_is_told_apart_by_a_flag():
+    """Else averages would be evaluated as they are: `_fit._swapped_inside`."""
+    model = keras.Sequential([dense()])
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True), "mse")
+    model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
+    callback = keras.callbacks.SwapEMAWeights()
+    callback.set_model(model)
+    seen = []
+    callback._swap_variables = lambda: seen.append(callback._ema_weights_in_model)
+    callback.on_test_begin()
+    callback.on_test_end()
+    assert seen == [False, True]
+    assert len(model.optimizer._model_variables_moving_average) == len(model.optimizer._trainable_variables)
+
+
 def test_no_other_private_name_of_keras_is_used():
     """What the library reaches for by a private name of Keras is pinned in this file."""
     pinned = {
@@ -412,6 +473,7 @@ def test_no_other_private_name_of_keras_is_used():
         "_non_trainable_variables",
         "_flatten_layers",
         "_get_variable_index",
+        "_ema_weights_in_model",
         "_kernel",
         "_foreach_copy_",  # of torch
         "_C",  # of torch

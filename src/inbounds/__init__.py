@@ -12,13 +12,16 @@ from inbounds._errors import (
     RuleError,
     SetError,
 )
+from inbounds._fit import watch_fits
 from inbounds._layout import Layout, register_layout
 from inbounds._metrics import register_metric
 from inbounds._monitor import Monitor
 from inbounds._plan import Entry, Plan
 from inbounds._report import Report, Row
 from inbounds._set import Set
+from inbounds._stateless import stateless_project
 from inbounds._step import watch_optimizers
+from inbounds._torch_optim import project_after
 from inbounds.constraints import (
     Box,
     Custom,
@@ -105,10 +108,13 @@ __all__ = [
     "min_max_norm",
     "non_neg",
     "project",
+    "project_after",
     "register_layout",
     "register_metric",
     "release",
+    "stateless_project",
     "unit_norm",
 ]
 
 watch_optimizers()
+watch_fits()

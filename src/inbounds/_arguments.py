@@ -96,6 +96,23 @@ def center_of(owner: str, value: Any) -> Any:
     return number_or_array(owner, "center", value)
 
 
+def interval(owner: str, value: Any, unit: str, instead: str) -> int | str:
+    """A positive whole number of batches or steps, or "epoch".
+
+    Raises:
+        SetError: it is something else.
+    """
+    if value != "epoch" and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1):
+        raise SetError(
+            explain(
+                f'`every` of {owner} is "epoch" or a positive number of {unit}',
+                f"every={value!r}",
+                instead=instead,
+            )
+        )
+    return value if isinstance(value, str) else int(value)
+
+
 def _scalar(value: Any) -> Any:
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 

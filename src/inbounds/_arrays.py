@@ -167,6 +167,18 @@ def is_concrete(x: Array) -> bool:
     return plain and not torch.compiler.is_compiling() and not vectorized(x)
 
 
+def as_written(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, which AutoGraph leaves as it is where a `tf.function` of a user calls it, as it does with Keras' own.
+
+    Else it would rewrite all that `fn` calls, with warnings of what it can't read.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return fn
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(fn)  # type: ignore[no-any-return]  # tensorflow has no types
+
+
 State = tuple[Array, ...]
 
 

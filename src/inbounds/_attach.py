@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import keras
 
-from inbounds._arrays import to_numpy
+from inbounds._arguments import interval
+from inbounds._arrays import as_written, is_concrete, to_numpy
 from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected
 from inbounds._carry import not_carried
 from inbounds._errors import PlanNotSavedWarning, RuleError, explain
 from inbounds._metrics import words_of
+from inbounds._optimizers import optimizers_of, stepping, steps_taken
 from inbounds._plan import Entry, Plan
 from inbounds._rules import check_model, resolve
 from inbounds._set import Set
-from inbounds._step import WRAPPERS, let_go, no_gradient, optimizers_of, take_up
+from inbounds._step import let_go, no_gradient, take_up
 from inbounds._units import Units
 from inbounds._weights import Weight, layers_of, weights_of
 
 
-def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer") -> Plan:
+def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every: int | str = 1) -> Plan:
     """Keeps weights of a model inside sets, from now on.
 
     The weights are inside at once, after every step of every Keras optimizer, and after `fit`, also with moving
@@ -39,12 +42,17 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer") -> Pl
         metric: the norm in which "nearest" is meant in training: "optimizer", the one in which the optimizer steps, or
             "euclidean". The first makes the constrained optimum a fixed point, see docs/optimizers.md; the plan shows
             what it is for each weight. It is saved with the sets.
+        every: the number of steps after which weights are projected, or "epoch". Above 1, weights may be outside in
+            between, also in files that are saved then; at the end of each epoch, before an evaluation within `fit` and
+            after `fit` they are inside. It is saved with the sets too.
 
     Returns:
         The plan; `print(plan)` shows every weight, its set, its units and axes, or why it has none.
 
     Raises:
-        RuleError: the model isn't built, a rule matches nothing, or a set can't apply; no weight has been touched.
+        RuleError: the model isn't built, a rule matches nothing, a set can't apply, or a plan of another model holds a
+            weight; no weight has been touched.
+        SetError: `every` is something else.
 
     Warns:
         PlanNotSavedWarning: a `.keras` file can't carry all of the plan; says which weights.
@@ -52,7 +60,8 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer") -> Pl
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
     """
-    plan = _in_metric(model, _centred(resolve(model, rules, given_constraint, metric)), metric)
+    every = interval("constrain", every, "steps", "constrain(model, rules, every=100)")
+    plan = _in_training(model, _centred(resolve(model, rules, given_constraint, metric)), metric, every)
     if not plan.entries:
         raise RuleError(
             explain(
@@ -61,17 +70,13 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer") -> Pl
                 instead="constrain(model, {'**/kernel': MaxNorm(2.0)})",
             )
         )
-    with no_gradient():
-        values = [
-            pair
-            for entry in plan.entries
-            for pair in projected(entry, frozen_too=True, read=keras.ops.convert_to_numpy)  # once: nothing to compile
-        ]
+    _check_alone(model)
+    values = _projected(model, plan.entries, read=keras.ops.convert_to_numpy)  # once: nothing to compile
     _clear(model)
     for variable, value in values:
         variable.assign(value)
     for entry in plan.entries:
-        bind(entry)
+        bind(entry, model)
         for weight in entry.weights:
             _set_argument(weight, entry.set)
     _renew(model)
@@ -102,18 +107,38 @@ def _centred(plan: Plan) -> Plan:
     return replace(plan, entries=tuple(map(about, plan.entries)))
 
 
-def _in_metric(model: Any, plan: Plan, metric: str) -> Plan:
-    entries = (replace(entry, set=entry.set.in_metric(metric)) for entry in plan.entries)
-    return replace(plan, entries=tuple(entries), metrics=partial(_measured_by, model))
+def _in_training(model: Any, plan: Plan, metric: str, every: int | str) -> Plan:
+    entries = (replace(entry, set=entry.set.in_training(metric, every)) for entry in plan.entries)
+    return replace(plan, entries=tuple(entries), every=every, metrics=partial(_measured_by, model))
+
+
+def _check_alone(model: Any) -> None:
+    """That no plan of another model holds a weight of this one: of two plans, one would be broken in silence."""
+    for weight in weights_of(layers_of(model)):
+        constraint = weight.variable.constraint
+        if isinstance(constraint, Bound) and constraint.model not in (None, model):
+            raise RuleError(
+                explain(
+                    "A weight is in the plan of one model",
+                    f"{weight.path}, which the plan of {constraint.model.name!r} holds",
+                    where=f"{constraint!r}, and now a plan of {model.name!r}",
+                    instead=f"inbounds.release({constraint.model.name}) first, or one plan for the model that has all",
+                )
+            )
+
+
+def _projected(model: Any, entries: Sequence[Entry], **how: Any) -> list[tuple[Any, Any]]:
+    """The variables of some entries with their nearest values, also the frozen ones, as the optimizers count steps."""
+    with no_gradient():
+        return [
+            pair for entry in entries for pair in projected(entry, frozen_too=True, at=steps_taken(model, entry), **how)
+        ]
 
 
 def _measured_by(model: Any, entry: Entry) -> str:
     """What the metric of an entry is in the steps of the optimizers that the model has now."""
     variables = [weight.variable for weight in entry.weights]
-    ids = set(map(id, variables))
-    steps = [optimizer for optimizer in optimizers_of(model) if not isinstance(optimizer, WRAPPERS)]
-    own = [optimizer for optimizer in steps if ids & set(map(id, optimizer._trainable_variables))]
-    return words_of(own or [optimizer for optimizer in steps if not optimizer.built], entry.set, variables)
+    return words_of(stepping(model, variables), entry.set, variables)
 
 
 def release(model: Any) -> None:
@@ -140,20 +165,41 @@ def project(model: Any) -> None:
     The model may have a plan, or sets that were given to its layers. Frozen weights are projected too.
 
     Raises:
-        RuleError: the model has neither.
+        RuleError: the model has neither, or `jax.jit` traces the call.
     """
-    plan = resolve(model, None, current_constraint)
-    if not plan.entries:
+    as_written(_project)(model)
+
+
+def in_force(model: Any) -> tuple[Entry, ...]:
+    """What holds on a model: its plan, or the sets that were given to its layers.
+
+    Raises:
+        RuleError: nothing does.
+    """
+    entries = resolve(model, None, current_constraint).entries
+    if not entries:
         raise RuleError(
             explain(
                 "A model to project has a plan or sets",
-                "a model without",
+                f"{type(model).__name__} {model.name!r} without",
                 instead="inbounds.constrain(model, rules) first",
             )
         )
-    with no_gradient():
-        for variable, value in [pair for entry in plan.entries for pair in projected(entry, frozen_too=True)]:
-            variable.assign(value)
+    return entries
+
+
+def _project(model: Any) -> None:
+    values = _projected(model, in_force(model))
+    if any(is_concrete(variable.value) and not is_concrete(value) for variable, value in values):
+        raise RuleError(
+            explain(
+                "`project` assigns to the variables of a model, which a function that jax.jit traces can't",
+                f"model={model.name!r} in a traced function",
+                instead="inbounds.stateless_project(model, values), which returns what it projects",
+            )
+        )
+    for variable, value in values:
+        variable.assign(value)
 
 
 def _clear(model: Any) -> None:

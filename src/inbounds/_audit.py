@@ -16,6 +16,7 @@ from inbounds._arrays import MANTISSA_BITS, dtype_of
 from inbounds._bound import current_constraint
 from inbounds._errors import ConstraintViolation, SetError
 from inbounds._layout import layout_of
+from inbounds._optimizers import steps_taken
 from inbounds._plan import Entry
 from inbounds._report import Report, Row, Status
 from inbounds._rules import obstacle, resolve
@@ -49,7 +50,7 @@ def audit(model: Any, rules: Any = None) -> Report:
         True
     """
     plan = resolve(model, rules, _nothing if rules is not None else current_constraint, strict=rules is not None)
-    rows = [_row(entry, asked=rules is not None) for entry in plan.entries]
+    rows = [_row(entry, asked=rules is not None, step=steps_taken(model, entry)) for entry in plan.entries]
     for weight, why in plan.free:
         rows.append(_free_row(weight, why, asked=rules is not None))
     order = {id(weight.variable): i for i, weight in enumerate(weights_of(layers_of(model)))}
@@ -91,11 +92,11 @@ def _nothing(variable: Any) -> None:
     return None
 
 
-def _row(entry: Entry, *, asked: bool, shown: str = "") -> Row:
+def _row(entry: Entry, *, asked: bool, shown: str = "", step: int = 0) -> Row:
     if entry.set.centers:
         note = 'the centre "current" becomes the weights as they are when the model is constrained'
         return Row(entry.paths, repr(entry.set), 0, 0, 0.0, None, math.nan, 0.0, "unenforced", note)
-    found = entry.applied.measure([weight.variable for weight in entry.weights], entry.axes)
+    found = entry.applied.at(step).measure([weight.variable for weight in entry.weights], entry.axes)
     violation, outside = np.maximum(found.excess, 0.0), found.outside
     counting = tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
     counting = counting if math.prod(counting) == violation.size else violation.shape
@@ -112,7 +113,7 @@ def _row(entry: Entry, *, asked: bool, shown: str = "") -> Row:
         active=float(np.mean(found.active)) if entry.set.has_boundary else math.nan,
         tolerance=float(found.slack.max(initial=0.0)),
         status=status,
-        note="; ".join(text for text in (entry.note, unkept) if text),
+        note="; ".join(text for text in (entry.note, f"at step {step}" * entry.set.changes, unkept) if text),
     )
 
 

@@ -5,7 +5,8 @@ What `variable.constraint` is while a plan holds: who reads the variable, an opt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -24,12 +25,20 @@ class Bound(keras.constraints.Constraint):  # type: ignore[misc]  # keras has no
         given: the constraint that the variable had from its layer; None without one.
     """
 
-    def __init__(self, entry: Entry, given: Any) -> None:
+    def __init__(self, entry: Entry, given: Any, model: Any = None) -> None:
         self.entry = entry
         self.given = given
+        self._model = None if model is None else weakref.ref(model)
+
+    @property
+    def model(self) -> Any:
+        """The model whose plan it is; None for a set that its layer was given, or when the model is gone."""
+        return None if self._model is None else self._model()
 
     def __call__(self, w: Any) -> Array:
-        """The projected weight, for an optimizer that was built before it could be hooked."""
+        """The projected weight, for the first step of an optimizer that is built within it, too late to be hooked."""
+        if self.entry.set.every != 1:
+            return w
         values = projected(self.entry)
         for variable, value in values:
             if variable is not w:
@@ -52,10 +61,16 @@ def current_constraint(variable: Any) -> Any:
     return constraint.entry.set if isinstance(constraint, Bound) else constraint
 
 
-def bind(entry: Entry) -> None:
-    """Puts an entry in force on its variables."""
+def bind(entry: Entry, model: Any = None) -> None:
+    """Puts an entry in force on its variables, as one of the plan of a model where there is one."""
     for weight in entry.weights:
-        weight.variable.constraint = Bound(entry, given_constraint(weight.variable))
+        weight.variable.constraint = Bound(entry, given_constraint(weight.variable), model)
+
+
+def entries_of(variables: Iterable[Any]) -> list[Entry]:
+    """What is in force on some variables, each entry once."""
+    bound = (variable.constraint for variable in variables if isinstance(getattr(variable, "constraint", None), Bound))
+    return list({id(constraint.entry): constraint.entry for constraint in bound}.values())
 
 
 def projected(
@@ -65,6 +80,7 @@ def projected(
     read: Callable[[Any], Array] = keras.ops.convert_to_tensor,
     concrete: bool = False,
     step: Step = UNKNOWN,
+    at: Any = 0,
     strict: bool = False,
 ) -> list[tuple[Any, Array]]:
     """The variables of an entry with their nearest values in the set; all are computed before any is assigned.
@@ -75,6 +91,7 @@ def projected(
         read: gives the value of a variable, as a tensor or a NumPy array: what the projection is computed with.
         concrete: as in `Units`.
         step: that led to the values; see `step_of`.
+        at: how many steps have been taken, for a set that changes with them.
         strict: whether units that are within rounding of a bound are put on it too, so that the rounding of many steps
             doesn't add up.
     """
@@ -83,7 +100,8 @@ def projected(
     if not any(free):
         return []
     values = [read(variable) for variable in variables]
-    couples = entry.applied.couples
+    applied = entry.applied.at(at)
+    couples = applied.couples
     with quiet(values[0]):
         given = Units.of(
             values,
@@ -96,11 +114,11 @@ def projected(
         ).comparable(couples, LEAST)
         if strict:
             wide = given.map(lambda x: x * (1 + 8 * epsilon(given.dtype)))
-            given = given.chosen(~wide.together(couples).same(entry.applied.nearest(wide)), wide)
-        units = entry.applied.nearest(given)
+            given = given.chosen(~wide.together(couples).same(applied.nearest(wide)), wide)
+        units = applied.nearest(given)
         if step.instead is not None:
             inside = given.together(couples).same(units)
             others = [part if other is None else other for part, other in zip(given.parts, step.instead, strict=True)]
-            units = entry.applied.nearest(given.with_parts(others)).chosen(inside, given)
+            units = applied.nearest(given.with_parts(others)).chosen(inside, given)
     parts = zip(variables, units.parts, free, strict=True)
     return [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]

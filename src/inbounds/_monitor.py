@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
+from inbounds._arguments import interval
 from inbounds._audit import audit
-from inbounds._errors import SetError, explain
 from inbounds._report import Report
 
 
@@ -38,15 +38,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
 
     def __init__(self, every: str | int = "epoch", stop_on_violation: bool = False) -> None:
         super().__init__()
-        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise SetError(
-                explain(
-                    '`every` of Monitor is "epoch" or a positive number of batches',
-                    f"every={every!r}",
-                    instead="Monitor(every=100)",
-                )
-            )
-        self.every = every
+        self.every = interval("Monitor", every, "batches", "Monitor(every=100)")
         self.stop_on_violation = stop_on_violation
         self.report: Report | None = None
         self._batches = 0

@@ -124,6 +124,7 @@ UNDRAWN = {
     "Custom": "it is what its callable leaves as it is",
     "FrobeniusNorm": "for a weight of two entries it is the disc of MaxNorm",
     "Joint": "it is the set in it, with the entries of several weights along its axes",
+    "Scaled": "it is larger or smaller at each step",
 }
 """Why the others have none, by the names of their classes; for sets of matrices see `why_not`."""
 

@@ -61,12 +61,14 @@ class Plan:
         entries: what is constrained.
         free: the weights without a set, each with the reason.
         metric: the norm in which "nearest" is meant in training.
+        every: the number of steps after which weights are projected, or "epoch".
         metrics: says of an entry what that norm is, with the optimizer that the model has when it is asked.
     """
 
     entries: tuple[Entry, ...]
     free: tuple[tuple[Weight, str], ...]
     metric: str = "optimizer"
+    every: int | str = 1
     metrics: Callable[[Entry], str] = lambda entry: ""
 
     def __iter__(self) -> Iterator[Entry]:
@@ -93,8 +95,9 @@ class Plan:
             notes += [(paths, f"metric: {said}") for paths, said in metrics]
         notes += [(weight.path.removeprefix(prefix), f"free, {why}") for weight, why in self.free]
         under = f", under {prefix}" if prefix else ""
+        when = {1: "", "epoch": ", projected at the end of each epoch"}.get(self.every, f", each {self.every} steps")
         return table(
-            f"Plan of {len(self.entries)} sets, {self.metric} metric{in_all}{under}",
+            f"Plan of {len(self.entries)} sets, {self.metric} metric{in_all}{when}{under}",
             ("weight", "set", "units", "axes of a unit", "rule"),
             rows,
             grouped(notes),

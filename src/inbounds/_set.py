@@ -42,6 +42,9 @@ SetClass = TypeVar("SetClass", bound="type[Set]")
 ULPS = 4
 """What rounding may cost, in units in the last place: sums of thousands of entries in float32 end 1 to 3 off."""
 
+TRAINING = ("metric", "every")
+"""What a set says of its training; it is saved with it, and makes no difference to the values that it holds."""
+
 CURRENT = "current"
 """The centre that `constrain` replaces with the weights as they are."""
 
@@ -78,7 +81,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     center: Any = None
     """What the set is moved by: a number or an array for the weight; None: nothing. "current" until constrained."""
     metric: str = "optimizer"
-    """In training, the norm in which nearest is meant: "optimizer" or "euclidean"; see `in_metric`."""
+    """In training, the norm in which nearest is meant: "optimizer" or "euclidean"; see `in_training`."""
+    every: int | str = 1
+    """In training, the number of steps after which it is projected, or "epoch"; see `in_training`."""
+    changes: bool = False
+    """Whether the set is another one as training goes on; see `at`."""
     whole: ClassVar[bool] = False
     """Whether the set is one of a whole weight, all its units together."""
     matrix: ClassVar[bool] = False
@@ -170,6 +177,19 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         made: Set = _made_of("On")(self, inputs)
         return made
+
+    def scaled(self, schedule: Any) -> Set:
+        """The set times a factor that follows the steps of training, so that a bound can tighten or loosen.
+
+        Args:
+            schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step to a factor.
+        """
+        made: Set = _made_of("Scaled")(self, schedule)
+        return made
+
+    def at(self, step: Any) -> Set:
+        """The set as it is after so many steps of training, a number or a tensor; most sets are always the same."""
+        return self
 
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
         """The set as it applies to weights of a layer: with the inputs of `on` as a mask.
@@ -465,14 +485,17 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return tuple(inspect.signature(cls).parameters)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON; a centre and a metric, which Keras' sets lack, only if given."""
-        return self._config() | ({} if self.metric == "optimizer" else {"metric": self.metric})
+        """The constructor's arguments, ready for JSON; what Keras' sets lack (a centre, training) only if given."""
+        training = {name: getattr(self, name) for name in TRAINING if getattr(self, name) != getattr(Set, name)}
+        return self._config() | training
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Set:
         """The set with these arguments."""
-        arguments = {name: value for name, value in config.items() if name != "metric"}
-        return cls._of_config(arguments).in_metric(config.get("metric", "optimizer"))
+        arguments = {name: value for name, value in config.items() if name not in TRAINING}
+        return cls._of_config(arguments).in_training(
+            **{name: config.get(name, getattr(Set, name)) for name in TRAINING}
+        )
 
     def _config(self) -> dict[str, Any]:
         arguments = {name: _plain(getattr(self, name)) for name in self.argument_names()}
@@ -482,12 +505,12 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def _of_config(cls, config: dict[str, Any]) -> Set:
         return cls(**{name: _revived(value) for name, value in config.items()})
 
-    def in_metric(self, metric: str) -> Set:
-        """The same set, for training in one metric or the other; what `constrain(metric=...)` makes of its sets."""
-        if metric == self.metric:
+    def in_training(self, metric: str, every: int | str) -> Set:
+        """The same set, to be projected on in one metric or the other and so often; what `constrain` makes of sets."""
+        if (metric, every) == (self.metric, self.every):
             return self
         other = copy.copy(self)
-        other.__dict__["metric"] = metric
+        other.__dict__.update(metric=metric, every=every)
         return other
 
     def __setattr__(self, name: str, value: Any) -> None:

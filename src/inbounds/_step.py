@@ -6,7 +6,9 @@ point just after the optimizer's update sees all variables, once per real step, 
 Keras changes.
 
 `watch_optimizers` makes every optimizer look, when it is built, for variables that have a set. That one place serves a
-model that is compiled after `constrain`, compiled again, loaded, cloned, or trained in a loop of the user's own.
+model that is compiled after `constrain`, compiled again, loaded, cloned, or trained in a loop of the user's own. On
+TensorFlow such a loop may hand over raw values, `variable.value`, which have no constraint for Keras to call: the
+optimizer is built with their variables, and where it was built before a plan was made, hooked in its next step.
 """
 
 from __future__ import annotations
@@ -19,22 +21,21 @@ from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 
 from inbounds._arrays import dtype_of
-from inbounds._bound import Bound, bind, given_constraint, projected
+from inbounds._bound import Bound, bind, entries_of, given_constraint, projected
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import LEAST, UNKNOWN, Step, lead_of, looks_back, step_of
+from inbounds._optimizers import WRAPPERS
 from inbounds._plan import Entry
 from inbounds._rules import resolve_given
 from inbounds._set import Set
 from inbounds._units import Units
-from inbounds._weights import owners_of
+from inbounds._weights import owners_of, variables_behind
 
 SMALL = 1 << 15
 """On PyTorch, weights with fewer entries than this are projected as one stack: the calls cost more than the copies."""
-
-WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
-"""Optimizers that leave the step to those inside them, which are hooked."""
 
 Leads = dict[int, tuple[Any, Any]]
 """By variables' ids, what an optimizer steps in place of them, and its share in them."""
@@ -45,16 +46,28 @@ _HOOKED = ("apply", "_backend_update_step", "_backend_apply_gradients", "finaliz
 def watch_optimizers() -> None:
     """Makes every Keras optimizer, when it is built, take up the sets of its variables. Done once, on import."""
     optimizer_class = keras.optimizers.Optimizer
-    original = optimizer_class.build
+    original, step = optimizer_class.build, optimizer_class.apply
     if getattr(original, "watched_by_inbounds", False):
         return
 
     def build(self: Any, variables: Sequence[Any]) -> None:
-        original(self, variables)
-        take_up(self, variables)
+        known = variables_behind(variables)
+        original(self, known)
+        take_up(self, known)
+
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
+        given = None if trainable_variables is None else list(trainable_variables)
+        if self.built and "_inbounds_held" not in vars(self) and _raw(given):
+            take_up(self, self._trainable_variables)
+        step(self, grads, given)
 
     build.watched_by_inbounds = True  # type: ignore[attr-defined]
-    optimizer_class.build = build
+    optimizer_class.build, optimizer_class.apply = build, apply
+
+
+def _raw(variables: Any) -> bool:
+    """Whether a loop of TensorFlow hands over values in place of variables."""
+    return keras.backend.backend() == "tensorflow" and any(not isinstance(v, keras.Variable) for v in variables or ())
 
 
 def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
@@ -64,7 +77,7 @@ def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
         for entry in resolve_given(owners_of(given), given_constraint).entries:
             if any(weight.variable is variable for weight in entry.weights for variable in given):
                 bind(entry)
-    entries = _entries(variables)
+    entries = entries_of(variables)
     for entry in entries:
         _check_room(entry)
     if entries and not isinstance(optimizer, WRAPPERS):
@@ -80,28 +93,18 @@ def let_go(optimizer: Any) -> None:
         vars(optimizer).pop(name, None)
 
 
-def optimizers_of(model: Any) -> list[Any]:
-    """The optimizers that a model holds: the compiled one, those in its attributes, and those inside them."""
-    found: dict[int, Any] = {}
-    pending = [
-        value
-        for value in (getattr(model, "optimizer", None), *vars(model).values())
-        if isinstance(value, keras.optimizers.Optimizer)
-    ]
-    while pending:
-        optimizer = pending.pop()
-        if id(optimizer) not in found:
-            found[id(optimizer)] = optimizer
-            pending += [
-                *getattr(optimizer, "optimizers", []),
-                *filter(None, [getattr(optimizer, "inner_optimizer", None)]),
-            ]
-    return list(found.values())
-
-
-def _entries(variables: Sequence[Any]) -> list[Entry]:
-    bound = (variable.constraint for variable in variables if isinstance(getattr(variable, "constraint", None), Bound))
-    return list({id(constraint.entry): constraint.entry for constraint in bound}.values())
+def look_again(optimizer: Any) -> bool:
+    """Reads the frozen weights anew that a compiled step holds as constants; whether any has changed since."""
+    state = vars(optimizer)
+    if "_inbounds_held" not in state:
+        return False
+    old, new = state["_inbounds_held"], _frozen_values(entries_of(optimizer._trainable_variables))
+    state["_inbounds_held"] = new
+    known = {id(variable): value for variable, value in old}
+    return any(
+        id(variable) not in known or not np.array_equal(known[id(variable)], value, equal_nan=True)
+        for variable, value in new
+    )
 
 
 def _frozen_values(entries: Sequence[Entry]) -> list[tuple[Any, Any]]:
@@ -150,9 +153,10 @@ def _eager() -> bool:
 
 def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
     """`optimizer.apply`, in which Keras doesn't constrain once more what the step has projected."""
-    bound = [variable for variable in optimizer._trainable_variables if isinstance(variable.constraint, Bound)]
+    own = optimizer._trainable_variables
+    bound = [variable for variable in own if isinstance(getattr(variable, "constraint", None), Bound)]
     constraints = [variable.constraint for variable in bound]
-    vars(optimizer)["_inbounds_entries"] = _entries(bound)
+    vars(optimizer)["_inbounds_entries"] = entries_of(bound)
     for variable in bound:
         variable.constraint = None
     try:
@@ -165,13 +169,14 @@ def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
 
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
     """The update, and the projection of what it left outside, in the metric in which it stepped."""
-    entries = _hooked_entries(optimizer)
-    leads = _leads(optimizer, entries)
+    entries = [entry for entry in _hooked_entries(optimizer) if entry.set.every != "epoch"]
+    leads = _leads(optimizer, [entry for entry in entries if entry.set.every == 1])
     before = {
         id(entry): _read_all(entry, leads.get(id(entry), {})) for entry in entries if _looks_back(optimizer, entry)
     }
     type(optimizer)._backend_update_step(optimizer, grads, trainable_variables, learning_rate)
-    gradients = {id(variable): gradient for variable, gradient in zip(trainable_variables, grads, strict=True)}
+    stepped_ones = _known(optimizer, trainable_variables)
+    gradients = {id(variable): gradient for variable, gradient in zip(stepped_ones, grads, strict=True)}
 
     def step(entry: Entry) -> Step:
         variables = [weight.variable for weight in entry.weights]
@@ -182,30 +187,48 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
         for entry in entries:
             if id(entry) in leads:
                 _follow(optimizer, entry, step(entry), leads[id(entry)])
-    project_entries(optimizer, [entry for entry in entries if id(entry) not in leads], step)
+    for every, due in _by_interval(entries).items():
+        _project_when_due(optimizer, every, [entry for entry in due if id(entry) not in leads], step)
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
     """The step; where it ends with the average in place of the weights, its projection.
 
-    The average of weights inside a set that isn't convex can be outside.
+    The average of weights inside is inside but of a set that isn't convex, one that was larger before, or one on
+    weights that two optimizers step and average by turns.
     """
     type(optimizer)._backend_apply_gradients(optimizer, grads, trainable_variables)
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
-        project_entries(optimizer, [entry for entry in _hooked_entries(optimizer) if not entry.set.convex])
+        entries = [
+            entry
+            for entry in _hooked_entries(optimizer)
+            if not entry.set.convex or entry.set.changes or not _owns(optimizer, entry)
+        ]
+        project_entries(optimizer, entries, optimizer.iterations + 1)
 
 
 def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
-    """The end of `fit`, which puts the average in place of the weights if there is one, and its projection."""
+    """The end of `fit`, which puts the average in place of the weights if there is one, and its projection.
+
+    What is projected at times only is so at the end too.
+    """
+    vars(optimizer).pop("_inbounds_averages", None)
     type(optimizer).finalize_variable_values(optimizer, var_list)
-    if optimizer.use_ema:
-        project_entries(optimizer, _entries(optimizer._trainable_variables))
+    entries = entries_of(optimizer._trainable_variables)
+    due = [entry for entry in entries if optimizer.use_ema or entry.set.every != 1]
+    project_entries(optimizer, due, optimizer.iterations)
+
+
+def _known(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
+    """The variables that an optimizer was built with, where it is handed their values."""
+    own = optimizer._trainable_variables
+    return [v if isinstance(v, keras.Variable) else own[optimizer._get_variable_index(v)] for v in variables]
 
 
 def _hooked_entries(optimizer: Any) -> list[Entry]:
     """What holds in this step; an optimizer that is built within its first step wasn't hooked when that began."""
     entries: list[Entry] | None = vars(optimizer).get("_inbounds_entries")
-    return _entries(optimizer._trainable_variables) if entries is None else entries
+    return entries_of(optimizer._trainable_variables) if entries is None else entries
 
 
 def _leads(optimizer: Any, entries: Sequence[Entry]) -> dict[int, Leads]:
@@ -216,12 +239,18 @@ def _leads(optimizer: Any, entries: Sequence[Entry]) -> dict[int, Leads]:
     lead = lead_of(optimizer)
     if lead is None:
         return {}
-    own, found = set(map(id, optimizer._trainable_variables)), {}
+    found = {}
     for entry in entries:
-        free = [weight.variable for weight in entry.weights if weight.variable.trainable]
-        if entry.set.convex and own.issuperset(map(id, free)):
+        if entry.set.convex and _owns(optimizer, entry):
+            free = [weight.variable for weight in entry.weights if weight.variable.trainable]
             found[id(entry)] = {id(variable): lead(optimizer, variable) for variable in free}
     return found
+
+
+def _owns(optimizer: Any, entry: Entry) -> bool:
+    """Whether an optimizer steps all weights of an entry that are trained."""
+    own = set(map(id, optimizer._trainable_variables))
+    return own.issuperset(id(weight.variable) for weight in entry.weights if weight.variable.trainable)
 
 
 def _read_all(entry: Entry, leads: Leads) -> list[Any]:
@@ -231,12 +260,12 @@ def _read_all(entry: Entry, leads: Leads) -> list[Any]:
 
 def _follow(optimizer: Any, entry: Entry, step: Step, leads: Leads) -> None:
     """Puts inside what is stepped in place of an entry's weights, and lets them follow."""
-    read = _reader(optimizer)
-    for variable, value in projected(entry, read=lambda v: read(leads.get(id(v), (v,))[0]), step=step):
+    read, at = _reader(optimizer), optimizer.iterations + 1
+    for variable, value in projected(entry, read=lambda v: read(leads.get(id(v), (v,))[0]), step=step, at=at):
         sequence, share = leads[id(variable)]
         variable.assign_add(share * (value - sequence))
         sequence.assign(value)
-    for variable, value in projected(entry, read=read, strict=True):
+    for variable, value in projected(entry, read=read, strict=True, at=at):
         variable.assign(value)
 
 
@@ -244,23 +273,52 @@ def _looks_back(optimizer: Any, entry: Entry) -> bool:
     return looks_back(optimizer, entry.set, [weight.variable for weight in entry.weights])
 
 
+def _by_interval(entries: Sequence[Entry]) -> dict[int, list[Entry]]:
+    """The entries by the number of steps after which they are projected."""
+    groups: dict[int, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[int(entry.set.every)].append(entry)
+    return groups
+
+
+def _project_when_due(optimizer: Any, every: int, entries: Sequence[Entry], step: Callable[[Entry], Step]) -> None:
+    """Projects entries in each step, or in one of so many: a branch of the compiled step."""
+    at = optimizer.iterations + 1
+    if every == 1 or (keras.backend.backend() == "torch" and bool(at % every == 0)):
+        project_entries(optimizer, entries, at, step)
+    elif keras.backend.backend() != "torch":
+        read = _reader(optimizer)
+        for entry in entries:
+            moved = [weight.variable for weight in entry.weights if weight.variable.trainable]
+
+            def inside(entry: Entry = entry) -> list[Any]:
+                return [value for _, value in projected(entry, read=read, step=step(entry), at=at)]
+
+            def as_it_is(moved: Sequence[Any] = moved) -> list[Any]:
+                return [read(variable) for variable in moved]
+
+            for variable, value in zip(moved, keras.ops.cond(at % every == 0, inside, as_it_is), strict=True):
+                variable.assign(value)
+
+
 def project_entries(
-    optimizer: Any, entries: Sequence[Entry], step: Callable[[Entry], Step] = lambda entry: UNKNOWN
+    optimizer: Any, entries: Sequence[Entry], at: Any, step: Callable[[Entry], Step] = lambda entry: UNKNOWN
 ) -> None:
     """Projects the weights of some entries and assigns them.
 
     Args:
         optimizer: that holds them.
         entries: what to project.
+        at: how many steps there are, with one that has just been taken.
         step: what is known of the step of an entry that has just been taken.
     """
     if keras.backend.backend() == "torch":
         with no_gradient():
             for stack in _stacks(optimizer, entries):
-                _project_stack(stack, list(map(step, stack)))
+                _project_stack(stack, list(map(step, stack)), at)
         return
     for entry in entries:
-        for variable, value in projected(entry, read=_reader(optimizer), step=step(entry)):
+        for variable, value in projected(entry, read=_reader(optimizer), step=step(entry), at=at):
             variable.assign(value)
 
 
@@ -299,10 +357,10 @@ def _likeness(optimizer: Any, entry: Entry) -> Any:
     return entry.applied, entry.set.metric, entry.axes, weights
 
 
-def _project_stack(stack: Sequence[Entry], steps: Sequence[Step]) -> None:
+def _project_stack(stack: Sequence[Entry], steps: Sequence[Step], at: Any) -> None:
     """Entries that are alike, as one with one more axis that counts units."""
     if len(stack) == 1:
-        for variable, value in projected(stack[0], concrete=True, step=steps[0]):
+        for variable, value in projected(stack[0], concrete=True, step=steps[0], at=at):
             variable.assign(value)
         return
     import torch
@@ -318,10 +376,9 @@ def _project_stack(stack: Sequence[Entry], steps: Sequence[Step]) -> None:
     if any(step.costs is not None for step in steps):
         even = [torch.ones_like(part[0], dtype=torch.float32) for part in parts]
         metric = [torch.stack(costs) for costs in zip(*(step.costs or even for step in steps), strict=True)]
-    units = Units.of(parts, axes, free, concrete=True, metric=metric, training=True).comparable(
-        first.applied.couples, LEAST
-    )
-    result = first.applied.nearest(units)
+    applied = first.applied.at(at)
+    units = Units.of(parts, axes, free, concrete=True, metric=metric, training=True).comparable(applied.couples, LEAST)
+    result = applied.nearest(units)
     for variables, part, moves in zip(columns, result.parts, free, strict=True):
         if moves:
             torch._foreach_copy_([variable.value for variable in variables], list(part.unbind(0)))

@@ -72,6 +72,19 @@ def weights_of(layers: Iterable[Any]) -> list[Weight]:
     return list(found.values())
 
 
+def variables_behind(values: Sequence[Any]) -> list[Any]:
+    """The variables that some values belong to; a variable is its own, and what belongs to none stays.
+
+    A loop of TensorFlow may hand an optimizer `variable.value`, which knows no constraint, in place of the variable.
+    Where there is such a value, all living variables are looked at, once per optimizer.
+    """
+    if all(isinstance(value, keras.Variable) for value in values):
+        return list(values)
+    alive = [thing for thing in gc.get_objects() if issubclass(type(thing), keras.Variable)]
+    behind = {id(variable.value): variable for variable in alive}
+    return [value if isinstance(value, keras.Variable) else behind.get(id(value), value) for value in values]
+
+
 def owners_of(variables: Sequence[Any]) -> list[Any]:
     """The living layers that own these variables.
 

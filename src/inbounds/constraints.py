@@ -16,6 +16,7 @@ from inbounds._sets.grid import Grid
 from inbounds._sets.matrices import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm, UnitNorm
 from inbounds._sets.order import Monotone
+from inbounds._sets.scaled import Scaled
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import LowRank, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import Halfspace, Hyperplane, L1Ball, Simplex, SumTo
@@ -97,7 +98,7 @@ SETS = {
 }
 """Every set by its name."""
 
-MADE = {"a & b": Intersection, "a.where(mask)": Where, "a.on(inputs=...)": On}
+MADE = {"a & b": Intersection, "a.where(mask)": Where, "a.on(inputs=...)": On, "a.scaled(schedule)": Scaled}
 """What operators on sets make, by the code that makes it."""
 
 _BY_NAME = {**SETS, "max_norm": MaxNorm, "min_max_norm": MinMaxNorm, "non_neg": NonNeg, "unit_norm": UnitNorm}

@@ -27,7 +27,7 @@ OTHERS = [
 ALL = [case.set for case in SETS.values()] + OTHERS
 every_set = pytest.mark.parametrize("owner", ALL, ids=repr)
 
-PUBLIC = {name: getattr(ib, name) for name in ib.__all__} | {"clip01": clip01}
+PUBLIC = {name: getattr(ib, name) for name in ib.__all__} | {"clip01": clip01, "keras": keras}
 KERAS_NAMES = [name for name in dir(keras.constraints) if not name.startswith("_")]
 TWINS = {"max_norm": ib.MaxNorm, "min_max_norm": ib.MinMaxNorm, "non_neg": ib.NonNeg, "unit_norm": ib.UnitNorm}
 

@@ -139,7 +139,7 @@ class Intersection(Made):
 
     def _check_common_point(self, shapes: Sequence[tuple[int, int]]) -> None:
         """Tried by projecting zeros in one of these shapes."""
-        told = [member for member in self.members if isinstance(member, Custom) or member.center is not None]
+        told = [m for m in self.members if isinstance(m, Custom) or m.center is not None or m.changes]
         if told or not self.convex or any(isinstance(member, (Where, On)) for member in self.members):
             return
         nearest = math.inf

@@ -78,6 +78,13 @@ class Made(Set):
     def centers(self) -> bool:
         return any(member.centers for member in self.members)
 
+    @property
+    def changes(self) -> bool:  # type: ignore[override]
+        return any(member.changes for member in self.members)
+
+    def at(self, step: Any) -> Set:
+        return self.rebuilt([member.at(step) for member in self.members]) if self.changes else self
+
     def about(self, current: Array) -> Set:
         return self.rebuilt([member.about(current) for member in self.members]) if self.centers else self
 

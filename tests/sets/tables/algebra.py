@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
+import keras
 import numpy as np
 
 import inbounds as ib
@@ -94,6 +95,11 @@ diamond = l1_ball(ib.L1Ball(1.2), 1.2)
 rising = monotone(ib.Monotone())
 
 
+STILL = keras.optimizers.schedules.PolynomialDecay(0.3, 1, 0.3)
+FACTOR = float(np.float32(0.3))
+"""A schedule that stands still, and its factor, which has all the digits that float32 has."""
+
+
 def lowered(rows: Rows, number: Rows) -> Rows:
     return np.sign(rows) * positive(np.abs(rows) - positive(number))
 
@@ -150,6 +156,23 @@ def about(owner: ib.Set, case: Case, center: Any, measured: Oracle) -> Case:
     )
 
 
+def scaled(owner: ib.Set, case: Case, factor: float) -> Case:
+    """The case times a factor; rounding is that before, which may be twice as wide."""
+
+    def edges(rows: Rows) -> list[Edge]:
+        return [(2 * factor * np.asarray(bound), factor * excess) for bound, excess in case.edges(rows / factor)]
+
+    return replace(
+        case,
+        set=owner,
+        nearest=lambda rows: factor * case.nearest(rows / factor),
+        edges=edges,
+        program=lambda rows: (case.program or list)(rows / factor),
+        held=1.0,
+        any_scale=False,
+    )
+
+
 SOLVED_FEW = {(1, 1): 8, (1, 9): 8, (7, 1): 8, (3, 4): 10, (16, 8): 6, (33, 17): 1}
 numeric: dict[str, Any] = {
     "any_scale": False,
@@ -193,6 +216,9 @@ SETS = {
     "Where-Monotone": where(ib.Monotone().where(MASK), rising, MASK),
     "Where-Box": where(ib.Box(0.2, 0.7).where(MASK), bounds(ib.Box(0.2, 0.7), 0.2, 0.7), MASK),
     "On-MaxNorm": where(ib.MaxNorm(1).on(inputs=[0, 2, 4]), ball, MASK),
+    "MaxNorm-scaled": scaled(ib.MaxNorm(1).scaled(STILL), ball, FACTOR),
+    "L1Ball-scaled": scaled(ib.L1Ball(1.2).scaled(STILL), diamond, FACTOR),
+    "Box-scaled": scaled(ib.Box(-0.2, 0.7).scaled(STILL), box, FACTOR),
     "MaxNorm-center": about(ib.MaxNorm(1, center=CENTER), ball, CENTER, length),
     "Box-center": about(
         ib.Box(-0.2, 0.7, center=CENTER), box, CENTER, lambda rows: np.abs(rows).max(axis=1, keepdims=True)

@@ -1,0 +1,164 @@
+"""A set times a factor that follows the steps of training: what `a.scaled(schedule)` makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from inbounds._arrays import Array, cast, dtype_of, is_concrete, namespace, ulps
+from inbounds._errors import SetError, explain
+from inbounds._laid import Laid
+from inbounds._set import Edge, Set, registered
+from inbounds._sets.combine import Custom, Joint, Made
+from inbounds._units import Units
+
+
+@registered
+class Scaled(Made):
+    """{s w : w in a set}, where the factor s follows the steps of training: what `a.scaled(schedule)` makes.
+
+    A bound that tightens, or loosens, as training goes on: `MaxNorm(1).scaled(schedule)` with a schedule from 4 to 1
+    bounds the norm by 4 at first and by 1 in the end. A cone (NonNeg, Monotone...) is the same at every scale. After n
+    steps of the optimizer the set is that of step n, also in the audit; where no Keras optimizer counts steps, it is
+    that of step 0, `at(step)` gives that of any other.
+
+    Args:
+        set: without a centre; not a callable.
+        schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step, a number or a tensor,
+            to a factor, written with `keras.ops`. It is above 0.
+
+    Raises:
+        SetError: the set is a callable, a Joint (scale what it joins) or has a centre, the schedule isn't callable or
+            isn't above 0 at step 0; later where it ends up at 0 and can be seen.
+
+    The tolerance is the set's times the factor, 4 to 8 ulp at the bound, and one more of the largest entry. Weights are
+    divided by the factor, so that large ones overflow where it is small.
+
+    Cost: that of the set, and two more maps.
+
+    Source: the projection on a multiple of a set is that multiple of the projection: P_sC(x) = s P_C(x / s).
+
+    >>> from inbounds import MaxNorm
+    >>> halving = keras.optimizers.schedules.ExponentialDecay(4.0, decay_steps=1, decay_rate=0.5)
+    >>> MaxNorm(1).scaled(halving).at(2).project(np.array([[3.0, 4.0]]))
+    array([[0.6, 0.8]])
+    """
+
+    def __init__(self, set: Set, schedule: Callable[[Any], Any]) -> None:  # noqa: A002  # the word of the library
+        if not isinstance(set, Set) or isinstance(set, (Joint, Custom)) or set.center is not None:
+            raise SetError(
+                explain(
+                    "A set that is scaled is neither a callable nor a Joint, and has no centre",
+                    f"{set!r}.scaled(...)",
+                    instead="Joint(MaxNorm(1.0).scaled(schedule))",
+                )
+            )
+        if not callable(schedule):
+            raise SetError(
+                explain(
+                    "`schedule` of scaled is a callable from a step to a factor",
+                    f"schedule={schedule!r}",
+                    where=f"{set!r}.scaled(...)",
+                    instead="a schedule of keras.optimizers.schedules",
+                )
+            )
+        self.set = set
+        self.schedule = schedule
+        self.members = (set,)
+        self.at(0)
+
+    @property
+    def changes(self) -> bool:  # type: ignore[override]
+        return True
+
+    def at(self, step: Any) -> Set:
+        factor = self.schedule(step)
+        if is_concrete(factor):
+            factor = float(keras.ops.convert_to_numpy(factor))
+            if not 0 < factor < math.inf:
+                raise SetError(
+                    explain(
+                        "`schedule` of scaled gives a finite factor above 0",
+                        f"{factor:g} at step {int(step)}",
+                        where=repr(self),
+                        instead="a schedule that ends above 0",
+                    )
+                )
+        return _Multiple(self.set.at(step), factor)
+
+    def _project(self, units: Units) -> Units:
+        return self.at(0).nearest(units)
+
+    def edges(self, laid: Laid) -> list[Edge]:
+        return self.at(0).edges(laid)
+
+    def _tolerance(self, dtype: str) -> float:
+        return self.at(0)._tolerance(dtype)
+
+    def _config(self) -> dict[str, Any]:
+        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("set", "schedule")}
+
+    def rebuilt(self, members: Sequence[Set]) -> Set:
+        return Scaled(members[0], self.schedule)
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Scaled) and self.set == other.set
+        return same and _said(self.schedule) == _said(other.schedule)  # type: ignore[attr-defined]
+
+    __hash__ = Set.__hash__
+
+    def __repr__(self) -> str:
+        inner = f"({self.set!r})" if " & " in repr(self.set) else repr(self.set)
+        return f"{inner}.scaled({_said(self.schedule)})"
+
+
+class _Multiple(Made):
+    """What a `Scaled` is at one step: its set times a number, or a tensor in a compiled step. It is never saved."""
+
+    def __init__(self, set: Set, factor: Any) -> None:  # noqa: A002
+        self.set, self.factor, self.members = set, factor, (set,)
+
+    def rebuilt(self, members: Sequence[Set]) -> Set:
+        return _Multiple(members[0], self.factor)
+
+    def _project(self, units: Units) -> Units:
+        by = [self._factor(part) for part in units.parts]
+        inner = units.with_parts([part / factor for part, factor in zip(units.parts, by, strict=True)])
+        moved = self.set.nearest(inner)
+        grown = moved.with_parts([part * factor for part, factor in zip(moved.parts, by, strict=True)])
+        return units.map(
+            lambda x, new, old, grown: namespace(x).where((new == old) | (new != new), x, grown), moved, inner, grown
+        )
+
+    def edges(self, laid: Laid) -> list[Edge]:
+        factor = self._factor(laid.rows)
+        inner = replace(laid, rows=laid.rows / factor)
+        rounding = ulps(np.abs(laid.known).max(axis=1), laid.dtype) if isinstance(laid.rows, np.ndarray) else 0.0
+        return [(excess * factor, slack * factor + rounding) for excess, slack in self.set.edges(inner)]
+
+    def _tolerance(self, dtype: str) -> float:
+        return float(self.factor) * self.set._tolerance(dtype)
+
+    def _factor(self, like: Array) -> Array:
+        return self.factor if isinstance(self.factor, float) else cast(self.factor, dtype_of(like))
+
+    def __repr__(self) -> str:
+        factor = f"{float(self.factor):g}" if is_concrete(self.factor) else "..."
+        return f"{self.set!r} * {factor}"
+
+
+def _said(schedule: Any) -> str:
+    """A schedule as the code that makes it, where it has a config."""
+    if not hasattr(schedule, "get_config"):
+        return getattr(schedule, "__qualname__", None) or repr(schedule)
+    kind = type(schedule)
+    arguments = [
+        f"{name}={value!r}" for name, value in schedule.get_config().items() if value not in (None, kind.__name__)
+    ]
+    home = "keras.optimizers.schedules." if kind.__module__.startswith("keras.") else ""
+    return f"{home}{kind.__name__}({', '.join(arguments)})"

@@ -1,0 +1,144 @@
+"""`stateless_project`: the projection as a pure function of values, for functional loops such as those of optax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from inbounds._arrays import MANTISSA_BITS, Array, as_written, dtype_of, without_gradient, working_dtype
+from inbounds._attach import in_force
+from inbounds._bound import projected
+from inbounds._errors import RuleError, explain
+from inbounds._metrics import UNKNOWN, Step
+from inbounds._plan import Entry
+from inbounds._set import Set
+from inbounds._step import no_gradient
+
+
+def stateless_project(
+    model: Any,
+    trainable_variables: Any,
+    metric: Any = None,
+    *,
+    before: Any = None,
+    step: Any = None,
+) -> list[Array]:
+    """The values of a model's trainable variables, projected: a pure function, as `stateless_call` is.
+
+    For functional loops, such as those of optax: it works under `jax.jit` and `tf.function`, and leaves the model's
+    variables alone. Frozen weights of a Joint are read from the model; under `jax.jit` they become constants of the
+    trace. To differentiation its results are constants: for a derivative there is `Set.project`.
+
+    Args:
+        model: a built Keras model or layer, constrained, or with sets given to its layers.
+        trainable_variables: the values, a list or tuple in the order of `model.trainable_variables`.
+        metric: for each value what the optimizer's step was divided by, entry by entry, above 0, or None; a list like
+            the values. With optax's Adam `sqrt(nu_hat) + eps`. A set is projected on in the Euclidean metric where
+            that of one of its weights is None, or where the plan's is "euclidean".
+        before: the values before the step, a list like the others. Only read for sets that are projected on by steps
+            (the plan's matrix sets, in a metric): from there a few are enough; without it up to 2,000 are taken.
+        step: how many steps have been taken, a number or a tensor, for sets that change with them.
+
+    Returns:
+        The values in a list; those without a set as they were given. `constrain(every=...)` is left to the caller: it
+        projects whenever it is called.
+
+    Raises:
+        RuleError: the model has no plan, the values, metrics or values before aren't like the model's variables, or
+            `step` is missing.
+
+    Example:
+        >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
+        >>> values = stateless_project(model, [10 * v for v in model.trainable_variables])
+    """
+    values: list[Array] = as_written(_projected_values)(model, trainable_variables, metric, before, step)
+    return values
+
+
+def _projected_values(model: Any, trainable_variables: Any, metric: Any, before: Any, step: Any) -> list[Array]:
+    entries = in_force(model)
+    variables = model.trainable_variables
+    values = _like(variables, trainable_variables, "trainable_variables")
+    costs, old = (
+        [None] * len(variables) if given is None else _like(variables, given, name, optional=optional)
+        for name, given, optional in (("metric", metric, True), ("before", before, False))
+    )
+    places = {id(variable): place for place, variable in enumerate(variables)}
+    result = list(trainable_variables)
+
+    def read(variable: Any) -> Array:
+        place = places.get(id(variable))
+        return keras.ops.convert_to_tensor(variable if place is None else values[place])
+
+    with no_gradient():
+        for entry in entries:
+            if entry.set.changes and step is None:
+                raise RuleError(
+                    explain(
+                        "A set that changes with the steps of training is projected on with their number",
+                        "step=None",
+                        where=repr(entry),
+                        instead="stateless_project(model, values, step=count)",
+                    )
+                )
+            known = _given_step(entry, places, costs, old, read)
+            for variable, value in projected(entry, read=read, step=known, at=0 if step is None else step):
+                result[places[id(variable)]] = without_gradient(value)
+    return result
+
+
+def _given_step(
+    entry: Entry, places: Mapping[int, int], costs: Sequence[Any], old: Sequence[Any], read: Callable[[Any], Array]
+) -> Step:
+    """What is known of the step of an entry from what the loop gave."""
+    variables = [weight.variable for weight in entry.weights]
+    own = [places.get(id(variable)) for variable in variables]
+    owner: Set = entry.set
+    if owner.metric == "euclidean" or any(place is not None and costs[place] is None for place in own):
+        return UNKNOWN
+    spent = [
+        keras.ops.ones(variable.shape, working_dtype(dtype_of(variable))) if place is None else costs[place]
+        for variable, place in zip(variables, own, strict=True)
+    ]
+    known = all(place is None or old[place] is not None for place in own)
+    start = [read(v) if place is None else old[place] for v, place in zip(variables, own, strict=True)]
+    return Step(spent, start if known else None)
+
+
+def _like(variables: Sequence[Any], given: Any, name: str, *, optional: bool = False) -> list[Any]:
+    """What was given for each of some variables, as tensors like them.
+
+    Raises:
+        RuleError: their number, a shape or a dtype is another one.
+    """
+    if not isinstance(given, (list, tuple)) or len(given) != len(variables):
+        received = f"{len(given)} values" if isinstance(given, (list, tuple)) else type(given).__name__
+        raise RuleError(
+            explain(
+                f"`{name}` is a list with one value for each of model.trainable_variables, in their order",
+                f"{received} for {len(variables)} variables",
+                instead="[variable.value for variable in model.trainable_variables] to begin with",
+            )
+        )
+    tensors: list[Any] = []
+    for variable, value in zip(variables, given, strict=True):
+        if value is None and optional:
+            tensors.append(None)
+            continue
+        tensor = keras.ops.convert_to_tensor(value)
+        shape, dtype = tuple(tensor.shape), dtype_of(tensor)
+        right = dtype == dtype_of(variable) if name == "trainable_variables" else dtype in MANTISSA_BITS
+        if shape != tuple(variable.shape) or not right:
+            raise RuleError(
+                explain(
+                    f"`{name}` has the shapes of model.trainable_variables, in their order, and floating point values"
+                    " of their dtypes",
+                    f"shape={shape}, dtype={dtype}",
+                    where=f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}",
+                    instead="[variable.value for variable in model.trainable_variables] to begin with",
+                )
+            )
+        tensors.append(tensor)
+    return tensors

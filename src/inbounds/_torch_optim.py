@@ -1,0 +1,296 @@
+"""`project_after`: the projection after each step of an optimizer of `torch.optim`.
+
+The metric is read from the state of PyTorch's optimizers in one table here, as `_metrics` reads it from Keras'.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import keras
+
+from inbounds._arrays import cast, dtype_of, working_dtype
+from inbounds._attach import in_force, project
+from inbounds._bound import Bound, bind, entries_of, projected
+from inbounds._errors import RuleError, explain
+from inbounds._metrics import UNKNOWN, Step
+from inbounds._plan import Entry
+from inbounds._step import no_gradient, project_entries
+from inbounds._weights import layers_of, weights_of
+
+
+def project_after(model: Any, optimizer: Any) -> Any:
+    """Projects the plan of a model after every step of an optimizer of `torch.optim`; on the PyTorch backend.
+
+    Nothing else is to be called. What holds is looked up at each step, so that `constrain` and `release` are followed.
+    Steps are counted from this call on, for `constrain(every=...)` and for sets that change with the steps.
+
+    The metric of the optimizer counts where the plan's is "optimizer": it is known for Adam, AdamW, NAdam, RAdam,
+    Adamax, RMSprop and Adagrad, and that of SGD is the Euclidean one. All others (LBFGS, Muon, classes of one's own
+    with a `step` of their own) are projected after in the Euclidean metric; so is a unit some of whose weights the
+    optimizer doesn't step, or that had no gradient in the step.
+
+    Args:
+        model: a built Keras model or layer, constrained, or with sets given to its layers.
+        optimizer: a `torch.optim.Optimizer` that steps at least one weight of the plan.
+
+    Returns:
+        PyTorch's handle; its `remove()` ends it.
+
+    Raises:
+        RuleError: the backend is another one, an argument is something else, the model has no plan, or the optimizer
+            steps none of its weights; no weight has been touched. In a step: a weight of a Joint is frozen by
+            `requires_grad` only, or `every` is "epoch".
+
+    Example:
+        >>> import torch  # doctest: +SKIP
+        >>> optimizer = torch.optim.Adam(model.parameters())  # doctest: +SKIP
+        >>> handle = project_after(model, optimizer)  # doctest: +SKIP
+    """
+    _check_torch(optimizer)
+    entries = in_force(model)
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    weights = [weight for entry in entries for weight in entry.weights]
+    if not any(id(weight.variable.value) in own for weight in weights):
+        raise RuleError(
+            explain(
+                "The optimizer to project after steps weights of the plan",
+                f"{type(optimizer).__name__} with {len(own)} parameters, none of them in the plan",
+                where=", ".join(weight.path for weight in weights),
+                instead="torch.optim.Adam(model.parameters()), made after the model was built",
+            )
+        )
+    _check_intervals(entries)
+    project(model)  # sets that were given to layers haven't been yet
+    for entry in entries:
+        if not all(isinstance(weight.variable.constraint, Bound) for weight in entry.weights):
+            bind(entry)
+    after = _AfterStep([weight.variable for weight in weights_of(layers_of(model))])
+    handle = optimizer.register_step_post_hook(after)
+    before = optimizer.register_step_pre_hook(partial(_look, weakref.ref(after)))
+    weakref.finalize(after, before.remove)  # once the handle is removed, nothing else holds it
+    return handle
+
+
+class _AfterStep:
+    """What happens after each step of one optimizer.
+
+    Attributes:
+        variables: of the model.
+        steps: how many have been taken.
+        before: by entries' ids, the values before the step, where the projection starts from them.
+    """
+
+    def __init__(self, variables: Sequence[Any]) -> None:
+        self.variables = variables
+        self.steps = 0
+        self.before: dict[int, list[Any]] = {}
+
+    def look(self, optimizer: Any) -> None:
+        """Copies, before the step, what is needed after it."""
+        groups = _groups(optimizer)
+        self.before = {
+            id(entry): [weight.variable.value.detach().clone() for weight in entry.weights]
+            for entry in entries_of(self.variables)
+            if not entry.set.weighs and _measured(optimizer, entry, groups)
+        }
+
+    def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self.steps += 1
+        groups = _groups(optimizer)
+        entries = [entry for entry in entries_of(self.variables) if _moves(entry)]
+        _check_intervals(entries)
+        due = [entry for entry in entries if self.steps % int(entry.set.every) == 0]
+        with no_gradient():
+            for entry in due:
+                if id(entry) in self.before:
+                    step = _step(optimizer, entry, groups, self.before[id(entry)])
+                    for variable, value in projected(entry, concrete=True, step=step, at=self.steps):
+                        variable.assign(value)
+            alike = [entry for entry in due if id(entry) not in self.before]
+            project_entries(optimizer, alike, self.steps, lambda entry: _step(optimizer, entry, groups))
+        self.before = {}
+
+
+def _look(after: weakref.ref[_AfterStep], optimizer: Any, args: Any, kwargs: Any) -> None:
+    hook = after()
+    if hook is not None:
+        hook.look(optimizer)
+
+
+def _check_torch(optimizer: Any) -> None:
+    backend = keras.backend.backend()
+    if backend != "torch":
+        other = (
+            "inbounds.stateless_project in the step" if backend == "jax" else "inbounds.project(model) after the step"
+        )
+        raise RuleError(
+            explain(
+                "project_after is for torch.optim, on the PyTorch backend",
+                f"backend={backend!r}",
+                instead=f"inbounds.{other}",
+            )
+        )
+    import torch
+
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        raise RuleError(
+            explain(
+                "project_after takes an optimizer of torch.optim; one of Keras is hooked without it",
+                f"optimizer={optimizer!r}",
+                instead="inbounds.constrain(model, rules) alone",
+            )
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise RuleError(
+            explain(
+                "project_after takes an optimizer of torch.optim",
+                f"optimizer={optimizer!r}",
+                instead="project_after(model, torch.optim.Adam(model.parameters()))",
+            )
+        )
+
+
+def _check_intervals(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        if entry.set.every == "epoch":
+            raise RuleError(
+                explain(
+                    "torch.optim knows no epochs, so a plan to project after its steps counts steps",
+                    "every='epoch'",
+                    where=repr(entry),
+                    instead="constrain(model, rules, every=100), or inbounds.project(model) at the end of each epoch",
+                )
+            )
+
+
+def _moves(entry: Entry) -> bool:
+    """Whether something of an entry may move; PyTorch's `requires_grad` can be taken away behind Keras' back."""
+    trained = [weight for weight in entry.weights if weight.variable.trainable]
+    held = [weight for weight in trained if not weight.variable.value.requires_grad]
+    if held and len(held) < len(trained):
+        raise RuleError(
+            explain(
+                "A weight of a Joint is frozen by Keras' `trainable`, so that the others keep the units inside",
+                f"requires_grad=False, trainable=True for {held[0].path}",
+                where=repr(entry),
+                instead="variable.trainable = False, or layer.trainable = False",
+            )
+        )
+    return len(held) < len(trained)
+
+
+# What each optimizer of PyTorch keeps.
+
+Reader = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
+"""From the state of a parameter and the options of its group to what its step was divided by; None: all alike."""
+
+Groups = Mapping[int, tuple[Any, Mapping[str, Any]]]
+"""By parameters' ids, the parameters that an optimizer steps, with the options of their groups."""
+
+
+def _corrected(moment: Any, state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    """The root of a second moment, corrected for its start from 0."""
+    steps = keras.ops.maximum(state["step"], 1)  # 0 where scaled gradients overflowed in the first step
+    return (moment / (1 - group["betas"][1] ** steps)).sqrt() + group["eps"]
+
+
+def _adam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    return _corrected(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"], state, group)
+
+
+def _nadam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    return _corrected(state["exp_avg_sq"], state, group)
+
+
+def _radam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    """In the first steps, while the second moment is of too few gradients, RAdam steps all entries alike."""
+    beta, steps = group["betas"][1], float(state["step"])
+    length = 2 / (1 - beta) - 1 - 2 * steps * beta**steps / (1 - beta**steps)
+    return state["exp_avg_sq"].sqrt() + group["eps"] if length > 5 else None
+
+
+def _adamax(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    return state["exp_inf"]
+
+
+def _rmsprop(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    moment = state["square_avg"]
+    if group["centered"]:
+        moment = (moment - state["grad_avg"].square()).clamp(min=0)
+    return moment.sqrt() + group["eps"]
+
+
+def _adagrad(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    return state["sum"].sqrt() + group["eps"]
+
+
+def _sgd(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    return None
+
+
+_READERS: dict[str, Reader] = {
+    "SGD": _sgd,
+    "Adam": _adam,
+    "AdamW": _adam,
+    "NAdam": _nadam,
+    "RAdam": _radam,
+    "Adamax": _adamax,
+    "RMSprop": _rmsprop,
+    "Adagrad": _adagrad,
+}
+"""By their names in `torch.optim`."""
+
+
+def _reader_of(optimizer: Any) -> Reader | None:
+    """What reads the metric of an optimizer; None: it is of an unknown kind."""
+    import torch
+
+    own = type(optimizer)
+    for name, reader in _READERS.items():
+        kind = getattr(torch.optim, name)
+        if isinstance(optimizer, kind) and inspect.unwrap(own.step) is inspect.unwrap(kind.step):
+            return reader
+    return None
+
+
+def _groups(optimizer: Any) -> Groups:
+    return {id(parameter): (parameter, group) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _measured(optimizer: Any, entry: Entry, groups: Groups) -> bool:
+    """Whether the projection of an entry follows the optimizer's metric."""
+    owner = entry.set
+    if owner.metric == "euclidean" or owner.same_in_every_metric or not (owner.weighs or owner.convex):
+        return False
+    stepped = [groups.get(id(weight.variable.value)) for weight in entry.weights if weight.variable.trainable]
+    if not stepped or any(found is None or found[0].grad is None for found in stepped):
+        return False
+    reader = _reader_of(optimizer)
+    return reader is not None and (reader is not _sgd or _rates_differ(stepped))
+
+
+def _rates_differ(stepped: Sequence[Any]) -> bool:
+    return len({float(group["lr"]) for _, group in stepped}) > 1
+
+
+def _step(optimizer: Any, entry: Entry, groups: Groups, before: Sequence[Any] | None = None) -> Step:
+    """What is known of the step that an optimizer has just taken."""
+    reader = _reader_of(optimizer)
+    if reader is None or not _measured(optimizer, entry, groups):
+        return UNKNOWN
+    costs = []
+    rates_differ = _rates_differ([groups[id(w.variable.value)] for w in entry.weights if w.variable.trainable])
+    for variable in (weight.variable for weight in entry.weights):
+        cost = keras.ops.ones(variable.shape, working_dtype(dtype_of(variable)))
+        if variable.trainable:
+            parameter, group = groups[id(variable.value)]
+            read = reader(optimizer.state.get(parameter, {}), group)
+            cost = cost if read is None else cast(read, dtype_of(cost))
+            cost = cost / group["lr"] if rates_differ else cost
+        costs.append(cost)
+    return Step(costs, before)

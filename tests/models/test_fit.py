@@ -1,0 +1,300 @@
+"""What a fit does outside of its steps: it begins with what it is given, evaluates, checkpoints, swaps averages in."""
+
+import gc
+
+import keras
+import numpy as np
+import pytest
+from measure import inside, norms, on_bound, same_bits, values_of
+
+import inbounds as ib
+
+BACKEND = keras.backend.backend()
+BOUND = 0.4
+KERNELS = {"**/kernel": ib.MaxNorm(BOUND)}
+
+
+def model_of(optimizer, rules=KERNELS, **how):
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(12, activation="relu", name="hidden"),
+            keras.layers.Dense(10, activation="softmax", name="out"),
+        ]
+    )
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    ib.constrain(model, rules, **how)
+    return model
+
+
+def lengths(model):
+    return np.concatenate([norms((layer.kernel, (0,))) for layer in model.layers])
+
+
+class Seen(keras.callbacks.Callback):
+    """What the kernels' columns are as long as, at each moment of a fit that others look at them."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.evaluations, self.epochs = [], [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps.append(lengths(self.model))
+
+    def on_test_begin(self, logs=None):
+        self.evaluations.append(lengths(self.model))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(lengths(self.model))
+
+
+def fit(model, digits, callbacks=(), steps=4, epochs=1):
+    x, y = digits
+    seen = Seen()
+    model.fit(
+        x[: 32 * steps],
+        y[: 32 * steps],
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        validation_data=(x[:8], y[:8]),
+        callbacks=[*callbacks, seen],
+    )
+    return seen
+
+
+# Its begin.
+
+
+@pytest.mark.parametrize("way", ["set", "loaded"])
+def test_weights_that_were_put_outside_are_inside_when_a_fit_begins_also_frozen_ones(way, digits, tmp_path):
+    model = model_of(keras.optimizers.SGD(0.0))
+    model.get_layer("hidden").trainable = False
+    model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    outside = [5 * value for value in model.get_weights()]
+    if way == "set":
+        model.set_weights(outside)
+    else:
+        other = keras.models.clone_model(model)
+        other.set_weights(outside)
+        other.save_weights(tmp_path / "outside.weights.h5")
+        model.load_weights(tmp_path / "outside.weights.h5")
+    assert not ib.audit(model).ok
+    assert min(lengths(model)) > BOUND
+    seen = fit(model, digits, steps=1)
+    assert on_bound(seen.steps[0], BOUND)
+    assert ib.audit(model).ok
+
+
+def test_weights_that_a_callback_loads_at_the_begin_are_inside_before_the_first_step(digits):
+    model = model_of(keras.optimizers.SGD(0.0))
+    outside = [5 * value for value in model.get_weights()]
+    load = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: model.set_weights(outside))
+    first = []
+    look = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: first.append(lengths(model)))
+    fit(model, digits, [load, look], steps=1)
+    assert on_bound(first[0], BOUND)
+
+
+def test_a_frozen_weight_that_was_changed_between_two_fits_is_seen_by_the_next(digits):
+    model = model_of(keras.optimizers.SGD(1.0), {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND))})
+    out = model.get_layer("out")
+    fit(model, digits)
+    out.bias.trainable = False
+    model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+    fit(model, digits)
+    out.bias.assign(np.full(10, 0.3, "float32"))
+    fit(model, digits)
+    assert on_bound(norms((out.kernel, (0,)), (out.bias, ())), BOUND)
+    assert np.array_equal(keras.ops.convert_to_numpy(out.bias), np.full(10, 0.3, "float32"))
+
+
+def test_a_fit_of_a_model_without_sets_begins_with_what_it_is_given(digits):
+    model = model_of(keras.optimizers.SGD(0.0))
+    ib.release(model)
+    model.set_weights([5 * value for value in model.get_weights()])
+    before = values_of(model)[:4]
+    fit(model, digits)
+    assert same_bits(values_of(model)[:4], before)
+
+
+# Averages.
+
+
+@pytest.mark.parametrize("on_epoch", [False, True], ids=["for evaluation", "for the epoch's end too"])
+@pytest.mark.parametrize("held", [ib.MaxNorm(BOUND), ib.UnitNorm(), ib.Box(-0.1, 0.1)], ids=repr)
+def test_averages_that_are_swapped_in_are_inside_where_they_are_evaluated_and_saved(held, on_epoch, digits, tmp_path):
+    file = str(tmp_path / "{epoch}.keras")
+    model = model_of(keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.9), {"**/kernel": held})
+    looks = []
+    look = keras.callbacks.LambdaCallback(
+        on_test_begin=lambda logs: looks.append(ib.audit(model).ok),
+        on_epoch_end=lambda epoch, logs: looks.append(ib.audit(model).ok),
+    )
+    fit(
+        model,
+        digits,
+        [keras.callbacks.SwapEMAWeights(swap_on_epoch=on_epoch), keras.callbacks.ModelCheckpoint(file), look],
+        epochs=2,
+    )
+    assert looks == [True] * 4
+    assert all(ib.audit(keras.models.load_model(file.format(epoch=epoch))).ok for epoch in (1, 2))
+    assert ib.audit(model).ok
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras swaps by adding and subtracting there, which costs bits")
+def test_looking_at_an_average_changes_no_training(digits):
+    ends = []
+    for callbacks in ([], [keras.callbacks.SwapEMAWeights()]):
+        keras.utils.set_random_seed(0)
+        model = model_of(keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.9), {"**/kernel": ib.UnitNorm()})
+        fit(model, digits, callbacks, epochs=2)
+        ends.append(values_of(model))
+    assert same_bits(*ends)
+
+
+# Now and then.
+
+
+@pytest.mark.parametrize("every", [3, "epoch"])
+def test_sets_that_are_projected_on_now_and_then_hold_where_others_look(every, digits, tmp_path):
+    file = str(tmp_path / "{epoch}.keras")
+    model = model_of(keras.optimizers.SGD(1.0), every=every)
+    seen = fit(model, digits, [keras.callbacks.ModelCheckpoint(file)], epochs=2)
+    steps = [inside(step, BOUND) for step in seen.steps]
+    assert steps == ([False, False, True, False, False, True, False, False] if every == 3 else [False] * 8)
+    assert all(on_bound(moment, BOUND) for moment in [*seen.evaluations, *seen.epochs, lengths(model)])
+    assert all(ib.audit(keras.models.load_model(file.format(epoch=epoch))).ok for epoch in (1, 2))
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_matrix_and_a_joint_are_projected_on_now_and_then_too(every, digits):
+    rules = {"hidden/kernel": ib.SpectralNorm(BOUND), keras.layers.Dense: ib.Joint(ib.L1Ball(BOUND))}
+    model = model_of(keras.optimizers.Adam(0.1), {**rules, "hidden/bias": ib.NonNeg()}, every=every)
+    fit(model, digits, steps=3)
+    assert ib.audit(model).ok
+
+
+def test_how_often_is_in_the_plan_and_in_the_file(digits, tmp_path):
+    model = model_of(keras.optimizers.SGD(1.0), every=3)
+    assert "each 3 steps" in str(ib.constrain(model, KERNELS, every=3))
+    assert "at the end of each epoch" in str(ib.constrain(model, KERNELS, every="epoch"))
+    ib.constrain(model, KERNELS, every=3)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    loaded.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+    seen = fit(loaded, digits)
+    assert [inside(step, BOUND) for step in seen.steps] == [False, False, True, False]
+    assert on_bound(lengths(loaded), BOUND)
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, True, "batch", None])
+def test_an_interval_that_is_none_is_an_error_that_touches_nothing(every):
+    model = model_of(keras.optimizers.SGD(1.0), {"**/kernel": ib.MaxNorm(5.0)})
+    before = values_of(model)
+    with pytest.raises(ValueError, match="`every` of constrain is"):
+        ib.constrain(model, KERNELS, every=every)
+    assert same_bits(values_of(model), before)
+
+
+# A callback that turns sets on and off.
+
+
+class Toggle(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch % 2:
+            ib.release(self.model)
+        else:
+            ib.constrain(self.model, KERNELS)
+
+
+def test_a_callback_turns_a_plan_on_and_off(digits):
+    seen = fit(model_of(keras.optimizers.SGD(1.0)), digits, [Toggle()], epochs=3, steps=2)
+    assert [inside(step, BOUND) for step in seen.steps] == [True, True, False, False, True, True]
+
+
+# Bounds that follow a schedule.
+
+
+TIGHTER = keras.optimizers.schedules.PolynomialDecay(4.0, 6, 1.0)
+LOOSER = keras.optimizers.schedules.PolynomialDecay(0.1, 6, 0.4)
+
+
+@pytest.mark.parametrize("schedule", [TIGHTER, LOOSER], ids=["tighter", "looser"])
+def test_a_bound_follows_a_schedule_step_by_step(schedule, digits):
+    model = model_of(keras.optimizers.Adam(0.05), {"**/kernel": ib.MaxNorm(BOUND).scaled(schedule)})
+    seen = fit(model, digits, epochs=2)
+    bounds = [BOUND * float(schedule(step)) for step in range(1, 9)]
+    assert all(inside(step, bound) for step, bound in zip(seen.steps, bounds, strict=True))
+    assert all(on_bound(step, bound) for step, bound in zip(seen.steps[4:], bounds[4:], strict=True))
+    assert ib.audit(model).ok
+    model.set_weights([1.01 * value for value in model.get_weights()])
+    assert not ib.audit(model).ok
+    ib.project(model)
+    assert on_bound(lengths(model), bounds[-1])
+
+
+def test_a_bound_goes_on_where_a_saved_run_ended(digits, tmp_path):
+    model = model_of(keras.optimizers.SGD(3.0), {"**/kernel": ib.MaxNorm(BOUND).scaled(TIGHTER)})
+    fit(model, digits, steps=2)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert ib.audit(loaded).ok
+    seen = fit(loaded, digits, steps=2)
+    assert on_bound(seen.steps[0], BOUND * float(TIGHTER(3)))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(3.0, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(3.0)),
+        lambda: keras.optimizers.Adam(0.3, use_ema=True, ema_momentum=0.5),
+        lambda: keras.optimizers.ScheduleFreeAdamW(0.3),
+    ],
+    ids=["accumulation", "loss scale", "average", "schedule free"],
+)
+def test_a_schedule_counts_the_steps_of_any_optimizer(optimizer, digits):
+    model = model_of(optimizer(), {keras.layers.Dense: ib.Joint(ib.L1Ball(BOUND).scaled(TIGHTER))})
+    fit(model, digits, epochs=2)
+    report = ib.check(model)
+    assert all(row.active > 0 for row in report.rows)
+
+
+# Two plans.
+
+
+def test_a_weight_in_the_plan_of_another_model_is_an_error_that_touches_nothing(digits):
+    inner = keras.Sequential([keras.Input((64,)), keras.layers.Dense(12, name="deep")], name="inner")
+    outer = keras.Sequential([keras.Input((64,)), inner, keras.layers.Dense(10, activation="softmax", name="out")])
+    ib.constrain(inner, {"deep/kernel": ib.MaxNorm(0.1)})
+    before = values_of(outer)
+    with pytest.raises(ib.RuleError, match=r"in the plan of one model.*deep/kernel.*'inner'.*release"):
+        ib.constrain(outer, KERNELS)
+    assert same_bits(values_of(outer), before)
+    outer.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+    outer.fit(digits[0][:32], digits[1][:32], verbose=0)
+    assert on_bound(norms((inner.layers[0].kernel, (0,))), 0.1)
+    ib.release(inner)
+    ib.constrain(outer, KERNELS)
+    assert inside(norms((outer.get_layer("out").kernel, (0,))), BOUND)
+    with pytest.raises(ib.RuleError, match="in the plan of one model"):
+        ib.constrain(inner, KERNELS)
+
+
+def test_a_copy_of_a_model_takes_a_plan_of_its_own():
+    model = model_of(keras.optimizers.SGD(1.0))
+    copy = keras.models.clone_model(model)
+    assert len(ib.constrain(copy, {"hidden/kernel": ib.MaxNorm(0.1)})) == 2  # and out's, which came with the layer
+    assert not inside(lengths(model), 0.1)
+
+
+def test_layers_of_a_model_that_is_gone_are_free_for_another_plan():
+    layers = [keras.layers.Dense(12, name="deep")]
+    gone = keras.Sequential([keras.Input((64,)), *layers])
+    ib.constrain(gone, KERNELS)
+    del gone
+    gc.collect()
+    again = keras.Sequential([keras.Input((64,)), *layers])
+    ib.constrain(again, {"deep/kernel": ib.MaxNorm(0.1)})
+    assert on_bound(norms((layers[0].kernel, (0,))), 0.1)

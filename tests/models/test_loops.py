@@ -1,0 +1,702 @@
+"""Loops without a Keras optimizer: `torch.optim`, optax and other functional loops, raw variables of TensorFlow."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import inbounds as ib
+from models.measure import inside, norms, numbers, on_bound, same_bits, values_of
+from models.test_metric import BOUND, network, problem
+
+BACKEND = keras.backend.backend()
+ONLY = {
+    backend: pytest.mark.skipif(backend != BACKEND, reason=f"a loop of {backend}")
+    for backend in ("jax", "torch", "tensorflow")
+}
+KERNELS = {"**/kernel": ib.MaxNorm(BOUND)}
+JOINT = {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND))}
+PAGE = (Path(__file__).parents[2] / "docs" / "loops.md").read_text(encoding="utf-8")
+
+
+def gap(kernel, bias, joint=False):
+    """How far the gradient is from the outward normal of the ball at the weights, in sine: 0 at the optimum."""
+    x, y = (part.astype("float64") for part in problem())
+    pull = 1 / (1 + np.exp(-(x @ kernel + bias))) - y
+    gradient, point = x.T @ pull, kernel
+    if joint:
+        gradient, point = np.append(gradient, pull.sum()), np.append(point, bias)
+    gradient, point = gradient.ravel(), point.ravel()
+    assert np.isclose(np.linalg.norm(point), BOUND, rtol=1e-5), "the bound is met"
+    cosine = -gradient @ point / np.linalg.norm(gradient) / np.linalg.norm(point)
+    return np.sqrt(max(0.0, 1 - cosine**2))
+
+
+def gap_of(model, joint=False):
+    return gap(*map(numbers, model.weights), joint=joint)
+
+
+def length(model):
+    return norms((model.layers[-1].kernel, (0,)))
+
+
+# torch.optim.
+
+
+def trained(model, optimizer, steps=300):
+    """Steps on all data, with a rate that falls as a cosine to a thousandth."""
+    import torch
+
+    x, y = (torch.as_tensor(part) for part in problem())
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 1e-3 + 0.999 * (1 + np.cos(np.pi * step / steps)) / 2
+    )
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(model(x), y).backward()
+        optimizer.step()
+        rates.step()
+    return model
+
+
+def adam(model, rate=0.03, **arguments):
+    import torch
+
+    return torch.optim.Adam(model.parameters(), lr=rate, **arguments)
+
+
+TORCH = {
+    "Adam": {},
+    "AMSGrad": {"kind": "Adam", "amsgrad": True},
+    "AdamW": {"weight_decay": 0.0},
+    "NAdam": {},
+    "RAdam": {"lr": 0.1},
+    "Adamax": {},
+    "RMSprop": {"centered": True},
+    "Adagrad": {"lr": 0.2},
+    "fused": {"kind": "Adam", "fused": True},
+}
+
+
+@ONLY["torch"]
+@pytest.mark.parametrize("name", list(TORCH))
+def test_torch_optimizers_end_at_the_constrained_optimum_and_without_the_metric_they_do_not(name):
+    import torch
+
+    arguments = {"lr": 0.03, "kind": name} | TORCH[name]
+    kind, ends = getattr(torch.optim, arguments.pop("kind")), {}
+    for metric in ("optimizer", "euclidean"):
+        model = network()
+        ib.constrain(model, KERNELS, metric=metric)
+        optimizer = kind(model.parameters(), **arguments)
+        ib.project_after(model, optimizer)
+        ends[metric] = gap_of(trained(model, optimizer))
+        ib.check(model)
+    assert ends["optimizer"] < 0.02
+    assert ends["euclidean"] > 0.1
+
+
+@ONLY["torch"]
+def test_torch_sgd_ends_there_in_the_euclidean_metric_which_is_its_own():
+    import torch
+
+    model = network()
+    ib.constrain(model, KERNELS)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    ib.project_after(model, optimizer)
+    assert gap_of(trained(model, optimizer)) < 0.02
+
+
+@ONLY["torch"]
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_groups_with_rates_of_their_own_are_part_of_the_metric(kind):
+    import torch
+
+    rate, ends = {"SGD": 2.0, "Adam": 0.05}[kind], {}
+    for metric in ("optimizer", "euclidean"):
+        model = network()
+        ib.constrain(model, JOINT, metric=metric)
+        kernel, bias = (variable.value for variable in model.trainable_variables)
+        groups = [{"params": [kernel], "lr": rate}, {"params": [bias], "lr": rate / 20}]
+        optimizer = getattr(torch.optim, kind)(groups)
+        ib.project_after(model, optimizer)
+        ends[metric] = gap_of(trained(model, optimizer), joint=True)
+        ib.check(model)
+    assert ends["optimizer"] < 0.02
+    assert ends["euclidean"] > 0.03
+
+
+@ONLY["torch"]
+def test_a_matrix_set_starts_from_the_weights_before_the_step():
+    ends = {}
+    for metric in ("optimizer", "euclidean"):
+        model = network()
+        ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)}, metric=metric)  # of one column: its norm
+        optimizer = adam(model)
+        ib.project_after(model, optimizer)
+        ends[metric] = gap_of(trained(model, optimizer))
+        ib.check(model)
+    assert ends["optimizer"] < 0.05
+    assert ends["euclidean"] > 0.1
+
+
+@ONLY["torch"]
+def test_a_matrix_set_takes_few_looks_at_each_step(monkeypatch):
+    """To the end, without the weights before the step, it would take dozens and up to 2,000."""
+    model, looks = network(), []
+    ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)})
+    optimizer = adam(model, 1.0)
+    ib.project_after(model, optimizer)
+    original = ib.SpectralNorm._project
+    monkeypatch.setattr(ib.SpectralNorm, "_project", lambda self, units: (looks.append(1), original(self, units))[1])
+    trained(model, optimizer, 5)
+    assert 5 <= len(looks) <= 5 * 5
+
+
+@ONLY["torch"]
+def test_what_a_step_starts_from_is_what_the_weights_were_just_before_it():
+    """Weights that were loaded between two steps aren't pulled back to where they had been."""
+    model = network()
+    ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)})
+    optimizer = adam(model, 1e-4)
+    ib.project_after(model, optimizer)
+    trained(model, optimizer, 2)
+    loaded = -numbers(model.layers[0].kernel)
+    loaded *= BOUND / np.linalg.norm(loaded)
+    model.layers[0].kernel.assign(loaded)
+    trained(model, optimizer, 1)
+    np.testing.assert_allclose(numbers(model.layers[0].kernel), loaded, atol=0.01)
+
+
+@ONLY["torch"]
+def test_a_class_with_a_step_of_its_own_is_euclidean_and_one_without_is_not():
+    import torch
+
+    class Renamed(torch.optim.Adam):
+        pass
+
+    class Changed(torch.optim.Adam):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    ends = {}
+    for kind in (Renamed, Changed):
+        model = network()
+        ib.constrain(model, KERNELS)
+        optimizer = kind(model.parameters(), lr=0.03)
+        ib.project_after(model, optimizer)
+        ends[kind] = gap_of(trained(model, optimizer))
+        ib.check(model)
+    assert ends[Renamed] < 0.02
+    assert ends[Changed] > 0.1
+
+
+@ONLY["torch"]
+def test_lbfgs_with_its_closure_is_held():
+    import torch
+
+    model = network()
+    ib.constrain(model, KERNELS)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5)
+    ib.project_after(model, optimizer)
+    x, y = (torch.as_tensor(part) for part in problem())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+        ib.check(model)
+    assert on_bound(length(model), BOUND)
+
+
+def grown(model, optimizer, *, leave_out=()):
+    """One step with gradients that drive every weight up."""
+    import torch
+
+    for variable in model.trainable_variables:
+        variable.value.grad = None if variable.name in leave_out else -torch.ones_like(variable.value)
+    optimizer.step()
+
+
+@ONLY["torch"]
+@pytest.mark.parametrize("kind", ["Adam", "SGD"])
+def test_a_weight_without_a_gradient_and_one_that_the_optimizer_does_not_have_are_held(kind):
+    import torch
+
+    model = network()
+    ib.constrain(model, JOINT)
+    every = getattr(torch.optim, kind)(model.parameters(), lr=5.0)
+    ib.project_after(model, every)
+    grown(model, every, leave_out=["bias"])
+    ib.check(model)
+    some = getattr(torch.optim, kind)([model.layers[0].kernel.value], lr=5.0)
+    ib.project_after(model, some)
+    every.register_step_pre_hook(lambda *_: pytest.fail("the other one steps"))
+    grown(model, some)
+    assert on_bound(norms((model.layers[0].kernel, (0,)), (model.layers[0].bias, ())), BOUND)
+
+
+@ONLY["torch"]
+def test_frozen_weights_stay_and_the_others_keep_the_unit_inside():
+    model = network()
+    model.layers[0].bias.assign([0.5])
+    ib.constrain(model, JOINT)
+    model.layers[0].bias.trainable = False
+    optimizer = adam(model, 5.0)
+    ib.project_after(model, optimizer)
+    before = numbers(model.layers[0].bias)
+    grown(model, optimizer)
+    assert np.array_equal(numbers(model.layers[0].bias), before)
+    assert on_bound(norms((model.layers[0].kernel, (0,)), (model.layers[0].bias, ())), BOUND)
+
+
+@ONLY["torch"]
+def test_freezing_behind_the_back_of_keras_keeps_a_weight_and_is_an_error_within_a_joint():
+    model = network()
+    ib.constrain(model, KERNELS)
+    optimizer = adam(model, 5.0)
+    ib.project_after(model, optimizer)
+    kernel = model.layers[0].kernel
+    kernel.value.requires_grad_(False)
+    kernel.assign(numbers(kernel) + 1)  # from outside
+    before = numbers(kernel)
+    optimizer.step()
+    assert np.array_equal(numbers(kernel), before)
+    ib.constrain(model, JOINT)
+    with pytest.raises(ib.RuleError, match=r"frozen by Keras' `trainable`.*dense/kernel.*layer.trainable = False"):
+        optimizer.step()
+
+
+@ONLY["torch"]
+def test_a_step_that_the_scaler_skips_leaves_the_weights():
+    import torch
+
+    model = network()
+    ib.constrain(model, KERNELS)
+    optimizer = adam(model)
+    ib.project_after(model, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    x, y = (torch.as_tensor(part) for part in problem())
+
+    def stepped(factor):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(x), y)
+        scaler.scale(loss * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    model.layers[0].kernel.assign(numbers(model.layers[0].kernel) + 1)  # outside: a projection would show
+    before = values_of(model)
+    stepped(float("inf"))
+    assert same_bits(values_of(model), before)
+    stepped(1.0)
+    assert on_bound(length(model), BOUND)
+
+
+@ONLY["torch"]
+def test_a_fused_step_that_is_skipped_is_measured_without_an_error():
+    """There the hook is called, before any step was counted."""
+    import torch
+
+    model = network()
+    ib.constrain(model, KERNELS)
+    optimizer = adam(model, fused=True)
+    ib.project_after(model, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    x, _ = (torch.as_tensor(part) for part in problem())
+    before = values_of(model)
+    scaler.scale(model(x).sum() * float("inf")).backward()
+    scaler.step(optimizer)
+    assert same_bits(values_of(model), before)
+
+
+@ONLY["torch"]
+def test_the_plan_is_looked_up_at_each_step_until_the_handle_is_removed():
+    model = network()
+    ib.constrain(model, KERNELS)
+    optimizer = adam(model, 5.0)
+    handle = ib.project_after(model, optimizer)
+    grown(model, optimizer)
+    assert on_bound(length(model), BOUND)
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(0.1)})
+    grown(model, optimizer)
+    assert on_bound(length(model), 0.1)
+    ib.release(model)
+    grown(model, optimizer)
+    assert length(model) > 1
+    ib.constrain(model, KERNELS)
+    handle.remove()
+    grown(model, optimizer)
+    assert length(model) > 1
+
+
+@ONLY["torch"]
+def test_the_hook_before_the_step_goes_with_the_handle():
+    model = network()
+    ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)})
+    optimizer = adam(model)
+    hooks = optimizer._optimizer_step_pre_hooks  # torch has no public way to count them
+    handle = ib.project_after(model, optimizer)
+    assert len(hooks) == 1
+    handle.remove()
+    assert len(hooks) == 0
+
+
+@ONLY["torch"]
+def test_sets_given_to_layers_are_projected_at_once_and_after_steps_also_when_loaded(tmp_path):
+    given = keras.layers.Dense(1, kernel_constraint=ib.MaxNorm(BOUND), kernel_initializer="ones")
+    made = keras.Sequential([keras.Input((30,)), given])
+    made.save(tmp_path / "model.keras")
+    for model in (made, keras.models.load_model(tmp_path / "model.keras")):
+        optimizer = adam(model, 5.0)
+        ib.project_after(model, optimizer)
+        assert on_bound(length(model), BOUND)
+        grown(model, optimizer)
+        assert on_bound(length(model), BOUND)
+        ib.check(model)
+
+
+@ONLY["torch"]
+def test_steps_are_counted_for_plans_that_hold_at_times():
+    model = network()
+    ib.constrain(model, KERNELS, every=3)
+    optimizer = adam(model, 5.0)
+    ib.project_after(model, optimizer)
+    held = []
+    for _ in range(6):
+        grown(model, optimizer)
+        held.append(inside(length(model), BOUND))
+    assert held == [False, False, True] * 2
+    ib.constrain(model, KERNELS, every="epoch")
+    with pytest.raises(ib.RuleError, match=r"knows no epochs.*every='epoch'.*every=100"):
+        grown(model, optimizer)
+    with pytest.raises(ib.RuleError, match="knows no epochs"):
+        ib.project_after(model, adam(model))
+
+
+@ONLY["torch"]
+def test_many_small_layers_and_an_empty_step_are_held():
+    """Alike weights are projected as one stack."""
+    model = keras.Sequential([keras.Input((8,)), *(keras.layers.Dense(8) for _ in range(5))])
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND), "**/bias": ib.NonNeg()})
+    optimizer = adam(model, 1.0)
+    ib.project_after(model, optimizer)
+    optimizer.step()  # no gradient anywhere
+    for _ in range(2):
+        grown(model, optimizer)
+    ib.check(model)
+    assert all(on_bound(norms((layer.kernel, (0,))), BOUND) for layer in model.layers)
+
+
+@ONLY["torch"]
+def test_what_is_no_loop_of_torch_is_refused_before_a_weight_is_touched():
+    import torch
+
+    model = network()
+    with pytest.raises(ib.RuleError, match=r"A model to project has a plan or sets.*without.*inbounds.constrain"):
+        ib.project_after(model, adam(model))
+    with pytest.raises(ib.RuleError, match=r"A model is a keras\.Model or a layer"):
+        ib.project_after(torch.nn.Linear(2, 2), adam(model))
+    ib.constrain(model, KERNELS)
+    model.layers[0].kernel.assign(numbers(model.layers[0].kernel) + 1)
+    before = values_of(model)
+    with pytest.raises(ib.RuleError, match=r"steps weights of the plan.*1 parameters.*dense/kernel"):
+        ib.project_after(model, torch.optim.Adam([model.layers[0].bias.value]))
+    with pytest.raises(ib.RuleError, match="one of Keras is hooked without it"):
+        ib.project_after(model, keras.optimizers.Adam())
+    with pytest.raises(ib.RuleError, match=r"takes an optimizer of torch.optim.*Received: optimizer='adam'"):
+        ib.project_after(model, "adam")
+    assert same_bits(values_of(model), before)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="of the backends on which torch.optim trains nothing")
+def test_other_backends_are_told_what_to_use():
+    model = network()
+    ib.constrain(model, KERNELS)
+    other = {"jax": "inbounds.stateless_project in the step", "tensorflow": r"inbounds.project\(model\) after the step"}
+    with pytest.raises(ib.RuleError, match=f"on the PyTorch backend.*backend='{BACKEND}'.*{other[BACKEND]}"):
+        ib.project_after(model, object())
+
+
+# Functional loops.
+
+
+def compiled(step):
+    """The step as users of the backend compile it."""
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(step)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(step)
+    return step
+
+
+def tensors(model):
+    """The values to begin with."""
+    return [keras.ops.copy(variable.value) for variable in model.trainable_variables]
+
+
+def gradients(values, x, y):
+    """Of the logistic loss, by hand."""
+    kernel, bias = values
+    pull = (keras.ops.sigmoid(x @ kernel + bias) - y) / x.shape[0]
+    return [keras.ops.transpose(x) @ pull, keras.ops.sum(pull, axis=0)]
+
+
+@pytest.mark.parametrize("rules", [KERNELS, JOINT], ids=["kernel", "joint"])
+def test_a_hand_written_sgd_ends_at_the_constrained_optimum_and_leaves_the_variables(rules):
+    model = network()
+    ib.constrain(model, rules)
+    before = values_of(model)
+    x, y = map(keras.ops.convert_to_tensor, problem())
+
+    @compiled
+    def step(kernel, bias):
+        values = [kernel, bias]
+        moved = [v - 0.5 * g for v, g in zip(values, gradients(values, x, y), strict=True)]
+        return ib.stateless_project(model, moved)
+
+    values = tensors(model)
+    for _ in range(400):
+        values = step(*values)
+    assert gap(*map(numbers, values), joint=rules is JOINT) < 0.02
+    assert same_bits(values_of(model), before)
+    assert all(isinstance(v.value, type(w.value)) for v, w in zip(model.variables, network().variables, strict=True))
+
+
+@pytest.mark.parametrize("given", [ib.MaxNorm(BOUND), ib.SpectralNorm(BOUND)], ids=["ball", "by steps"])
+def test_a_hand_written_adam_that_gives_its_metric_ends_there_and_without_it_does_not(given):
+    ends = {}
+    for name in ("metric", "none"):
+        model = network()
+        ib.constrain(model, {"**/kernel": given})
+        x, y = map(keras.ops.convert_to_tensor, problem())
+
+        @compiled
+        def step(values, means, squares, count, rate, name=name, model=model, x=x, y=y):
+            pull = gradients(values, x, y)
+            means = [0.9 * m + 0.1 * g for m, g in zip(means, pull, strict=True)]
+            squares = [0.999 * s + 0.001 * g * g for s, g in zip(squares, pull, strict=True)]
+            metric = [keras.ops.sqrt(s / (1 - 0.999**count)) + 1e-8 for s in squares]
+            moved = [v - rate * m / (1 - 0.9**count) / d for v, m, d in zip(values, means, metric, strict=True)]
+            known = None if name == "none" else [metric[0], None]
+            return ib.stateless_project(model, moved, known, before=values), means, squares
+
+        values = tensors(model)
+        means = [keras.ops.zeros_like(v) for v in values]
+        squares = means
+        for i in range(300):
+            rate = 0.03 * (1e-3 + 0.999 * (1 + np.cos(np.pi * i / 300)) / 2)
+            count, rate = (keras.ops.convert_to_tensor(n, "float32") for n in (i + 1, rate))
+            values, means, squares = step(values, means, squares, count, rate)
+        ends[name] = gap(*map(numbers, values))
+    assert ends["metric"] < 0.05
+    assert ends["none"] > 0.1
+
+
+def test_a_matrix_set_in_a_metric_is_projected_on_to_the_end_without_the_values_before():
+    model = network()
+    rng = np.random.default_rng(0)
+    ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)})
+    values = [rng.normal(size=v.shape).astype("float32") for v in model.trainable_variables]
+    metric = [rng.uniform(0.01, 1.0, v.shape).astype("float32") for v in values]
+    found, _ = ib.stateless_project(model, values, metric)
+    nearest = ib.MaxNorm(BOUND).project(values[0].T.astype("float64"), metric[0].T.astype("float64")).T
+    np.testing.assert_allclose(numbers(found), nearest, atol=1e-4)
+    far, _ = ib.stateless_project(model, values, metric, before=[-v for v in values])  # a few looks from there
+    assert inside(norms((far, (0,))), BOUND)
+    assert not np.allclose(numbers(far), nearest, atol=1e-3)
+
+
+@ONLY["jax"]
+@pytest.mark.skipif(importlib.util.find_spec("optax") is None, reason="optax is not installed")
+def test_optax_ends_at_the_constrained_optimum():
+    import jax
+    import optax
+
+    ends = {}
+    for metric in ("optimizer", "euclidean"):
+        model = network()
+        ib.constrain(model, KERNELS, metric=metric)
+        x, y = problem()
+        optimizer = optax.adam(optax.cosine_decay_schedule(0.02, 400, alpha=1e-3))
+
+        def loss(values, model=model, x=x, y=y):
+            scores, _ = model.stateless_call(values, [], x)
+            return optax.sigmoid_binary_cross_entropy(scores, y).mean()
+
+        @jax.jit
+        def step(values, state, model=model, optimizer=optimizer, loss=loss):
+            updates, state = optimizer.update(jax.grad(loss)(values), state, values)
+            spent = [jax.numpy.sqrt(nu / (1 - 0.999 ** state[0].count)) + 1e-8 for nu in state[0].nu]
+            return ib.stateless_project(model, optax.apply_updates(values, updates), spent), state
+
+        values = [variable.value for variable in model.trainable_variables]
+        state = optimizer.init(values)
+        for _ in range(400):
+            values, state = step(values, state)
+        for variable, value in zip(model.trainable_variables, values, strict=True):
+            variable.assign(value)
+        ib.check(model)
+        ends[metric] = gap_of(model)
+    assert ends["optimizer"] < 0.02
+    assert ends["euclidean"] > 0.1
+
+
+def test_frozen_members_of_a_joint_are_read_from_the_model():
+    model = network()
+    model.layers[0].bias.assign([0.5])
+    ib.constrain(model, JOINT)
+    model.layers[0].bias.trainable = False
+    (kernel,) = compiled(lambda value: ib.stateless_project(model, [value]))(keras.ops.ones((30, 1)))
+    assert on_bound(norms((kernel, (0,)), (model.layers[0].bias, ())), BOUND)
+    (weighed,) = ib.stateless_project(model, [keras.ops.ones((30, 1))], [keras.ops.ones((30, 1))])
+    np.testing.assert_allclose(numbers(weighed), numbers(kernel), rtol=1e-5)
+
+
+def test_what_has_no_set_or_is_inside_comes_back():
+    model = network()
+    ib.constrain(model, KERNELS)
+    values = tensors(model)
+    found = ib.stateless_project(model, tuple(values))
+    assert isinstance(found, list)
+    assert found[1] is values[1]
+    assert same_bits([numbers(v) for v in found], [numbers(v) for v in values])
+
+
+def test_a_joint_is_euclidean_where_one_of_its_weights_has_no_metric_or_the_plan_says_so():
+    model = network()
+    ib.constrain(model, JOINT)
+    values, metric = [keras.ops.ones((30, 1)), keras.ops.ones((1,))], keras.ops.arange(1.0, 31.0)[:, None]
+    plain = ib.stateless_project(model, values)
+    half = ib.stateless_project(model, values, [metric, None])
+    full = ib.stateless_project(model, values, [metric, keras.ops.ones((1,))])
+    assert same_bits([numbers(v) for v in half], [numbers(v) for v in plain])
+    assert not np.allclose(numbers(full[0]), numbers(plain[0]))
+    ib.constrain(model, JOINT, metric="euclidean")
+    asked = ib.stateless_project(model, values, [metric, keras.ops.ones((1,))])
+    assert same_bits([numbers(v) for v in asked], [numbers(v) for v in plain])
+
+
+def test_sets_given_to_layers_hold_in_functional_loops():
+    model = keras.Sequential([keras.Input((30,)), keras.layers.Dense(1, kernel_constraint=ib.MaxNorm(BOUND))])
+    kernel, _ = ib.stateless_project(model, [keras.ops.ones((30, 1)), keras.ops.ones((1,))])
+    assert on_bound(norms((kernel, (0,))), BOUND)
+
+
+def test_half_precision_is_computed_in_float32_and_comes_back_in_its_dtype():
+    model = keras.Sequential([keras.Input((30,)), keras.layers.Dense(4, dtype="bfloat16", name="dense")])
+    ib.constrain(model, KERNELS)
+    kernel, _ = ib.stateless_project(
+        model, [keras.ops.ones((30, 4), "bfloat16"), keras.ops.ones((4,), "bfloat16")], [keras.ops.ones((30, 4)), None]
+    )
+    assert keras.backend.standardize_dtype(kernel.dtype) == "bfloat16"
+    np.testing.assert_allclose(norms((keras.ops.cast(kernel, "float32"), (0,))), BOUND, rtol=0.01)
+
+
+def test_a_set_that_changes_is_projected_on_with_the_number_of_steps():
+    model = network()
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0).scaled(keras.optimizers.schedules.InverseTimeDecay(1.0, 1, 1.0))})
+    values = [keras.ops.ones((30, 1)), keras.ops.ones((1,))]
+    with pytest.raises(ib.RuleError, match=r"changes with the steps.*step=None.*step=count"):
+        ib.stateless_project(model, values)
+    for step in (0, 3):
+        count = keras.ops.convert_to_tensor(step, "int32")
+        kernel, _ = compiled(lambda count: ib.stateless_project(model, values, step=count))(count)
+        np.testing.assert_allclose(norms((kernel, (0,))), 1.0 / (1 + step), rtol=1e-5)
+
+
+ONE, THIRTY = np.ones((1,), "float32"), np.ones((30, 1), "float32")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([THIRTY], r"`trainable_variables` is a list with one value for each.*1 values for 2 variables"),
+        (THIRTY, r"`trainable_variables` is a list.*ndarray for 2 variables"),
+        ({"kernel": THIRTY, "bias": ONE}, "dict for 2 variables"),
+        ([ONE, THIRTY], r"shapes of model.trainable_variables.*shape=\(1,\).*dense/kernel of shape \(30, 1\)"),
+        ([THIRTY.astype("int32"), ONE], r"floating point values.*dtype=int32.*dense/kernel"),
+        ([THIRTY.astype("float16"), ONE], r"of their dtypes.*dtype=float16.*dtype float32"),
+    ],
+    ids=["too few", "no list", "a dict", "other order", "integers", "another dtype"],
+)
+def test_values_that_are_not_like_the_variables_are_refused(values, told):
+    model = network()
+    ib.constrain(model, KERNELS)
+    with pytest.raises(ib.RuleError, match=told):
+        ib.stateless_project(model, values)
+
+
+def test_metrics_and_models_that_do_not_fit_are_refused():
+    model = network()
+    with pytest.raises(ib.RuleError, match="A model to project has a plan or sets"):
+        ib.stateless_project(model, [THIRTY, ONE])
+    ib.constrain(model, KERNELS)
+    with pytest.raises(ib.RuleError, match=r"`metric` is a list.*1 values"):
+        ib.stateless_project(model, [THIRTY, ONE], [THIRTY])
+    with pytest.raises(ib.RuleError, match=r"`metric` has the shapes.*shape=\(1,\)"):
+        ib.stateless_project(model, [THIRTY, ONE], [ONE, None])
+    with pytest.raises(ib.RuleError, match=r"`before` is a list.*ndarray"):
+        ib.stateless_project(model, [THIRTY, ONE], before=THIRTY)
+
+
+# Raw variables of TensorFlow.
+
+
+@ONLY["tensorflow"]
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "tf.function"])
+@pytest.mark.parametrize("rules", [KERNELS, JOINT], ids=["kernel", "joint"])
+def test_project_holds_a_gradient_tape_loop(traced, rules):
+    import tensorflow as tf
+
+    model = network()
+    ib.constrain(model, rules)
+    x, y = problem()
+
+    def step():
+        variables = [variable.value for variable in model.trainable_variables]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(y, model(x)))
+        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+            variable.assign_sub(0.5 * gradient)
+        ib.project(model)
+
+    run = tf.function(step) if traced else step
+    for _ in range(400 if traced else 3):
+        run()
+        assert inside(norms((model.layers[0].kernel, (0,))), BOUND)
+    ib.check(model)
+    if traced:
+        assert gap_of(model, joint=rules is JOINT) < 0.02
+
+
+# The page.
+
+
+def pages():
+    """The snippets of docs/loops.md by the backend in their titles."""
+    found = re.findall(r'^```python title="(\w+)"\n(.*?)^```', PAGE, flags=re.MULTILINE | re.DOTALL)
+    return {title.lower().replace("pytorch", "torch"): text for title, text in found}
+
+
+def test_the_page_has_a_snippet_for_each_backend():
+    assert list(pages()) == ["torch", "jax", "tensorflow"]
+    assert PAGE.count("```python") == 3
+
+
+@pytest.mark.skipif(
+    BACKEND == "jax" and importlib.util.find_spec("optax") is None, reason="the page's loop is optax's; not installed"
+)
+def test_the_pages_snippet_for_this_backend_runs():
+    exec(compile(pages()[BACKEND], "loops.md", "exec"), {"__name__": "loops"})
