@@ -66,6 +66,16 @@ def test_every_optimizer_takes_its_step_in_backend_update_step_with_all_variable
     assert not np.array_equal(before, after)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's optimizers")
+def test_the_update_sums_the_gradients_of_all_replicas_first():
+    """Else the metric would be read of a replica's own gradients: `_step.all_reduce_sum_gradients`."""
+    layer, told = dense(), []
+    optimizer = listening(made("SGD"), "_all_reduce_sum_gradients", told)
+    optimizer.apply(ones(layer.trainable_variables), layer.trainable_variables)
+    ((_, (pairs,)),) = told[1:]
+    assert [v is w.value for (_, v), w in zip(pairs, layer.trainable_variables, strict=True)] == [True, True]
+
+
 def test_the_update_comes_after_weight_decay_and_before_the_moving_average():
     """Else the decay would leave the set, or the average would be of weights outside it."""
     layer, seen = dense(use_bias=False), {}
@@ -381,6 +391,72 @@ def test_quantization_replaces_the_variable_and_forgets_its_constraint():
     assert layer._kernel.constraint is None
 
 
+QUANTIZED = {
+    "Dense": ((2,), (None, 4), ["int8", "int4", "float8"]),
+    "EinsumDense": (("ab,bc->ac", 2), (None, 4), ["int8", "int4", "float8"]),
+    "Embedding": ((4, 2), (None, 3), ["int8", "int4"]),
+    "ReversibleEmbedding": ((4, 2), (None, 3), ["int8", "int4"]),
+}
+
+
+def test_only_these_layers_of_keras_quantize():
+    """Else there is another weight that a layer doesn't compute with as it is stored: `_effective.used_of`."""
+    base = keras.layers.Layer.quantize
+    classes = [c for c in vars(keras.layers).values() if inspect.isclass(c) and issubclass(c, keras.layers.Layer)]
+    assert {
+        c.__name__ for c in classes if c.quantize is not base and c.__module__.startswith("keras.src.layers")
+    } == set(QUANTIZED)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [(name, mode) for name, (_, _, modes) in QUANTIZED.items() for mode in modes]
+)
+def test_a_quantized_layer_names_its_mode_and_stores_integers_beside_their_scale(name, mode):
+    """Else `_effective` would take integers for the weight. Its numbers are compared with outputs in test_audit."""
+    arguments, shape, _ = QUANTIZED[name]
+    layer = getattr(keras.layers, name)(*arguments)
+    layer.build(shape)
+    assert layer.quantization_mode is None
+    weight = "embeddings" if "Embedding" in name else "kernel"
+    layer.quantize(mode, type_check=False)
+    assert layer.quantization_mode == mode
+    (variable,) = [v for v in layer.weights if v.name == weight]
+    if mode == "float8":
+        assert keras.backend.standardize_dtype(variable.dtype) == "float32"
+        assert variable.trainable
+        assert all(v.overwrite_with_gradient for v in layer.trainable_weights if v.name not in (weight, "bias"))
+        return
+    assert keras.backend.standardize_dtype(variable.dtype) == "int8"
+    assert not variable.trainable
+    assert isinstance(getattr(layer, f"{weight}_scale"), keras.Variable)
+    if mode == "int4":
+        assert variable.shape[-1] == 1, "two in one"
+        assert weight == "embeddings" or layer.kernel_scale.shape[-1] == 2
+        assert name != "EinsumDense" or tuple(layer.original_kernel_shape) == (4, 2)
+
+
+@pytest.mark.parametrize("name", ["Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D"])
+def test_an_adapter_is_two_weights_named_after_theirs_and_their_share(name):
+    """Else `_effective` would not find the sum that a layer uses, nor `_rules.obstacle` that there is one."""
+    layers = {
+        "Dense": (keras.layers.Dense(2), (None, 3)),
+        "EinsumDense": (keras.layers.EinsumDense("ab,bc->ac", 2), (None, 3)),
+        "Embedding": (keras.layers.Embedding(4, 2), (None, 3)),
+        "Conv1D": (keras.layers.Conv1D(2, 2), (None, 5, 3)),
+        "Conv2D": (keras.layers.Conv2D(2, 2), (None, 5, 5, 3)),
+        "Conv3D": (keras.layers.Conv3D(2, 2), (None, 5, 5, 5, 3)),
+    }
+    layer, shape = layers[name]
+    layer.build(shape)
+    layer.enable_lora(2, lora_alpha=3.0)
+    weight = "embeddings" if name == "Embedding" else "kernel"
+    down, up = (getattr(layer, f"lora_{weight}_{part}") for part in "ab")
+    assert (layer.lora_alpha, layer.lora_rank, layer.lora_enabled) == (3.0, 2, True)
+    (stored,) = [v for v in layer.weights if v.name == weight]
+    assert (*down.shape[:-1], up.shape[-1]) == tuple(stored.shape)
+    assert not stored.trainable
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
 def test_torch_tells_what_is_vectorized():
     """Else `_arrays.is_concrete` would look at values that vmap hides, and loops of projections would fail in it."""
@@ -469,6 +545,7 @@ def test_no_other_private_name_of_keras_is_used():
     pinned = {
         "_backend_update_step",
         "_backend_apply_gradients",
+        "_all_reduce_sum_gradients",
         "_trainable_variables",
         "_non_trainable_variables",
         "_flatten_layers",

@@ -6,6 +6,7 @@ through `keras.ops`. Both spell the operations that sets need alike; this module
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
@@ -46,7 +47,13 @@ class _Torch:
         return torch
 
     def any(self, x: Array) -> Array:
-        return self.torch.any(x)
+        return whole(self.torch.any(x))
+
+    def all(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+        return whole(self.torch.all(x)) if axis is None else self.torch.all(x, dim=axis, keepdim=keepdims)
+
+    def full_like(self, x: Array, value: Any) -> Array:  # Keras' takes the shape of x and nothing else
+        return self.torch.full_like(x, value)
 
     def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
         return self.torch.sum(x, dim=axis, keepdim=keepdims)
@@ -129,13 +136,37 @@ def keras_numpy_dtype(dtype: str) -> Any:
     return np.dtype(dtype)
 
 
+def is_sharded(x: Array) -> bool:
+    """Whether `x` is a DTensor of PyTorch, which is spread over processes.
+
+    Its operations communicate where they have to. But Python sees the part of its own process: what it is to look at is
+    to be `whole` first.
+    """
+    tensors = sys.modules.get("torch.distributed.tensor")  # where it wasn't imported there is none
+    return tensors is not None and isinstance(x, tensors.DTensor)
+
+
+def whole(x: Array) -> Array:
+    """`x` with the parts of all processes; `x` itself where it isn't spread over several."""
+    return x.full_tensor() if is_sharded(x) else x
+
+
+def _beside(like: Array, value: Array) -> Array:
+    """A tensor that computes with `like`: where that is spread over processes, with a copy in each."""
+    if not is_sharded(like) or is_sharded(value):
+        return value
+    tensors = sys.modules["torch.distributed.tensor"]
+    copies = [tensors.Replicate()] * like.device_mesh.ndim
+    return tensors.DTensor.from_local(value, like.device_mesh, copies, run_check=False)
+
+
 def constant(like: Array, value: Any) -> Array:
     """`value` as an array of the same library and dtype as `like`."""
     if namespace(like) is np:
         return np.asarray(value, dtype=like.dtype)
     if is_eager_torch(like):
         value = np.array(value) if isinstance(value, np.ndarray) else value  # PyTorch warns of read-only arrays
-        return _TORCH.torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        return _beside(like, _TORCH.torch.as_tensor(value, dtype=like.dtype, device=like.device))
     return keras.ops.convert_to_tensor(value, dtype=dtype_of(like))
 
 
@@ -162,7 +193,8 @@ def is_concrete(x: Array) -> bool:
 
         return bool(tf.executing_eagerly())
     torch = _TORCH.torch
-    plain = type(x) in (torch.Tensor, torch.nn.Parameter)  # fake tensors, which traces are made of, are another class
+    kinds = (torch.Tensor, torch.nn.Parameter)  # fake tensors, which traces are made of, are another class
+    plain = type(x) in kinds or is_sharded(x)
     vectorized = torch._C._functorch.is_functorch_wrapped_tensor  # private; there is no public way to ask
     return plain and not torch.compiler.is_compiling() and not vectorized(x)
 
@@ -278,12 +310,13 @@ def booleans(like: Array, value: Any) -> Array:
     """A mask as an array of the same library as `like`."""
     if namespace(like) is np:
         return np.asarray(value, dtype="bool")
-    return keras.ops.convert_to_tensor(np.array(value, dtype="bool"), dtype="bool")
+    return _beside(like, keras.ops.convert_to_tensor(np.array(value, dtype="bool"), dtype="bool"))
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     """A copy of an array, tensor or variable as NumPy float64."""
-    return np.array(keras.ops.convert_to_numpy(x), dtype="float64")
+    value = whole(x.value) if isinstance(x, keras.Variable) else x
+    return np.array(keras.ops.convert_to_numpy(value), dtype="float64")
 
 
 def ulp(value: float, dtype: str) -> float:

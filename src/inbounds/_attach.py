@@ -8,11 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import keras
-
 from inbounds._arguments import interval
 from inbounds._arrays import as_written, is_concrete, to_numpy
-from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected
+from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected, value_once
 from inbounds._carry import not_carried
 from inbounds._errors import PlanNotSavedWarning, RuleError, explain
 from inbounds._metrics import words_of
@@ -71,7 +69,7 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
             )
         )
     _check_alone(model)
-    values = _projected(model, plan.entries, read=keras.ops.convert_to_numpy)  # once: nothing to compile
+    values = _projected(model, plan.entries, read=value_once)
     _clear(model)
     for variable, value in values:
         variable.assign(value)
@@ -153,7 +151,7 @@ def release(model: Any) -> None:
     check_model(model)
     _clear(model)
     for weight in weights_of(layers_of(model)):
-        if isinstance(weight.variable.constraint, Set):
+        if isinstance(weight.variable.constraint, Set) or (weight.quantized and isinstance(weight.declared, Set)):
             weight.variable.constraint = None
             _set_argument(weight, None)
     _renew(model)

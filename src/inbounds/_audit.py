@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays import MANTISSA_BITS, dtype_of
+from inbounds._arrays import MANTISSA_BITS
 from inbounds._bound import current_constraint
 from inbounds._errors import ConstraintViolation, SetError
 from inbounds._layout import layout_of
@@ -37,7 +37,8 @@ def audit(model: Any, rules: Any = None) -> Report:
 
     Returns:
         The report: a row for every set, and one for every weight without. A set is "unenforced" where it was declared
-        and nothing would apply it; this is only asked when `rules` is None.
+        and nothing would apply it; this is only asked when `rules` is None. Of a kernel that is quantized to integers
+        or has a LoRA adapter, what the layer computes with is measured, and the note says so.
 
     Raises:
         RuleError: the model isn't built or a rule is wrong.
@@ -49,7 +50,7 @@ def audit(model: Any, rules: Any = None) -> Report:
         >>> report.ok
         True
     """
-    plan = resolve(model, rules, _nothing if rules is not None else current_constraint, strict=rules is not None)
+    plan = resolve(model, rules, _nothing if rules is not None else current_constraint, strict=False)
     rows = [_row(entry, asked=rules is not None, step=steps_taken(model, entry)) for entry in plan.entries]
     for weight, why in plan.free:
         rows.append(_free_row(weight, why, asked=rules is not None))
@@ -96,7 +97,7 @@ def _row(entry: Entry, *, asked: bool, shown: str = "", step: int = 0) -> Row:
     if entry.set.centers:
         note = 'the centre "current" becomes the weights as they are when the model is constrained'
         return Row(entry.paths, repr(entry.set), 0, 0, 0.0, None, math.nan, 0.0, "unenforced", note)
-    found = entry.applied.at(step).measure([weight.variable for weight in entry.weights], entry.axes)
+    found = entry.applied.at(step).measure(list(map(_as_used, entry.weights)), entry.axes)
     violation, outside = np.maximum(found.excess, 0.0), found.outside
     counting = tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
     counting = counting if math.prod(counting) == violation.size else violation.shape
@@ -113,12 +114,27 @@ def _row(entry: Entry, *, asked: bool, shown: str = "", step: int = 0) -> Row:
         active=float(np.mean(found.active)) if entry.set.has_boundary else math.nan,
         tolerance=float(found.slack.max(initial=0.0)),
         status=status,
-        note="; ".join(text for text in (entry.note, f"at step {step}" * entry.set.changes, unkept) if text),
+        note="; ".join(
+            text for text in (entry.note, f"at step {step}" * entry.set.changes, *_made_of(entry), unkept) if text
+        ),
     )
 
 
+def _as_used(weight: Weight) -> Any:
+    """The numbers that the layer computes with: those of the variable, or made of it."""
+    return weight.variable if (used := weight.used) is None else used.value()
+
+
+def _made_of(entry: Entry) -> list[str]:
+    return [f"{weight.name} is {used.words}" for weight in entry.weights if (used := weight.used) is not None]
+
+
 def _unkept(entry: Entry) -> str:
-    """Why nothing would keep a declared set; empty where something does."""
+    """Why nothing would keep a declared set; empty where something does, or where no step moves the weights."""
+    if any(weight.quantized for weight in entry.weights):
+        moving = [weight.name for weight in entry.weights if weight.variable.trainable]
+        moving += ["the adapter" for weight in entry.weights if (used := weight.used) is not None and used.adapted]
+        return f"nothing keeps the units inside while {' and '.join(moving)} trains" if moving else ""
     reasons = [f"{weight.name}: {why}" for weight in entry.weights if (why := obstacle(weight))]
     if all(weight.variable.constraint is None for weight in entry.weights):
         reasons.append(
@@ -129,17 +145,9 @@ def _unkept(entry: Entry) -> str:
 
 def _free_row(weight: Weight, why: str, *, asked: bool) -> Row:
     """A weight without a set of inbounds: it may have a constraint of Keras, or one that never reached the variable."""
-    declared = (
-        None
-        if asked
-        else weight.variable.constraint or (getattr(weight.layer, weight.argument) if weight.argument else None)
-    )
-    if declared is None or dtype_of(weight.variable) not in MANTISSA_BITS:
-        note = (
-            why
-            if declared is None
-            else f"{why}; {weight.argument} is declared, but the weight is {dtype_of(weight.variable)}"
-        )
+    declared = None if asked else weight.variable.constraint or weight.declared
+    if declared is None or weight.dtype not in MANTISSA_BITS:
+        note = why if declared is None else f"{why}; {weight.argument} is declared, but the weight is {weight.dtype}"
         status: Status = "free" if declared is None else "unenforced"
         return Row(
             (weight.path,), "" if declared is None else _shown(declared), 0, 0, 0.0, None, math.nan, 0.0, status, note
@@ -164,7 +172,7 @@ def _axis_note(constraint: Set, weight: Weight, fan_in: Any) -> str:
     span = constraint.layer_span(weight.shape, fan_in)
     if set(span) == set(constraint.span(weight.shape)):
         return ""
-    violation = np.maximum(constraint.measure([weight.variable], [span]).excess, 0.0)
+    violation = np.maximum(constraint.measure([_as_used(weight)], [span]).excess, 0.0)
     outside = f"of its {violation.size} units {int(np.sum(violation > 0))} are outside, by up to {violation.max():.3g}"
     return f"axis {constraint.axis} is not the layer's fan-in {span}: {outside}"
 

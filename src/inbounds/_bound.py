@@ -11,7 +11,8 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays import Array, cast, dtype_of, epsilon, quiet
+from inbounds._arrays import Array, cast, dtype_of, epsilon, is_sharded, quiet
+from inbounds._errors import RuleError, explain
 from inbounds._metrics import LEAST, UNKNOWN, Step
 from inbounds._plan import Entry
 from inbounds._units import Units
@@ -73,6 +74,12 @@ def entries_of(variables: Iterable[Any]) -> list[Entry]:
     return list({id(constraint.entry): constraint.entry for constraint in bound}.values())
 
 
+def value_once(variable: Any) -> Array:
+    """The value of a variable for a single projection: in NumPy nothing is compiled; a DTensor stays one."""
+    value = variable.value
+    return value if is_sharded(value) else keras.ops.convert_to_numpy(variable)
+
+
 def projected(
     entry: Entry,
     *,
@@ -94,7 +101,28 @@ def projected(
         at: how many steps have been taken, for a set that changes with them.
         strict: whether units that are within rounding of a bound are put on it too, so that the rounding of many steps
             doesn't add up.
+
+    Raises:
+        RuleError: the weights are DTensors of PyTorch, and the set takes an operation that those don't have.
     """
+    try:
+        return _projected(entry, frozen_too, read, concrete, step, at, strict)
+    except RuntimeError as error:
+        if not any(is_sharded(weight.variable.value) for weight in entry.weights):
+            raise
+        raise RuleError(
+            explain(
+                "A set on DTensors takes operations that PyTorch has for DTensors",
+                str(error).split("\n")[0],
+                where=repr(entry),
+                instead="a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded",
+            )
+        ) from error
+
+
+def _projected(
+    entry: Entry, frozen_too: bool, read: Callable[[Any], Array], concrete: bool, step: Step, at: Any, strict: bool
+) -> list[tuple[Any, Array]]:
     variables = [weight.variable for weight in entry.weights]
     free = [frozen_too or bool(variable.trainable) for variable in variables]
     if not any(free):

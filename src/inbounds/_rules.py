@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays import MANTISSA_BITS, dtype_of
+from inbounds._arrays import MANTISSA_BITS, dtype_of, is_sharded
 from inbounds._claims import Claim, claims_of, items_of
 from inbounds._errors import LayoutError, RuleError, SetError, explain
 from inbounds._layout import layout_of
@@ -33,7 +33,8 @@ def resolve(model: Any, rules: Any, given: Given, metric: str = "optimizer", *, 
         rules: a mapping from selectors to sets, or None for the layers' own constraints only.
         given: the constraint that a variable was given by its layer.
         metric: see `constrain`.
-        strict: whether a weight that can't be kept in its set is an error; an audit reports it instead.
+        strict: whether a weight that can't be kept in its set is an error; an audit reports it instead, also of what
+            was quantized since it was given a set.
 
     Raises:
         RuleError: the model or a rule is wrong; the text says which and what to do instead.
@@ -56,15 +57,34 @@ def resolve(model: Any, rules: Any, given: Given, metric: str = "optimizer", *, 
                 instead="build it first, or add layers with weights",
             )
         )
-    plan = _plan(layers, weights, rules, given, metric)
+    _check_in_use(model, weights)
+    plan = _plan(layers, weights, rules, given if strict else _or_declared(weights, given), metric)
     if strict:
         _check_kept(plan)
     return plan
 
 
+def _or_declared(weights: Sequence[Weight], given: Given) -> Given:
+    """What a variable was given; of one that came with quantization, what the layer was given for the one before."""
+    quantized = {id(weight.variable): weight for weight in weights if weight.quantized}
+
+    def found(variable: Any) -> Any:
+        own = given(variable)
+        return quantized[id(variable)].declared if own is None and id(variable) in quantized else own
+
+    return found
+
+
 def resolve_given(layers: Sequence[Any], given: Given) -> Plan:
-    """The plan of the sets that were given to some layers as arguments; the rest of the model isn't known."""
-    plan = _plan(layers, weights_of(layers), None, given, "optimizer")
+    """The plan of the sets that were given to some layers as arguments; the rest of the model isn't known.
+
+    A Joint over a kernel that was quantized is left out, so that the model can be loaded; `Joint.__call__` is an error
+    where its bias is trained.
+    """
+    weights = weights_of(layers)
+    without = {id(weight.layer) for weight in weights if weight.quantized}
+    weights = [w for w in weights if id(w.layer) not in without or not isinstance(given(w.variable), Joint)]
+    plan = _plan(layers, weights, None, given, "optimizer")
     _check_kept(plan)
     return plan
 
@@ -107,6 +127,8 @@ def _given_claim(weight: Weight, given: Given) -> Claim | None:
 def _why_free(weight: Weight, claim: Claim | None) -> str:
     if claim is not None:
         return f"kept by Keras: {type(claim.set).__name__} of keras.constraints"
+    if weight.quantized:
+        return "quantized, so that no step moves it"
     return "no rule" if weight.born_trainable else "not trained by an optimizer"
 
 
@@ -119,7 +141,7 @@ def _held(weight: Weight, claims: Mapping[int, Claim]) -> bool:
 
 
 def _entry(weight: Weight, claim: Claim) -> Entry:
-    _check_dtype(weight, claim)
+    _check_dtype(weight, weight.dtype, claim.source, claim.set)
     note = ""
     try:
         fan_in = layout_of(weight.layer).span(weight.name, weight.shape)
@@ -165,6 +187,15 @@ def _joint_entry(weight: Weight, claim: Claim, weights: Sequence[Weight], claims
             members.append(member)
         elif theirs is not None:
             missing.append(f"{name} obeys {theirs.set!r}")
+        elif member.quantized:
+            raise RuleError(
+                explain(
+                    "A Joint holds where a step can move all the weights that it names",
+                    f"{member.path}, which is quantized",
+                    where=f"{joint!r} on {weight.path}",
+                    instead="inbounds.release(model), or constrain the model before it is quantized",
+                )
+            )
         else:
             raise RuleError(
                 explain(
@@ -188,7 +219,7 @@ def _joint_entry(weight: Weight, claim: Claim, weights: Sequence[Weight], claims
             )
         )
     for member in members:
-        _check_dtype(member, claim)
+        _check_dtype(member, member.dtype, claim.source, joint)
     note = ", ".join(missing) + (": the set holds for the rest" if missing else "")
     guessed = [
         m for m in members if m.name not in layout.spans and len(m.shape) > 1 and not (joint.whole and not joint.matrix)
@@ -240,12 +271,12 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
     return tuple(axes)
 
 
-def _check_dtype(weight: Weight, claim: Claim) -> None:
-    if dtype_of(weight.variable) not in MANTISSA_BITS:
+def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:
+    if dtype not in MANTISSA_BITS:
         raise RuleError(
             explain(
                 "A set applies to floating point weights",
-                f"dtype={dtype_of(weight.variable)} for {claim.source}: {claim.set!r}",
+                f"dtype={dtype} for {source}: {owner!r}",
                 where=f"{weight.path} of shape {weight.shape}",
                 instead="constrain the model before it is quantized",
             )
@@ -264,6 +295,7 @@ def obstacle(weight: Weight) -> str:
 def _check_kept(plan: Plan) -> None:
     for entry in plan.entries:
         for weight in entry.weights:
+            _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
             if why := obstacle(weight):
                 raise RuleError(
                     explain(
@@ -281,7 +313,7 @@ def _check_fit(entry: Entry) -> None:
     units = Units.of(stand_ins, entry.axes)
     entry.applied.check_fit(units)
     entry.set.check_room(units)
-    frozen = [weight for weight in entry.weights if not weight.variable.trainable]
+    frozen = [weight for weight in entry.weights if not weight.variable.trainable and weight.used is None]
     if frozen and len(frozen) < len(entry.weights) and not entry.set.holds_frozen:
         raise SetError(
             explain(
@@ -294,12 +326,33 @@ def _check_fit(entry: Entry) -> None:
 
 
 def _with_frozen(note: str, members: Sequence[Weight]) -> str:
-    frozen = [member.name for member in members if not member.variable.trainable]
+    frozen = [member.name for member in members if not member.variable.trainable and member.used is None]
     said = f"{' and '.join(frozen)} frozen: projected when constrained, not trained" if frozen else ""
     return "; ".join(text for text in (note, said) if text)
 
 
 # Models.
+
+
+def _check_in_use(model: Any, weights: Sequence[Weight]) -> None:
+    """That PyTorch's parameters are the variables that the layers compute with.
+
+    Raises:
+        RuleError: one was replaced by a DTensor, as `fully_shard` does, and its layer computes with the old one.
+    """
+    if keras.backend.backend() != "torch":
+        return
+    used = {id(weight.variable.value) for weight in weights}
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter) and id(parameter) not in used:
+            raise RuleError(
+                explain(
+                    "The parameters of a model on PyTorch are the values of its Keras variables",
+                    f"{name} is a DTensor, which its layer doesn't compute with: it gets no gradient",
+                    where="torch.distributed.fsdp.fully_shard, which Keras 3.15 doesn't follow",
+                    instead="DistributedDataParallel, or variables whose values are DTensors (docs/devices.md)",
+                )
+            )
 
 
 def check_model(model: Any) -> None:

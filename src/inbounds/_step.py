@@ -14,9 +14,11 @@ optimizer is built with their variables, and where it was built before a plan wa
 from __future__ import annotations
 
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,6 +43,27 @@ Leads = dict[int, tuple[Any, Any]]
 """By variables' ids, what an optimizer steps in place of them, and its share in them."""
 
 _HOOKED = ("apply", "_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
+
+_OF_TENSORFLOW = "_all_reduce_sum_gradients"
+"""Hooked too where there is one: from there the gradients are those of all replicas."""
+
+
+@dataclass
+class _Lifted:
+    """What holds in a step, while its variables have no constraint for Keras to call.
+
+    With a strategy of TensorFlow a step runs once for each replica, in threads that meet in its middle: the first to
+    come in takes the constraints off, the last to go puts them back.
+    """
+
+    constraints: list[tuple[Any, Bound]]
+    entries: list[Entry]
+    replicas: int = 0
+
+
+_lifting = threading.Lock()
+_of_replica = threading.local()
+"""The gradients of a step summed over replicas, as the thread of one replica has them."""
 
 
 def watch_optimizers() -> None:
@@ -83,14 +106,18 @@ def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
     if entries and not isinstance(optimizer, WRAPPERS):
         state = vars(optimizer)  # not setattr, which TensorFlow tracks
         state["_inbounds_held"] = _frozen_values(entries)
-        for name in _HOOKED:
+        for name in _hooked(optimizer):
             state[name] = partial(globals()[name.strip("_")], optimizer)
 
 
 def let_go(optimizer: Any) -> None:
     """Takes the hooks off an optimizer."""
-    for name in (*_HOOKED, "_inbounds_held", "_inbounds_stacks"):
+    for name in (*_hooked(optimizer), "_inbounds_held", "_inbounds_stacks"):
         vars(optimizer).pop(name, None)
+
+
+def _hooked(optimizer: Any) -> list[str]:
+    return [*_HOOKED, *([_OF_TENSORFLOW] if hasattr(type(optimizer), _OF_TENSORFLOW) else [])]
 
 
 def look_again(optimizer: Any) -> bool:
@@ -153,18 +180,25 @@ def _eager() -> bool:
 
 def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
     """`optimizer.apply`, in which Keras doesn't constrain once more what the step has projected."""
-    own = optimizer._trainable_variables
-    bound = [variable for variable in own if isinstance(getattr(variable, "constraint", None), Bound)]
-    constraints = [variable.constraint for variable in bound]
-    vars(optimizer)["_inbounds_entries"] = entries_of(bound)
-    for variable in bound:
-        variable.constraint = None
+    state, own = vars(optimizer), optimizer._trainable_variables
+    with _lifting:
+        lifted: _Lifted | None = state.get("_inbounds_lifted")
+        if lifted is None:
+            bound = [variable for variable in own if isinstance(getattr(variable, "constraint", None), Bound)]
+            lifted = _Lifted([(variable, variable.constraint) for variable in bound], entries_of(bound))
+            state["_inbounds_lifted"] = lifted
+            for variable in bound:
+                variable.constraint = None
+        lifted.replicas += 1
     try:
         type(optimizer).apply(optimizer, grads, trainable_variables)
     finally:
-        del vars(optimizer)["_inbounds_entries"]
-        for variable, constraint in zip(bound, constraints, strict=True):
-            variable.constraint = constraint
+        with _lifting:
+            lifted.replicas -= 1
+            if not lifted.replicas:
+                del state["_inbounds_lifted"]
+                for variable, constraint in lifted.constraints:
+                    variable.constraint = constraint
 
 
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
@@ -175,6 +209,7 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
         id(entry): _read_all(entry, leads.get(id(entry), {})) for entry in entries if _looks_back(optimizer, entry)
     }
     type(optimizer)._backend_update_step(optimizer, grads, trainable_variables, learning_rate)
+    grads = vars(_of_replica).pop("gradients", grads)
     stepped_ones = _known(optimizer, trainable_variables)
     gradients = {id(variable): gradient for variable, gradient in zip(stepped_ones, grads, strict=True)}
 
@@ -189,6 +224,16 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
                 _follow(optimizer, entry, step(entry), leads[id(entry)])
     for every, due in _by_interval(entries).items():
         _project_when_due(optimizer, every, [entry for entry in due if id(entry) not in leads], step)
+
+
+def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
+    """On TensorFlow, the sum of the gradients over replicas, which the update is made of: the metric is read of it.
+
+    Read of a replica's own gradients, it would differ between replicas, and so would their weights.
+    """
+    reduced = list(type(optimizer)._all_reduce_sum_gradients(optimizer, grads_and_vars))
+    _of_replica.gradients = [gradient for gradient, _ in reduced]
+    return reduced
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
@@ -227,8 +272,8 @@ def _known(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
 
 def _hooked_entries(optimizer: Any) -> list[Entry]:
     """What holds in this step; an optimizer that is built within its first step wasn't hooked when that began."""
-    entries: list[Entry] | None = vars(optimizer).get("_inbounds_entries")
-    return entries_of(optimizer._trainable_variables) if entries is None else entries
+    lifted: _Lifted | None = vars(optimizer).get("_inbounds_lifted")
+    return entries_of(optimizer._trainable_variables) if lifted is None else lifted.entries
 
 
 def _leads(optimizer: Any, entries: Sequence[Entry]) -> dict[int, Leads]:

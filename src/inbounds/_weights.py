@@ -13,6 +13,9 @@ from typing import Any
 
 import keras
 
+from inbounds._arrays import dtype_of
+from inbounds._effective import Used, used_of
+
 
 @dataclass(frozen=True, eq=False)
 class Weight:
@@ -37,8 +40,29 @@ class Weight:
         return str(self.variable.name)
 
     @property
+    def used(self) -> Used | None:
+        """What the layer computes with in place of it; None: the weight as it is stored."""
+        return used_of(self.layer, self.name, self.variable)
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.variable.shape)
+        """Of the weight as it is used: int4 is stored two in one."""
+        return tuple(self.variable.shape) if (used := self.used) is None else used.shape
+
+    @property
+    def dtype(self) -> str:
+        """Of the weight as it is used: float where integers are stored with a scale."""
+        return dtype_of(self.variable) if (used := self.used) is None else used.dtype
+
+    @property
+    def quantized(self) -> bool:
+        """Whether integers are stored, so that no step moves it."""
+        return (used := self.used) is not None and used.quantized
+
+    @property
+    def declared(self) -> Any:
+        """The constraint that the layer was given for it; None: none."""
+        return getattr(self.layer, self.argument) if self.argument else None
 
     @property
     def argument(self) -> str | None:

@@ -34,6 +34,7 @@ from inbounds._arrays import (
     iterate,
     namespace,
     ulp,
+    whole,
     without_gradient,
     working_dtype,
 )
@@ -573,7 +574,7 @@ def _either(test: Array, then: Callable[[], Any], otherwise: Callable[[], Any]) 
     Where PyTorch traces or vectorizes, and no value can be looked at, `otherwise()`.
     """
     if is_concrete(test):
-        return then() if bool(test) else otherwise()
+        return then() if bool(whole(test)) else otherwise()
     return otherwise() if is_eager_torch(test) else keras.ops.cond(test, then, otherwise)
 
 
