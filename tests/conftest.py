@@ -7,6 +7,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # channels first, on proces
 import keras
 import pytest
 
+pytest_plugins = ["conformance.report"]
+
 BACKEND = keras.backend.backend()
 
 if os.environ.get("KERAS_BACKEND", BACKEND) != BACKEND:

@@ -1,0 +1,5 @@
+"""The conformance matrix: every set, on every layer, under every optimizer, in every situation, on the backend at hand.
+
+`sets`, `layers`, `optimizers` and `situations` are its axes, tables that are written down apart from inbounds;
+`matrix` makes cells of them and samples these, `cell` runs one, and `report` prints what was covered.
+"""

@@ -1,0 +1,202 @@
+"""The mechanisms of inbounds: how each is switched off, and cells that fail without it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import keras
+import pytest
+
+import inbounds as ib
+from conformance.matrix import Cell
+from inbounds import _attach, _fit, _layout, _metrics, _step
+from inbounds._metrics import UNKNOWN
+from inbounds._sets.combine import Joint
+from inbounds._sets.scaled import Scaled
+
+ALL = ("jax", "torch", "tensorflow")
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """One mechanism.
+
+    Attributes:
+        off: switches it off.
+        witnesses: cells that fail then, and pass otherwise.
+        backends: those that need it.
+        why: the others don't.
+    """
+
+    off: Callable[[pytest.MonkeyPatch], None]
+    witnesses: list[Cell]
+    backends: tuple[str, ...] = ALL
+    why: str = ""
+
+
+def cell(situation: str, set_name: str = "MaxNorm", optimizer: str = "Adam", layer: str = "Dense") -> Cell:
+    return Cell(situation, set_name, optimizer, layer)
+
+
+def nothing(*arguments, **named):
+    return None
+
+
+def only_keras(name: str) -> Callable[..., None]:
+    """The method that a hook stands for."""
+    return lambda optimizer, *arguments: getattr(type(optimizer), name)(optimizer, *arguments)
+
+
+def replaced(owner: object, **named: object) -> Callable[[pytest.MonkeyPatch], None]:
+    def off(patch):
+        for name, value in named.items():
+            patch.setattr(owner, name, value)
+
+    return off
+
+
+def after_the_average(patch):
+    """Projects where Keras constrains: when the average has been taken of weights that aren't inside."""
+
+    def apply_gradients(optimizer, grads, variables):
+        type(optimizer)._backend_apply_gradients(optimizer, grads, variables)
+        _step.project_entries(optimizer, _step._hooked_entries(optimizer), optimizer.iterations + 1)
+
+    patch.setattr(_step, "backend_update_step", only_keras("_backend_update_step"))
+    patch.setattr(_step, "backend_apply_gradients", apply_gradients)
+
+
+def each_micro_step(patch):
+    """Projects after each call of `apply`, as Keras constrains."""
+    hooked = _step.apply
+
+    def apply(optimizer, grads, variables=None):
+        hooked(optimizer, grads, variables)
+        _step.project_entries(optimizer, _step.entries_of(optimizer._trainable_variables), optimizer.iterations)
+
+    patch.setattr(_step, "apply", apply)
+
+
+def swaps_as_keras_does(patch):
+    method = keras.callbacks.SwapEMAWeights._swap_variables
+    (original,) = [c.cell_contents for c in method.__closure__ if c.cell_contents.__name__ == "_swap_variables"]
+    patch.setattr(keras.callbacks.SwapEMAWeights, "_swap_variables", original)
+
+
+def muon_is_unknown(patch):
+    patch.setitem(_metrics._METRICS, keras.optimizers.Muon, _metrics.Metric(None))
+
+
+def transposed_like_the_others(patch):
+    axes = {"kernel": (0, 1, 2), "bias": ()}
+    patch.setitem(_layout._REGISTRY, keras.layers.Conv2DTranspose, lambda layer: _layout.Layout(axes))
+
+
+def part_by_part(patch):
+    def project(self, units):
+        moved = []
+        for place, part in enumerate(units.parts):
+            alone = replace(
+                units,
+                parts=(part,),
+                axes=(units.axes[place],),
+                free=(units.free[place],),
+                masks=units.masks[place : place + 1],
+                metric=None,
+                before=None,
+            )
+            moved += self.inner.nearest(alone).parts
+        return units.with_parts(moved)
+
+    patch.setattr(Joint, "_project", project)
+
+
+def always_due(patch):
+    patch.setattr(_step, "_by_interval", lambda entries: {1: list(entries)})
+
+
+def without_a_lead(patch):
+    patch.setattr(_step, "lead_of", lambda optimizer: None)
+
+
+def as_at_first(patch):
+    at = Scaled.at
+    patch.setattr(Scaled, "at", lambda self, step: at(self, 0))
+
+
+MECHANISMS = {
+    "projection when constrained": Mechanism(replaced(_attach, _projected=lambda *a, **k: []), [cell("released")]),
+    "projection after the update": Mechanism(
+        replaced(_step, backend_update_step=only_keras("_backend_update_step")),
+        [cell("constrain, compile, fit"), cell("train_on_batch")],
+    ),
+    "projection before the average": Mechanism(after_the_average, [cell("average"), cell("average", "L1Ball")]),
+    "projection of an average in the weights' place": Mechanism(
+        replaced(_step, backend_apply_gradients=only_keras("_backend_apply_gradients")),
+        [
+            cell("average that overwrites", "UnitNorm"),
+            cell("average that overwrites", "MaxNorm, scaled"),
+            cell("average that overwrites", "Joint(MaxNorm)", "kernels before the rest"),
+        ],
+    ),
+    "projection at the end of fit": Mechanism(
+        replaced(_step, finalize_variable_values=only_keras("finalize_variable_values")),
+        [cell("average", "UnitNorm")],
+    ),
+    "begin of a fit": Mechanism(
+        replaced(_fit, _begin=nothing),
+        [cell("set outside, then fit"), cell("cloned")],
+    ),
+    "before an evaluation": Mechanism(
+        replaced(_fit.Keeper, on_test_begin=nothing), [cell("every epoch"), cell("every third step")]
+    ),
+    "end of an epoch": Mechanism(
+        replaced(_fit.Keeper, on_epoch_end=nothing), [cell("every epoch"), cell("every third step")]
+    ),
+    "swapped averages": Mechanism(
+        swaps_as_keras_does,
+        [
+            cell("average swapped in for evaluation", "UnitNorm"),
+            cell("average swapped in at an epoch's end", "UnitNorm"),
+        ],
+    ),
+    "metric of the optimizer": Mechanism(
+        replaced(_step, step_of=lambda *arguments: UNKNOWN),
+        [cell("at the optimum")],
+    ),
+    "weights before the step": Mechanism(
+        replaced(_step, looks_back=lambda *arguments: False),
+        [cell("at the optimum", "Joint(MaxNorm)", "Lamb")],
+    ),
+    "lead of ScheduleFreeAdamW": Mechanism(without_a_lead, [cell("at the optimum", "MaxNorm", "ScheduleFreeAdamW")]),
+    "force of Muon": Mechanism(muon_is_unknown, [cell("at the optimum", "MaxNorm", "Muon")]),
+    "once for each real step": Mechanism(each_micro_step, [cell("accumulation in a loop")]),
+    "constraints hidden from Keras": Mechanism(
+        replaced(_step, apply=only_keras("apply")), [cell("accumulation in a loop")]
+    ),
+    "hooks when an optimizer is built": Mechanism(
+        replaced(_step, take_up=nothing),
+        [cell("average", "UnitNorm"), cell("at the optimum")],
+    ),
+    "a step that is compiled anew": Mechanism(replaced(_attach, _renew=nothing), [cell("every third step")]),
+    "axes of a transposed convolution": Mechanism(
+        transposed_like_the_others, [cell("constrain, compile, fit", layer="Conv2DTranspose")]
+    ),
+    "a Joint as one vector": Mechanism(part_by_part, [cell("constrain, compile, fit", "Joint(MaxNorm)")]),
+    "sets in the arguments of layers": Mechanism(replaced(_attach, _set_argument=nothing), [cell("saved and loaded")]),
+    "values of frozen weights": Mechanism(
+        replaced(_step, _frozen_values=lambda entries: []),
+        [cell("one weight frozen", "Joint(MaxNorm)")],
+        ("jax",),
+        "a step reads variables as they are",
+    ),
+    "frozen weights looked at anew": Mechanism(
+        replaced(_fit, look_again=lambda optimizer: False),
+        [cell("one weight frozen", "Joint(MaxNorm)")],
+        ("jax",),
+        "a step reads variables as they are",
+    ),
+    "one in so many steps": Mechanism(always_due, [cell("every third step")]),
+    "a bound that follows the steps": Mechanism(as_at_first, [cell("constrain, compile, fit", "MaxNorm, scaled")]),
+}
+
+assert ib.constrain is _attach.constrain  # the mechanisms of what is tested

@@ -1,0 +1,58 @@
+"""A model with one Dense layer a set, side by side: one fit trains all sets, and what one does shows in no other."""
+
+import keras
+import numpy as np
+from sklearn.datasets import load_digits
+
+import inbounds as ib
+
+SETS = {
+    "max_norm": ib.MaxNorm(0.5),
+    "joint": ib.Joint(ib.MaxNorm(0.5)),
+    "l1_ball": ib.L1Ball(1.0),
+    "simplex": ib.Simplex(),
+    "both": ib.NonNeg() & ib.MaxNorm(0.5),
+    "spectral": ib.SpectralNorm(1.0),
+}
+UNITS = 16
+STEPS, BATCH = 6, 64
+
+
+def data():
+    """Digits, and for each a target that drives weights out of every set: the classes times 3, with noise."""
+    x, y = load_digits(return_X_y=True)
+    x, y = x[: STEPS * BATCH] / 16, y[: STEPS * BATCH]
+    targets = 3 * np.eye(10)[y] @ np.random.default_rng(0).normal(size=(10, UNITS * len(SETS)))
+    return x.astype("float32"), targets.astype("float32")
+
+
+def heads():
+    """The model; its weights are the same each time."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((64,))
+    outputs = [keras.layers.Dense(UNITS, name=name)(inputs) for name in SETS]
+    return keras.Model(inputs, keras.layers.Concatenate()(outputs))
+
+
+def constrained(model, metric, without=()):
+    """The model with each head in its set, but for some."""
+    rules = [
+        (model.get_layer(name), owner if isinstance(owner, ib.Joint) else {"kernel": owner})
+        for name, owner in SETS.items()
+        if name not in without
+    ]
+    ib.constrain(model, rules, metric=metric)
+    return model
+
+
+def apart(one, other):
+    """The largest difference between weights by layer, of lists of (name, array)."""
+    found = {}
+    for (name, a), (_, b) in zip(one, other, strict=True):
+        found[name] = max(found.get(name, 0.0), float(np.max(np.abs(np.asarray(a) - np.asarray(b)))))
+    return found
+
+
+def audited(model):
+    """Of each head the audit's status, and the share of its units that lie on their boundary."""
+    return {row.paths[0].split("/")[0]: [row.status, row.active] for row in ib.audit(model).rows if row.set}

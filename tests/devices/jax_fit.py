@@ -1,0 +1,68 @@
+"""Fits on eight devices of JAX, sharded in four ways, against one. Prints JSON; `test_jax_devices.py` reads it."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["KERAS_BACKEND"] = "jax"
+
+import json
+
+import keras
+import numpy as np
+
+from devices.heads import BATCH, SETS, apart, audited, constrained, data, heads
+
+SHARDINGS = {  # the mesh, and how kernels and biases lie on it
+    "units": ((1, 8), (None, "model"), ("model",)),
+    "fan-in": ((1, 8), ("model", None), (None,)),
+    "both": ((2, 4), ("batch", "model"), ("model",)),
+}
+
+
+def distribution(name):
+    devices = keras.distribution.list_devices("cpu")
+    if name == "data":
+        return keras.distribution.DataParallel(devices=devices)
+    shape, kernel, bias = SHARDINGS[name]
+    layout = keras.distribution.LayoutMap(keras.distribution.DeviceMesh(shape, ("batch", "model"), devices))
+    for head in SETS:
+        layout[f".*{head}/kernel"], layout[f".*{head}/bias"] = kernel, bias
+    return keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+
+
+def fitted(metric, sharding=None):
+    keras.distribution.set_distribution(distribution(sharding) if sharding else None)
+    model = heads()
+    if metric:  # a matrix in a metric takes long to compile; that it is right there is told elsewhere
+        constrained(model, metric, without=["spectral"] if metric == "optimizer" else [])
+    model.compile(keras.optimizers.Adam(0.05), "mse")
+    before = [str(weight.value.sharding) for weight in model.weights]
+    model.fit(*data(), batch_size=BATCH, epochs=1, shuffle=False, verbose=0)
+    return model, before
+
+
+def weights(model):
+    return [(weight.path.split("/")[0], np.array(weight.value)) for weight in model.weights]
+
+
+def main():
+    found = {}
+    free = weights(fitted(None)[0])
+    for metric in ("optimizer", "euclidean"):
+        one = weights(fitted(metric)[0])
+        found[metric] = {"moved": apart(one, free)}
+        for name in ("data", *SHARDINGS):
+            model, before = fitted(metric, name)
+            after = [weight.value.sharding for weight in model.weights]
+            kernel = model.get_layer("max_norm").kernel.value
+            found[metric][name] = {
+                "apart": apart(weights(model), one),
+                "audit": audited(model),
+                "sharding kept": before == [str(sharding) for sharding in after],
+                "part of a kernel": list(kernel.addressable_shards[0].data.shape),
+                "devices": len({shard.device for shard in kernel.addressable_shards}),
+            }
+    print(json.dumps(found))
+
+
+main()

@@ -1,0 +1,45 @@
+"""TensorFlow with MirroredStrategy on two virtual devices: replicas alike, and where one device ends."""
+
+import keras
+import pytest
+
+from devices.process import told_by
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is of TensorFlow")
+
+CASES = ["Adam", "Adam, Euclidean", "Lion", "loss scale", "loop"]
+
+
+@pytest.fixture(scope="module")
+def found():
+    told = told_by("tensorflow_mirrored.py")
+    return told | told.pop("fit")
+
+
+@pytest.mark.parametrize("case", [*CASES, "half"])
+def test_replicas_are_alike_bit_for_bit(found, case):
+    assert found[case]["replicas alike"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_devices_end_where_one_does(found, case):
+    held = found[case]["apart"].keys() - ({"spectral"} if case != "Adam, Euclidean" else set())
+    assert all(found[case]["apart"][name] < 1e-5 for name in held), found[case]["apart"]
+
+
+def test_in_half_precision_they_end_near_it(found):
+    assert found["half"]["optimizer"] == "LossScaleOptimizer"
+    assert all(far < 5e-3 for far in found["half"]["apart"].values()), found["half"]["apart"]
+
+
+@pytest.mark.parametrize("case", [*CASES, "half"])
+def test_weights_are_inside_and_were_driven_to_their_bounds(found, case):
+    audit = found[case]["audit"]
+    assert {status for status, _ in audit.values()} == {"holds"}
+    assert audit["max_norm"][1] == audit["joint"][1] == 1.0
+
+
+def test_a_step_projects_once_on_each_device_and_on_one(found):
+    """Besides once when the model is constrained, and once when `fit` begins."""
+    assert found["halved"] == [2 + found["steps"]] * 2
+    assert found["halved on one"] == 2 + found["steps"]
