@@ -222,6 +222,9 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
         for entry in entries:
             if id(entry) in leads:
                 _follow(optimizer, entry, step(entry), leads[id(entry)])
+    if "_inbounds_lifted" not in vars(optimizer):  # built within this step: Keras calls the constraints after it
+        for weight in (weight for entry in entries for weight in entry.weights):
+            weight.variable.constraint.done = True
     for every, due in _by_interval(entries).items():
         _project_when_due(optimizer, every, [entry for entry in due if id(entry) not in leads], step)
 

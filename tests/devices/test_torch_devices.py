@@ -25,7 +25,7 @@ def found(tmp_path_factory):
     return first
 
 
-@pytest.mark.parametrize("case", ["keras, optimizer", "keras, euclidean", "torch, euclidean"])
+@pytest.mark.parametrize("case", ["keras, optimizer", "keras, euclidean", "torch, optimizer", "torch, euclidean"])
 def test_replicas_are_alike_and_end_where_one_process_does(found, case):
     told = found["replicated"][case]
     assert told["replicas alike"]
@@ -65,8 +65,9 @@ def test_sets_of_an_order_or_a_matrix_gather(found, name):
     assert max(size for kind, size in heard if kind.startswith("all_gather")) == KERNEL // 2
 
 
-def test_a_sharded_layer_trains_as_a_whole_one_does(found):
-    assert found["trained sharded"] < 1e-5
+@pytest.mark.parametrize("metric", ["optimizer", "euclidean"])
+def test_a_sharded_layer_trains_as_a_whole_one_does(found, metric):
+    assert found["trained sharded"][metric] < 1e-5
 
 
 @pytest.mark.parametrize("door", ["project", "audit", "constrain"])

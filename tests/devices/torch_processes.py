@@ -41,7 +41,7 @@ def batches(rank=None):
 
 
 def trained(optimizer, metric, rank=None):
-    """Weights after a few steps: with Keras' Adam, or with PyTorch's and `project`; in one process, or this of two."""
+    """A model after a few steps of Keras' Adam, or of PyTorch's in one metric or the other; alone, or as one of two."""
     model = constrained(heads(), metric)
     forward = model if rank is None else DistributedDataParallel(model)
     if optimizer == "keras":
@@ -49,6 +49,8 @@ def trained(optimizer, metric, rank=None):
         stepper.build(model.trainable_variables)
     else:
         stepper = torch.optim.Adam(forward.parameters(), lr=0.05, eps=1e-7)
+        if metric == "optimizer":
+            ib.project_after(model, stepper)
     for x, y in batches(rank):
         model.zero_grad()
         torch.mean((forward(x) - y) ** 2).backward()
@@ -57,13 +59,19 @@ def trained(optimizer, metric, rank=None):
                 stepper.apply([v.value.grad for v in model.trainable_variables], model.trainable_variables)
         else:
             stepper.step()
-            ib.project(model)
+            if metric == "euclidean":
+                ib.project(model)
     return model
 
 
 def replicated(rank):
     found = {}
-    for optimizer, metric in (("keras", "optimizer"), ("keras", "euclidean"), ("torch", "euclidean")):
+    for optimizer, metric in (
+        ("keras", "optimizer"),
+        ("keras", "euclidean"),
+        ("torch", "optimizer"),
+        ("torch", "euclidean"),
+    ):
         model = trained(optimizer, metric, rank)
         own = weights(model)
         theirs = [torch.tensor(value) for _, value in own]
@@ -144,18 +152,22 @@ def sharded(mesh):
     return found
 
 
-def trained_sharded(mesh):
-    """A few steps of PyTorch's Adam on a sharded layer, and on a whole one."""
+def trained_sharded(mesh, metric):
+    """How far apart a few steps of PyTorch's Adam leave a sharded layer and a whole one."""
     ends = []
     for layer in sharded_layer(ib.MaxNorm(0.5), 0, mesh):
         optimizer = torch.optim.Adam([w.value for w in layer.weights], lr=0.05)
+        if metric == "optimizer":
+            ib.project_after(layer, optimizer)
         for x, y in batches():
             if isinstance(layer.kernel.value, DTensor):
                 x, y = (distribute_tensor(part, mesh, [Replicate()]) for part in (x, y[:, :16].contiguous()))
             optimizer.zero_grad()
             ((layer(x) - y[:, :16]) ** 2).mean().backward()
             optimizer.step()
-            ib.project(layer)
+            if metric == "euclidean":
+                ib.project(layer)
+        ib.check(layer)
         ends.append(weights(layer))
     return max(apart(*ends).values())
 
@@ -195,7 +207,7 @@ def main(rank, meeting):
     found = {
         "replicated": replicated(rank),
         "sharded": sharded(mesh),
-        "trained sharded": trained_sharded(mesh),
+        "trained sharded": {metric: trained_sharded(mesh, metric) for metric in ("optimizer", "euclidean")},
         "refused": refused(mesh),
     }
     print(json.dumps(found))
