@@ -171,7 +171,10 @@ MECHANISMS = {
     "force of Muon": Mechanism(muon_is_unknown, [cell("at the optimum", "MaxNorm", "Muon")]),
     "once for each real step": Mechanism(each_micro_step, [cell("accumulation in a loop")]),
     "constraints hidden from Keras": Mechanism(
-        replaced(_step, apply=only_keras("apply")), [cell("accumulation in a loop")]
+        replaced(_step, apply=only_keras("apply")),
+        [cell("accumulation in a loop")],
+        ("torch", "tensorflow"),
+        "Keras updates on accumulation steps too and takes it back, and the hook in the update stills constraints",
     ),
     "hooks when an optimizer is built": Mechanism(
         replaced(_step, take_up=nothing),

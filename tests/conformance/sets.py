@@ -158,7 +158,7 @@ SETS = {
     "Sparse": Held("Sparse", lambda: ib.Sparse(2), sparse(2), convex=False),
     "NonNeg & MaxNorm": Held("N & M", lambda: ib.NonNeg() & ib.MaxNorm(0.4), both(non_neg, max_norm(0.4))),
     "SpectralNorm": Held("Spectr.", lambda: ib.SpectralNorm(0.5), of_matrix(lambda rows: np.linalg.norm(rows, 2), 0.5)),
-    "FrobeniusNorm": Held("Frobn.", lambda: ib.FrobeniusNorm(0.5), of_matrix(np.linalg.norm, 0.5), **one_ball(0.5)),
+    "FrobeniusNorm": Held("Frobn.", lambda: ib.FrobeniusNorm(0.3), of_matrix(np.linalg.norm, 0.3), **one_ball(0.3)),
     "MaxNorm, scaled": Held(
         "scaled",
         lambda: ib.MaxNorm(0.2).scaled(keras.optimizers.schedules.PolynomialDecay(3.0, 6, 1.0)),
