@@ -36,13 +36,13 @@ def conv(**arguments):
 
 def separate(metric):
     return {
-        "kernel_constraint": ib.MaxNorm(1.0).in_metric(metric),
-        "bias_constraint": ib.NonNeg().in_metric(metric),
+        "kernel_constraint": ib.MaxNorm(1.0).in_training(metric, every=1),
+        "bias_constraint": ib.NonNeg().in_training(metric, every=1),
     }
 
 
 def joint(metric):
-    both = ib.Joint(ib.MaxNorm(1.0)).in_metric(metric)
+    both = ib.Joint(ib.MaxNorm(1.0)).in_training(metric, every=1)
     return {"kernel_constraint": both, "bias_constraint": both}
 
 

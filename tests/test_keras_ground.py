@@ -131,7 +131,7 @@ def test_a_variable_without_a_gradient_is_left_out_of_the_update():
 
 
 def test_apply_calls_the_constraints_of_variables_one_by_one_after_the_step():
-    """`_step.apply` takes them off for the step, or Keras would constrain once more what was projected."""
+    """`_step.hidden_constraints` hides them, or Keras would constrain once more what was projected."""
     called = []
 
     def noted(w):
@@ -170,7 +170,7 @@ def test_every_optimizers_build_reaches_the_build_of_the_public_base_class(name,
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizers_apply_is_that_of_the_public_base_class(name):
-    """Else raw values of TensorFlow, stepped before there was a plan, would go unhooked: `_step.watch_optimizers`."""
+    """Else one that was built before there was a plan would go unhooked: `_step.watch_optimizers`."""
     assert getattr(keras.optimizers, name).apply is keras.optimizers.Optimizer.apply
 
 
@@ -227,9 +227,10 @@ def test_an_optimizer_with_methods_in_its_instance_is_saved_without_them(tmp_pat
     """Else a constrained model could not be saved, or would be loaded with stale hooks."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     model.compile(keras.optimizers.SGD(0.1), "mse")
-    vars(model.optimizer)["apply"] = functools.partial(type(model.optimizer).apply, model.optimizer)
+    name = "finalize_variable_values"
+    vars(model.optimizer)[name] = functools.partial(getattr(type(model.optimizer), name), model.optimizer)
     model.save(tmp_path / "model.keras")
-    assert "apply" not in vars(keras.models.load_model(tmp_path / "model.keras").optimizer)
+    assert name not in vars(keras.models.load_model(tmp_path / "model.keras").optimizer)
 
 
 # Layers and their weights.

@@ -24,13 +24,11 @@ class Bound(keras.constraints.Constraint):  # type: ignore[misc]  # keras has no
     Attributes:
         entry: the set with all its weights.
         given: the constraint that the variable had from its layer; None without one.
-        done: whether the step after which Keras is about to call it has projected the weight already.
     """
 
     def __init__(self, entry: Entry, given: Any, model: Any = None) -> None:
         self.entry = entry
         self.given = given
-        self.done = False
         self._model = None if model is None else weakref.ref(model)
 
     @property
@@ -39,9 +37,8 @@ class Bound(keras.constraints.Constraint):  # type: ignore[misc]  # keras has no
         return None if self._model is None else self._model()
 
     def __call__(self, w: Any) -> Array:
-        """The projected weight, for the first step of an optimizer that is built within it, too late to be hooked."""
-        if self.done or self.entry.set.every != 1:
-            self.done = False
+        """The projected weight, for an optimizer that has an `apply` of its own and calls the constraints itself."""
+        if self.entry.set.every != 1:
             return w
         values = projected(self.entry)
         for variable, value in values:

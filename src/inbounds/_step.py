@@ -5,10 +5,10 @@ point just after the optimizer's update sees all variables, once per real step, 
 (`_backend_update_step`), so all that relies on it is here, and `tests/test_keras_ground.py` names what breaks when
 Keras changes.
 
-`watch_optimizers` makes every optimizer look, when it is built, for variables that have a set. That one place serves a
-model that is compiled after `constrain`, compiled again, loaded, cloned, or trained in a loop of the user's own. On
-TensorFlow such a loop may hand over raw values, `variable.value`, which have no constraint for Keras to call: the
-optimizer is built with their variables, and where it was built before a plan was made, hooked in its next step.
+`watch_optimizers` makes every optimizer look for variables that have a set: when it is built, and in a step, where it
+was built before there was a plan. That one place serves a model that is compiled after `constrain`, compiled again,
+loaded, cloned, or trained in a loop of the user's own. On TensorFlow such a loop may hand over raw values,
+`variable.value`, which have no constraint for Keras to call.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from inbounds._errors import RuleError, explain
 from inbounds._metrics import LEAST, UNKNOWN, Step, lead_of, looks_back, step_of
 from inbounds._optimizers import WRAPPERS
 from inbounds._plan import Entry
+from inbounds._rows import project_rows, rows_moved
 from inbounds._rules import resolve_given
 from inbounds._set import Set
 from inbounds._units import Units
@@ -42,7 +43,7 @@ SMALL = 1 << 15
 Leads = dict[int, tuple[Any, Any]]
 """By variables' ids, what an optimizer steps in place of them, and its share in them."""
 
-_HOOKED = ("apply", "_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
+_HOOKED = ("_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
 
 _OF_TENSORFLOW = "_all_reduce_sum_gradients"
 """Hooked too where there is one: from there the gradients are those of all replicas."""
@@ -80,17 +81,15 @@ def watch_optimizers() -> None:
 
     def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
         given = None if trainable_variables is None else list(trainable_variables)
-        if self.built and "_inbounds_held" not in vars(self) and _raw(given):
+        if given and not self.built and len(grads):
+            self.build(given)  # as Keras is about to do, which is too late for this step
+        elif self.built and not _is_hooked(self) and entries_of(self._trainable_variables):
             take_up(self, self._trainable_variables)
-        step(self, grads, given)
+        with hidden_constraints(self):
+            step(self, grads, given)
 
     build.watched_by_inbounds = True  # type: ignore[attr-defined]
     optimizer_class.build, optimizer_class.apply = build, apply
-
-
-def _raw(variables: Any) -> bool:
-    """Whether a loop of TensorFlow hands over values in place of variables."""
-    return keras.backend.backend() == "tensorflow" and any(not isinstance(v, keras.Variable) for v in variables or ())
 
 
 def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
@@ -110,6 +109,10 @@ def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
             state[name] = partial(globals()[name.strip("_")], optimizer)
 
 
+def _is_hooked(optimizer: Any) -> bool:
+    return "_inbounds_held" in vars(optimizer)
+
+
 def let_go(optimizer: Any) -> None:
     """Takes the hooks off an optimizer."""
     for name in (*_hooked(optimizer), "_inbounds_held", "_inbounds_stacks"):
@@ -123,7 +126,7 @@ def _hooked(optimizer: Any) -> list[str]:
 def look_again(optimizer: Any) -> bool:
     """Reads the frozen weights anew that a compiled step holds as constants; whether any has changed since."""
     state = vars(optimizer)
-    if "_inbounds_held" not in state:
+    if not _is_hooked(optimizer):
         return False
     old, new = state["_inbounds_held"], _frozen_values(entries_of(optimizer._trainable_variables))
     state["_inbounds_held"] = new
@@ -175,11 +178,12 @@ def _eager() -> bool:
     return bool(tf.executing_eagerly())
 
 
-# The hooked methods; each is bound to an optimizer instance with `partial`, which `copy.deepcopy` follows.
-
-
-def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
-    """`optimizer.apply`, in which Keras doesn't constrain once more what the step has projected."""
+@contextmanager
+def hidden_constraints(optimizer: Any) -> Iterator[None]:
+    """A context in which Keras doesn't constrain once more what the step of a hooked optimizer projects."""
+    if not _is_hooked(optimizer):
+        yield
+        return
     state, own = vars(optimizer), optimizer._trainable_variables
     with _lifting:
         lifted: _Lifted | None = state.get("_inbounds_lifted")
@@ -191,7 +195,7 @@ def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
                 variable.constraint = None
         lifted.replicas += 1
     try:
-        type(optimizer).apply(optimizer, grads, trainable_variables)
+        yield
     finally:
         with _lifting:
             lifted.replicas -= 1
@@ -199,6 +203,9 @@ def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
                 del state["_inbounds_lifted"]
                 for variable, constraint in lifted.constraints:
                     variable.constraint = constraint
+
+
+# The hooked methods; each is bound to an optimizer instance with `partial`, which `copy.deepcopy` follows.
 
 
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
@@ -222,11 +229,27 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
         for entry in entries:
             if id(entry) in leads:
                 _follow(optimizer, entry, step(entry), leads[id(entry)])
-    if "_inbounds_lifted" not in vars(optimizer):  # built within this step: Keras calls the constraints after it
-        for weight in (weight for entry in entries for weight in entry.weights):
-            weight.variable.constraint.done = True
+    rows = _rows_moved(optimizer, entries, gradients)
+    for entry in entries:
+        if id(entry) in rows:
+            project_rows(entry, rows[id(entry)], step(entry), optimizer.iterations + 1)
     for every, due in _by_interval(entries).items():
-        _project_when_due(optimizer, every, [entry for entry in due if id(entry) not in leads], step)
+        rest = [entry for entry in due if id(entry) not in leads and id(entry) not in rows]
+        _project_when_due(optimizer, every, rest, step)
+
+
+def _rows_moved(optimizer: Any, entries: Sequence[Entry], gradients: dict[int, Any]) -> dict[int, Any]:
+    """By entries' ids, the rows that the step has moved, where it is enough to project those.
+
+    Only for a plan: `constrain` has put all rows inside. Nobody has where a layer was given a set as an argument.
+    """
+    lifted: _Lifted | None = vars(optimizer).get("_inbounds_lifted")
+    planned = [] if lifted is None else [bound.entry for _, bound in lifted.constraints if bound.model is not None]
+    found = {}
+    for entry in entries:
+        if entry.set.every == 1 and any(entry is one for one in planned):
+            found[id(entry)] = rows_moved(optimizer, entry, gradients.get(id(entry.weights[0].variable)))
+    return {key: rows for key, rows in found.items() if rows is not None}
 
 
 def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
@@ -274,7 +297,7 @@ def _known(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
 
 
 def _hooked_entries(optimizer: Any) -> list[Entry]:
-    """What holds in this step; an optimizer that is built within its first step wasn't hooked when that began."""
+    """What holds in this step; an optimizer with an `apply` of its own hides no constraints."""
     lifted: _Lifted | None = vars(optimizer).get("_inbounds_lifted")
     return entries_of(optimizer._trainable_variables) if lifted is None else lifted.entries
 

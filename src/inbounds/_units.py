@@ -56,7 +56,8 @@ class Units:
         training: whether these are weights after a step of training: in a metric, nearest to the root of rounding is
             near enough, since the next step mends what is left. Inside is inside all the same.
 
-    One number per unit is an array of shape `shape`: what is left of the first part without its axes.
+    One number per unit is an array of shape `shape`: what is left of the first part without its axes. A length that
+    isn't known while TensorFlow traces is -1 there, and in `count`, as `reshape` takes it; there is at most one.
     """
 
     parts: tuple[Array, ...]
@@ -108,7 +109,8 @@ class Units:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one number per unit."""
-        return tuple(n for axis, n in enumerate(self.parts[0].shape) if axis not in self.axes[0])
+        lengths = (n for axis, n in enumerate(self.parts[0].shape) if axis not in self.axes[0])
+        return tuple(-1 if n is None else n for n in lengths)
 
     @property
     def count(self) -> int:
@@ -436,7 +438,8 @@ class Units:
         if not tuple(getattr(number, "shape", ())):
             return number
         part = self.parts[i]
-        shape = tuple(1 if axis in self.axes[i] else n for axis, n in enumerate(part.shape))
+        lengths = (-1 if n is None else n for n in part.shape)
+        shape = tuple(1 if axis in self.axes[i] else n for axis, n in enumerate(lengths))
         return namespace(part).reshape(number, shape)
 
 

@@ -1,6 +1,7 @@
 """The mechanisms of inbounds: how each is switched off, and cells that fail without it."""
 
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import keras
@@ -67,13 +68,15 @@ def after_the_average(patch):
 
 def each_micro_step(patch):
     """Projects after each call of `apply`, as Keras constrains."""
-    hooked = _step.apply
+    hidden = _step.hidden_constraints
 
-    def apply(optimizer, grads, variables=None):
-        hooked(optimizer, grads, variables)
+    @contextmanager
+    def hidden_and_then(optimizer):
+        with hidden(optimizer):
+            yield
         _step.project_entries(optimizer, _step.entries_of(optimizer._trainable_variables), optimizer.iterations)
 
-    patch.setattr(_step, "apply", apply)
+    patch.setattr(_step, "hidden_constraints", hidden_and_then)
 
 
 def swaps_as_keras_does(patch):
@@ -135,7 +138,7 @@ MECHANISMS = {
         [
             cell("average that overwrites", "UnitNorm"),
             cell("average that overwrites", "MaxNorm, scaled"),
-            cell("average that overwrites", "Joint(MaxNorm)", "kernels before the rest"),
+            cell("average that overwrites", "Joint(L1Ball)", "the rest before kernels"),
         ],
     ),
     "projection at the end of fit": Mechanism(
@@ -171,10 +174,7 @@ MECHANISMS = {
     "force of Muon": Mechanism(muon_is_unknown, [cell("at the optimum", "MaxNorm", "Muon")]),
     "once for each real step": Mechanism(each_micro_step, [cell("accumulation in a loop")]),
     "constraints hidden from Keras": Mechanism(
-        replaced(_step, apply=only_keras("apply")),
-        [cell("accumulation in a loop")],
-        ("torch", "tensorflow"),
-        "Keras updates on accumulation steps too and takes it back, and the hook in the update stills constraints",
+        replaced(_step, hidden_constraints=nullcontext), [cell("accumulation in a loop")]
     ),
     "hooks when an optimizer is built": Mechanism(
         replaced(_step, take_up=nothing),

@@ -375,6 +375,25 @@ def test_a_model_with_two_optimizers_of_its_own_is_held(again):
         assert not inside(norms((layer.kernel, (0,)), (layer.bias, ())), BOUND)
 
 
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_an_optimizer_that_no_model_knows_is_held_from_its_next_step_on(accumulated):
+    ends = []
+    for before in (True, False):
+        keras.utils.set_random_seed(0)
+        model = built(functional())
+        optimizer = keras.optimizers.Adam(0.3, gradient_accumulation_steps=accumulated)
+        if before:
+            optimizer.build(model.trainable_variables)
+        ib.constrain(model, KERNELS)
+        noise = np.random.default_rng(0)
+        for _ in range(4):
+            pulls = [keras.ops.convert_to_tensor(noise.normal(0, 1, v.shape).astype("float32")) for v in model.weights]
+            optimizer.apply(pulls, model.trainable_variables)
+        assert on_bound(lengths(model), BOUND)
+        ends.append(model.get_weights())
+    assert all(np.array_equal(a, b) for a, b in zip(*ends, strict=True))
+
+
 # Models of every shape.
 
 

@@ -1,0 +1,178 @@
+"""Sparse gradients of an Embedding: the same training as with dense ones, and which rows are projected."""
+
+import keras
+import numpy as np
+import pytest
+
+import inbounds as ib
+from inbounds import _step
+
+BACKEND = keras.backend.backend()
+ROWS, WIDTH, BATCH = 12, 4, 8
+LEAVING = {
+    "SGD": lambda **how: keras.optimizers.SGD(2.0, **how),
+    "Adagrad": lambda **how: keras.optimizers.Adagrad(0.5, **how),
+    "RMSprop": lambda **how: keras.optimizers.RMSprop(0.2, **how),
+}
+"""Optimizers that leave the rows that a batch doesn't use where they are."""
+MOVING = {
+    "SGD with momentum": lambda: keras.optimizers.SGD(0.5, momentum=0.9),
+    "RMSprop with momentum": lambda: keras.optimizers.RMSprop(0.05, momentum=0.9),
+    "Adam": lambda: keras.optimizers.Adam(0.2),
+    "Adadelta": lambda: keras.optimizers.Adadelta(30.0),
+    "Lion": lambda: keras.optimizers.Lion(0.1),
+    "Ftrl": lambda: keras.optimizers.Ftrl(1.0),
+}
+SETS = {
+    "a norm": lambda: ib.MaxNorm(0.8),
+    "the one norm": lambda: ib.L1Ball(0.9),
+    "a sum": lambda: ib.Simplex(),
+    "not convex": lambda: ib.UnitNorm(),
+    "an order": lambda: ib.Monotone() & ib.MaxNorm(1.0),
+    "both": lambda: ib.NonNeg() & ib.MaxNorm(0.8),
+}
+
+on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"gradients on {BACKEND} name no rows")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """For each projection in a traced step, whether it was one of rows."""
+    answers, original = [], _step.rows_moved
+
+    def rows_moved(*arguments):
+        rows = original(*arguments)
+        answers.append(rows is not None)
+        return rows
+
+    monkeypatch.setattr(_step, "rows_moved", rows_moved)
+    return answers
+
+
+def table(**given):
+    """Words, three of twelve in an example, to one number."""
+    layer = keras.layers.Embedding(ROWS, WIDTH, name="table", **given)
+    layers = [keras.layers.Flatten(), keras.layers.Dense(1, name="out")]
+    return keras.Sequential([keras.Input((3,), dtype="int32"), layer, *layers])
+
+
+def as_kernel():
+    """The same, of words as unit vectors."""
+    layer = keras.layers.Dense(WIDTH, use_bias=False, name="table")
+    layers = [keras.layers.Flatten(), keras.layers.Dense(1, name="out")]
+    return keras.Sequential([keras.Input((3, ROWS)), layer, *layers])
+
+
+def words(count, rows=ROWS):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, rows, (count, 3)), rng.normal(0, 2, (count, 1)).astype("float32")
+
+
+def embeddings(model):
+    return keras.ops.convert_to_numpy(model.get_layer("table").weights[0])
+
+
+def ready(optimizer, owner=None, model=None):
+    model = model or table()
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.normal(0, 0.5, w.shape).astype("float32") for w in model.weights])
+    model.compile(optimizer, "mse")
+    if owner is not None:
+        ib.constrain(model, {"table/*": owner})
+    return model
+
+
+@pytest.mark.parametrize("name", [*LEAVING, *MOVING])
+def test_training_is_that_of_dense_gradients(name):
+    """Where a batch uses a word once: of several, Keras on TensorFlow adds up the squares in place of the gradients."""
+    make = (LEAVING | MOVING)[name]
+    rng = np.random.default_rng(0)
+    x, y = np.stack([rng.permutation(ROWS)[:9].reshape(3, 3) for _ in range(8)]).reshape(24, 3), words(24)[1]
+    sparse = ready(make())
+    ib.constrain(sparse, {"table/embeddings": ib.MaxNorm(0.8)})
+    dense = ready(make(), model=as_kernel())
+    ib.constrain(dense, [(dense.get_layer("table").kernel, ib.MaxNorm(0.8, axis=1))])
+    for model, inputs in ((sparse, x), (dense, np.eye(ROWS, dtype="float32")[x])):
+        model.fit(inputs, y, batch_size=3, epochs=2, shuffle=False, verbose=0)
+    assert np.any(np.abs(np.linalg.norm(embeddings(sparse), axis=1) - 0.8) < 1e-6), "nothing was projected"
+    assert np.max(np.abs(embeddings(sparse) - embeddings(dense))) < 1e-4
+
+
+@on_tensorflow
+@pytest.mark.parametrize("owner", list(SETS))
+@pytest.mark.parametrize(("name", "jit"), [*((name, False) for name in LEAVING), ("SGD", True)])
+def test_projecting_the_rows_of_the_batch_ends_where_projecting_all_does(name, owner, jit, monkeypatch, asked):
+    x, y = words(5 * BATCH)
+    ends = []
+    for _ in range(2):
+        model = ready(LEAVING[name](), SETS[owner]())
+        model.jit_compile = jit
+        model.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
+        assert ib.audit(model).ok
+        ends.append(embeddings(model))
+        assert any(asked) is (len(ends) == 1)
+        asked.clear()
+        monkeypatch.setattr(_step, "rows_moved", lambda *arguments: None)
+    assert np.max(np.abs(ends[0] - ends[1])) < 1e-5
+
+
+@on_tensorflow
+@pytest.mark.parametrize("name", list(LEAVING))
+def test_a_row_that_no_batch_uses_is_not_looked_at(name):
+    model = ready(LEAVING[name](), ib.MaxNorm(0.8))
+    x, y = words(BATCH, rows=ROWS - 1)
+    model.train_on_batch(x, y)
+    outside = embeddings(model)
+    outside[-1] = 5.0
+    model.get_layer("table").set_weights([outside])
+    model.train_on_batch(x, y)
+    assert np.all(embeddings(model)[-1] == 5.0)
+    assert np.linalg.norm(embeddings(model)[:-1], axis=1).max() <= 0.8 * (1 + 1e-6)
+    assert not ib.audit(model).ok
+    model.fit(x, y, verbose=0)
+    assert ib.audit(model).ok
+
+
+ALL_ROWS = {
+    "momentum": (lambda: MOVING["SGD with momentum"](), lambda: ib.MaxNorm(0.8)),
+    "weight decay": (lambda: LEAVING["SGD"](weight_decay=0.01), lambda: ib.UnitNorm()),
+    "a bound that follows the steps": (
+        lambda: LEAVING["SGD"](),
+        lambda: ib.MaxNorm(0.8).scaled(keras.optimizers.schedules.PolynomialDecay(2.0, 6, 1.0)),
+    ),
+    "a centre of each row": (
+        lambda: LEAVING["SGD"](),
+        lambda: ib.MaxNorm(0.8, center=np.linspace(-0.5, 0.5, ROWS * WIDTH).reshape(ROWS, WIDTH)),
+    ),
+    "a callable": (lambda: LEAVING["SGD"](), lambda: ib.Custom(lambda w: keras.ops.clip(w, -0.5, 0.5))),
+    "a part of the way": (lambda: LEAVING["SGD"](), lambda: ib.MinMaxNorm(0.1, 0.8, rate=0.5)),
+    "a matrix": (lambda: LEAVING["SGD"](), lambda: ib.SpectralNorm(1.0)),
+    "gradients that are added up": (lambda: LEAVING["SGD"](gradient_accumulation_steps=2), lambda: ib.MaxNorm(0.8)),
+}
+
+
+@on_tensorflow
+@pytest.mark.parametrize("why", list(ALL_ROWS))
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # a lambda isn't saved
+def test_all_rows_are_projected_where_those_of_the_batch_are_not_enough(why, asked):
+    optimizer, owner = (make() for make in ALL_ROWS[why])
+    model = ready(optimizer, owner)
+    x, y = words(4 * BATCH, rows=ROWS - 3)
+    model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    assert asked
+    assert not any(asked)
+    assert why == "a part of the way" or ib.audit(model).ok
+
+
+@on_tensorflow
+def test_all_rows_are_projected_of_what_nobody_has_put_inside():
+    """A set in a layer's argument, in a loop that no `fit` begins."""
+    import tensorflow as tf
+
+    model = table(embeddings_constraint=ib.UnitNorm())
+    optimizer = keras.optimizers.SGD(0.1)
+    x, y = words(BATCH, rows=ROWS - 3)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((model(x) - y) ** 2)
+    optimizer.apply(tape.gradient(loss, [v.value for v in model.trainable_variables]), model.trainable_variables)
+    assert np.allclose(np.linalg.norm(embeddings(model), axis=1), 1, atol=1e-6)
