@@ -289,6 +289,15 @@ def without_gradient(x: Array) -> Array:
     return x if namespace(x) is np else keras.ops.stop_gradient(x)
 
 
+def no_gradient() -> AbstractContextManager[Any]:
+    """A context in which PyTorch records nothing; empty elsewhere."""
+    if keras.backend.backend() != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()  # type: ignore[no-any-return]  # torch has Any
+
+
 def quiet(x: Array) -> AbstractContextManager[Any]:
     """No warnings from NumPy: sets compare and select, so that what overflows, or is not finite, is right there."""
     return np.errstate(over="ignore", invalid="ignore") if namespace(x) is np else nullcontext()

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from inbounds._arguments import interval
-from inbounds._arrays import as_written, is_concrete, to_numpy
+from inbounds._arrays import as_written, is_concrete, no_gradient, to_numpy
 from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected, value_once
 from inbounds._carry import not_carried
 from inbounds._errors import PlanNotSavedWarning, RuleError, explain
@@ -18,7 +18,7 @@ from inbounds._optimizers import optimizers_of, stepping, steps_taken
 from inbounds._plan import Entry, Plan
 from inbounds._rules import check_model, resolve
 from inbounds._set import Set
-from inbounds._step import let_go, no_gradient, take_up
+from inbounds._step import let_go, take_up
 from inbounds._units import Units
 from inbounds._weights import Weight, layers_of, weights_of
 

@@ -13,12 +13,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from inbounds._arrays import no_gradient
 from inbounds._bound import Bound, current_constraint, entries_of, projected
 from inbounds._optimizers import optimizers_of, steps_taken
 from inbounds._plan import Entry
 from inbounds._rules import resolve_given
 from inbounds._set import Set
-from inbounds._step import look_again, no_gradient
+from inbounds._step import look_again
 from inbounds._weights import layers_of, weights_of
 
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays import MANTISSA_BITS, Array, as_written, dtype_of, without_gradient, working_dtype
+from inbounds._arrays import MANTISSA_BITS, Array, as_written, dtype_of, no_gradient, without_gradient, working_dtype
 from inbounds._attach import in_force
 from inbounds._bound import projected
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
 from inbounds._set import Set
-from inbounds._step import no_gradient
 
 
 def stateless_project(

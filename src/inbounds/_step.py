@@ -13,11 +13,10 @@ loaded, cloned, or trained in a loop of the user's own. On TensorFlow such a loo
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,20 +24,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays import dtype_of
+from inbounds._arrays import dtype_of, no_gradient
 from inbounds._bound import Bound, bind, entries_of, given_constraint, projected
 from inbounds._errors import RuleError, explain
-from inbounds._metrics import LEAST, UNKNOWN, Step, lead_of, looks_back, step_of
+from inbounds._metrics import UNKNOWN, Step, lead_of, looks_back, step_of
 from inbounds._optimizers import WRAPPERS
 from inbounds._plan import Entry
 from inbounds._rows import project_rows, rows_moved
 from inbounds._rules import resolve_given
 from inbounds._set import Set
-from inbounds._units import Units
+from inbounds._stacks import project_stack, stacks_of
 from inbounds._weights import owners_of, variables_behind
-
-SMALL = 1 << 15
-"""On PyTorch, weights with fewer entries than this are projected as one stack: the calls cost more than the copies."""
 
 Leads = dict[int, tuple[Any, Any]]
 """By variables' ids, what an optimizer steps in place of them, and its share in them."""
@@ -385,8 +381,8 @@ def project_entries(
     """
     if keras.backend.backend() == "torch":
         with no_gradient():
-            for stack in _stacks(optimizer, entries):
-                _project_stack(stack, list(map(step, stack)), at)
+            for stack in stacks_of(optimizer, entries):
+                project_stack(stack, list(map(step, stack)), at)
         return
     for entry in entries:
         for variable, value in projected(entry, read=_reader(optimizer), step=step(entry), at=at):
@@ -397,68 +393,3 @@ def _reader(optimizer: Any) -> Callable[[Any], Any]:
     """What gives the value of a variable within a step."""
     held = {id(variable): value for variable, value in vars(optimizer)["_inbounds_held"]}
     return lambda variable: keras.ops.convert_to_tensor(held.get(id(variable), variable), dtype=dtype_of(variable))
-
-
-# PyTorch runs operation by operation, so that for small weights the calls cost more than the arithmetic.
-
-
-def _stacks(optimizer: Any, entries: Sequence[Entry]) -> list[list[Entry]]:
-    """The entries, those that are small and alike together; remembered until they change."""
-    signature = [(entry, *(weight.variable.trainable for weight in entry.weights)) for entry in entries]
-    stacks: list[list[Entry]]
-    known, stacks = vars(optimizer).get("_inbounds_stacks", (None, []))
-    if known != signature:
-        alike: dict[Any, list[Entry]] = defaultdict(list)
-        for entry in entries:
-            alike[_likeness(optimizer, entry)].append(entry)
-        stacks = list(alike.values())
-        vars(optimizer)["_inbounds_stacks"] = (signature, stacks)
-    return stacks
-
-
-def _likeness(optimizer: Any, entry: Entry) -> Any:
-    """What entries of one stack share; its own id for an entry that is large, or whose set takes one weight."""
-    if (
-        sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL
-        or not entry.applied.stackable
-        or _looks_back(optimizer, entry)
-    ):
-        return id(entry)
-    weights = tuple((w.shape, dtype_of(w.variable), bool(w.variable.trainable)) for w in entry.weights)
-    return entry.applied, entry.set.metric, entry.axes, weights
-
-
-def _project_stack(stack: Sequence[Entry], steps: Sequence[Step], at: Any) -> None:
-    """Entries that are alike, as one with one more axis that counts units."""
-    if len(stack) == 1:
-        for variable, value in projected(stack[0], concrete=True, step=steps[0], at=at):
-            variable.assign(value)
-        return
-    import torch
-
-    first = stack[0]
-    columns = list(zip(*([weight.variable for weight in entry.weights] for entry in stack), strict=True))
-    free = [bool(variables[0].trainable) for variables in columns]
-    if not any(free):
-        return
-    parts = [torch.stack([variable.value for variable in variables]) for variables in columns]
-    axes = [tuple(axis + 1 for axis in span) for span in first.axes]
-    metric = None
-    if any(step.costs is not None for step in steps):
-        even = [torch.ones_like(part[0], dtype=torch.float32) for part in parts]
-        metric = [torch.stack(costs) for costs in zip(*(step.costs or even for step in steps), strict=True)]
-    applied = first.applied.at(at)
-    units = Units.of(parts, axes, free, concrete=True, metric=metric, training=True).comparable(applied.couples, LEAST)
-    result = applied.nearest(units)
-    for variables, part, moves in zip(columns, result.parts, free, strict=True):
-        if moves:
-            torch._foreach_copy_([variable.value for variable in variables], list(part.unbind(0)))
-
-
-def no_gradient() -> Any:
-    """A context in which PyTorch records nothing; empty elsewhere."""
-    if keras.backend.backend() != "torch":
-        return nullcontext()
-    import torch
-
-    return torch.no_grad()

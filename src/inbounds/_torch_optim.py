@@ -13,13 +13,13 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays import cast, dtype_of, working_dtype
+from inbounds._arrays import cast, dtype_of, no_gradient, working_dtype
 from inbounds._attach import in_force, project
 from inbounds._bound import Bound, bind, entries_of, projected
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
-from inbounds._step import no_gradient, project_entries
+from inbounds._step import project_entries
 from inbounds._weights import layers_of, weights_of
 
 

@@ -1,24 +1,5 @@
-"""Small models that are compiled once: JAX compiles without optimizing, and PyTorch computes on one thread."""
+"""The cells of the matrix are small models."""
 
-import keras
-import pytest
+from small import small_models
 
-
-@pytest.fixture(autouse=True, scope="module")
-def small_models():
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-    elif backend == "torch":
-        import torch
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(threads)
-    else:
-        yield
+__all__ = ["small_models"]
