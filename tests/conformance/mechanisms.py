@@ -180,7 +180,12 @@ MECHANISMS = {
         replaced(_step, take_up=nothing),
         [cell("average", "UnitNorm"), cell("at the optimum")],
     ),
-    "a step that is compiled anew": Mechanism(replaced(_attach, _renew=nothing), [cell("every third step")]),
+    "a step that is compiled anew": Mechanism(
+        replaced(_attach, _renew=nothing),
+        [cell("every third step")],
+        ("jax", "tensorflow"),
+        "an optimizer looks for sets in each step",
+    ),
     "axes of a transposed convolution": Mechanism(
         transposed_like_the_others, [cell("constrain, compile, fit", layer="Conv2DTranspose")]
     ),

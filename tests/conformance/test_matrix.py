@@ -7,7 +7,7 @@ from conformance import matrix
 from conformance.optimizers import OPTIMIZERS
 
 BACKEND = keras.backend.backend()
-USUAL = {"torch": 100, "jax": 70, "tensorflow": 70}
+USUAL = {"torch": 100, "jax": 50, "tensorflow": 50}
 """How many cells a usual run has: JAX and TensorFlow compile each."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # asked for where a cell copies models

@@ -25,9 +25,9 @@ MOVING = {
 }
 SETS = {
     "a norm": lambda: ib.MaxNorm(0.8),
+    "not convex": lambda: ib.UnitNorm(),
     "the one norm": lambda: ib.L1Ball(0.9),
     "a sum": lambda: ib.Simplex(),
-    "not convex": lambda: ib.UnitNorm(),
     "an order": lambda: ib.Monotone() & ib.MaxNorm(1.0),
     "both": lambda: ib.NonNeg() & ib.MaxNorm(0.8),
 }
@@ -99,8 +99,14 @@ def test_training_is_that_of_dense_gradients(name):
 
 
 @on_tensorflow
-@pytest.mark.parametrize("owner", list(SETS))
-@pytest.mark.parametrize(("name", "jit"), [*((name, False) for name in LEAVING), ("SGD", True)])
+@pytest.mark.parametrize(
+    ("name", "owner", "jit"),
+    [
+        *((name, owner, False) for name in LEAVING for owner in ("a norm", "not convex")),
+        *(("SGD", owner, False) for owner in list(SETS)[2:]),
+        *(("SGD", owner, True) for owner in ("a norm", "an order")),
+    ],
+)
 def test_projecting_the_rows_of_the_batch_ends_where_projecting_all_does(name, owner, jit, monkeypatch, asked):
     x, y = words(5 * BATCH)
     ends = []

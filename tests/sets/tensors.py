@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import ml_dtypes
 import numpy as np
+import pytest
 
 BACKEND = keras.backend.backend()
 
@@ -24,6 +25,7 @@ BACKEND_DTYPES = [name for name in NUMPY_DTYPES if not (BACKEND == "jax" and nam
 
 # On NumPy arrays the library does the same whatever the backend: they are tried once, where JAX runs.
 LIBRARIES = ("numpy", BACKEND) if BACKEND == "jax" else (BACKEND,)
+of_numpy = pytest.mark.skipif("numpy" not in LIBRARIES, reason="of NumPy arrays, which are tried where JAX runs")
 
 DTYPES = {"numpy": list(NUMPY_DTYPES), BACKEND: BACKEND_DTYPES}
 FORMATS = [(name, library) for library in LIBRARIES for name in DTYPES[library]]

@@ -13,7 +13,7 @@ import pytest
 import inbounds as ib
 from inbounds._units import Units
 from sets.solver import solver
-from sets.tensors import BACKEND, array, compiled, exact, gradient, mapped, same_bits
+from sets.tensors import BACKEND, array, compiled, exact, gradient, mapped, of_numpy, same_bits
 
 NORMAL = np.array([0.5, -2.0, 0.0, 1.0, 0.25])
 LOWS = np.array([-1.0, -0.5, -0.2, 0.0, 0.0])
@@ -133,6 +133,7 @@ def draws(name: str, units: int = 6) -> Any:
     return np.random.default_rng(len(name)).standard_normal((5 if name in MATRICES else units, 5))
 
 
+@of_numpy
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 300.0])
 @pytest.mark.parametrize("name", ALL)
 def test_the_nearest_point_is_that_of_a_solver(name: str, scale: float) -> None:

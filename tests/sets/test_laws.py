@@ -29,6 +29,7 @@ from sets.tensors import (
     gradient,
     mapped,
     numbers,
+    of_numpy,
     same_bits,
 )
 
@@ -173,6 +174,7 @@ def test_law_2_projecting_again_changes_no_bit(case: Case, dtype: str, library: 
 SCALES = (1e-3, 1e-1, 1.0, 1e1, 1e3)
 
 
+@of_numpy
 @convex_sets
 def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
     rng = np.random.default_rng(3)
@@ -209,6 +211,7 @@ PLACES: tuple[Callable[[Case, Any], Any], ...] = (
 )
 
 
+@of_numpy
 @every_set
 def test_law_3_no_member_is_nearer(case: Case) -> None:
     for seed, shape in enumerate(case.shapes((1, 1), (4, 2), (5, 3), (2, 64))):
@@ -412,6 +415,7 @@ any_rows = array_shapes(min_dims=2, max_dims=2, max_side=5).flatmap(
 )
 
 
+@of_numpy
 @every_set
 def test_laws_hold_for_any_numbers(case: Case) -> None:
     @settings(deadline=None, derandomize=True, max_examples=60, database=None)

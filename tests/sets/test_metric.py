@@ -12,7 +12,7 @@ from inbounds._units import Units
 from sets.case import Case
 from sets.solver import weighted_solver
 from sets.table import SETS
-from sets.tensors import BACKEND, LIBRARIES, array, compiled, exact, gradient, mapped, same_bits
+from sets.tensors import BACKEND, LIBRARIES, array, compiled, exact, gradient, mapped, of_numpy, same_bits
 
 CONVEX = {name: case for name, case in SETS.items() if case.convex}
 WEIGHED = {name: case for name, case in CONVEX.items() if case.set.weighs}
@@ -28,6 +28,7 @@ def cost(case: Case, found: Any, rows: Any, metric: Any) -> Any:
     return np.sum(metric * (found - rows) ** 2, axis=(0, 1) if case.whole else 1)
 
 
+@of_numpy
 @pytest.mark.parametrize("case", WEIGHED.values(), ids=WEIGHED)
 def test_no_point_that_a_solver_finds_is_nearer(case: Case) -> None:
     rng = np.random.default_rng(4)
@@ -49,6 +50,7 @@ def test_no_point_that_a_solver_finds_is_nearer(case: Case) -> None:
     assert sure >= instances / 4
 
 
+@of_numpy
 @pytest.mark.parametrize("case", IN_STEPS.values(), ids=IN_STEPS)
 def test_a_set_without_a_weighted_form_gets_there_in_steps(case: Case) -> None:
     rng = np.random.default_rng(4)
@@ -74,6 +76,7 @@ def test_what_is_inside_stays_bit_for_bit(case: Case) -> None:
             assert same_bits(case.set.project(once, metric), once)
 
 
+@of_numpy
 @pytest.mark.parametrize("case", WEIGHED.values(), ids=WEIGHED)
 def test_a_flat_metric_is_the_euclidean_one_whatever_its_scale(case: Case) -> None:
     rng = np.random.default_rng(6)
