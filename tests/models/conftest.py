@@ -3,6 +3,10 @@
 import pytest
 from sklearn.datasets import load_digits
 
+from small import small_models
+
+__all__ = ["small_models"]
+
 
 @pytest.fixture(scope="session")
 def digits():
