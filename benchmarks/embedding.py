@@ -7,15 +7,14 @@ in the layer's argument. Interleaved in one process, medians of the ratios of ro
 """
 
 import argparse
-import statistics
-import time
 
 import keras
 import numpy as np
+from step_time import BATCH, compare
 
 import inbounds as ib
 
-WIDTH, TOKENS, BATCH = 64, 16, 64
+WIDTH, TOKENS = 64, 16
 
 
 def compiled(optimizer, rows, given=None):
@@ -47,12 +46,6 @@ OPTIMIZERS = {
 }
 
 
-def seconds(model, x, y):
-    start = time.perf_counter()
-    model.fit(x, y, batch_size=BATCH, epochs=1, shuffle=False, verbose=0)
-    return time.perf_counter() - start
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
@@ -68,13 +61,7 @@ def main():
     print(f"median of {options.rounds} rounds (quartiles)")
     for name, optimizer in OPTIMIZERS.items():
         models = {variant: make(optimizer, options.rows) for variant, make in VARIANTS.items()}
-        for model in models.values():
-            seconds(model, x, y)
-        rounds = [{variant: seconds(model, x, y) for variant, model in models.items()} for _ in range(options.rounds)]
-        print(f"{name}, free: {1000 * statistics.median(r['free'] for r in rounds) / options.steps:.2f} ms a step")
-        for variant in list(VARIANTS)[1:]:
-            low, middle, high = statistics.quantiles((r[variant] / r["free"] for r in rounds), n=4)
-            print(f"  {variant:10} {middle:.2f} ({low:.2f} to {high:.2f})")
+        compare(name, models, x, y, options.rounds)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import numpy as np
 
 import inbounds as ib
 
+BATCH = 64
+
 
 def mlp(**arguments):
     """784-512x4-10."""
@@ -65,8 +67,20 @@ def compiled(build, arguments):
 
 def seconds(model, x, y):
     start = time.perf_counter()
-    model.fit(x, y, batch_size=64, epochs=1, shuffle=False, verbose=0)
+    model.fit(x, y, batch_size=BATCH, epochs=1, shuffle=False, verbose=0)
     return time.perf_counter() - start
+
+
+def compare(label, models, x, y, rounds):
+    """Prints what a step of each model takes, over one of the model called "free"."""
+    steps = len(x) // BATCH
+    for model in models.values():
+        seconds(model, x, y)
+    taken = [{variant: seconds(model, x, y) for variant, model in models.items()} for _ in range(rounds)]
+    print(f"{label}, free: {1000 * statistics.median(r['free'] for r in taken) / steps:.2f} ms a step")
+    for variant in list(models)[1:]:
+        low, middle, high = statistics.quantiles((r[variant] / r["free"] for r in taken), n=4)
+        print(f"  {variant:20} {middle:.3f} ({low:.3f} to {high:.3f})")
 
 
 def main():
@@ -83,15 +97,9 @@ def main():
         models = {variant: compiled(build, arguments) for variant, arguments in VARIANTS.items()}
         shape = models["free"].input_shape[1:]
         rng = np.random.default_rng(0)
-        x = rng.normal(size=(64 * steps, *shape)).astype("float32")
-        y = rng.normal(size=(64 * steps, models["free"].output_shape[-1])).astype("float32")
-        for model in models.values():
-            seconds(model, x, y)
-        rounds = [{variant: seconds(model, x, y) for variant, model in models.items()} for _ in range(options.rounds)]
-        print(f"{build.__doc__} free: {1000 * statistics.median(r['free'] for r in rounds) / steps:.2f} ms a step")
-        for variant in list(VARIANTS)[1:]:
-            low, middle, high = statistics.quantiles((r[variant] / r["free"] for r in rounds), n=4)
-            print(f"  {variant:20} {middle:.3f} ({low:.3f} to {high:.3f})")
+        x = rng.normal(size=(BATCH * steps, *shape)).astype("float32")
+        y = rng.normal(size=(BATCH * steps, models["free"].output_shape[-1])).astype("float32")
+        compare(build.__doc__.rstrip("."), models, x, y, options.rounds)
 
 
 if __name__ == "__main__":
