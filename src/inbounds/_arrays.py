@@ -112,7 +112,12 @@ def is_eager_torch(x: Array) -> bool:
 
 def dtype_of(x: Array) -> str:
     """The dtype of an array, a tensor or a variable, as Keras names it."""
-    return str(keras.backend.standardize_dtype(x.dtype))
+    return _named(x.dtype)
+
+
+@cache
+def _named(dtype: Any) -> str:
+    return str(keras.backend.standardize_dtype(dtype))
 
 
 def working_dtype(dtype: str) -> str:
@@ -275,6 +280,13 @@ def _jitted(fn: Callable[..., Array], arrays: int) -> Any:
     return jax.jit(fn, static_argnums=arrays)
 
 
+def branch(true: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """What one of two functions returns, arrays alike: a branch of a compiled step, or Python's own."""
+    if is_concrete(true) or is_eager_torch(true):
+        return yes() if bool(true) else no()
+    return keras.ops.cond(true, yes, no)
+
+
 def repeat(step: Callable[[State], State], state: State, times: int) -> State:
     """`step`, from state to state, so many times, with its derivative; compiled once where that can be."""
     if is_concrete(state[0]) or is_eager_torch(state[0]):
@@ -328,6 +340,7 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     return np.array(keras.ops.convert_to_numpy(value), dtype="float64")
 
 
+@cache
 def ulp(value: float, dtype: str) -> float:
     """The unit in the last place of `value` in a dtype; 0 for 0, since a bound of 0 is met exactly."""
     return float(ulps(np.asarray(value), dtype))

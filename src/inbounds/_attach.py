@@ -216,7 +216,7 @@ def _renew(model: Any) -> None:
     for optimizer in optimizers_of(model):
         let_go(optimizer)
         if optimizer.built:
-            take_up(optimizer, optimizer._trainable_variables)
+            take_up(optimizer, optimizer._trainable_variables, begins=not getattr(model, "_jax_state", None))
 
 
 def _set_argument(weight: Weight, constraint: Any) -> None:

@@ -92,6 +92,8 @@ def projected(
 ) -> list[tuple[Any, Array]]:
     """The variables of an entry with their nearest values in the set; all are computed before any is assigned.
 
+    With them what the step's variable for a warm start is to keep, if there is one.
+
     Args:
         entry: what to project.
         frozen_too: whether frozen weights move too; else they stay and the others keep the unit inside.
@@ -139,7 +141,10 @@ def _projected(
             metric=step.costs,
             before=step.before,
             training=step is not UNKNOWN,
-        ).comparable(couples, LEAST)
+            warm=None if step.warm is None else keras.ops.convert_to_tensor(step.warm),
+        )
+        if step.warm is None:
+            given = given.comparable(couples, LEAST)
         if strict:
             wide = given.map(lambda x: x * (1 + 8 * epsilon(given.dtype)))
             given = given.chosen(~wide.together(couples).same(applied.nearest(wide)), wide)
@@ -149,4 +154,5 @@ def _projected(
             others = [part if other is None else other for part, other in zip(given.parts, step.instead, strict=True)]
             units = applied.nearest(given.with_parts(others)).chosen(inside, given)
     parts = zip(variables, units.parts, free, strict=True)
-    return [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]
+    found = [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]
+    return found if step.warm is None else [*found, (step.warm, units.warm)]

@@ -69,11 +69,13 @@ class Step:
         costs: what moves of its entries cost; None: all the same.
         before: the values before the step; None: not needed.
         instead: what to project in place of a unit that the step has left outside; None: the unit, or this part of it.
+        warm: the variable that keeps what the projection starts from, for the one after the next step; None: nothing.
     """
 
     costs: Sequence[Array] | None = None
     before: Sequence[Array] | None = None
     instead: Sequence[Array | None] | None = None
+    warm: Any = None
 
 
 UNKNOWN = Step()
@@ -257,7 +259,9 @@ def _root_of(name: str) -> Reader:
     """The root of a second moment, and the optimizer's epsilon beside it."""
 
     def read(optimizer: Any, variable: Any, gradient: Any) -> Any:
-        return keras.ops.sqrt(_kept(optimizer, name, variable)) + optimizer.epsilon
+        root = keras.ops.sqrt(_kept(optimizer, name, variable))
+        root += optimizer.epsilon  # in place on PyTorch
+        return root
 
     return read
 

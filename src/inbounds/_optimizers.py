@@ -15,12 +15,14 @@ WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer
 
 def optimizers_of(model: Any) -> list[Any]:
     """The optimizers that a model holds: the compiled one, those in its attributes, and those inside them."""
+    held = (getattr(model, "optimizer", None), *vars(model).values())
+    return with_inner(*(value for value in held if isinstance(value, keras.optimizers.Optimizer)))
+
+
+def with_inner(*optimizers: Any) -> list[Any]:
+    """Some optimizers and those inside them, each once."""
     found: dict[int, Any] = {}
-    pending = [
-        value
-        for value in (getattr(model, "optimizer", None), *vars(model).values())
-        if isinstance(value, keras.optimizers.Optimizer)
-    ]
+    pending = list(optimizers)
     while pending:
         optimizer = pending.pop()
         if id(optimizer) not in found:

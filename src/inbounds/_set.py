@@ -140,6 +140,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return False
 
     @property
+    def warm_starts(self) -> bool:
+        """Whether its projection after a step, in a metric, starts from what the one before found: `Units.warm`."""
+        return False
+
+    @property
     def couples(self) -> bool:
         """Whether where one unit goes depends on the others."""
         return self.whole

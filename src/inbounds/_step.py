@@ -17,7 +17,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from inbounds._rows import project_rows, rows_moved
 from inbounds._rules import resolve_given
 from inbounds._set import Set
 from inbounds._stacks import project_stack, stacks_of
+from inbounds._warm_starts import prepare, warm_of, without_warm_starts
 from inbounds._weights import owners_of, variables_behind
 
 Leads = dict[int, tuple[Any, Any]]
@@ -80,16 +81,24 @@ def watch_optimizers() -> None:
         if given and not self.built and len(grads):
             self.build(given)  # as Keras is about to do, which is too late for this step
         elif self.built and not _is_hooked(self) and entries_of(self._trainable_variables):
-            take_up(self, self._trainable_variables)
+            take_up(self, self._trainable_variables, begins=keras.backend.backend() != "jax")
         with hidden_constraints(self):
             step(self, grads, given)
 
     build.watched_by_inbounds = True  # type: ignore[attr-defined]
     optimizer_class.build, optimizer_class.apply = build, apply
+    for name in ("save_own_variables", "load_own_variables"):
+        setattr(optimizer_class, name, without_warm_starts(getattr(optimizer_class, name)))
 
 
-def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
-    """Hooks one optimizer if any of its variables has a set, given by a plan or by a layer's argument."""
+def take_up(optimizer: Any, variables: Sequence[Any], *, begins: bool = True) -> None:
+    """Hooks one optimizer if any of its variables has a set, given by a plan or by a layer's argument.
+
+    Args:
+        optimizer: which is built.
+        variables: that it steps.
+        begins: whether no step is under way; on JAX, no fit, which has taken the list of the optimizer's variables.
+    """
     given = [variable for variable in variables if isinstance(getattr(variable, "constraint", None), Set)]
     if given:
         for entry in resolve_given(owners_of(given), given_constraint).entries:
@@ -98,6 +107,8 @@ def take_up(optimizer: Any, variables: Sequence[Any]) -> None:
     entries = entries_of(variables)
     for entry in entries:
         _check_room(entry)
+    if begins and not isinstance(optimizer, WRAPPERS):
+        prepare(optimizer, entries)
     if entries and not isinstance(optimizer, WRAPPERS):
         state = vars(optimizer)  # not setattr, which TensorFlow tracks
         state["_inbounds_held"] = _frozen_values(entries)
@@ -379,13 +390,19 @@ def project_entries(
         at: how many steps there are, with one that has just been taken.
         step: what is known of the step of an entry that has just been taken.
     """
+
+    def warm(entry: Entry) -> Step:
+        known = step(entry)
+        kept = warm_of(optimizer, entry)
+        return known if known.costs is None or known.instead is not None else replace(known, warm=kept)
+
     if keras.backend.backend() == "torch":
         with no_gradient():
             for stack in stacks_of(optimizer, entries):
-                project_stack(stack, list(map(step, stack)), at)
+                project_stack(stack, list(map(warm, stack)), at)
         return
     for entry in entries:
-        for variable, value in projected(entry, read=_reader(optimizer), step=step(entry), at=at):
+        for variable, value in projected(entry, read=_reader(optimizer), step=warm(entry), at=at):
             variable.assign(value)
 
 

@@ -55,6 +55,8 @@ class Units:
         before: the parts before the step that led to these, where a projection starts from them; None: unknown.
         training: whether these are weights after a step of training: in a metric, nearest to the root of rounding is
             near enough, since the next step mends what is left. Inside is inside all the same.
+        warm: after a step of training, for each unit what the projection after the step before found and this one
+            starts from, 1 where there was none; in the result, what this one found. None: nothing is handed on.
 
     One number per unit is an array of shape `shape`: what is left of the first part without its axes. A length that
     isn't known while TensorFlow traces is -1 there, and in `count`, as `reshape` takes it; there is at most one.
@@ -70,6 +72,7 @@ class Units:
     metric: tuple[Array, ...] | None = None
     before: tuple[Array, ...] | None = None
     training: bool = False
+    warm: Array | None = None
 
     @classmethod
     def of(
@@ -83,6 +86,7 @@ class Units:
         metric: Sequence[Array] | None = None,
         before: Sequence[Array] | None = None,
         training: bool = False,
+        warm: Array | None = None,
     ) -> Units:
         """Units over arrays of any float dtype, cast to the dtype they are computed in."""
         arrays = tuple(cast(part, working_dtype(dtype_of(part))) for part in parts)
@@ -104,6 +108,7 @@ class Units:
             metric=costs,
             before=old,
             training=training,
+            warm=warm,
         )
 
     @property
@@ -176,7 +181,12 @@ class Units:
     def with_free(self, moved: Units) -> Units:
         """The units with the parts of `moved`, which was `only(free=True)`, for those that are free."""
         new = iter(moved.parts)
-        return self.with_parts([next(new) if free else part for part, free in zip(self.parts, self.free, strict=True)])
+        parts = (next(new) if free else part for part, free in zip(self.parts, self.free, strict=True))
+        return replace(self, parts=tuple(parts), warm=moved.warm)
+
+    def warmed(self, warm: Array) -> Units:
+        """The units with what the projection after the next step starts from."""
+        return replace(self, warm=warm)
 
     def only(self, free: bool) -> Units | None:
         """The units of the parts that are free, or of those that aren't; None when there are none."""

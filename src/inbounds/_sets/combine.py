@@ -204,6 +204,10 @@ class Joint(Made):
     def rebuilt(self, members: Sequence[Set]) -> Set:
         return Joint(members[0], self.weights)
 
+    @property
+    def warm_starts(self) -> bool:
+        return self.inner.warm_starts
+
     def _project(self, units: Units) -> Units:
         return self.inner.nearest(units)
 

@@ -1,0 +1,119 @@
+"""Warm starts: what a projection after a step hands on to the one after the next, one number per unit.
+
+It lives beside the optimizer's state, in variables of the optimizer. On JAX a compiled step hands back only what the
+optimizer lists, so there they are listed. They are not saved, so that files are those of the optimizer by itself; after
+loading, the first steps find the numbers anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from inbounds._arrays import dtype_of, is_sharded, working_dtype
+from inbounds._metrics import metric_of
+from inbounds._optimizers import with_inner
+from inbounds._plan import Entry
+
+_KEPT = "_inbounds_warm"
+"""In an optimizer, pairs of the first variable of an entry and the one that keeps its warm start."""
+
+
+def prepare(optimizer: Any, entries: Sequence[Entry]) -> None:
+    """Gives a built optimizer variables for those of the entries that start warm; takes away all others."""
+    old = vars(optimizer).pop(_KEPT, [])
+    pairs = []
+    for entry in entries:
+        if _starts_warm(optimizer, entry):
+            first = entry.weights[0].variable
+            known = (kept for variable, kept in old if variable is first and _fits(kept, entry))
+            pairs.append((first, next(known, None) or _made(optimizer, entry)))
+    if keras.backend.backend() == "jax":
+        listed = optimizer._variables
+        listed[:] = [one for one in listed if not _among(one, old)] + [kept for _, kept in pairs]
+    if pairs:
+        vars(optimizer)[_KEPT] = pairs  # not setattr, which tracks
+
+
+def warm_of(optimizer: Any, entry: Entry) -> Any:
+    """The variable that keeps the warm start of an entry; None: it has none."""
+    pairs = vars(optimizer).get(_KEPT, ()) if entry.applied.warm_starts else ()
+    first = entry.weights[0].variable
+    return next((kept for variable, kept in pairs if variable is first and _fits(kept, entry)), None)
+
+
+def without_warm_starts(method: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """A method of optimizers that saves or loads their variables, without those that keep warm starts."""
+
+    def of_its_own(self: Any, store: Any) -> None:
+        with _unlisted(self):
+            method(self, store)
+
+    return of_its_own
+
+
+@contextmanager
+def _unlisted(optimizer: Any) -> Iterator[None]:
+    """A context in which an optimizer, and those inside it, list no warm starts."""
+    lists = [(one._variables, vars(one)[_KEPT]) for one in with_inner(optimizer) if _KEPT in vars(one)]
+    whole = [list(listed) for listed, _ in lists]
+    for listed, pairs in lists:
+        if any(_among(one, pairs) for one in listed):
+            listed[:] = [one for one in listed if not _among(one, pairs)]
+    try:
+        yield
+    finally:
+        for (listed, _), before in zip(lists, whole, strict=True):
+            if len(listed) != len(before):
+                listed[:] = before
+
+
+def _starts_warm(optimizer: Any, entry: Entry) -> bool:
+    """Whether a step of an optimizer on an entry is followed by a projection that can start warm."""
+    metric = metric_of(optimizer)
+    return (
+        entry.applied.warm_starts
+        and entry.set.every == 1
+        and entry.set.metric != "euclidean"
+        and metric is not None
+        and metric.reader is not None
+        and metric.lead is None
+        and not any(is_sharded(weight.variable.value) for weight in entry.weights)
+        and not _in_replicas(entry)
+    )
+
+
+def _in_replicas(entry: Entry) -> bool:
+    """Whether a strategy of TensorFlow runs the steps, which would have one number for each replica."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    spread = any(isinstance(weight.variable.value, tf.distribute.DistributedValues) for weight in entry.weights)
+    return spread or bool(tf.distribute.has_strategy())
+
+
+def _made(optimizer: Any, entry: Entry) -> Any:
+    first = entry.weights[0].variable
+    with keras.name_scope(optimizer.name):
+        ones = np.ones(_shape(entry), working_dtype(dtype_of(first)))
+        return keras.Variable(ones, trainable=False, name=f"{first.name}_warm_start")
+
+
+def _shape(entry: Entry) -> tuple[int, ...]:
+    """That of one number per unit."""
+    if entry.applied.whole:
+        return ()
+    return tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
+
+
+def _fits(kept: Any, entry: Entry) -> bool:
+    return tuple(kept.shape) == _shape(entry)
+
+
+def _among(variable: Any, pairs: Sequence[tuple[Any, Any]]) -> bool:
+    return any(variable is kept for _, kept in pairs)
