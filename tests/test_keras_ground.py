@@ -541,6 +541,39 @@ def test_averages_are_swapped_in_and_out_by_one_method_that_is_told_apart_by_a_f
     assert len(model.optimizer._model_variables_moving_average) == len(model.optimizer._trainable_variables)
 
 
+def test_an_optimizer_keeps_what_it_lists_and_saves_in_a_plain_list():
+    """Else warm starts would be lost on JAX between steps, or land in files: `_warm_starts`."""
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build([keras.Variable(np.ones(2))])
+    extra = keras.Variable(np.ones(3), trainable=False)
+    before = len(optimizer.variables)
+    optimizer._variables.append(extra)
+    assert optimizer.variables[-1] is extra
+    saved = {}
+    optimizer.save_own_variables(saved)
+    assert len(saved) == before + 1
+    for method in ("save_own_variables", "load_own_variables"):
+        assert not any(
+            method in vars(kind)
+            for kind in vars(keras.optimizers).values()
+            if kind is not keras.optimizers.Optimizer and isinstance(kind, type)
+        )
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="only JAX keeps the state of a fit apart from the variables"
+)
+def test_on_jax_a_fit_is_told_by_the_state_that_it_holds():
+    """Else a plan made within a fit would lengthen a list that the fit has taken: `_attach._renew`."""
+    model = keras.Sequential([dense()])
+    model.compile("sgd", "mse")
+    seen = []
+    look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(bool(model._jax_state)))
+    model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0, callbacks=[look])
+    assert seen == [True]
+    assert not model._jax_state
+
+
 def test_no_other_private_name_of_keras_is_used():
     """What the library reaches for by a private name of Keras is pinned in this file."""
     pinned = {
@@ -549,6 +582,7 @@ def test_no_other_private_name_of_keras_is_used():
         "_all_reduce_sum_gradients",
         "_trainable_variables",
         "_non_trainable_variables",
+        "_variables",  # of an optimizer
         "_flatten_layers",
         "_get_variable_index",
         "_ema_weights_in_model",

@@ -56,7 +56,7 @@ class Units:
         training: whether these are weights after a step of training: in a metric, nearest to the root of rounding is
             near enough, since the next step mends what is left. Inside is inside all the same.
         warm: after a step of training, for each unit what the projection after the step before found and this one
-            starts from, 1 where there was none; in the result, what this one found. None: nothing is handed on.
+            starts from, 0 where there was none; in the result, what this one found. None: nothing is handed on.
 
     One number per unit is an array of shape `shape`: what is left of the first part without its axes. A length that
     isn't known while TensorFlow traces is -1 there, and in `count`, as `reshape` takes it; there is at most one.

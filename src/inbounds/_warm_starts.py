@@ -2,7 +2,7 @@
 
 It lives beside the optimizer's state, in variables of the optimizer. On JAX a compiled step hands back only what the
 optimizer lists, so there they are listed. They are not saved, so that files are those of the optimizer by itself; after
-loading, the first steps find the numbers anew.
+loading, the first step finds the numbers anew.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _in_replicas(entry: Entry) -> bool:
 def _made(optimizer: Any, entry: Entry) -> Any:
     first = entry.weights[0].variable
     with keras.name_scope(optimizer.name):
-        ones = np.ones(_shape(entry), working_dtype(dtype_of(first)))
-        return keras.Variable(ones, trainable=False, name=f"{first.name}_warm_start")
+        zeros = np.zeros(_shape(entry), working_dtype(dtype_of(first)))
+        return keras.Variable(zeros, trainable=False, name=f"{first.name}_warm_start")
 
 
 def _shape(entry: Entry) -> tuple[int, ...]:

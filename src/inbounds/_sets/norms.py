@@ -31,9 +31,9 @@ STEPS, UNROLLED = 64, 12
 """At most so many steps of Newton's method in a metric; where PyTorch exports or vectorizes, so many. It takes 0 to 6;
 where entries cost 1e8 times as much as others, up to 30."""
 
-LEAST, FAST = 1e-3, 0.5
-"""For a warm start: entries cost no less than this share of what those of their unit cost in the mean; and what is more
-than twice the mean falls at once, less than that slowly, since too much of it does less harm than too little."""
+LEAST, FAR = 1e-3, 0.1
+"""After a step, entries cost no less than this share of the most, or with a warm start of the mean, that those of their
+unit cost; and where the norm is over the bound by this share, a start from the step before isn't near enough."""
 
 PLAIN = 1e20
 """Sums of squares between its inverse and this lost nothing on their way."""
@@ -257,15 +257,27 @@ def _move_norm(units: Units, low: float, high: float) -> Units:
 def _drawn(units: Units, moved: Array, aim: Array, scale: Array | None, squares: Array) -> Units:
     """The units that are moved at the point of the ball that is nearest in their metric.
 
-    That point has d / (d + t) times each entry, for the one t at which the norm is the bound. The inverse of the norm
-    is concave in t: Newton's method comes from below, and a step by Chebyshev's, of third order, is as a rule enough.
-
     Args:
         units: in a metric.
         moved: those whose norm is above the bound.
         aim: the bound, times the scale.
         scale: what entries are multiplied by before they are squared; None: nothing.
         squares: the sums of the squares.
+    """
+    xp = namespace(aim)
+    _, shares, squares = _multiplier(units, moved, aim, scale, squares)
+    norm = xp.where(moved, xp.sqrt(xp.where(moved & (squares > 0), squares, xp.ones_like(aim))), xp.ones_like(aim))
+    return units.scaled(moved, shares, without_gradient(xp.where(moved, aim / norm, xp.ones_like(aim))))
+
+
+def _multiplier(
+    units: Units, moved: Array, aim: Array, scale: Array | None, squares: Array
+) -> tuple[Array, Units, Array]:
+    """What makes the nearest point in a metric: t, the shares d / (d + t), and the sums of squares of what they leave.
+
+    That point has these shares of the entries, for the one t at which its norm is the bound. The inverse of the norm is
+    concave in t: Newton's method comes from below, and a step by Chebyshev's, of third order, is as a rule enough. The
+    arguments are those of `_drawn`.
     """
     xp = namespace(aim)
     costs = units.costs
@@ -313,67 +325,86 @@ def _drawn(units: Units, moved: Array, aim: Array, scale: Array | None, squares:
     if units.differentiable:
         more = newton(squares_at(shares, scaled), slope_at(shares, scaled))
         shares = shares_at(t + (more - without_gradient(more)))
-    norm = xp.sqrt(xp.where(moved & (squares > 0), squares, goal * goal))
-    return units.scaled(moved, shares, without_gradient(xp.where(moved, aim / norm, xp.ones_like(aim))))
+    return t, shares, squares
 
 
 def _drawn_once(units: Units, moved: Array, aim: Array, scale: Array | None, squares: Array, bound: float) -> Units:
-    """The units that are moved where the way to about the nearest point in their metric meets the ball.
+    """The units that are moved about at the nearest point in their metric, with three passes over a weight for that.
 
-    The multiplier t that `_drawn` looks for is a mean of the costs times how far the norm is over the bound. That mean
-    hardly changes from one step of training to the next, and is what is handed on. Where it is too large, the straight
-    line to the point that it leads to meets the ball before, in a point that is nearest to first order; where it is too
-    small, the rest of the way goes along the ray. A secant step corrects it each time, so that it is right at a fixed
-    point of step and projection. This takes three passes over a weight more than the Euclidean projection.
+    The multiplier is a mean of the costs times how far the norm is over the bound. That mean hardly changes from one
+    step of training to the next, and is what is handed on. Where it is too large, the straight line to the point that
+    it leads to meets the ball before, in a point that is nearest to first order; where it is too small, the rest of the
+    way goes along the ray. A secant step corrects it each time, so that it is right at a fixed point of step and
+    projection. Where there is none yet, or a step went `FAR`, the multiplier is looked for.
 
     Args:
         units: in a metric, whose factor makes no difference, with `warm`.
-        moved: those whose norm is above the bound.
-        aim: the bound, times the scale.
-        scale: what entries were multiplied by before they were squared; None: nothing.
-        squares: the sums of the squares.
+        moved: as in `_drawn`.
+        aim: likewise.
+        scale: likewise.
+        squares: likewise.
         bound: what all of them are compared with; one number, so that no program has to write it out for each entry.
     """
     xp = namespace(aim)
-    costs, mean = units.costs, units.warm
+    costs, last = units.costs, units.warm
     assert costs is not None
-    assert mean is not None
+    assert last is not None
     one, inverse, edge, total = xp.ones_like(aim), 1.0, aim, squares
     if scale is not None:
         inverse = 1 / min(max(bound, 1 / HUGE), HUGE)
         other = inverse / scale  # 1 but where squares overflow
         edge, total = aim * other, squares * other**2
 
+    def looked_for() -> tuple[Array, Array, Array]:
+        most = costs.max(lambda d: d)
+        t, *_ = _multiplier(units.comparable(False, LEAST), moved, aim, scale, squares)
+        sized = units if scale is None else units.map(lambda x, scale: x * scale, scale)
+        first = sized.sum(lambda x, d: x * x * d, costs) / squares  # for those that come to the bound later
+        return t * most, LEAST * most, xp.where(last > 0, last, first)
+
     def draw(x: Array, d: Array, least: Array, t: Array) -> Array:
-        share = namespace(d).maximum(d, least)
+        share = namespace(d).maximum(d, least)  # above 0
         share /= share + t  # in place on PyTorch, which takes memory anew for each result
         share *= x
         return share
 
+    def fall(x: Array, y: Array) -> Array:
+        if scale is not None:
+            return (x - y) * inverse * (x * inverse)
+        gap = x - y
+        gap *= x
+        return gap
+
     over = xp.maximum(xp.sqrt(total) / edge - 1, 0)
-    drawn = units.map(draw, costs, LEAST * mean, over * mean)
+    near = xp.all(~moved | ((last > 0) & (over < FAR)))
+    t, least, mean = branch(near, lambda: (over * last, LEAST * last, last), looked_for)
+    drawn = units.map(draw, costs, xp.maximum(least, 1 / HUGE), t)
     rest = drawn.sum(lambda y: y * y if scale is None else (y * inverse) ** 2)
-    cross = units.sum(lambda x, y: x * y if scale is None else (x * inverse) * (y * inverse), drawn)
+    back = units.sum(fall, drawn)  # what moves little is subtracted before it is summed, not after
     usable = moved & (over < np.inf) & (rest < np.inf)
 
-    back, gain = total - cross, total - edge * edge
-    root = xp.sqrt(xp.maximum(back * back - gain * (back + rest - cross), 0))
-    way = xp.where(usable, xp.clip(gain / (back + root), 0.0, 1.0), 0 * one)
+    gain = total - edge * edge
+    root = xp.sqrt(xp.maximum(back * back - gain * (rest - total + 2 * back), 0))
     left = xp.sqrt(rest) / edge
-    short = usable & (left > 1)
-    change = over / xp.maximum(over - left + 1, over * 1e-6)
-    change = xp.where(change < FAST, change, xp.maximum(change, 1 - (1 - change) / 4))
+    along = usable & ((left > 1) | (over >= FAR))  # to the end, and from there along the ray
+    way = xp.where(along, one, xp.where(usable, xp.clip(gain / (back + root), 0.0, 1.0), 0 * one))
+    change = over / xp.maximum(over - left + 1, over / 16)
     steady = usable & (over > 64 * epsilon(dtype_of(aim)))
-    found = xp.where(steady, xp.clip(mean * change, 1 / HUGE, HUGE), mean)
+    change = xp.where(change < 0.5, change, xp.maximum(change, 1 - (1 - change) / 4))  # too much does less harm
+    found = xp.where(steady, t / over * change, mean)
 
-    if is_eager_torch(aim) and not bool(xp.any(moved ^ usable)):  # what isn't moved goes no way: bit for bit
+    if is_eager_torch(aim) and bool(xp.all((usable | ~moved) & (rest < np.inf))):  # what stays goes no way, to the bit
         drawn = units.map(lambda x, y, way: xp.torch.lerp(x, y, way, out=y), drawn, way)
-        if bool(xp.any(short)):
-            drawn = drawn.map(lambda y, by: y.mul_(by), xp.where(short, 1 / left, one))
+        if bool(xp.any(along)):
+            drawn = drawn.map(lambda y, by: y.mul_(by), xp.where(along, 1 / left, one))
         return drawn.warmed(found)
-    by = xp.where(short, 1 / left, xp.where(moved & ~usable, aim / xp.sqrt(squares), one))
-    drawn = units.map(lambda x, y, way, usable: xp.where(usable, x + way * (y - x), x), drawn, way, usable)
-    return units.chosen(moved, drawn.scaled(moved, by)).warmed(found)
+
+    def go(x: Array, y: Array, way: Array, usable: Array) -> Array:
+        rest_of_it = xp.where(way < 0.5, x + way * (y - x), y - (1 - way) * (y - x))  # all of it is y to the bit
+        return xp.where(usable, rest_of_it, x)
+
+    by = xp.where(along, 1 / left, xp.where(moved & ~usable, aim / xp.sqrt(squares), one))
+    return units.chosen(moved, units.map(go, drawn, way, usable).scaled(moved, by)).warmed(found)
 
 
 def _squares(units: Units, bound: float) -> tuple[Array | None, Array]:
