@@ -221,7 +221,7 @@ def _move_norm(units: Units, low: float, high: float) -> Units:
     if free is None:
         return units
     xp = namespace(free.parts[0])
-    scale, squares = _squares(free, high if low == 0 else 0.0)
+    scale, squares = _squares(free, 0.0 if units.warm is None else high)
     inverse = 1.0 if scale is None else scale
     finite = squares < np.inf  # which NaN isn't either
     bounds = [low, high, low - ULPS * ulp(low, units.dtype), high + ULPS * ulp(high, units.dtype)]
@@ -411,12 +411,12 @@ def _squares(units: Units, bound: float) -> tuple[Array | None, Array]:
     """What entries are multiplied by before they are squared, so that nothing overflows or vanishes; and the sums.
 
     The first is one number per unit, or None where the values could be looked at and needed no scaling: that saves
-    PyTorch four passes over a weight. Where only what is above a bound matters, a compiled step scales by that, and
+    PyTorch four passes over a weight. Where one asks about all units anyway, a compiled step scales by the bound, and
     looks for the largest entries only if something overflows.
 
     Args:
         units: what to sum.
-        bound: below which norms don't matter; 0: all do.
+        bound: to scale by, below which norms don't matter; 0: none.
     """
     xp = namespace(units.parts[0])
     if units.concrete:
