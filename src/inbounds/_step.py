@@ -23,6 +23,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend.common.stateless_scope import in_stateless_scope  # no public name tells
 
 from inbounds._arrays import dtype_of, no_gradient
 from inbounds._bound import Bound, bind, entries_of, given_constraint, projected
@@ -81,7 +82,7 @@ def watch_optimizers() -> None:
         if given and not self.built and len(grads):
             self.build(given)  # as Keras is about to do, which is too late for this step
         elif self.built and not _is_hooked(self) and entries_of(self._trainable_variables):
-            take_up(self, self._trainable_variables, begins=keras.backend.backend() != "jax")
+            take_up(self, self._trainable_variables, begins=not in_stateless_scope())
         with hidden_constraints(self):
             step(self, grads, given)
 

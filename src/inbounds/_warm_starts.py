@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -27,11 +28,10 @@ def prepare(optimizer: Any, entries: Sequence[Entry]) -> None:
     """Gives a built optimizer variables for those of the entries that start warm; takes away all others."""
     old = vars(optimizer).pop(_KEPT, [])
     pairs = []
-    for entry in entries:
-        if _starts_warm(optimizer, entry):
-            first = entry.weights[0].variable
-            known = (kept for variable, kept in old if variable is first and _fits(kept, entry))
-            pairs.append((first, next(known, None) or _made(optimizer, entry)))
+    for entry in filter(partial(_starts_warm, optimizer), entries):
+        first = entry.weights[0].variable
+        known = [kept for variable, kept in old if variable is first and _fits(kept, entry)]
+        pairs.append((first, known[0] if known else _made(optimizer, entry)))
     if keras.backend.backend() == "jax":
         listed = optimizer._variables
         listed[:] = [one for one in listed if not _among(one, old)] + [kept for _, kept in pairs]

@@ -52,7 +52,7 @@ def test_small_steps_end_near_the_nearest_point_in_the_metric():
         off += np.linalg.norm(numbers(kernel) - nearest)
         off_without_metric += np.linalg.norm(ib.MaxNorm(BOUND).project(stepped.T).T - nearest)
         assert on_bound(lengths(held), BOUND)
-    assert off < 0.3 * off_without_metric
+    assert off < 0.05 * off_without_metric
 
 
 @pytest.mark.parametrize("metric", ["optimizer", "euclidean"])
@@ -124,13 +124,13 @@ def test_files_are_those_of_the_optimizer_by_itself(tmp_path):
     assert inside(lengths(again), BOUND)
 
 
-@pytest.mark.skipif(not JAX, reason="only JAX hands back what the optimizer lists")
-def test_on_jax_the_optimizer_lists_them_while_a_plan_holds():
+def test_the_optimizer_lists_them_on_jax_only_and_while_a_plan_holds():
+    """JAX hands back what is listed and nothing else."""
     held = model()
     before = len(built_optimizer(held).variables)
-    ib.constrain(held, BALL)
-    ib.constrain(held, BALL)
-    assert len(held.optimizer.variables) == before + 1
+    for _ in range(2):
+        ib.constrain(held, BALL)
+        assert len(held.optimizer.variables) == before + JAX
     ib.release(held)
     assert len(held.optimizer.variables) == before
 

@@ -31,7 +31,7 @@ STEPS, UNROLLED = 64, 12
 """At most so many steps of Newton's method in a metric; where PyTorch exports or vectorizes, so many. It takes 0 to 6;
 where entries cost 1e8 times as much as others, up to 30."""
 
-LEAST, FAR = 1e-3, 0.1
+LEAST, FAR = 1e-3, 0.01
 """After a step, entries cost no less than this share of the most, or with a warm start of the mean, that those of their
 unit cost; and where the norm is over the bound by this share, a start from the step before isn't near enough."""
 
