@@ -13,7 +13,7 @@ import keras
 
 from inbounds._arrays import Array, cast, dtype_of, epsilon, is_sharded, quiet
 from inbounds._errors import RuleError, explain
-from inbounds._metrics import LEAST, UNKNOWN, Step
+from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
 from inbounds._units import Units
 
@@ -144,7 +144,7 @@ def _projected(
             warm=None if step.warm is None else keras.ops.convert_to_tensor(step.warm),
         )
         if step.warm is None:
-            given = given.comparable(couples, LEAST)
+            given = given.comparable(couples)
         if strict:
             wide = given.map(lambda x: x * (1 + 8 * epsilon(given.dtype)))
             given = given.chosen(~wide.together(couples).same(applied.nearest(wide)), wide)

@@ -33,10 +33,6 @@ Covers = Callable[[Any, Any], bool]
 Lead = Callable[[Any, Any], tuple[Any, Array]]
 """From an optimizer and a variable to the variable that it steps instead, and the share of that in the weights."""
 
-LEAST = 1e-3
-"""Entries cost no less than this share of the most that one of their unit costs. What costs less has hardly had a
-gradient, and would take a unit's whole correction; docs/optimizers.md has what other shares do."""
-
 
 @dataclass(frozen=True)
 class Metric:

@@ -9,7 +9,7 @@ from typing import Any
 
 from inbounds._arrays import dtype_of
 from inbounds._bound import projected
-from inbounds._metrics import LEAST, Step, looks_back
+from inbounds._metrics import Step, looks_back
 from inbounds._plan import Entry
 from inbounds._units import Units
 
@@ -63,7 +63,7 @@ def project_stack(stack: Sequence[Entry], steps: Sequence[Step], at: Any) -> Non
         even = [torch.ones_like(part[0], dtype=torch.float32) for part in parts]
         metric = [torch.stack(costs) for costs in zip(*(step.costs or even for step in steps), strict=True)]
     applied = first.applied.at(at)
-    units = Units.of(parts, axes, free, concrete=True, metric=metric, training=True).comparable(applied.couples, LEAST)
+    units = Units.of(parts, axes, free, concrete=True, metric=metric, training=True).comparable(applied.couples)
     result = applied.nearest(units)
     for variables, part, moves in zip(columns, result.parts, free, strict=True):
         if moves:

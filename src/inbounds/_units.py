@@ -35,6 +35,11 @@ Placed = Any
 """A number, an array, or a tuple of arrays, one a part: see `Units.place`."""
 
 
+LEAST = 1e-3
+"""Entries cost no less than this share of the most that one of their unit costs. What costs less has hardly had a
+gradient, and would take a unit's whole correction; docs/optimizers.md has what other shares do."""
+
+
 @dataclass(frozen=True)
 class Units:
     """Units that lie in `parts`, each along its own axes.
@@ -212,12 +217,18 @@ class Units:
         """The units in the metric whose entries are those of other units; None: in the Euclidean one."""
         return replace(self, metric=None if costs is None else costs.parts)
 
-    def comparable(self, together: bool, least: float = 1e-30) -> Units:
+    @property
+    def least(self) -> float:
+        """What entries cost at least, as a share of what their unit's most expensive one does."""
+        return LEAST if self.training else 1e-30
+
+    def comparable(self, together: bool) -> Units:
         """The units in the same metric, by a factor whose choice changes no nearest point: its largest entry is 1.
+
+        Entries cost the `least` at least. Where the largest cost is 0 or not finite, all cost the same.
 
         Args:
             together: whether the factor is one for all units, for a set that looks at them together; else one each.
-            least: what entries cost at least. Where the largest is 0 or not finite, all cost the same.
         """
         costs = self.costs
         free = None if costs is None else costs.only(free=True)
@@ -227,6 +238,7 @@ class Units:
         view = free.together(together)
         most = view.max(lambda d: d)
         usable = xp.isfinite(most) & (most > 0)
+        least = self.least
         inverse = 1 / xp.where(usable, most, xp.ones_like(most))
         share = view.map(lambda d, inverse: xp.maximum(d * inverse, least), inverse)
         if not (self.concrete and bool(xp.all(usable))):

@@ -31,9 +31,8 @@ STEPS, UNROLLED = 64, 12
 """At most so many steps of Newton's method in a metric; where PyTorch exports or vectorizes, so many. It takes 0 to 6;
 where entries cost 1e8 times as much as others, up to 30."""
 
-LEAST, FAR = 1e-3, 0.01
-"""After a step, entries cost no less than this share of the most, or with a warm start of the mean, that those of their
-unit cost; and where the norm is over the bound by this share, a start from the step before isn't near enough."""
+FAR = 0.01
+"""Where a step leaves a norm over the bound by this share of it, a start from the step before isn't near enough."""
 
 PLAIN = 1e20
 """Sums of squares between its inverse and this lost nothing on their way."""
@@ -357,10 +356,10 @@ def _drawn_once(units: Units, moved: Array, aim: Array, scale: Array | None, squ
 
     def looked_for() -> tuple[Array, Array, Array]:
         most = costs.max(lambda d: d)
-        t, *_ = _multiplier(units.comparable(False, LEAST), moved, aim, scale, squares)
+        t, *_ = _multiplier(units.comparable(False), moved, aim, scale, squares)
         sized = units if scale is None else units.map(lambda x, scale: x * scale, scale)
         first = sized.sum(lambda x, d: x * x * d, costs) / squares  # for those that come to the bound later
-        return t * most, LEAST * most, xp.where(last > 0, last, first)
+        return t * most, units.least * most, xp.where(last > 0, last, first)
 
     def draw(x: Array, d: Array, least: Array, t: Array) -> Array:
         share = namespace(d).maximum(d, least)  # above 0
@@ -377,11 +376,12 @@ def _drawn_once(units: Units, moved: Array, aim: Array, scale: Array | None, squ
 
     over = xp.maximum(xp.sqrt(total) / edge - 1, 0)
     near = xp.all(~moved | ((last > 0) & (over < FAR)))
-    t, least, mean = branch(near, lambda: (over * last, LEAST * last, last), looked_for)
+    t, least, mean = branch(near, lambda: (over * last, units.least * last, last), looked_for)
     drawn = units.map(draw, costs, xp.maximum(least, 1 / HUGE), t)
     rest = drawn.sum(lambda y: y * y if scale is None else (y * inverse) ** 2)
     back = units.sum(fall, drawn)  # what moves little is subtracted before it is summed, not after
-    usable = moved & (over < np.inf) & (rest < np.inf)
+    fine = (rest < np.inf) & ((over < np.inf) | ~moved)
+    usable = moved & fine
 
     gain = total - edge * edge
     root = xp.sqrt(xp.maximum(back * back - gain * (rest - total + 2 * back), 0))
@@ -393,18 +393,31 @@ def _drawn_once(units: Units, moved: Array, aim: Array, scale: Array | None, squ
     change = xp.where(change < 0.5, change, xp.maximum(change, 1 - (1 - change) / 4))  # too much does less harm
     found = xp.where(steady, t / over * change, mean)
 
-    if is_eager_torch(aim) and bool(xp.all((usable | ~moved) & (rest < np.inf))):  # what stays goes no way, to the bit
-        drawn = units.map(lambda x, y, way: xp.torch.lerp(x, y, way, out=y), drawn, way)
-        if bool(xp.any(along)):
-            drawn = drawn.map(lambda y, by: y.mul_(by), xp.where(along, 1 / left, one))
-        return drawn.warmed(found)
-
-    def go(x: Array, y: Array, way: Array, usable: Array) -> Array:
-        rest_of_it = xp.where(way < 0.5, x + way * (y - x), y - (1 - way) * (y - x))  # all of it is y to the bit
-        return xp.where(usable, rest_of_it, x)
-
     by = xp.where(along, 1 / left, xp.where(moved & ~usable, aim / xp.sqrt(squares), one))
-    return units.chosen(moved, units.map(go, drawn, way, usable).scaled(moved, by)).warmed(found)
+    return _gone(units, drawn, moved, fine, way, by).warmed(found)
+
+
+def _gone(units: Units, to: Units, moved: Array, fine: Array, way: Array, by: Array) -> Units:
+    """The units that are moved, gone some of the way to others and then along the ray; the rest bit for bit.
+
+    Args:
+        units: to begin with.
+        to: where the ways lead; what PyTorch computed it in is used again.
+        moved: which units go.
+        fine: for which units `to` is; the others go along the ray only.
+        way: how much of the way is gone, from 0 to 1; 0 for units that aren't moved.
+        by: what units are multiplied by then; 1 for those that aren't moved.
+    """
+    xp = namespace(way)
+    if is_eager_torch(way) and bool(xp.all(fine)):
+        gone = units.map(lambda x, y, way: xp.torch.lerp(x, y, way, out=y), to, way)
+        return gone.map(lambda y, by: y.mul_(by), by) if bool(xp.any(by != 1)) else gone
+
+    def go(x: Array, y: Array, way: Array, fine: Array) -> Array:
+        there = xp.where(way < 0.5, x + way * (y - x), y - (1 - way) * (y - x))  # all of the way is y to the bit
+        return xp.where(fine, there, x)
+
+    return units.chosen(moved, units.map(go, to, way, fine).scaled(moved, by))
 
 
 def _squares(units: Units, bound: float) -> tuple[Array | None, Array]:
