@@ -124,6 +124,23 @@ def test_files_are_those_of_the_optimizer_by_itself(tmp_path):
     assert inside(lengths(again), BOUND)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda inner: inner, keras.optimizers.LossScaleOptimizer], ids=["alone", "loss scale"]
+)
+def test_an_optimizer_and_one_around_it_save_as_many_numbers_as_without_a_plan(wrap):
+    saved = []
+    for rules in (None, BALL):
+        held = model()
+        held.compile(wrap(keras.optimizers.Adam()), "mse")
+        if rules:
+            ib.constrain(held, rules)
+        store = {}
+        built_optimizer(held).save_own_variables(store)
+        held.optimizer.load_own_variables(store)
+        saved.append(list(store))
+    assert saved[0] == saved[1]
+
+
 def test_the_optimizer_lists_them_on_jax_only_and_while_a_plan_holds():
     """JAX hands back what is listed and nothing else."""
     held = model()
