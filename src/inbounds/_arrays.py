@@ -6,6 +6,7 @@ through `keras.ops`. Both spell the operations that sets need alike; this module
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -112,12 +113,14 @@ def is_eager_torch(x: Array) -> bool:
 
 def dtype_of(x: Array) -> str:
     """The dtype of an array, a tensor or a variable, as Keras names it."""
-    return _named(x.dtype)
+    name = _DTYPE_NAMES.get(x.dtype)
+    if name is None:
+        name = _DTYPE_NAMES[x.dtype] = str(keras.backend.standardize_dtype(x.dtype))
+    return name
 
 
-@cache
-def _named(dtype: Any) -> str:
-    return str(keras.backend.standardize_dtype(dtype))
+_DTYPE_NAMES: dict[Any, str] = {}
+"""What Keras calls the dtypes seen so far: a dictionary, since `torch.compile` warns of a `functools.cache`."""
 
 
 def working_dtype(dtype: str) -> str:
@@ -340,14 +343,16 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     return np.array(keras.ops.convert_to_numpy(value), dtype="float64")
 
 
-@cache
 def ulp(value: float, dtype: str) -> float:
-    """The unit in the last place of `value` in a dtype; 0 for 0, since a bound of 0 is met exactly."""
-    return float(ulps(np.asarray(value), dtype))
+    """The unit in the last place of `value` in a dtype; of infinity 0, and of 0, since a bound of 0 is met exactly."""
+    if value == 0 or not math.isfinite(value):
+        return 0.0
+    _, exponent = math.frexp(value)
+    return math.ldexp(1.0, max(exponent - 1, SMALLEST_EXPONENT[dtype]) - MANTISSA_BITS[dtype])
 
 
 def ulps(values: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
-    """`ulp` of each of some float64 numbers; of what is not finite 0."""
+    """`ulp` of each of some float64 numbers."""
     finite = np.where(np.isfinite(values), values, 0.0)
     _, exponent = np.frexp(finite)
     spacing = np.ldexp(1.0, np.maximum(exponent - 1, SMALLEST_EXPONENT[dtype]) - MANTISSA_BITS[dtype])
