@@ -6,7 +6,7 @@ What `variable.constraint` is while a plan holds: who reads the variable, an opt
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -132,19 +132,25 @@ def _projected(
     values = [read(variable) for variable in variables]
     applied = entry.applied.at(at)
     couples = applied.couples
-    with quiet(values[0]):
-        given = Units.of(
+
+    def in_metric(costs: Sequence[Array] | None, warm: Any = None) -> Units:
+        return Units.of(
             values,
             entry.axes,
             free,
             concrete=concrete,
-            metric=step.costs,
+            metric=costs,
             before=step.before,
             training=step is not UNKNOWN,
-            warm=None if step.warm is None else keras.ops.convert_to_tensor(step.warm),
+            warm=warm,
         )
-        if step.warm is None:
-            given = given.comparable(couples)
+
+    with quiet(values[0]):
+        if (anew := step.anew) is not None and all(free):
+            last = keras.ops.convert_to_tensor(step.warm)
+            units = applied.go_on(in_metric(None, last), lambda: in_metric(anew()))
+            return [*_of_variables(variables, units, free), (step.warm, units.warm)]
+        given = in_metric(step.costs).comparable(couples)
         if strict:
             wide = given.map(lambda x: x * (1 + 8 * epsilon(given.dtype)))
             given = given.chosen(~wide.together(couples).same(applied.nearest(wide)), wide)
@@ -153,6 +159,10 @@ def _projected(
             inside = given.together(couples).same(units)
             others = [part if other is None else other for part, other in zip(given.parts, step.instead, strict=True)]
             units = applied.nearest(given.with_parts(others)).chosen(inside, given)
+    return _of_variables(variables, units, free)
+
+
+def _of_variables(variables: Sequence[Any], units: Units, free: Sequence[bool]) -> list[tuple[Any, Array]]:
+    """Those that are free, with the parts of units in their dtypes."""
     parts = zip(variables, units.parts, free, strict=True)
-    found = [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]
-    return found if step.warm is None else [*found, (step.warm, units.warm)]
+    return [(variable, cast(part, dtype_of(variable))) for variable, part, moves in parts if moves]

@@ -66,12 +66,14 @@ class Step:
         before: the values before the step; None: not needed.
         instead: what to project in place of a unit that the step has left outside; None: the unit, or this part of it.
         warm: the variable that keeps what the projection starts from, for the one after the next step; None: nothing.
+        anew: where there is one, reads the costs once more: see `go_on` of sets.
     """
 
     costs: Sequence[Array] | None = None
     before: Sequence[Array] | None = None
     instead: Sequence[Array | None] | None = None
     warm: Any = None
+    anew: Callable[[], Sequence[Array] | None] | None = None
 
 
 UNKNOWN = Step()

@@ -13,7 +13,7 @@ import dataclasses
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import keras
@@ -141,7 +141,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     @property
     def warm_starts(self) -> bool:
-        """Whether its projection after a step, in a metric, starts from what the one before found: `Units.warm`."""
+        """Whether its projection after a step, in a metric, can start from what the one before found: see `go_on`."""
         return False
 
     @property
@@ -243,6 +243,15 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             shifted,
             centers,
         )
+
+    def go_on(self, units: Units, in_metric: Callable[[], Units]) -> Units:
+        """`nearest` after a step of training, from what the projection after the step before handed on.
+
+        Args:
+            units: all free, with `warm`.
+            in_metric: gives the same units in their metric.
+        """
+        return self.nearest(in_metric().comparable(self.couples))
 
     def edges(self, laid: Laid) -> list[Edge]:
         """For each bound of the set how far units exceed it, and how much of that counts as inside."""

@@ -393,11 +393,13 @@ def project_entries(
     """
 
     def warm(entry: Entry) -> Step:
-        known = step(entry)
-        kept = warm_of(optimizer, entry)
-        return known if known.costs is None or known.instead is not None else replace(known, warm=kept)
+        known, kept = step(entry), warm_of(optimizer, entry)
+        if kept is None or known.costs is None or known.instead is not None:
+            return known
+        return replace(known, warm=kept, anew=lambda: known.costs if eager else step(entry).costs)
 
-    if keras.backend.backend() == "torch":
+    eager = keras.backend.backend() == "torch"
+    if eager:
         with no_gradient():
             for stack in stacks_of(optimizer, entries):
                 project_stack(stack, list(map(warm, stack)), at)

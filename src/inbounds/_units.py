@@ -187,7 +187,7 @@ class Units:
         """The units with the parts of `moved`, which was `only(free=True)`, for those that are free."""
         new = iter(moved.parts)
         parts = (next(new) if free else part for part, free in zip(self.parts, self.free, strict=True))
-        return replace(self, parts=tuple(parts), warm=moved.warm)
+        return replace(self, parts=tuple(parts))
 
     def warmed(self, warm: Array) -> Units:
         """The units with what the projection after the next step starts from."""

@@ -208,6 +208,9 @@ class Joint(Made):
     def warm_starts(self) -> bool:
         return self.inner.warm_starts
 
+    def go_on(self, units: Units, in_metric: Callable[[], Units]) -> Units:
+        return self.inner.go_on(units, in_metric)
+
     def _project(self, units: Units) -> Units:
         return self.inner.nearest(units)
 

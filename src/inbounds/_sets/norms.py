@@ -6,6 +6,7 @@ of a sphere it is the nearest unless the unit is zero, when all points of the sp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +26,7 @@ from inbounds._arrays import (
 )
 from inbounds._errors import SetError, explain
 from inbounds._set import ULPS, Set, registered
-from inbounds._units import Units
+from inbounds._units import LEAST, Units
 
 STEPS, UNROLLED = 64, 12
 """At most so many steps of Newton's method in a metric; where PyTorch exports or vectorizes, so many. It takes 0 to 6;
@@ -33,6 +34,13 @@ where entries cost 1e8 times as much as others, up to 30."""
 
 FAR = 0.01
 """Where a step leaves a norm over the bound by this share of it, a start from the step before isn't near enough."""
+
+FADED = 0.99
+"""What is left in each step of a warm start that it had no use for. One that is too small does less harm."""
+
+FARTHEST = 1e12
+"""A unit whose norm is more than so many times the bound is drawn in to this share of its norm, and goes on along the
+ray, as to rounding the nearest point does: the squares of what is left would vanish."""
 
 PLAIN = 1e20
 """Sums of squares between its inverse and this lost nothing on their way."""
@@ -48,7 +56,12 @@ class _NormInterval(Set):
 
     @property
     def warm_starts(self) -> bool:
-        return self.low == 0 < self.high and self.rate == 1 and self.center is None
+        plain = 1 / PLAIN < self.high**2 < PLAIN
+        return self.low == 0 and self.rate == 1 and self.center is None and plain
+
+    def go_on(self, units: Units, in_metric: Callable[[], Units]) -> Units:
+        nearest = _go_on(units.together(self.whole), lambda: in_metric().together(self.whole), self.high)
+        return nearest.apart(units)
 
     def _project(self, units: Units) -> Units:
         nearest = _move_norm(units.together(self.whole), self.low, self.high).apart(units)
@@ -220,7 +233,7 @@ def _move_norm(units: Units, low: float, high: float) -> Units:
     if free is None:
         return units
     xp = namespace(free.parts[0])
-    scale, squares = _squares(free, 0.0 if units.warm is None else high)
+    scale, squares = _squares(free)
     inverse = 1.0 if scale is None else scale
     finite = squares < np.inf  # which NaN isn't either
     bounds = [low, high, low - ULPS * ulp(low, units.dtype), high + ULPS * ulp(high, units.dtype)]
@@ -234,8 +247,7 @@ def _move_norm(units: Units, low: float, high: float) -> Units:
     one = xp.ones_like(squares)
     moved = (squares > (ceiling * inverse) ** 2) & finite
     if units.metric is not None:
-        given = free, moved, one * most * inverse, scale, squares
-        drawn = units.with_free(_drawn(*given) if units.warm is None else _drawn_once(*given, high))
+        drawn = units.with_free(_drawn(free, moved, one * most * inverse, scale, squares))
         return _move_norm(drawn.costing(None), low, high).costing(units.costs) if low > 0 else drawn
     target = one * most
     if low > 0:
@@ -256,6 +268,9 @@ def _move_norm(units: Units, low: float, high: float) -> Units:
 def _drawn(units: Units, moved: Array, aim: Array, scale: Array | None, squares: Array) -> Units:
     """The units that are moved at the point of the ball that is nearest in their metric.
 
+    That point has d / (d + t) times each entry, for the one t at which the norm is the bound. The inverse of the norm
+    is concave in t: Newton's method comes from below, and a step by Chebyshev's, of third order, is as a rule enough.
+
     Args:
         units: in a metric.
         moved: those whose norm is above the bound.
@@ -264,27 +279,12 @@ def _drawn(units: Units, moved: Array, aim: Array, scale: Array | None, squares:
         squares: the sums of the squares.
     """
     xp = namespace(aim)
-    _, shares, squares = _multiplier(units, moved, aim, scale, squares)
-    norm = xp.where(moved, xp.sqrt(xp.where(moved & (squares > 0), squares, xp.ones_like(aim))), xp.ones_like(aim))
-    return units.scaled(moved, shares, without_gradient(xp.where(moved, aim / norm, xp.ones_like(aim))))
-
-
-def _multiplier(
-    units: Units, moved: Array, aim: Array, scale: Array | None, squares: Array
-) -> tuple[Array, Units, Array]:
-    """What makes the nearest point in a metric: t, the shares d / (d + t), and the sums of squares of what they leave.
-
-    That point has these shares of the entries, for the one t at which its norm is the bound. The inverse of the norm is
-    concave in t: Newton's method comes from below, and a step by Chebyshev's, of third order, is as a rule enough. The
-    arguments are those of `_drawn`.
-    """
-    xp = namespace(aim)
     costs = units.costs
     assert costs is not None
     scaled = units if scale is None else units.map(lambda x, scale: x * scale, scale)
     fixed, squares = scaled.constants(), without_gradient(squares)
     drawn = moved & (aim > 0)
-    goal = xp.where(drawn, aim, xp.ones_like(aim))
+    goal = xp.where(drawn, xp.maximum(aim, xp.sqrt(squares) / FARTHEST), xp.ones_like(aim))
     rounding = epsilon(dtype_of(aim))
     near = rounding**0.5 / 4 if units.training else 16 * rounding
 
@@ -324,127 +324,93 @@ def _multiplier(
     if units.differentiable:
         more = newton(squares_at(shares, scaled), slope_at(shares, scaled))
         shares = shares_at(t + (more - without_gradient(more)))
-    return t, shares, squares
+    norm = xp.sqrt(xp.where(moved & (squares > 0), squares, goal * goal))
+    return units.scaled(moved, shares, without_gradient(xp.where(moved, aim / norm, xp.ones_like(aim))))
 
 
-def _drawn_once(units: Units, moved: Array, aim: Array, scale: Array | None, squares: Array, bound: float) -> Units:
-    """The units that are moved about at the nearest point in their metric, with three passes over a weight for that.
+def _go_on(units: Units, in_metric: Callable[[], Units], high: float) -> Units:
+    """The units at what is, after a small step, the nearest point in their metric; in two passes more than without one.
 
     The multiplier is a mean of the costs times how far the norm is over the bound. That mean hardly changes from one
-    step of training to the next, and is what is handed on. Where it is too large, the straight line to the point that
-    it leads to meets the ball before, in a point that is nearest to first order; where it is too small, the rest of the
-    way goes along the ray. A secant step corrects it each time, so that it is right at a fixed point of step and
-    projection. Where there is none yet, or a step went `FAR`, the multiplier is looked for.
+    step of training to the next, and is what is handed on. What it misses is made up along the ray, and a secant step
+    corrects it each time: it is right at a fixed point of step and projection, and what noise does to it evens out.
+    Where there is none yet, or a step went `FAR`, the multiplier is looked for.
 
     Args:
-        units: in a metric, whose factor makes no difference, with `warm`.
-        moved: as in `_drawn`.
-        aim: likewise.
-        scale: likewise.
-        squares: likewise.
-        bound: what all of them are compared with; one number, so that no program has to write it out for each entry.
+        units: with `warm`; their metric isn't looked at.
+        in_metric: gives the same units in their metric, whose factor makes no difference. A compiled step calls it in
+            both of its branches, since what is handed to a branch is written out for it.
+        high: the bound.
     """
-    xp = namespace(aim)
-    costs, last = units.costs, units.warm
-    assert costs is not None
+    xp = namespace(units.parts[0])
+    last = units.warm
     assert last is not None
-    one, inverse, edge, total = xp.ones_like(aim), 1.0, aim, squares
-    if scale is not None:
-        inverse = 1 / min(max(bound, 1 / HUGE), HUGE)
-        other = inverse / scale  # 1 but where squares overflow
-        edge, total = aim * other, squares * other**2
+    squares = units.sum(lambda x: x * x)
+    moved = squares > (high + ULPS * ulp(high, units.dtype)) ** 2
+    over = xp.maximum(xp.sqrt(squares) / high - 1, 0)
 
-    def looked_for() -> tuple[Array, Array, Array]:
-        most = costs.max(lambda d: d)
-        t, *_ = _multiplier(units.comparable(False), moved, aim, scale, squares)
-        sized = units if scale is None else units.map(lambda x, scale: x * scale, scale)
-        first = sized.sum(lambda x, d: x * x * d, costs) / squares  # for those that come to the bound later
-        return t * most, units.least * most, xp.where(last > 0, last, first)
+    def share(d: Array, t: Array, least: Array) -> Array:
+        if not is_eager_torch(d):  # NaN costs least, and infinity is finite
+            d = xp.where(d > least, xp.minimum(d, HUGE), least)
+            return d / (d + t)
+        d = xp.maximum(d, least)
+        return d.div_(d + t)  # PyTorch would take memory anew for each result
 
-    def draw(x: Array, d: Array, least: Array, t: Array) -> Array:
-        share = namespace(d).maximum(d, least)  # above 0
-        share /= share + t  # in place on PyTorch, which takes memory anew for each result
-        share *= x
-        return share
+    def times(x: Array, y: Array) -> Array:
+        return x.mul_(y) if is_eager_torch(x) else x * y
 
-    def fall(x: Array, y: Array) -> Array:
-        if scale is not None:
-            return (x - y) * inverse * (x * inverse)
-        gap = x - y
-        gap *= x
-        return gap
+    def looked_for() -> tuple[Array, ...]:
+        given = in_metric()
+        found = _move_norm(given.comparable(False), 0.0, high)
+        return *found.parts, _mean_cost(given, found)
 
-    over = xp.maximum(xp.sqrt(total) / edge - 1, 0)
-    near = xp.all(~moved | ((last > 0) & (over < FAR)))
-    t, least, mean = branch(near, lambda: (over * last, units.least * last, last), looked_for)
-    drawn = units.map(draw, costs, xp.maximum(least, 1 / HUGE), t)
-    rest = drawn.sum(lambda y: y * y if scale is None else (y * inverse) ** 2)
-    back = units.sum(fall, drawn)  # what moves little is subtracted before it is summed, not after
-    fine = (rest < np.inf) & ((over < np.inf) | ~moved)
-    usable = moved & fine
+    def drawn() -> tuple[Array, ...]:
+        if units.concrete and not bool(xp.any(moved)):
+            return *units.parts, last * FADED
+        costs = in_metric().costs
+        assert costs is not None
+        shares = costs.map(share, xp.where(moved, over * last, 0), xp.maximum(LEAST * last, 1 / HUGE))
+        near = shares.map(times, units)
+        left = xp.sqrt(near.sum(lambda y: y * y)) / high
+        if units.concrete and not bool(xp.all(xp.isfinite(left) | ~xp.isfinite(squares))):
+            return looked_for()  # something costs NaN or infinity
+        change = over / xp.maximum(over - left + 1, over / 16)
+        mean = last * xp.where(over > 256 * epsilon(dtype_of(over)), change, 1)
+        near = near.map(times, xp.where(moved, 1 / left, 1))
+        return *near.parts, xp.where(moved, mean, last * FADED)
 
-    gain = total - edge * edge
-    root = xp.sqrt(xp.maximum(back * back - gain * (rest - total + 2 * back), 0))
-    left = xp.sqrt(rest) / edge
-    along = usable & ((left > 1) | (over >= FAR))  # to the end, and from there along the ray
-    way = xp.where(along, one, xp.where(usable, xp.clip(gain / (back + root), 0.0, 1.0), 0 * one))
-    change = over / xp.maximum(over - left + 1, over / 16)
-    steady = usable & (over > 64 * epsilon(dtype_of(aim)))
-    change = xp.where(change < 0.5, change, xp.maximum(change, 1 - (1 - change) / 4))  # too much does less harm
-    found = xp.where(steady, t / over * change, mean)
-
-    by = xp.where(along, 1 / left, xp.where(moved & ~usable, aim / xp.sqrt(squares), one))
-    return _gone(units, drawn, moved, fine, way, by).warmed(found)
+    near_enough = ~moved | ((last > 0) & (over < FAR))
+    *parts, found = branch(xp.all(near_enough), drawn, looked_for)
+    return units.with_parts(parts).warmed(found)
 
 
-def _gone(units: Units, to: Units, moved: Array, fine: Array, way: Array, by: Array) -> Units:
-    """The units that are moved, gone some of the way to others and then along the ray; the rest bit for bit.
+def _mean_cost(given: Units, found: Units) -> Array:
+    """For each unit what, times how far its norm is over the bound after a small step, is the multiplier; 0: unknown.
+
+    That is the harmonic mean of what its entries cost, weighted by their squares.
 
     Args:
-        units: to begin with.
-        to: where the ways lead; what PyTorch computed it in is used again.
-        moved: which units go.
-        fine: for which units `to` is; the others go along the ray only.
-        way: how much of the way is gone, from 0 to 1; 0 for units that aren't moved.
-        by: what units are multiplied by then; 1 for those that aren't moved.
+        given: units in their metric.
+        found: the nearest points, in the same metric made comparable.
     """
-    xp = namespace(way)
-    if is_eager_torch(way) and bool(xp.all(fine)):
-        gone = units.map(lambda x, y, way: xp.torch.lerp(x, y, way, out=y), to, way)
-        return gone.map(lambda y, by: y.mul_(by), by) if bool(xp.any(by != 1)) else gone
-
-    def go(x: Array, y: Array, way: Array, fine: Array) -> Array:
-        there = xp.where(way < 0.5, x + way * (y - x), y - (1 - way) * (y - x))  # all of the way is y to the bit
-        return xp.where(fine, there, x)
-
-    return units.chosen(moved, units.map(go, to, way, fine).scaled(moved, by))
+    xp = namespace(found.parts[0])
+    costs, comparable = given.costs, found.costs
+    assert costs is not None
+    assert comparable is not None
+    mean = found.sum(lambda y: y * y) / found.sum(lambda y, d: y * y / d, comparable) * costs.max(lambda d: d)
+    return xp.where(xp.isfinite(mean), mean, 0)
 
 
-def _squares(units: Units, bound: float) -> tuple[Array | None, Array]:
+def _squares(units: Units) -> tuple[Array | None, Array]:
     """What entries are multiplied by before they are squared, so that nothing overflows or vanishes; and the sums.
 
     The first is one number per unit, or None where the values could be looked at and needed no scaling: that saves
-    PyTorch four passes over a weight. Where one asks about all units anyway, a compiled step scales by the bound, and
-    looks for the largest entries only if something overflows.
-
-    Args:
-        units: what to sum.
-        bound: to scale by, below which norms don't matter; 0: none.
+    PyTorch four passes over a weight.
     """
     xp = namespace(units.parts[0])
     if units.concrete:
         squares = units.sum(lambda x: x * x)
         if bool(xp.all((squares > 1 / PLAIN) & (squares < PLAIN))):
             return None, squares
-
-    def by_largest() -> tuple[Array, Array]:
-        inverse = 1 / xp.clip(without_gradient(units.max(xp.abs)), 1 / HUGE, HUGE)
-        return inverse, units.map(lambda x, inverse: x * inverse, inverse).sum(lambda y: y * y)
-
-    if not bound or units.differentiable or xp is np or is_eager_torch(units.parts[0]):
-        return by_largest()
-    inverse = 1 / min(max(bound, 1 / HUGE), HUGE)
-    squares = units.sum(lambda x: (x * inverse) ** 2)
-    usual = xp.full_like(squares, inverse), squares
-    found: tuple[Array, Array] = branch(xp.all(xp.isfinite(squares)), lambda: usual, by_largest)
-    return found
+    inverse = 1 / xp.clip(without_gradient(units.max(xp.abs)), 1 / HUGE, HUGE)
+    return inverse, units.map(lambda x, inverse: x * inverse, inverse).sum(lambda y: y * y)
