@@ -62,11 +62,11 @@ class Step:
     """What the projection after a step knows of it; for each variable of an entry.
 
     Attributes:
-        costs: what moves of its entries cost; None: all the same.
+        costs: what moves of its entries cost, which a projection may compute in; None: all the same.
         before: the values before the step; None: not needed.
         instead: what to project in place of a unit that the step has left outside; None: the unit, or this part of it.
         warm: the variable that keeps what the projection starts from, for the one after the next step; None: nothing.
-        anew: where there is one, reads the costs once more: see `go_on` of sets.
+        anew: with it, what reads the costs once more; see `go_on` of sets.
     """
 
     costs: Sequence[Array] | None = None
@@ -108,7 +108,12 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
                 instead="register_metric(MyAdam, lambda opt, v, g: ...)",
             )
         )
-    _METRICS[optimizer] = Metric(reader, words)
+
+    def read(optimizer: Any, variable: Any, gradient: Any) -> Any:
+        cost = reader(optimizer, variable, gradient)
+        return None if cost is None else keras.ops.copy(cost)  # it may be what the optimizer keeps
+
+    _METRICS[optimizer] = Metric(read, words)
 
 
 def metric_of(optimizer: Any) -> Metric | None:

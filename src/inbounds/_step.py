@@ -396,7 +396,8 @@ def project_entries(
         known, kept = step(entry), warm_of(optimizer, entry)
         if kept is None or known.costs is None or known.instead is not None:
             return known
-        return replace(known, warm=kept, anew=lambda: known.costs if eager else step(entry).costs)
+        ready = [known.costs] if eager else []  # nothing is traced: once, they are at hand
+        return replace(known, warm=kept, anew=lambda: ready.pop() if ready else step(entry).costs)
 
     eager = keras.backend.backend() == "torch"
     if eager:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -116,6 +116,12 @@ class Units:
             warm=warm,
         )
 
+    def _but(self, **changes: Any) -> Units:
+        """`dataclasses.replace`, in a tenth of the time: eager projections call it often."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), **changes)
+        return other
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one number per unit."""
@@ -166,7 +172,7 @@ class Units:
                 continue
             new = fn(part, *(self._spread(number, i) for number in per_unit))
             parts.append(new if mask is None else namespace(part).where(mask, new, part))
-        return replace(self, parts=tuple(parts))
+        return self._but(parts=tuple(parts))
 
     def scaled(self, moved: Array, *factors: Array) -> Units:
         """The units where `moved`, times one factor per unit after the other; the others bit for bit.
@@ -181,25 +187,24 @@ class Units:
 
     def with_parts(self, parts: Sequence[Array]) -> Units:
         """The units with other entries."""
-        return replace(self, parts=tuple(parts))
+        return self._but(parts=tuple(parts))
 
     def with_free(self, moved: Units) -> Units:
         """The units with the parts of `moved`, which was `only(free=True)`, for those that are free."""
         new = iter(moved.parts)
         parts = (next(new) if free else part for part, free in zip(self.parts, self.free, strict=True))
-        return replace(self, parts=tuple(parts))
+        return self._but(parts=tuple(parts))
 
     def warmed(self, warm: Array) -> Units:
         """The units with what the projection after the next step starts from."""
-        return replace(self, warm=warm)
+        return self._but(warm=warm)
 
     def only(self, free: bool) -> Units | None:
         """The units of the parts that are free, or of those that aren't; None when there are none."""
         keep = [i for i in range(len(self.parts)) if self.free[i] is free]
         if not keep:
             return None
-        return replace(
-            self,
+        return self._but(
             parts=tuple(self.parts[i] for i in keep),
             axes=tuple(self.axes[i] for i in keep),
             free=(free,) * len(keep),
@@ -215,7 +220,7 @@ class Units:
 
     def costing(self, costs: Units | None) -> Units:
         """The units in the metric whose entries are those of other units; None: in the Euclidean one."""
-        return replace(self, metric=None if costs is None else costs.parts)
+        return self._but(metric=None if costs is None else costs.parts)
 
     @property
     def least(self) -> float:
@@ -258,11 +263,11 @@ class Units:
         """All units as one, where wanted."""
         if not wanted:
             return self
-        return replace(self, axes=tuple(tuple(range(len(part.shape))) for part in self.parts))
+        return self._but(axes=tuple(tuple(range(len(part.shape))) for part in self.parts))
 
     def apart(self, like: Units) -> Units:
         """The units with the axes of `like`, which was made one by `together`."""
-        return replace(self, axes=like.axes)
+        return self._but(axes=like.axes)
 
     def where(self, mask: Placed) -> Units:
         """The units of the entries that a mask marks, see `place`; the others are neither seen nor changed."""
@@ -270,11 +275,11 @@ class Units:
         for part, old, new in zip(self.parts, self.masks, self.place(mask), strict=True):
             marked = booleans(part, new)
             masks.append(marked if old is None else marked & old)
-        return replace(self, masks=tuple(masks))
+        return self._but(masks=tuple(masks))
 
     def everywhere(self, like: Units) -> Units:
         """The units with the masks of `like`."""
-        return replace(self, masks=like.masks)
+        return self._but(masks=like.masks)
 
     def chosen(self, moved: Array, other: Units) -> Units:
         """The units of `other` where they are moved, else these, bit for bit."""
@@ -375,8 +380,7 @@ class Units:
         if len(self.parts) > 1 and shape == (self.size,):
             return self._split(np.asarray(value, dtype="float64"))
         if len(self.parts) > 1 and shape == (self.count, self.size):
-            blank = replace(
-                self,
+            blank = self._but(
                 parts=tuple(np.zeros(part.shape) for part in self.parts),
                 free=(True,) * len(self.parts),
                 masks=(None,) * len(self.parts),

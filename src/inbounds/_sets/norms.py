@@ -347,17 +347,19 @@ def _go_on(units: Units, in_metric: Callable[[], Units], high: float) -> Units:
     assert last is not None
     squares = units.sum(lambda x: x * x)
     moved = squares > (high + ULPS * ulp(high, units.dtype)) ** 2
-    over = xp.maximum(xp.sqrt(squares) / high - 1, 0)
+    over = xp.where(moved, xp.sqrt(squares) / high - 1, 0)
 
-    def share(d: Array, t: Array, least: Array) -> Array:
-        if not is_eager_torch(d):  # NaN costs least, and infinity is finite
-            d = xp.where(d > least, xp.minimum(d, HUGE), least)
-            return d / (d + t)
-        d = xp.maximum(d, least)
-        return d.div_(d + t)  # PyTorch would take memory anew for each result
+    def draw(x: Array, d: Array, t: Array, least: Array) -> Array:
+        if is_eager_torch(d):  # in place, since PyTorch takes memory anew for each result
+            d = xp.torch.div(t, xp.torch.maximum(d, least, out=d), out=d)
+            d += 1
+            return xp.torch.div(x, d, out=d)
+        d = xp.where(d > least, d, least)  # NaN costs least
+        return x / (1 + t / d)
 
-    def times(x: Array, y: Array) -> Array:
-        return x.mul_(y) if is_eager_torch(x) else x * y
+    def scale(y: Array, by: Array) -> Array:
+        y *= by
+        return y
 
     def looked_for() -> tuple[Array, ...]:
         given = in_metric()
@@ -369,18 +371,17 @@ def _go_on(units: Units, in_metric: Callable[[], Units], high: float) -> Units:
             return *units.parts, last * FADED
         costs = in_metric().costs
         assert costs is not None
-        shares = costs.map(share, xp.where(moved, over * last, 0), xp.maximum(LEAST * last, 1 / HUGE))
-        near = shares.map(times, units)
+        near = units.map(draw, costs, over * last, xp.maximum(last * LEAST, 1 / HUGE))
         left = xp.sqrt(near.sum(lambda y: y * y)) / high
-        if units.concrete and not bool(xp.all(xp.isfinite(left) | ~xp.isfinite(squares))):
+        if units.concrete and not bool(xp.isfinite(xp.max(left))):
             return looked_for()  # something costs NaN or infinity
-        change = over / xp.maximum(over - left + 1, over / 16)
-        mean = last * xp.where(over > 256 * epsilon(dtype_of(over)), change, 1)
-        near = near.map(times, xp.where(moved, 1 / left, 1))
-        return *near.parts, xp.where(moved, mean, last * FADED)
+        steady = over + 256 * epsilon(dtype_of(over))  # what is over by rounding only changes nothing
+        change = xp.where(moved, steady / (steady - (left - 1)), FADED)
+        near = near.map(scale, xp.where(moved, 1 / left, 1))
+        return *near.parts, last * change
 
-    near_enough = ~moved | ((last > 0) & (over < FAR))
-    *parts, found = branch(xp.all(near_enough), drawn, looked_for)
+    known = xp.all(over <= FAR * xp.sign(last))
+    *parts, found = branch(known, drawn, looked_for)
     return units.with_parts(parts).warmed(found)
 
 
