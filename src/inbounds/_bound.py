@@ -148,7 +148,7 @@ def _projected(
     with quiet(values[0]):
         if (anew := step.anew) is not None and all(free):
             last = keras.ops.convert_to_tensor(step.warm)
-            units = applied.go_on(in_metric(None, last), lambda: in_metric(anew()))
+            units = applied.go_on(in_metric(None, last), lambda: in_metric(anew()), step.steady)
             return [*_of_variables(variables, units, free), (step.warm, units.warm)]
         given = in_metric(step.costs).comparable(couples)
         if strict:

@@ -46,6 +46,7 @@ class Metric:
         force: what the steps of the other variables are made of, by a matrix that is positive definite.
         others: what is done with them.
         lead: what is stepped, where the weights are an average that follows it; None: the weights.
+        steady: whether it hardly changes from one step to the next, as a mean over many does.
     """
 
     reader: Reader | None
@@ -55,6 +56,7 @@ class Metric:
     force: Reader | None = None
     others: str = ""
     lead: Lead | None = None
+    steady: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,14 @@ class Step:
         before: the values before the step; None: not needed.
         instead: what to project in place of a unit that the step has left outside; None: the unit, or this part of it.
         warm: the variable that keeps what the projection starts from, for the one after the next step; None: nothing.
+        steady: whether the costs are about those of the step before.
         anew: with it, what reads the costs once more; see `go_on` of sets.
     """
 
     costs: Sequence[Array] | None = None
     before: Sequence[Array] | None = None
     instead: Sequence[Array | None] | None = None
+    steady: bool = True
     warm: Any = None
     anew: Callable[[], Sequence[Array] | None] | None = None
 
@@ -113,7 +117,7 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
         cost = reader(optimizer, variable, gradient)
         return None if cost is None else keras.ops.copy(cost)  # it may be what the optimizer keeps
 
-    _METRICS[optimizer] = Metric(read, words)
+    _METRICS[optimizer] = Metric(read, words, steady=False)
 
 
 def metric_of(optimizer: Any) -> Metric | None:
@@ -209,7 +213,7 @@ def step_of(
         costs.append(keras.ops.cast(cost, dtype))
         instead.append(moved)
     if _covers_all(metric, optimizer, variables):
-        return Step(costs, before)
+        return Step(costs, before, steady=metric.steady)
     return Step(costs, before, instead) if len(variables) > 1 else Step(instead=instead)  # all entries cost the same
 
 
@@ -385,7 +389,7 @@ _METRICS: dict[type, Metric] = {
     o.Adadelta: Metric(_adadelta, "root of squared gradients over squared steps"),
     o.Adafactor: Metric(_adafactor, "root of the factored second moment", rate=_adafactor_rate),
     o.Ftrl: Metric(_ftrl, "accumulated squared gradients to its learning_rate_power"),
-    o.Lion: Metric(_lion, "size of what the sign is taken of"),
+    o.Lion: Metric(_lion, "size of what the sign is taken of", steady=False),
     o.Muon: Metric(
         _root_of("adam_velocities"),
         _SECOND_MOMENT,

@@ -244,12 +244,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             centers,
         )
 
-    def go_on(self, units: Units, in_metric: Callable[[], Units]) -> Units:
+    def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         """`nearest` after a step of training, from what the projection after the step before handed on.
 
         Args:
             units: all free, with `warm`.
             in_metric: gives the same units in their metric.
+            steady: whether that hardly changes from one step to the next.
         """
         return self.nearest(in_metric().comparable(self.couples))
 

@@ -208,8 +208,8 @@ class Joint(Made):
     def warm_starts(self) -> bool:
         return self.inner.warm_starts
 
-    def go_on(self, units: Units, in_metric: Callable[[], Units]) -> Units:
-        return self.inner.go_on(units, in_metric)
+    def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
+        return self.inner.go_on(units, in_metric, steady)
 
     def _project(self, units: Units) -> Units:
         return self.inner.nearest(units)

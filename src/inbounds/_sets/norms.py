@@ -59,9 +59,11 @@ class _NormInterval(Set):
         plain = 1 / PLAIN < self.high**2 < PLAIN
         return self.low == 0 and self.rate == 1 and self.center is None and plain
 
-    def go_on(self, units: Units, in_metric: Callable[[], Units]) -> Units:
-        nearest = _go_on(units.together(self.whole), lambda: in_metric().together(self.whole), self.high)
-        return nearest.apart(units)
+    def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
+        def together() -> Units:
+            return in_metric().together(self.whole)
+
+        return _go_on(units.together(self.whole), together, steady, self.high).apart(units)
 
     def _project(self, units: Units) -> Units:
         nearest = _move_norm(units.together(self.whole), self.low, self.high).apart(units)
@@ -328,7 +330,7 @@ def _drawn(units: Units, moved: Array, aim: Array, scale: Array | None, squares:
     return units.scaled(moved, shares, without_gradient(xp.where(moved, aim / norm, xp.ones_like(aim))))
 
 
-def _go_on(units: Units, in_metric: Callable[[], Units], high: float) -> Units:
+def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: float) -> Units:
     """The units at what is, after a small step, the nearest point in their metric; in two passes more than without one.
 
     The multiplier is a mean of the costs times how far the norm is over the bound. That mean hardly changes from one
@@ -340,6 +342,7 @@ def _go_on(units: Units, in_metric: Callable[[], Units], high: float) -> Units:
         units: with `warm`; their metric isn't looked at.
         in_metric: gives the same units in their metric, whose factor makes no difference. A compiled step calls it in
             both of its branches, since what is handed to a branch is written out for it.
+        steady: else the mean is mended within the step too, for two passes more.
         high: the bound.
     """
     xp = namespace(units.parts[0])
@@ -355,33 +358,36 @@ def _go_on(units: Units, in_metric: Callable[[], Units], high: float) -> Units:
             d += 1
             return xp.torch.div(x, d, out=d)
         d = xp.where(d > least, d, least)  # NaN costs least
-        return x / (1 + t / d)
+        return x * (1 - t / (d + t))  # with one division, and right where d is infinite
 
     def scale(y: Array, by: Array) -> Array:
         y *= by
         return y
+
+    def drawn_by(mean: Array) -> tuple[Units, Array, Array]:
+        costs = in_metric().costs
+        assert costs is not None
+        near = units.map(draw, costs, over * mean, xp.maximum(mean * LEAST, 1 / HUGE))
+        left = xp.sqrt(near.sum(lambda y: y * y)) / high
+        return near, left, mean * xp.where(moved, way / (way - (left - 1)), FADED)
+
+    def drawn() -> tuple[Array, ...]:
+        if units.concrete and not bool(xp.any(moved)):
+            return *units.parts, last * FADED
+        near, left, mean = drawn_by(last)
+        if units.concrete and not bool(xp.isfinite(xp.max(left))):
+            return looked_for()  # something costs NaN or infinity
+        if not steady:
+            near, left, mean = drawn_by(mean)
+        return *near.map(scale, xp.where(moved, 1 / left, 1)).parts, mean
 
     def looked_for() -> tuple[Array, ...]:
         given = in_metric()
         found = _move_norm(given.comparable(False), 0.0, high)
         return *found.parts, _mean_cost(given, found)
 
-    def drawn() -> tuple[Array, ...]:
-        if units.concrete and not bool(xp.any(moved)):
-            return *units.parts, last * FADED
-        costs = in_metric().costs
-        assert costs is not None
-        near = units.map(draw, costs, over * last, xp.maximum(last * LEAST, 1 / HUGE))
-        left = xp.sqrt(near.sum(lambda y: y * y)) / high
-        if units.concrete and not bool(xp.isfinite(xp.max(left))):
-            return looked_for()  # something costs NaN or infinity
-        steady = over + 256 * epsilon(dtype_of(over))  # what is over by rounding only changes nothing
-        change = xp.where(moved, steady / (steady - (left - 1)), FADED)
-        near = near.map(scale, xp.where(moved, 1 / left, 1))
-        return *near.parts, last * change
-
-    known = xp.all(over <= FAR * xp.sign(last))
-    *parts, found = branch(known, drawn, looked_for)
+    way = over + 256 * epsilon(dtype_of(over))  # what is over by rounding only changes nothing
+    *parts, found = branch(xp.all(over <= FAR * xp.sign(last)), drawn, looked_for)
     return units.with_parts(parts).warmed(found)
 
 
