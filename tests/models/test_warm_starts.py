@@ -96,6 +96,63 @@ def test_what_is_not_finite_stays_in_its_unit():
     assert inside(np.delete(found, 2), BOUND)
 
 
+class Told(keras.optimizers.Adam):
+    """Adam with a metric that a test makes up."""
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+@pytest.mark.parametrize("inputs", [1, 30])
+@pytest.mark.parametrize("cost", [np.nan, np.inf, 0.0])
+def test_costs_that_make_no_sense_leave_units_on_the_ball(cost, inputs, eager):
+    told = np.ones((30, 8), "float32")
+    told[:inputs] = cost
+    ib.register_metric(Told, lambda optimizer, variable, gradient: keras.ops.where(optimizer.iterations < 8, 1.0, told))
+    held = model()
+    held.compile(Told(1e-3), "mse", run_eagerly=eager)
+    ib.constrain(held, BALL)
+    noise = np.random.default_rng(0)
+    x, y = noise.normal(size=(64, 30)).astype("float32"), 9 * noise.normal(size=(64, 8)).astype("float32")
+    held.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    assert on_bound(lengths(held), BOUND)
+
+
+def test_a_reader_may_hand_over_what_the_optimizer_keeps():
+    def kept(optimizer, variable, gradient):
+        return optimizer._velocities[optimizer._get_variable_index(variable)].value
+
+    ib.register_metric(Told, kept)
+    held = model()
+    held.compile(Told(1e-3), "mse")
+    ib.constrain(held, BALL)
+    optimizer, expected = built_optimizer(held), 0.0
+    for seed in range(4):
+        gradients = pulls(held, seed)
+        expected = expected + (numbers(gradients[0]) ** 2 - expected) * (1 - optimizer.beta_2)
+        optimizer.apply(gradients, held.trainable_variables)
+    np.testing.assert_allclose(numbers(optimizer._velocities[0]), expected, rtol=1e-4)
+    assert on_bound(lengths(held), BOUND)
+
+
+def test_lion_whose_metric_wanders_ends_near_the_nearest_point_too():
+    held = model()
+    held.compile(keras.optimizers.Lion(1e-3), "mse")
+    ib.constrain(held, BALL)
+    optimizer = built_optimizer(held)
+    kernel, off, off_without_metric = held.layers[0].kernel, 0.0, 0.0
+    momentum = np.zeros((30, 8))
+    for seed in range(12):
+        before, gradients = numbers(kernel), pulls(held, seed)
+        pushed = optimizer.beta_1 * momentum + (1 - optimizer.beta_1) * numbers(gradients[0])
+        momentum = optimizer.beta_2 * momentum + (1 - optimizer.beta_2) * numbers(gradients[0])
+        optimizer.apply(gradients, held.trainable_variables)
+        stepped, metric = before - 1e-3 * np.sign(pushed), np.maximum(np.abs(pushed), 1e-3 * np.abs(pushed).max(axis=0))
+        nearest = ib.MaxNorm(BOUND).project(stepped.T, metric.T).T
+        off += np.linalg.norm(numbers(kernel) - nearest)
+        off_without_metric += np.linalg.norm(ib.MaxNorm(BOUND).project(stepped.T).T - nearest)
+        assert on_bound(lengths(held), BOUND)
+    assert off < 0.3 * off_without_metric
+
+
 def test_units_inside_stay_as_the_step_left_them():
     held, free = model(), model()
     ib.constrain(held, {"**/kernel": ib.MaxNorm(50.0)})

@@ -165,6 +165,16 @@ def test_the_one_unknown_of_a_ball_is_where_its_norm_is_right() -> None:
     assert y[0, 0] > y[0, 1]
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_far_away_a_unit_goes_where_its_direction_leads(library: str) -> None:
+    """From 1e15 bounds away the nearest point no longer depends on how far it is: x d, on the ball."""
+    x, d = np.array([[3.0, -4.0, 1.0]]), np.array([[1.0, 0.1, 0.5]])
+    expected = x * d / np.linalg.norm(x * d)
+    for far in (1e15, 1e20, 1e30):
+        found = ib.MaxNorm(1.0).project(array(x * far, "float32", library), array(d, "float32", library))
+        np.testing.assert_allclose(exact(found), expected, rtol=1e-5)
+
+
 COUPLED: dict[str, Any] = {
     "spectral": ib.SpectralNorm(1.0),
     "orthant, spectral": ib.NonNeg() & ib.SpectralNorm(1.0),
