@@ -26,7 +26,7 @@ from inbounds._arrays import (
 )
 from inbounds._errors import SetError, explain
 from inbounds._set import ULPS, Set, registered
-from inbounds._units import LEAST, Units
+from inbounds._units import Units
 
 STEPS, UNROLLED = 64, 12
 """At most so many steps of Newton's method in a metric; where PyTorch exports or vectorizes, so many. It takes 0 to 6;
@@ -367,7 +367,7 @@ def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: flo
     def drawn_by(mean: Array) -> tuple[Units, Array, Array]:
         costs = in_metric().costs
         assert costs is not None
-        near = units.map(draw, costs, over * mean, xp.maximum(mean * LEAST, 1 / HUGE))
+        near = units.map(draw, costs, over * mean, xp.maximum(mean * units.least, 1 / HUGE))
         left = xp.sqrt(near.sum(lambda y: y * y)) / high
         return near, left, mean * xp.where(moved, way / (way - (left - 1)), FADED)
 
