@@ -68,16 +68,16 @@ class Step:
         before: the values before the step; None: not needed.
         instead: what to project in place of a unit that the step has left outside; None: the unit, or this part of it.
         warm: the variable that keeps what the projection starts from, for the one after the next step; None: nothing.
-        steady: whether the costs are about those of the step before.
         anew: with it, what reads the costs once more; see `go_on` of sets.
+        steady: whether the costs are about those of the step before.
     """
 
     costs: Sequence[Array] | None = None
     before: Sequence[Array] | None = None
     instead: Sequence[Array | None] | None = None
-    steady: bool = True
     warm: Any = None
     anew: Callable[[], Sequence[Array] | None] | None = None
+    steady: bool = True
 
 
 UNKNOWN = Step()
