@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from inbounds._arrays import Array, dense, dtype_of, working_dtype
 from inbounds._errors import RuleError, explain
@@ -96,7 +97,8 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
         words: what the plan says of it.
 
     Raises:
-        RuleError: it is not a class of optimizers, or `reader` is not callable.
+        RuleError: it is not a class of optimizers, or `reader` is not callable; in the first step, where what `reader`
+            returns has another shape than the variable.
 
     Example:
         >>> class Signed(keras.optimizers.SGD):
@@ -115,7 +117,19 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
 
     def read(optimizer: Any, variable: Any, gradient: Any) -> Any:
         cost = reader(optimizer, variable, gradient)
-        return None if cost is None else keras.ops.copy(cost)  # it may be what the optimizer keeps
+        if cost is None:
+            return None
+        shape = tuple(np.shape(cost))
+        if shape != tuple(variable.shape):
+            raise RuleError(
+                explain(
+                    "A reader of a metric returns a tensor shaped like the variable",
+                    f"shape={shape}",
+                    where=f"{optimizer.__class__.__name__}, {variable.path} of shape {tuple(variable.shape)}",
+                    instead="keras.ops.broadcast_to(cost, variable.shape), or None where all entries cost the same",
+                )
+            )
+        return keras.ops.copy(cost)  # it may be what the optimizer keeps
 
     _METRICS[optimizer] = Metric(read, words, steady=False)
 

@@ -245,14 +245,15 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         )
 
     def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
-        """`nearest` after a step of training, from what the projection after the step before handed on.
+        """`nearest` after a step of training, from what the projection after the step before handed on, with `warm`.
 
         Args:
             units: all free, with `warm`.
             in_metric: gives the same units in their metric.
             steady: whether that hardly changes from one step to the next.
         """
-        return self.nearest(in_metric().comparable(self.couples))
+        assert units.warm is not None
+        return self.nearest(in_metric().comparable(self.couples)).warmed(units.warm)
 
     def edges(self, laid: Laid) -> list[Edge]:
         """For each bound of the set how far units exceed it, and how much of that counts as inside."""

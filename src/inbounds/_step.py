@@ -396,7 +396,7 @@ def project_entries(
         known, kept = step(entry), warm_of(optimizer, entry)
         if kept is None or known.costs is None or known.instead is not None:
             return known
-        ready = [known.costs] if eager else []  # nothing is traced: once, they are at hand
+        ready = [known.costs] if eager else []  # what has been computed serves the first time; a trace drops it
         return replace(known, warm=kept, anew=lambda: ready.pop() if ready else step(entry).costs)
 
     eager = keras.backend.backend() == "torch"

@@ -699,4 +699,7 @@ def test_the_page_has_a_snippet_for_each_backend():
     BACKEND == "jax" and importlib.util.find_spec("optax") is None, reason="the page's loop is optax's; not installed"
 )
 def test_the_pages_snippet_for_this_backend_runs():
-    exec(compile(pages()[BACKEND], "loops.md", "exec"), {"__name__": "loops"})
+    names = {"__name__": "loops"}
+    exec(compile(pages()[BACKEND], "loops.md", "exec"), names)
+    assert names["report"].ok
+    assert inside(norms((names["model"].layers[0].kernel, (0,))), 1.0)

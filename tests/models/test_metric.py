@@ -237,6 +237,17 @@ def test_what_is_no_metric_is_refused(kind, reader):
         ib.register_metric(kind, reader)
 
 
+@pytest.mark.parametrize("shape", [(), (1, 2), (6, 1), (2, 6)])
+def test_a_metric_of_another_shape_is_refused_in_the_first_step(shape, monkeypatch):
+    monkeypatch.setattr("inbounds._metrics._METRICS", dict(ib._metrics._METRICS))
+    ib.register_metric(Halved, lambda optimizer, variable, gradient: keras.ops.ones(shape))
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
+    model.compile(Halved(0.1), "mse")
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    with pytest.raises(ib.RuleError, match=r"shaped like the variable. Received: shape=\("):
+        model.fit(np.ones((4, 6)), np.ones((4, 2)), verbose=0)
+
+
 @pytest.mark.parametrize("kind", ["adam", "lion", "adadelta"])
 def test_gradients_of_embeddings_that_come_as_slices_are_read(kind):
     """TensorFlow's hold the rows that were used; those of Lion and Adadelta are part of the metric."""
