@@ -21,7 +21,7 @@ from inbounds._optimizers import with_inner
 from inbounds._plan import Entry
 
 _KEPT = "_inbounds_warm"
-"""In an optimizer, pairs of the first variable of an entry and the one that keeps its warm start."""
+"""In an optimizer, pairs of an entry and the variable that keeps its warm start."""
 
 
 def prepare(optimizer: Any, entries: Sequence[Entry]) -> None:
@@ -29,9 +29,8 @@ def prepare(optimizer: Any, entries: Sequence[Entry]) -> None:
     old = vars(optimizer).pop(_KEPT, [])
     pairs = []
     for entry in filter(partial(_starts_warm, optimizer), entries):
-        first = entry.weights[0].variable
-        known = [kept for variable, kept in old if variable is first and _fits(kept, entry)]
-        pairs.append((first, known[0] if known else _made(optimizer, entry)))
+        known = [kept for before, kept in old if _first(before) is _first(entry) and tuple(kept.shape) == _shape(entry)]
+        pairs.append((entry, known[0] if known else _made(optimizer, entry)))
     if keras.backend.backend() == "jax":
         listed = optimizer._variables
         listed[:] = [one for one in listed if not _among(one, old)] + [kept for _, kept in pairs]
@@ -41,9 +40,7 @@ def prepare(optimizer: Any, entries: Sequence[Entry]) -> None:
 
 def warm_of(optimizer: Any, entry: Entry) -> Any:
     """The variable that keeps the warm start of an entry; None: it has none."""
-    pairs = vars(optimizer).get(_KEPT, ()) if entry.applied.warm_starts else ()
-    first = entry.weights[0].variable
-    return next((kept for variable, kept in pairs if variable is first and _fits(kept, entry)), None)
+    return next((kept for known, kept in vars(optimizer).get(_KEPT, ()) if known is entry), None)
 
 
 def without_warm_starts(method: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
@@ -98,7 +95,7 @@ def _in_replicas(entry: Entry) -> bool:
 
 
 def _made(optimizer: Any, entry: Entry) -> Any:
-    first = entry.weights[0].variable
+    first = _first(entry)
     with keras.name_scope(optimizer.name):
         zeros = np.zeros(_shape(entry), working_dtype(dtype_of(first)))
         return keras.Variable(zeros, trainable=False, name=f"{first.name}_warm_start")
@@ -111,9 +108,9 @@ def _shape(entry: Entry) -> tuple[int, ...]:
     return tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
 
 
-def _fits(kept: Any, entry: Entry) -> bool:
-    return tuple(kept.shape) == _shape(entry)
+def _first(entry: Entry) -> Any:
+    return entry.weights[0].variable
 
 
-def _among(variable: Any, pairs: Sequence[tuple[Any, Any]]) -> bool:
+def _among(variable: Any, pairs: Sequence[tuple[Entry, Any]]) -> bool:
     return any(variable is kept for _, kept in pairs)
