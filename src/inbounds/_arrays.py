@@ -268,12 +268,13 @@ def iterate(
 
 
 def at_once(fn: Callable[..., Array], *arrays: Array | None, static: Any) -> Array:
-    """`fn(*arrays, static)`; on JAX, outside of a trace, as one program rather than one for each of many operations.
+    """`fn(*arrays, static)`; on JAX as one program rather than one for each of many operations.
 
-    For what takes so many that JAX would compile them for seconds, anew for each shape.
+    For what takes so many that JAX would compile them for seconds, anew for each shape, where nothing else compiles
+    them: in eager calls, their derivatives and `vmap`.
     """
-    eager = namespace(arrays[0]) is not np and is_concrete(arrays[0]) and keras.backend.backend() == "jax"
-    return _jitted(fn, len(arrays))(*arrays, static) if eager else fn(*arrays, static)
+    jitted = namespace(arrays[0]) is not np and keras.backend.backend() == "jax"
+    return _jitted(fn, len(arrays))(*arrays, static) if jitted else fn(*arrays, static)
 
 
 @cache

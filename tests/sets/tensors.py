@@ -80,7 +80,7 @@ def mapped(fn: Callable[[Any], Any], x: Any) -> Any:
     if BACKEND == "jax":
         import jax
 
-        return jax.vmap(fn)(x)
+        return jax.jit(jax.vmap(fn))(x)  # as one program: operation by operation takes ten times as long
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -100,7 +100,7 @@ def gradient(fn: Callable[[Any], Any], x: Any, weights: Any) -> np.ndarray[Any, 
     if BACKEND == "jax":
         import jax
 
-        return exact(jax.grad(total)(x))
+        return exact(jax.jit(jax.grad(total))(x))  # likewise
     if BACKEND == "tensorflow":
         import tensorflow as tf
 

@@ -133,6 +133,17 @@ def test_the_derivative_is_that_of_means(size: int) -> None:
     )
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+def test_it_is_one_program_where_jax_differentiates_operation_by_operation() -> None:
+    import jax
+
+    rows = array([[3.0, 2.0, 1.0]], "float32", BACKEND)
+    text = str(jax.make_jaxpr(jax.grad(lambda x: keras.ops.sum(Monotone().project(x) ** 2)))(rows))
+    assert "name=_isotonic" in text
+    slope = jax.grad(lambda x: keras.ops.sum(Monotone().project(x) ** 2))(rows)
+    np.testing.assert_allclose(exact(slope), [[4.0, 4.0, 4.0]], rtol=1e-6)
+
+
 def test_a_kernel_has_an_order_along_its_inputs() -> None:
     kernel = np.random.default_rng(3).standard_normal((7, 4)).astype("float32")
     projected = numbers(Monotone()(keras.ops.convert_to_tensor(kernel)))
