@@ -23,6 +23,7 @@ def snippets(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.stem)
 def test_snippets_run(page, tmp_path, monkeypatch):
+    """A snippet that raises fails; what a page claims of its result, the snippet asserts."""
     monkeypatch.chdir(tmp_path)
     names = {"__name__": page.stem}
     for snippet in snippets(page):

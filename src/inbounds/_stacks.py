@@ -46,8 +46,8 @@ def _likeness(optimizer: Any, entry: Entry) -> Any:
 def project_stack(stack: Sequence[Entry], steps: Sequence[Step], at: Any) -> None:
     """Entries that are alike, as one with one more axis that counts units."""
     if len(stack) == 1:
-        for variable, value in projected(stack[0], read=_value, concrete=True, step=steps[0], at=at):
-            _value(variable).copy_(value)  # what Keras does in the end, in a tenth of the calls
+        for variable, value in projected(stack[0], concrete=True, step=steps[0], at=at):
+            variable.assign(value)
         return
     import torch
 
@@ -56,7 +56,7 @@ def project_stack(stack: Sequence[Entry], steps: Sequence[Step], at: Any) -> Non
     free = [bool(variables[0].trainable) for variables in columns]
     if not any(free):
         return
-    parts = [torch.stack(list(map(_value, variables))) for variables in columns]
+    parts = [torch.stack([variable.value for variable in variables]) for variables in columns]
     axes = [tuple(axis + 1 for axis in span) for span in first.axes]
     metric = None
     if any(step.costs is not None for step in steps):
@@ -67,8 +67,4 @@ def project_stack(stack: Sequence[Entry], steps: Sequence[Step], at: Any) -> Non
     result = applied.nearest(units)
     for variables, part, moves in zip(columns, result.parts, free, strict=True):
         if moves:
-            torch._foreach_copy_(list(map(_value, variables)), list(part.unbind(0)))
-
-
-def _value(variable: Any) -> Any:
-    return variable.value
+            torch._foreach_copy_([variable.value for variable in variables], list(part.unbind(0)))

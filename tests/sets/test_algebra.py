@@ -187,7 +187,7 @@ def test_the_backend_finds_it_too(name: str) -> None:
     np.testing.assert_allclose(found, owner.project(draws(name)), atol=3e-5)
 
 
-@pytest.mark.parametrize("name", ["box, sum", "l1, ball"])
+@pytest.mark.parametrize("name", ["box, sum", "l1, ball", "two l1"])
 def test_it_is_vectorized(name: str) -> None:
     owner = ALL[name][0]
     rows = array(np.stack([draws(name), 3 * draws(name)]), "float32", BACKEND)

@@ -133,7 +133,7 @@ def test_the_derivative_is_that_of_means(size: int) -> None:
     )
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX compiles each operation of an eager call")
 def test_it_is_one_program_where_jax_differentiates_operation_by_operation() -> None:
     import jax
 

@@ -354,13 +354,15 @@ def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: flo
 
     def draw(x: Array, d: Array, t: Array, least: Array) -> Array:
         if is_eager_torch(d):  # in place, since PyTorch takes memory anew for each result
-            xp.torch.addcdiv(t.new_ones(()), t, xp.torch.maximum(d, least, out=d), out=d)  # 1 + t / d
+            d = xp.torch.div(t, xp.torch.maximum(d, least, out=d), out=d)
+            d += 1
             return xp.torch.div(x, d, out=d)
         d = xp.where(d > least, d, least)  # NaN costs least
         return x * (1 - t / (d + t))  # with one division, and right where d is infinite
 
-    def scale(y: Array, by: Array, x: Array) -> Array:
-        return xp.torch.mul(y, by, out=x) if units.concrete and is_eager_torch(x) else y * by
+    def scale(y: Array, by: Array) -> Array:
+        y *= by
+        return y
 
     def drawn_by(mean: Array) -> tuple[Units, Array, Array]:
         costs = in_metric().costs
@@ -377,7 +379,7 @@ def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: flo
             return looked_for()  # something costs NaN or infinity
         if not steady:
             near, left, mean = drawn_by(mean)
-        return *near.map(scale, xp.where(moved, 1 / left, 1), units).parts, mean
+        return *near.map(scale, xp.where(moved, 1 / left, 1)).parts, mean
 
     def looked_for() -> tuple[Array, ...]:
         given = in_metric()
