@@ -17,6 +17,7 @@ INNER = {
     "_errors": set(),
     "_arguments": {"_errors"},
     "_arrays": {"_errors"},
+    "_decompositions": {"_arrays"},
     "_units": {"_arrays", "_errors"},
     "_laid": {"_arrays", "_errors"},
     "_proximal": {"_arrays", "_units"},
@@ -29,7 +30,7 @@ INNER = {
     "_sets.order": FAMILY,
     "_sets.sparsity": FAMILY,
     "_sets.matrices": FAMILY,
-    "_sets.spectral": FAMILY | {"_sets.matrices"},
+    "_sets.spectral": FAMILY | {"_decompositions", "_sets.matrices"},
     "_sets.combine": FAMILY,
     "_sets.scaled": FAMILY | {"_sets.combine"},
     "_sets.ways": FAMILY | {f"_sets.{name}" for name in ("combine", *FAMILIES)},
@@ -38,6 +39,8 @@ INNER = {
 }
 OF_THE_STEP = {"_rows", "_stacks"}
 WRITERS = {"_step", "_attach", "_fit", "_torch_optim", *OF_THE_STEP}
+MEASURED = ("_decompositions", "_laid", "_set", *(name for name in INNER if name.startswith("_sets.")))
+MEASURING = {"_excess", "edges", "measure", "_measured", "singular_values", "violation"}
 READERS = {"_audit", "_report", "_monitor", "_table", "_pictures", "_catalogue"}
 
 
@@ -140,12 +143,12 @@ def test_a_backend_is_imported_only_where_it_is_running():
             assert not any(module.split(".")[0] in ("torch", "jax", "tensorflow") for module in found), name
 
 
-@pytest.mark.parametrize("name", ["_laid", "_set", *(name for name in INNER if name.startswith("_sets."))])
+@pytest.mark.parametrize("name", MEASURED)
 def test_what_an_audit_measures_with_calls_no_projection(name):
     """`_excess`, `edges` and `measure` share no code with `_project`, but for a callable's own function."""
     tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name in ("_excess", "edges", "measure", "_measured", "violation"):
+        if isinstance(node, ast.FunctionDef) and node.name in MEASURING:
             called = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
             called |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
             assert not called & {"_project", "project", "__call__", "_move_norm", "Units", "clip_finite"}, node.name
