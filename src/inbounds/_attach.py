@@ -135,7 +135,7 @@ def _projected(model: Any, entries: Sequence[Entry], **how: Any) -> list[tuple[A
 
 def _measured_by(model: Any, entry: Entry) -> str:
     """What the metric of an entry is in the steps of the optimizers that the model has now."""
-    variables = [weight.variable for weight in entry.weights]
+    variables = entry.variables
     return words_of(stepping(model, variables), entry.set, variables)
 
 

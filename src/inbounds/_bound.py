@@ -6,7 +6,8 @@ What `variable.constraint` is while a plan holds: who reads the variable, an opt
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -107,25 +108,7 @@ def projected(
     Raises:
         RuleError: the weights are DTensors of PyTorch, and the set takes an operation that those don't have.
     """
-    try:
-        return _projected(entry, frozen_too, read, concrete, step, at, strict)
-    except RuntimeError as error:
-        if not any(is_sharded(weight.variable.value) for weight in entry.weights):
-            raise
-        raise RuleError(
-            explain(
-                "A set on DTensors takes operations that PyTorch has for DTensors",
-                str(error).split("\n")[0],
-                where=repr(entry),
-                instead="a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded",
-            )
-        ) from error
-
-
-def _projected(
-    entry: Entry, frozen_too: bool, read: Callable[[Any], Array], concrete: bool, step: Step, at: Any, strict: bool
-) -> list[tuple[Any, Array]]:
-    variables = [weight.variable for weight in entry.weights]
+    variables = entry.variables
     free = [frozen_too or bool(variable.trainable) for variable in variables]
     if not any(free):
         return []
@@ -145,7 +128,7 @@ def _projected(
             warm=warm,
         )
 
-    with quiet(values[0]):
+    with quiet(values[0]), _said_of_dtensors(entry):
         if (anew := step.anew) is not None and all(free):
             last = keras.ops.convert_to_tensor(step.warm)
             units = applied.go_on(in_metric(None, last), lambda: in_metric(anew()), step.steady)
@@ -159,7 +142,25 @@ def _projected(
             inside = given.together(couples).same(units)
             others = [part if other is None else other for part, other in zip(given.parts, step.instead, strict=True)]
             units = applied.nearest(given.with_parts(others)).chosen(inside, given)
-    return _of_variables(variables, units, free)
+        return _of_variables(variables, units, free)
+
+
+@contextmanager
+def _said_of_dtensors(entry: Entry) -> Iterator[None]:
+    """A context in which an error of PyTorch's DTensors says what to do instead."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(is_sharded(variable.value) for variable in entry.variables):
+            raise
+        raise RuleError(
+            explain(
+                "A set on DTensors takes operations that PyTorch has for DTensors",
+                str(error).split("\n")[0],
+                where=repr(entry),
+                instead="a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded",
+            )
+        ) from error
 
 
 def _of_variables(variables: Sequence[Any], units: Units, free: Sequence[bool]) -> list[tuple[Any, Array]]:

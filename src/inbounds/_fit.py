@@ -112,7 +112,7 @@ def _put_inside(model: Any, entry: Entry) -> list[tuple[Any, np.ndarray[Any, Any
     In NumPy, where there is nothing to compile. Frozen weights stay if the others can make up for them, or if no plan
     holds them.
     """
-    variables = [weight.variable for weight in entry.weights]
+    variables = entry.variables
     at = steps_taken(model, entry)
     were = {id(variable): np.array(keras.ops.convert_to_numpy(variable)) for variable in variables}
 

@@ -46,5 +46,5 @@ def steps_taken(model: Any, entry: Entry) -> int:
     """How many steps the optimizer of an entry has taken, where its set changes with them; 0 without one."""
     if not entry.set.changes:
         return 0
-    own = [optimizer for optimizer in stepping(model, [weight.variable for weight in entry.weights]) if optimizer.built]
+    own = [optimizer for optimizer in stepping(model, entry.variables) if optimizer.built]
     return int(own[0].iterations) if own else 0

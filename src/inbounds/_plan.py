@@ -39,6 +39,11 @@ class Entry:
         """The set as it applies to these weights, with the inputs of `on` as a mask."""
         return self.set.resolved([weight.shape for weight in self.weights], self.inputs)
 
+    @cached_property
+    def variables(self) -> list[Any]:
+        """Of its weights."""
+        return [weight.variable for weight in self.weights]
+
     @property
     def paths(self) -> tuple[str, ...]:
         return tuple(weight.path for weight in self.weights)

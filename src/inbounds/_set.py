@@ -252,8 +252,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             in_metric: gives the same units in their metric.
             steady: whether that hardly changes from one step to the next.
         """
-        assert units.warm is not None
-        return self.nearest(in_metric().comparable(self.couples)).warmed(units.warm)
+        raise NotImplementedError(f"{type(self).__name__} doesn't start warm")
 
     def edges(self, laid: Laid) -> list[Edge]:
         """For each bound of the set how far units exceed it, and how much of that counts as inside."""
@@ -549,7 +548,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     @property
     def stackable(self) -> bool:
         """Whether weights that are alike can be projected as one, with one more axis that counts units."""
-        return not self.whole and self.center is None
+        arrays = [value for value in map(vars(self).get, self.argument_names()) if isinstance(value, np.ndarray)]
+        table = any(value.ndim > 1 for value in arrays)  # it may have a row for each unit of one layer
+        return not self.whole and self.center is None and not table
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -613,11 +614,13 @@ def _code(value: Any) -> str:
 
 def _checked_rows(owner: Set, rows: Any) -> Array:
     rows = np.asarray(rows, dtype="float64") if isinstance(rows, (list, tuple)) else rows
-    if len(rows.shape) != 2:
+    rows = keras.ops.convert_to_tensor(rows) if isinstance(rows, keras.Variable) else rows
+    shape = getattr(rows, "shape", None)
+    if shape is None or len(shape) != 2:
         raise SetError(
             explain(
                 "Rows have the shape (units, size), one unit a row",
-                f"rows.shape={tuple(rows.shape)}",
+                f"rows={rows!r}" if shape is None else f"rows.shape={tuple(shape)}",
                 instead="rows.reshape(1, -1) for one unit",
             )
         )

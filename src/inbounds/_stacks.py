@@ -36,7 +36,7 @@ def _likeness(optimizer: Any, entry: Entry) -> Any:
     if (
         sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL
         or not entry.applied.stackable
-        or looks_back(optimizer, entry.set, [weight.variable for weight in entry.weights])
+        or looks_back(optimizer, entry.set, entry.variables)
     ):
         return id(entry)
     weights = tuple((w.shape, dtype_of(w.variable), bool(w.variable.trainable)) for w in entry.weights)
@@ -52,7 +52,7 @@ def project_stack(stack: Sequence[Entry], steps: Sequence[Step], at: Any) -> Non
     import torch
 
     first = stack[0]
-    columns = list(zip(*([weight.variable for weight in entry.weights] for entry in stack), strict=True))
+    columns = list(zip(*(entry.variables for entry in stack), strict=True))
     free = [bool(variables[0].trainable) for variables in columns]
     if not any(free):
         return

@@ -92,7 +92,7 @@ def _given_step(
     entry: Entry, places: Mapping[int, int], costs: Sequence[Any], old: Sequence[Any], read: Callable[[Any], Array]
 ) -> Step:
     """What is known of the step of an entry from what the loop gave."""
-    variables = [weight.variable for weight in entry.weights]
+    variables = entry.variables
     own = [places.get(id(variable)) for variable in variables]
     owner: Set = entry.set
     if owner.metric == "euclidean" or any(place is not None and costs[place] is None for place in own):

@@ -13,6 +13,7 @@ loaded, cloned, or trained in a loop of the user's own. On TensorFlow such a loo
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -229,7 +230,7 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
     gradients = {id(variable): gradient for variable, gradient in zip(stepped_ones, grads, strict=True)}
 
     def step(entry: Entry) -> Step:
-        variables = [weight.variable for weight in entry.weights]
+        variables = entry.variables
         stepped = [gradients.get(id(variable)) for variable in variables]
         return step_of(optimizer, entry.set, variables, stepped, before.get(id(entry)))
 
@@ -283,7 +284,8 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
             for entry in _hooked_entries(optimizer)
             if not entry.set.convex or entry.set.changes or not _owns(optimizer, entry)
         ]
-        project_entries(optimizer, entries, optimizer.iterations + 1)
+        for every, due in _by_interval([entry for entry in entries if entry.set.every != "epoch"]).items():
+            _project_when_due(optimizer, math.lcm(every, optimizer.ema_overwrite_frequency), due)
 
 
 def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
@@ -349,7 +351,7 @@ def _follow(optimizer: Any, entry: Entry, step: Step, leads: Leads) -> None:
 
 
 def _looks_back(optimizer: Any, entry: Entry) -> bool:
-    return looks_back(optimizer, entry.set, [weight.variable for weight in entry.weights])
+    return looks_back(optimizer, entry.set, entry.variables)
 
 
 def _by_interval(entries: Sequence[Entry]) -> dict[int, list[Entry]]:
@@ -360,7 +362,9 @@ def _by_interval(entries: Sequence[Entry]) -> dict[int, list[Entry]]:
     return groups
 
 
-def _project_when_due(optimizer: Any, every: int, entries: Sequence[Entry], step: Callable[[Entry], Step]) -> None:
+def _project_when_due(
+    optimizer: Any, every: int, entries: Sequence[Entry], step: Callable[[Entry], Step] = lambda entry: UNKNOWN
+) -> None:
     """Projects entries in each step, or in one of so many: a branch of the compiled step."""
     at = optimizer.iterations + 1
     if every == 1 or (keras.backend.backend() == "torch" and bool(at % every == 0)):

@@ -22,6 +22,9 @@ from inbounds._plan import Entry
 from inbounds._step import project_entries
 from inbounds._weights import layers_of, weights_of
 
+SLOWEST = 1e-6
+"""Parameters that an optimizer steps at a rate of 0 cost as if it were this share of the largest."""
+
 
 def project_after(model: Any, optimizer: Any) -> Any:
     """Projects the plan of a model after every step of an optimizer of `torch.optim`; on the PyTorch backend.
@@ -30,9 +33,10 @@ def project_after(model: Any, optimizer: Any) -> Any:
     Steps are counted from this call on, for `constrain(every=...)` and for sets that change with the steps.
 
     The metric of the optimizer counts where the plan's is "optimizer": it is known for Adam, AdamW, NAdam, RAdam,
-    Adamax, RMSprop and Adagrad, and that of SGD is the Euclidean one. All others (LBFGS, Muon, classes of one's own
-    with a `step` of their own) are projected after in the Euclidean metric; so is a unit some of whose weights the
-    optimizer doesn't step, or that had no gradient in the step.
+    Adamax, RMSprop and Adagrad, and that of SGD is the Euclidean one; where the groups of a unit's parameters have
+    rates that differ, over those. All others (LBFGS, Muon, classes of one's own with a `step` of their own) are
+    projected after in the Euclidean metric; so is a unit some of whose weights the optimizer doesn't step, or that had
+    no gradient in the step.
 
     Args:
         model: a built Keras model or layer, constrained, or with sets given to its layers.
@@ -284,13 +288,15 @@ def _step(optimizer: Any, entry: Entry, groups: Groups, before: Sequence[Any] | 
     if reader is None or not _measured(optimizer, entry, groups):
         return UNKNOWN
     costs = []
-    rates_differ = _rates_differ([groups[id(w.variable.value)] for w in entry.weights if w.variable.trainable])
+    stepped = [groups[id(w.variable.value)] for w in entry.weights if w.variable.trainable]
+    rates_differ = _rates_differ(stepped)
+    least = SLOWEST * max(float(group["lr"]) for _, group in stepped)
     for variable in (weight.variable for weight in entry.weights):
         cost = keras.ops.ones(variable.shape, working_dtype(dtype_of(variable)))
         if variable.trainable:
             parameter, group = groups[id(variable.value)]
             read = reader(optimizer.state.get(parameter, {}), group)
             cost = cost if read is None else cast(read, dtype_of(cost))
-            cost = cost / group["lr"] if rates_differ else cost
+            cost = cost / max(float(group["lr"]), least) if rates_differ else cost
         costs.append(cost)
     return Step(costs, before)

@@ -98,7 +98,8 @@ def _made(optimizer: Any, entry: Entry) -> Any:
     first = _first(entry)
     with keras.name_scope(optimizer.name):
         zeros = np.zeros(_shape(entry), working_dtype(dtype_of(first)))
-        return keras.Variable(zeros, trainable=False, name=f"{first.name}_warm_start")
+        name = f"{first.path.replace('/', '_')}_warm_start"  # as Keras names slots
+        return keras.Variable(zeros, trainable=False, name=name)
 
 
 def _shape(entry: Entry) -> tuple[int, ...]:

@@ -261,6 +261,61 @@ def test_a_schedule_counts_the_steps_of_any_optimizer(optimizer, digits):
     assert all(row.active > 0 for row in report.rows)
 
 
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of lambdas
+def test_schedules_of_one_name_are_two():
+    """On PyTorch small weights with equal sets are projected as one."""
+    model = keras.Sequential([keras.Input((8,)), *(keras.layers.Dense(8, name=name) for name in "ab")])
+    model.compile(keras.optimizers.SGD(20.0), "mse")
+    rules = {f"{name}/kernel": ib.MaxNorm(0.1).scaled(lambda s, by=by: by) for name, by in (("a", 1.0), ("b", 5.0))}
+    ib.constrain(model, rules)
+    rng = np.random.default_rng(0)
+    model.fit(rng.normal(size=(32, 8)), 100 * rng.normal(size=(32, 8)), verbose=0)
+    for name, bound in (("a", 0.1), ("b", 0.5)):
+        assert on_bound(norms((model.get_layer(name).kernel, (0,))), bound)
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        lambda: ib.MaxNorm(BOUND).scaled(TIGHTER) & ib.NonNeg(),
+        lambda: ib.MaxNorm(BOUND).scaled(TIGHTER).on(inputs=range(10)),
+        lambda: ib.FrobeniusNorm(BOUND).scaled(TIGHTER),
+        lambda: ib.SpectralNorm(BOUND).scaled(TIGHTER),
+    ],
+    ids=["intersection", "inputs", "whole", "matrix"],
+)
+def test_what_is_made_of_scaled_sets_is_trained_and_audited(owner, digits):
+    model = model_of(keras.optimizers.SGD(3.0), {"**/kernel": owner()})
+    fit(model, digits, epochs=2)
+    ib.check(model)
+    model.set_weights([1.01 * value for value in model.get_weights()])
+    assert not ib.audit(model).ok
+
+
+def test_in_a_joint_too(digits):
+    rules = {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND).scaled(TIGHTER).on(inputs=range(10)))}
+    model = model_of(keras.optimizers.SGD(3.0), rules)
+    fit(model, digits, epochs=2)
+    assert any(row.active > 0 for row in ib.check(model).rows)
+
+
+# An average in the weights' place.
+
+
+def test_a_set_that_is_projected_now_and_then_is_so_where_averages_overwrite(digits):
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2)
+    model = model_of(optimizer, {"**/kernel": ib.Sparse(2)}, every=4)
+    counts = []
+
+    class Counting(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            kernel = keras.ops.convert_to_numpy(self.model.layers[0].kernel)
+            counts.append(int(np.count_nonzero(kernel, axis=0).max()))
+
+    fit(model, digits, [Counting()], steps=8)
+    assert [count <= 2 for count in counts] == [False, False, False, True] * 2
+
+
 # Two plans.
 
 

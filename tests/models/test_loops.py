@@ -130,6 +130,21 @@ def test_groups_with_rates_of_their_own_are_part_of_the_metric(kind):
 
 
 @ONLY["torch"]
+def test_a_group_at_a_rate_of_0_hardly_moves():
+    import torch
+
+    model = network()
+    ib.constrain(model, JOINT)
+    kernel, bias = (variable.value for variable in model.trainable_variables)
+    before = numbers(bias)
+    optimizer = torch.optim.SGD([{"params": [kernel], "lr": 2.0}, {"params": [bias], "lr": 0.0}])
+    ib.project_after(model, optimizer)
+    grown(model, optimizer)
+    ib.check(model)
+    assert np.abs(numbers(bias) - before).max() < 1e-3
+
+
+@ONLY["torch"]
 def test_a_matrix_set_starts_from_the_weights_before_the_step():
     ends = {}
     for metric in ("optimizer", "euclidean"):
@@ -393,6 +408,18 @@ def test_many_small_layers_and_an_empty_step_are_held():
         grown(model, optimizer)
     ib.check(model)
     assert all(on_bound(norms((layer.kernel, (0,))), BOUND) for layer in model.layers)
+
+
+@ONLY["torch"]
+def test_alike_layers_may_have_a_mask_with_a_row_for_each_unit():
+    mask = np.random.default_rng(0).uniform(size=(4, 6)) < 0.5
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4), keras.layers.Dense(5), keras.layers.Dense(4)])
+    rules = {layer: ib.Joint(ib.MaxNorm(BOUND).where(mask)) for layer in model.layers[::2]}
+    ib.constrain(model, rules)
+    optimizer = adam(model, 1.0)
+    ib.project_after(model, optimizer)
+    grown(model, optimizer)
+    assert sum(row.active > 0 for row in ib.check(model).rows) == 2
 
 
 @ONLY["torch"]

@@ -209,6 +209,15 @@ def test_the_optimizer_lists_them_on_jax_only_and_while_a_plan_holds():
     assert len(held.optimizer.variables) == before
 
 
+def test_each_has_a_path_of_its_own():
+    held = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(3)])
+    held.compile("adam", "mse")
+    ib.constrain(held, BALL)
+    held.optimizer.build(held.trainable_variables)
+    assert sum("warm_start" in variable.path for variable in held.optimizer.variables) == 2 * JAX
+    assert len(held.get_state_tree()["optimizer_variables"]) == 1  # Keras raises where a path is found twice
+
+
 @pytest.mark.skipif(not JAX, reason="stateless steps are JAX's")
 def test_stateless_steps_hand_them_on():
     import jax

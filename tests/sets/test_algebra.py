@@ -274,6 +274,20 @@ def test_large_arrays_are_saved_exactly_and_not_printed() -> None:
     assert other != ib.MaxNorm(1, center=center)
 
 
+@pytest.mark.parametrize("name", ["half-space, ball", "cone, ball", "orthant, l1"])
+def test_a_norm_from_0_on_is_a_ball(name: str) -> None:
+    """`MinMaxNorm` with what Keras takes where nothing is said."""
+    first, second = ALL[name][0].members  # type: ignore[attr-defined]
+    ball = ib.MinMaxNorm(0.0, 1.0)
+    same = ib.MaxNorm(1.0)
+    for mine, theirs in ((first & ball, first & same), (second & ball, second & same)):
+        assert mine.convex
+        assert mine.how.replace("MinMaxNorm", "MaxNorm") == theirs.how
+        np.testing.assert_array_equal(mine.project(draws(name)), theirs.project(draws(name)))
+    assert not ib.MinMaxNorm(0.0, 1.0, rate=0.5).convex
+    assert not ib.MinMaxNorm(0.5, 1.0).convex
+
+
 def test_nested_intersections_are_one() -> None:
     a, b, c = ib.NonNeg(), ib.MaxNorm(1), ib.SumTo(0.5)
     assert ((a & b) & c) == (a & (b & c))
@@ -304,6 +318,15 @@ def test_arrays_of_a_set_are_those_of_the_whole_unit() -> None:
     found = ib.Halfspace(NORMAL, -0.3).where(mask).project(rows)
     expected = ib.Halfspace(NORMAL[mask], -0.3).project(rows[:, mask])
     np.testing.assert_allclose(found[:, mask], expected, atol=1e-14)
+
+
+def test_under_a_mask_a_violation_is_the_distance_to_what_is_left() -> None:
+    flat = ib.Halfspace([0.001, 1.0], 0.0).where([True, False])
+    assert flat.violation([[5.0, 0.0]])[0] == pytest.approx(5.0)
+    rows, mask = np.random.default_rng(0).standard_normal((9, 5)), np.array([True, True, False, True, False])
+    for kind in (ib.Halfspace, ib.Hyperplane):
+        found = kind(NORMAL, -0.3).where(mask).violation(rows)
+        np.testing.assert_allclose(found, kind(NORMAL[mask], -0.3).violation(rows[:, mask]), atol=1e-14)
 
 
 # Centres.
@@ -351,6 +374,13 @@ def refused(bad: Callable[[], Any]) -> str:
         (lambda: ib.NonNeg().where([False, False]), "some are True"),
         (lambda: ib.SpectralNorm(1).where([True, False]), "not of a whole matrix"),
         (lambda: ib.Custom(abs).where([True, False]), "not for callables"),
+        (lambda: (ib.NonNeg() & ib.Custom(abs)).where([True, False]), "not for callables"),
+        (lambda: ib.Joint(ib.NonNeg() & ib.Custom(abs)), "takes a set of vectors"),
+        (lambda: (ib.NonNeg() & ib.Custom(abs)).scaled(float), "neither a callable"),
+        (lambda: (ib.MaxNorm(1, center=2.0) & ib.NonNeg()).scaled(float), "has no centre"),
+        (lambda: ib.NonNeg().project(3.0), "Rows have the shape (units, size)"),
+        (lambda: ib.NonNeg().violation(None), "Rows have the shape (units, size)"),
+        (lambda: ib.Box(0, 1, center=np.ones(4)).project(np.ones((2, 3))), "broadcasts to the weight"),
         (lambda: ib.NonNeg().on(inputs=[]), "different indices"),
         (lambda: ib.NonNeg().on(inputs=[1, 1]), "different indices"),
         (lambda: ib.NonNeg().on(inputs=[-1]), "different indices"),

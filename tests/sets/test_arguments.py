@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
+from sets.tensors import same_bits
 
 NAN, INF = float("nan"), float("inf")
 ROWS = np.ones((2, 3), dtype="float32")
@@ -256,6 +257,14 @@ def test_a_joint_is_not_for_one_weight() -> None:
     rule = "A Joint holds for several weights at once and can't be applied to one."
     variable = keras.Variable(ROWS, name="lonely")
     assert_says(lambda: ib.Joint(ib.MaxNorm(1))(variable), rule, f"w={variable.path}", "inbounds.constrain(model)")
+
+
+@pytest.mark.parametrize("owner", [ib.MaxNorm(1), ib.L1Ball(1), ib.Monotone(), ib.NonNeg() & ib.SumTo(1)], ids=repr)
+def test_a_variable_is_taken_as_what_it_holds(owner: ib.Set) -> None:
+    variable = keras.Variable(ROWS)
+    tensor = keras.ops.convert_to_tensor(variable)
+    assert same_bits(owner.project(variable), owner.project(tensor))
+    assert same_bits(owner.violation(variable), owner.violation(tensor))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 import operator
@@ -16,7 +17,7 @@ from inbounds._arrays import Array, is_concrete, namespace
 from inbounds._errors import SetError, explain
 from inbounds._laid import Laid
 from inbounds._set import READABLE, Edge, Set, registered
-from inbounds._sets.combine import Custom, Joint, Made
+from inbounds._sets.combine import Custom, Joint, Made, contains
 from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.ways import Way, way_of
 from inbounds._units import Axes, Units
@@ -174,7 +175,11 @@ class Intersection(Made):
         return cls(*given)
 
     def rebuilt(self, members: Sequence[Set]) -> Set:
-        return Intersection(*members)
+        made = copy.copy(self)  # not made anew: a compiled step, where bounds are tensors, can't check them
+        for found in ("way", "weighted_way"):
+            made.__dict__.pop(found, None)
+        made.__dict__["members"] = tuple(members)
+        return made
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Intersection) and self.members == other.members
@@ -251,6 +256,9 @@ class _Marked(Where):
 
     def __init__(self, set: Set, masks: tuple[np.ndarray[Any, Any], ...]) -> None:  # noqa: A002
         self.set, self.mask, self.masks, self.members = set, masks, masks, (set,)
+
+    def rebuilt(self, members: Sequence[Set]) -> Set:
+        return _Marked(members[0], self.masks)
 
 
 @registered
@@ -345,7 +353,7 @@ class On(Made):
 
 
 def _check_inner(name: str, given: Any) -> None:
-    if not isinstance(given, Set) or isinstance(given, (Joint, Custom)) or _has_matrix(given):
+    if not isinstance(given, Set) or contains(given, (Joint, Custom, MatrixSet)):
         raise SetError(
             explain(
                 f"`{name}` is for sets of vectors or entries, not of a whole matrix, and not for callables",
@@ -353,10 +361,6 @@ def _check_inner(name: str, given: Any) -> None:
                 instead=f"MaxNorm(1.0).{name}(...), or ZeroDiagonal() and the like by `&`",
             )
         )
-
-
-def _has_matrix(given: Set) -> bool:
-    return isinstance(given, MatrixSet) or any(_has_matrix(member) for member in getattr(given, "members", ()))
 
 
 def _along(axis: int, shape: tuple[int, ...]) -> tuple[int, ...]:

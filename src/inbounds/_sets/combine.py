@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -21,6 +21,11 @@ from inbounds._units import Axes, Units
 KERNEL_AND_BIAS = ("kernel", "bias")
 
 
+def _true_of(quantifier: Callable[[Iterable[Any]], bool], name: str) -> Any:
+    """A property of sets that are made of others: what is true of all, or of any, of the members."""
+    return property(lambda self: quantifier(getattr(member, name) for member in self.members))
+
+
 class Made(Set):
     """A set made of sets, its members: what is true of all of them is true of it."""
 
@@ -31,56 +36,27 @@ class Made(Set):
         """The same, made of other members."""
 
     @property
-    def axis(self) -> Axes | None:  # type: ignore[override]  # a fact of the members, not of the class; likewise below
+    def axis(self) -> Axes | None:  # type: ignore[override]  # a fact of the members, not of the class
         return next((member.axis for member in self.members if member.axis is not None), None)
 
-    @property
-    def entrywise(self) -> bool:
-        return all(member.entrywise for member in self.members)
-
-    @property
-    def same_in_every_metric(self) -> bool:
-        return all(member.same_in_every_metric for member in self.members)
+    entrywise = _true_of(all, "entrywise")
+    same_in_every_metric = _true_of(all, "same_in_every_metric")
+    convex = _true_of(all, "convex")
+    whole = _true_of(all, "whole")
+    has_boundary = _true_of(all, "has_boundary")
+    holds_frozen = _true_of(all, "holds_frozen")
+    couples = _true_of(any, "couples")
+    matrix = _true_of(any, "matrix")
+    centers = _true_of(any, "centers")
+    changes = _true_of(any, "changes")
 
     @property
     def weighs(self) -> bool:  # type: ignore[override]
         return all(member.weighs or member.same_in_every_metric for member in self.members)
 
     @property
-    def convex(self) -> bool:  # type: ignore[override]
-        return all(member.convex for member in self.members)
-
-    @property
-    def whole(self) -> bool:  # type: ignore[override]
-        return all(member.whole for member in self.members)
-
-    @property
-    def couples(self) -> bool:
-        return any(member.couples for member in self.members)
-
-    @property
-    def matrix(self) -> bool:  # type: ignore[override]
-        return any(member.matrix for member in self.members)
-
-    @property
-    def has_boundary(self) -> bool:  # type: ignore[override]
-        return all(member.has_boundary for member in self.members)
-
-    @property
-    def holds_frozen(self) -> bool:  # type: ignore[override]
-        return all(member.holds_frozen for member in self.members)
-
-    @property
     def stackable(self) -> bool:
-        return all(member.stackable for member in self.members)
-
-    @property
-    def centers(self) -> bool:
-        return any(member.centers for member in self.members)
-
-    @property
-    def changes(self) -> bool:  # type: ignore[override]
-        return any(member.changes for member in self.members)
+        return super().stackable and all(member.stackable for member in self.members)
 
     def at(self, step: Any) -> Set:
         return self.rebuilt([member.at(step) for member in self.members]) if self.changes else self
@@ -115,6 +91,12 @@ class Made(Set):
         return max(member._tolerance(dtype) for member in self.members)
 
 
+def contains(given: Set, kinds: tuple[type, ...]) -> bool:
+    """Whether a set is of one of some classes, or made of one that is."""
+    members = given.members if isinstance(given, Made) else ()
+    return isinstance(given, kinds) or any(contains(member, kinds) for member in members)
+
+
 @registered
 class Joint(Made):
     """{(w, b) : w and b together in a set}: several weights of a layer, one vector per unit.
@@ -145,7 +127,7 @@ class Joint(Made):
     """
 
     def __init__(self, inner: Set, weights: Sequence[str] = KERNEL_AND_BIAS) -> None:
-        if not isinstance(inner, Set) or isinstance(inner, (Joint, Custom)):
+        if not isinstance(inner, Set) or contains(inner, (Joint, Custom)):
             raise SetError(
                 explain(
                     "Joint takes a set of vectors, not a class, a callable, a Custom or another Joint",

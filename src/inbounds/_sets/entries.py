@@ -36,6 +36,7 @@ class Interval(Set):
         return True
 
     def check_fit(self, units: Units) -> None:
+        super().check_fit(units)
         units.entries(self.low)
         units.entries(self.high)
 

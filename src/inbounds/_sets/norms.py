@@ -177,8 +177,6 @@ class MinMaxNorm(_NormInterval):
            [1.2, 1.6]])
     """
 
-    convex: ClassVar[bool] = False
-
     def __init__(self, min_value: Any = 0.0, max_value: Any = 1.0, rate: Any = 1.0, axis: Any = None) -> None:
         self.min_value = number("MinMaxNorm", "min_value", min_value, low=0)
         self.max_value = number("MinMaxNorm", "max_value", max_value, low=0)
@@ -193,6 +191,10 @@ class MinMaxNorm(_NormInterval):
                 )
             )
         self.low, self.high = self.min_value, self.max_value
+
+    @property
+    def convex(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
+        return self.low == 0 and self.rate == 1
 
 
 @registered

@@ -14,7 +14,7 @@ from inbounds._arrays import Array, cast, dtype_of, is_concrete, namespace, ulps
 from inbounds._errors import SetError, explain
 from inbounds._laid import Laid
 from inbounds._set import Edge, Set, registered
-from inbounds._sets.combine import Custom, Joint, Made
+from inbounds._sets.combine import Custom, Joint, Made, contains
 from inbounds._units import Units
 
 
@@ -50,7 +50,7 @@ class Scaled(Made):
     """
 
     def __init__(self, set: Set, schedule: Callable[[Any], Any]) -> None:  # noqa: A002  # the word of the library
-        if not isinstance(set, Set) or isinstance(set, (Joint, Custom)) or set.center is not None:
+        if not isinstance(set, Set) or contains(set, (Joint, Custom)) or _has_center(set):
             raise SetError(
                 explain(
                     "A set that is scaled is neither a callable nor a Joint, and has no centre",
@@ -107,8 +107,7 @@ class Scaled(Made):
         return Scaled(members[0], self.schedule)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Scaled) and self.set == other.set
-        return same and _said(self.schedule) == _said(other.schedule)  # type: ignore[attr-defined]
+        return isinstance(other, Scaled) and self.set == other.set and _same(self.schedule, other.schedule)
 
     __hash__ = Set.__hash__
 
@@ -138,8 +137,13 @@ class _Multiple(Made):
     def edges(self, laid: Laid) -> list[Edge]:
         factor = self._factor(laid.rows)
         inner = replace(laid, rows=laid.rows / factor)
-        rounding = ulps(np.abs(laid.known).max(axis=1), laid.dtype) if isinstance(laid.rows, np.ndarray) else 0.0
-        return [(excess * factor, slack * factor + rounding) for excess, slack in self.set.edges(inner)]
+        edges = [(excess * factor, slack * factor) for excess, slack in self.set.edges(inner)]
+        if not isinstance(laid.rows, np.ndarray):
+            return edges
+        largest = np.abs(laid.known).max(axis=1)
+        return [
+            (excess, slack + ulps(largest.reshape(len(excess), -1).max(axis=1), laid.dtype)) for excess, slack in edges
+        ]
 
     def _tolerance(self, dtype: str) -> float:
         return float(self.factor) * self.set._tolerance(dtype)
@@ -150,6 +154,16 @@ class _Multiple(Made):
     def __repr__(self) -> str:
         factor = f"{float(self.factor):g}" if is_concrete(self.factor) else "..."
         return f"{self.set!r} * {factor}"
+
+
+def _has_center(given: Set) -> bool:
+    return given.center is not None or any(map(_has_center, given.members if isinstance(given, Made) else ()))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether schedules are one object, or of one class with one config."""
+    with_config = type(one) is type(other) and hasattr(one, "get_config")
+    return one is other or (with_config and one.get_config() == other.get_config())
 
 
 def _said(schedule: Any) -> str:

@@ -181,6 +181,15 @@ class _WithNormal(Linear):
             )
         self.slope, self.level = self.normal / largest, self.offset / largest
 
+    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+        """Under a mask the normal is what the mask leaves of it."""
+        edges = super()._edges(rows, laid)
+        if laid.mask is None:
+            return edges
+        left = np.sqrt(np.sum((flat(self.slope, laid.span) * laid.mask) ** 2, axis=1))
+        longer = self._length(laid.span) / np.where(left > 0, left, 1.0)
+        return [(excess * constant(rows, longer), slack * longer) for excess, slack in edges]
+
 
 @registered
 class Halfspace(_WithNormal):

@@ -19,7 +19,7 @@ from inbounds._set import Set
 from inbounds._sets.combine import Made
 from inbounds._sets.entries import Interval, NonNeg
 from inbounds._sets.matrices import SkewSymmetric, Symmetric, ZeroDiagonal
-from inbounds._sets.norms import FrobeniusNorm, MaxNorm
+from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm
 from inbounds._sets.order import Monotone
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
@@ -27,9 +27,12 @@ from inbounds._sets.sums import L1Ball, Linear, Simplex, SumTo
 from inbounds._units import Units, joined
 
 Projection = Callable[[Units], Units]
+Ball = MaxNorm | MinMaxNorm | FrobeniusNorm
+"""A ball of the Euclidean norm, where it is convex."""
 
 LOOKS = 128
-"""At most so many looks at a multiplier: as many as halve a bracket each second time, to the last bit of float64."""
+"""The most looks at a multiplier, to bracket it and again to close the bracket: halved each second time, to the last
+bit of float64."""
 
 ROUNDS = 1000
 """At most so many rounds of Dykstra's algorithm."""
@@ -80,10 +83,10 @@ def way_of(members: Sequence[Set], *, weighted: bool = False) -> Way:
             "not convex: projections in turn until every set holds; a point inside, not always the nearest",
         )
     split = [part for member in members for part in _parts(member)]
-    for kind, way in ((Linear, _with_linear), ((MaxNorm, FrobeniusNorm), _with_ball), (L1Ball, _with_l1_ball)):
+    for kind, way in ((Linear, _with_linear), (Ball, _with_ball), (L1Ball, _with_l1_ball)):
         for i, last in enumerate(split):
             rest = [*split[:i], *split[i + 1 :]]
-            if isinstance(last, kind) and (made := way(rest, last, weighted)) is not None:
+            if isinstance(last, kind) and last.convex and (made := way(rest, last, weighted)) is not None:
                 return Way(made, f"exact: one multiplier for {_named([last])}, with {_named(rest)}")
     return Way(lambda units: _dykstra(members, units), "Dykstra's algorithm, to rounding")
 
@@ -121,13 +124,13 @@ def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> 
         in_order = len(rest) == 1 and isinstance(rest[0], Monotone) and _box(last) and last.entrywise
         return (all(map(_orthant, rest)) and _solid(last)) or all(map(_box, [*rest, last])) or in_order
     apart = not any(member.whole for member in rest)
-    centred = isinstance(last, (MaxNorm, FrobeniusNorm, L1Ball, SpectralNorm, NuclearNorm)) and last.center is None
-    if isinstance(last, (MaxNorm, FrobeniusNorm)) and centred and all(map(_cone, rest)) and (apart or last.whole):
+    centred = isinstance(last, (Ball, L1Ball, SpectralNorm, NuclearNorm)) and last.convex and last.center is None
+    if isinstance(last, Ball) and centred and all(map(_cone, rest)) and (apart or last.whole):
         return True
     if all(map(_orthant, rest)) and _solid(last):
         return True
     sparse = all(_orthant(member) or isinstance(member, Sparse) for member in rest)
-    if sparse and centred and isinstance(last, (MaxNorm, L1Ball)):
+    if sparse and centred and isinstance(last, (MaxNorm, MinMaxNorm, L1Ball)):
         return True
     if all(map(_box, [*rest, last])):
         return True
@@ -171,7 +174,7 @@ def _cone(given: Set) -> bool:
 
 def _solid(given: Set) -> bool:
     """Whether a vector in it stays in it with other signs and with smaller entries, and Euclidean order is kept."""
-    if isinstance(given, (MaxNorm, L1Ball, FrobeniusNorm)):
+    if isinstance(given, (Ball, L1Ball)) and given.convex:
         return given.center is None
     symmetric = _box(given) and np.array_equal(np.negative(given.low), given.high)
     return isinstance(given, Sparse) or symmetric
@@ -344,7 +347,7 @@ def _to_the_last_bits(project: Projection) -> Projection:
     return lambda units: _until_still(project, units, REPEATS, UNROLLED_REPEATS)
 
 
-def _with_ball(rest: Sequence[Set], last: MaxNorm | FrobeniusNorm, weighted: bool) -> Projection | None:
+def _with_ball(rest: Sequence[Set], last: Ball, weighted: bool) -> Projection | None:
     """The sets of `rest`, drawn to the centre of a ball: P_C(c + (x - c) / (1 + t)).
 
     With costs it is d / (d + t) of the way to the centre that is left, and P_C in the costs d + t.
