@@ -93,7 +93,7 @@ def projected(
 ) -> list[tuple[Any, Array]]:
     """The variables of an entry with their nearest values in the set; all are computed before any is assigned.
 
-    With them what the step's variable for a warm start is to keep, if there is one.
+    Last comes the variable that carries the step's warm start, if there is one, with its new value.
 
     Args:
         entry: what to project.

@@ -37,7 +37,8 @@ PASSES = 4
 """How often singular values are taken apart."""
 
 APART = {"float32": 2.0**-6, "float64": 2.0**-14}
-"""Singular values from the largest down to this share of it are told apart by one Gram matrix; 4 times, all are."""
+"""The eigenvectors of one Gram matrix resolve singular values down to this share of the largest; `PASSES` of them, all
+above rounding."""
 
 SMALL_ANGLE = 0.01
 """Up to here a rotation is its angle to first order."""
@@ -87,13 +88,19 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
         right = rows * ratio(xp.ones_like(values), values)[:, :, None]
         told = xp.where(values > least, apart, xp.zeros_like(apart))
         polished = orthonormal(right * told[:, :, None], told)
+        along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
     else:
         left, values, right = _svd(matrices)
         left, values, right = (xp.flip(x, axis=axis) for x, axis in ((left, 2), (values, 1), (right, 1)))
         told = xp.where(values > rounding, xp.ones_like(values), xp.zeros_like(values))
+        # The lengths of an SVD's vectors, and its singular values, are by up to six epsilons off.
+        left = left / xp.sqrt(xp.sum(left * left, axis=1))[:, None, :]
+        right = right / _lengths(right)[:, :, None]
+        along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
+        most = _added(transposed(left[:, :, -1:] * _added(matrices * right[:, -1:, :])[:, :, None]))  # by one
+        values = xp.concatenate([along[:, :-1], most], axis=1)
         polished = right * told[:, :, None]
     # Of what is not told, the part that isn't rounding; none of it where that may be above what is enough.
-    along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
     rest = xp.minimum(values, xp.maximum(along, xp.zeros_like(along)))
     rest = xp.where((enough > 0) & (rounding > enough / 4), xp.zeros_like(rest), rest)
     values = xp.where(told > 0, values, rest)

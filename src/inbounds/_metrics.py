@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
 from inbounds._arrays import Array, dense, dtype_of, working_dtype
 from inbounds._errors import RuleError, explain
+from inbounds._optimizers import WRAPPERS
 from inbounds._set import Set
 
 Reader = Callable[[Any, Any, Any], Any]
 """From an optimizer, a variable and its gradient in this step to a tensor like it; None: all entries alike."""
 
 Rate = Callable[[Any, Any, Array, Any, Array], Array]
-"""From an optimizer, a variable, its value before the step, its gradient and costs to one number."""
+"""From an optimizer, a variable, its value before the step, its gradient and costs to the scalar step size with which
+this variable was stepped."""
 
 EUCLIDEAN = "Euclidean"
 
@@ -44,8 +45,8 @@ class Metric:
         words: what it is.
         rate: what the steps of a variable are multiplied by besides, where that differs between variables.
         covers: which variables it is for; None: all.
-        force: what the steps of the other variables are made of, by a matrix that is positive definite.
-        others: what is done with them.
+        force: of the other variables, which are stepped by a positive definite matrix times it: reads it.
+        others: what the plan says of them.
         lead: what is stepped, where the weights are an average that follows it; None: the weights.
         steady: whether it hardly changes from one step to the next, as a mean over many does.
     """
@@ -67,8 +68,9 @@ class Step:
     Attributes:
         costs: what moves of its entries cost, which a projection may compute in; None: all the same.
         before: the values before the step; None: not needed.
-        instead: what to project in place of a unit that the step has left outside; None: the unit, or this part of it.
-        warm: the variable that keeps what the projection starts from, for the one after the next step; None: nothing.
+        instead: what to project in place of units that the step has left outside, for Muon a step along the momentum;
+            None: the units, or these parts of them, as they are.
+        warm: the variable that carries what this projection starts from, and the next one will; None: nothing.
         anew: with it, what reads the costs once more; see `go_on` of sets.
         steady: whether the costs are about those of the step before.
     """
@@ -84,6 +86,9 @@ class Step:
 UNKNOWN = Step()
 """No step, as when weights are put inside by themselves."""
 
+REGISTERED: list[type] = []
+"""The classes of `register_metric`, one after the other: where there are more, a compiled step is out of date."""
+
 
 def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -> None:
     """Teaches inbounds the metric in which an optimizer of one's own steps.
@@ -97,8 +102,9 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
         words: what the plan says of it.
 
     Raises:
-        RuleError: it is not a class of optimizers, or `reader` is not callable; in the first step, where what `reader`
-            returns has another shape than the variable.
+        RuleError: it is not a class of optimizers with an `update_step`, `reader` takes no three arguments, or `words`
+            are no string; in the first step, where what `reader` returns is no tensor of real numbers shaped like the
+            variable.
 
     Example:
         >>> class Signed(keras.optimizers.SGD):
@@ -106,11 +112,14 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
         ...         self.assign_sub(variable, learning_rate * keras.ops.sign(gradient))
         >>> register_metric(Signed, lambda optimizer, variable, gradient: keras.ops.abs(gradient) + 1e-12)
     """
-    if not (inspect.isclass(optimizer) and issubclass(optimizer, keras.optimizers.Optimizer)) or not callable(reader):
+    kind = inspect.isclass(optimizer) and issubclass(optimizer, keras.optimizers.Optimizer)
+    steps = kind and optimizer is not keras.optimizers.Optimizer and optimizer not in WRAPPERS
+    if not steps or not _takes_three(reader) or not isinstance(words, str):
         raise RuleError(
             explain(
-                "register_metric takes a class of optimizers and a callable(optimizer, variable, gradient)",
-                f"optimizer={optimizer!r}, reader={reader!r}",
+                "register_metric takes a class of optimizers with an `update_step`, a callable(optimizer, variable, "
+                "gradient) and words",
+                f"optimizer={optimizer!r}, reader={reader!r}, words={words!r}",
                 instead="register_metric(MyAdam, lambda opt, v, g: ...)",
             )
         )
@@ -119,12 +128,13 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
         cost = reader(optimizer, variable, gradient)
         if cost is None:
             return None
-        shape = tuple(np.shape(cost))
-        if shape != tuple(variable.shape):
+        shape, dtype = getattr(cost, "shape", None), getattr(cost, "dtype", None)
+        real = dtype is not None and not any(kind in str(dtype) for kind in ("bool", "complex", "str"))
+        if shape is None or tuple(shape) != tuple(variable.shape) or not real:
             raise RuleError(
                 explain(
-                    "A reader of a metric returns a tensor shaped like the variable",
-                    f"shape={shape}",
+                    "A reader of a metric returns a tensor of real numbers shaped like the variable",
+                    f"{type(cost).__name__} with shape={shape if shape is None else tuple(shape)}, dtype={dtype}",
                     where=f"{optimizer.__class__.__name__}, {variable.path} of shape {tuple(variable.shape)}",
                     instead="keras.ops.broadcast_to(cost, variable.shape), or None where all entries cost the same",
                 )
@@ -132,6 +142,19 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
         return keras.ops.copy(cost)  # it may be what the optimizer keeps
 
     _METRICS[optimizer] = Metric(read, words, steady=False)
+    REGISTERED.append(optimizer)
+
+
+def _takes_three(reader: Any) -> bool:
+    if not callable(reader):
+        return False
+    try:
+        inspect.signature(reader).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # of a callable that tells nothing
+        return True
+    return True
 
 
 def metric_of(optimizer: Any) -> Metric | None:
@@ -160,8 +183,12 @@ def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any]) ->
         return f"{type(optimizers[0]).__name__}: {found.others}"
     if owner.same_in_every_metric:
         return "the same in all: each entry by itself"
+    if not any(variable.trainable for variable in variables):
+        return "none: frozen, no step moves it"
     if not optimizers:
         return "the optimizer's, once the model is compiled"
+    if len(optimizers) > 1 and not any(optimizer.built for optimizer in optimizers):
+        return "that of the one that steps it, known once the optimizers are built"
     if len(optimizers) > 1:
         return f"{EUCLIDEAN}: {len(optimizers)} optimizers step weights of one unit"
     name = type(optimizers[0]).__name__

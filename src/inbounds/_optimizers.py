@@ -35,11 +35,16 @@ def with_inner(*optimizers: Any) -> list[Any]:
 
 
 def stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
-    """The optimizers of a model that step some of these variables; those that aren't built yet where none does."""
+    """The optimizers of a model that step some of these variables.
+
+    Where none does, those that aren't built yet: the compiled one, or those inside it; where it is, all others.
+    """
     ids = set(map(id, variables))
     steps = [optimizer for optimizer in optimizers_of(model) if not isinstance(optimizer, WRAPPERS)]
     own = [optimizer for optimizer in steps if ids & set(map(id, optimizer._trainable_variables))]
-    return own or [optimizer for optimizer in steps if not optimizer.built]
+    coming = [optimizer for optimizer in steps if not optimizer.built]
+    compiled = set(map(id, with_inner(*filter(None, [getattr(model, "optimizer", None)]))))
+    return own or [optimizer for optimizer in coming if id(optimizer) in compiled] or coming
 
 
 def steps_taken(model: Any, entry: Entry) -> int:

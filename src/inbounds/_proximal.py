@@ -47,7 +47,7 @@ def in_steps(project: Callable[[Units], Units], units: Units, *, couples: bool) 
         old, ahead = fixed.split(state[:-1])
         new = pulled(ahead, fixed)
         back = one(ahead).sum(lambda z, y, o: (z - y) * (y - o), new, old)
-        age = xp.where(back > 0, xp.zeros_like(back), state[-1] + 1)  # the start anew of O'Donoghue and Candes
+        age = xp.where(back > 0, xp.zeros_like(back), state[-1] + 1)  # the gradient restart of O'Donoghue and Candes
         ahead = one(new).map(lambda y, o, by: y + by * (y - o), old, age / (age + 3))
         moved = one(new).max(lambda y, o: xp.abs(y - o), old)
         return (*joined([new, ahead]), age), moved > rounding * one(new).max(xp.abs)

@@ -93,6 +93,8 @@ def _plan(layers: Sequence[Any], weights: Sequence[Weight], rules: Any, given: G
     claims = {id(weight.variable): claim for weight in weights if (claim := _given_claim(weight, given)) is not None}
     for selector, value in items_of(rules):
         claims.update(claims_of(selector, value, layers, weights))
+    filled = {id(weight.variable) for weight in weights if 0 not in weight.shape}
+    claims = {key: claim for key, claim in claims.items() if key in filled}
     entries: list[Entry] = []
     joined: set[tuple[int, str]] = set()
     for weight in weights:
@@ -125,6 +127,8 @@ def _given_claim(weight: Weight, given: Given) -> Claim | None:
 
 
 def _why_free(weight: Weight, claim: Claim | None) -> str:
+    if 0 in weight.shape:
+        return "it has no entries"
     if claim is not None:
         return f"kept by Keras: {type(claim.set).__name__} of keras.constraints"
     if weight.quantized:

@@ -29,7 +29,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope  # no pu
 from inbounds._arrays import dtype_of, no_gradient
 from inbounds._bound import Bound, bind, entries_of, given_constraint, projected
 from inbounds._errors import RuleError, explain
-from inbounds._metrics import UNKNOWN, Step, lead_of, looks_back, step_of
+from inbounds._metrics import REGISTERED, UNKNOWN, Step, lead_of, looks_back, step_of
 from inbounds._optimizers import WRAPPERS
 from inbounds._plan import Entry
 from inbounds._rows import project_rows, rows_moved
@@ -99,7 +99,8 @@ def take_up(optimizer: Any, variables: Sequence[Any], *, begins: bool = True) ->
     Args:
         optimizer: which is built.
         variables: that it steps.
-        begins: whether no step is under way; on JAX, no fit, which has taken the list of the optimizer's variables.
+        begins: False while a step is traced, or a fit on JAX holds the list of the optimizer's variables: then none may
+            be added.
     """
     given = [variable for variable in variables if isinstance(getattr(variable, "constraint", None), Set)]
     if given:
@@ -114,6 +115,7 @@ def take_up(optimizer: Any, variables: Sequence[Any], *, begins: bool = True) ->
     if entries and not isinstance(optimizer, WRAPPERS):
         state = vars(optimizer)  # not setattr, which TensorFlow tracks
         state["_inbounds_held"] = _frozen_values(entries)
+        state["_inbounds_metrics"] = len(REGISTERED)
         for name in _hooked(optimizer):
             state[name] = partial(globals()[name.strip("_")], optimizer)
 
@@ -124,7 +126,7 @@ def _is_hooked(optimizer: Any) -> bool:
 
 def let_go(optimizer: Any) -> None:
     """Takes the hooks off an optimizer."""
-    for name in (*_hooked(optimizer), "_inbounds_held", "_inbounds_stacks"):
+    for name in (*_hooked(optimizer), "_inbounds_held", "_inbounds_metrics", "_inbounds_stacks"):
         vars(optimizer).pop(name, None)
 
 
@@ -133,14 +135,15 @@ def _hooked(optimizer: Any) -> list[str]:
 
 
 def look_again(optimizer: Any) -> bool:
-    """Reads the frozen weights anew that a compiled step holds as constants; whether any has changed since."""
+    """Whether a compiled step is out of date: frozen weights, which it holds as constants, or metrics are others."""
     state = vars(optimizer)
     if not _is_hooked(optimizer):
         return False
     old, new = state["_inbounds_held"], _frozen_values(entries_of(optimizer._trainable_variables))
     state["_inbounds_held"] = new
+    told, state["_inbounds_metrics"] = state["_inbounds_metrics"], len(REGISTERED)
     known = {id(variable): value for variable, value in old}
-    return any(
+    return told < len(REGISTERED) or any(
         id(variable) not in known or not np.array_equal(known[id(variable)], value, equal_nan=True)
         for variable, value in new
     )

@@ -1,4 +1,4 @@
-"""Warm starts: what a projection after a step hands on to the one after the next, one number per unit.
+"""Warm starts: state carried from the projection after one training step to that after the next, a number per unit.
 
 It lives beside the optimizer's state, in variables of the optimizer. On JAX a compiled step hands back only what the
 optimizer lists, so there they are listed. They are not saved, so that files are those of the optimizer by itself; after

@@ -226,15 +226,62 @@ def test_an_unknown_optimizer_is_euclidean_and_says_so_until_its_metric_is_regis
     monkeypatch.setattr("inbounds._metrics._METRICS", dict(ib._metrics._METRICS))
     ib.register_metric(Halved, metric_of_halved, "twice for odd entries")
     assert "Halved: twice for odd entries" in str(plan)
+    assert gap_to_stationarity(trained(model, 300)) < 0.02
     model = network(Halved(0.1))
     ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
     assert gap_to_stationarity(trained(model, 300)) < 0.02
 
 
-@pytest.mark.parametrize(("kind", "reader"), [(int, print), (keras.optimizers.SGD, "sqrt"), ("adam", print)])
-def test_what_is_no_metric_is_refused(kind, reader):
-    with pytest.raises(ib.RuleError, match="register_metric takes a class of optimizers and a callable"):
-        ib.register_metric(kind, reader)
+def three(optimizer, variable, gradient):
+    raise AssertionError("it is never called")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reader", "words"),
+    [
+        (int, three, "words"),
+        ("adam", three, "words"),
+        (keras.optimizers.SGD, "sqrt", "words"),
+        (keras.optimizers.SGD, lambda optimizer: 1.0, "words"),
+        (keras.optimizers.SGD, three, None),
+        (keras.optimizers.Optimizer, three, "words"),
+        (keras.optimizers.LossScaleOptimizer, three, "words"),
+    ],
+)
+def test_what_is_no_metric_is_refused(kind, reader, words):
+    with pytest.raises(ib.RuleError, match=r"register_metric takes a class of optimizers.*Received: optimizer="):
+        ib.register_metric(kind, reader, words)
+
+
+@pytest.mark.parametrize("told", ["sqrt", (1.0, 2.0), {"d": 1.0}, 1.0, np.ones((6, 2), dtype="bool")], ids=repr)
+def test_what_a_reader_may_not_return_is_said_in_the_first_step(told, monkeypatch):
+    monkeypatch.setattr("inbounds._metrics._METRICS", dict(ib._metrics._METRICS))
+    ib.register_metric(Halved, lambda optimizer, variable, gradient: told)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
+    model.compile(Halved(0.1), "mse")
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    with pytest.raises(ib.RuleError, match=r"a tensor of real numbers.*Received: \w+ with shape=.*dtype="):
+        model.fit(np.ones((4, 6)), np.ones((4, 2)), verbose=0)
+
+
+def test_before_a_step_the_plan_tells_what_can_be_known():
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="a"), layers.Dense(2, name="b")])
+    inner = {"a": keras.optimizers.Adam(), "b": keras.optimizers.SGD()}
+    model.compile(keras.optimizers.MultiOptimizer([(inner[name], model.get_layer(name)) for name in "ab"]), "mse")
+    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    assert "known once the optimizers are built" in str(plan)
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    assert "Adam: root of the second moment" in str(plan)
+    assert "Euclidean: SGD steps all entries alike" in str(plan)
+
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="a"), layers.Dense(2, name="b")])
+    model.spare = keras.optimizers.SGD()
+    model.compile("adam", "mse")
+    model.get_layer("a").trainable = False
+    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    assert "a/kernel: metric: none: frozen, no step moves it" in str(plan)
+    assert "b/kernel: metric: Adam: root of the second moment" in str(plan)
 
 
 @pytest.mark.parametrize("shape", [(), (1, 2), (6, 1), (2, 6)])
@@ -244,7 +291,7 @@ def test_a_metric_of_another_shape_is_refused_in_the_first_step(shape, monkeypat
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
     model.compile(Halved(0.1), "mse")
     ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
-    with pytest.raises(ib.RuleError, match=r"shaped like the variable. Received: shape=\("):
+    with pytest.raises(ib.RuleError, match=r"shaped like the variable. Received: \w+ with shape=\("):
         model.fit(np.ones((4, 6)), np.ones((4, 2)), verbose=0)
 
 

@@ -113,6 +113,7 @@ def test_what_is_not_finite_stays_in_its_unit():
         optimizer.apply(gradients, held.trainable_variables)
     found = lengths(held)
     assert np.isnan(found[2])
+    assert np.isnan(numbers(held.trainable_variables[0])).sum() == 1
     assert inside(np.delete(found, 2), BOUND)
 
 

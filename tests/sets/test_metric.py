@@ -175,6 +175,28 @@ def test_far_away_a_unit_goes_where_its_direction_leads(library: str) -> None:
         np.testing.assert_allclose(exact(found), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("case", WEIGHED.values(), ids=WEIGHED)
+def test_what_is_not_finite_stays_and_leaves_the_rest_of_its_unit_alone(case: Case, bad: float, library: str) -> None:
+    if case.by_entry:
+        pytest.skip("each entry by itself, where the metric makes no difference")
+    rng = np.random.default_rng(2)
+    ((shape, *_),) = [case.shapes((4, 6))]
+    rows, metric = 3 * rng.standard_normal(shape), 10 ** rng.uniform(-3, 0, shape)
+    spoilt = rows.copy()
+    spoilt[1, -1] = bad
+    given, costs = array(spoilt, "float32", library), array(metric, "float32", library)
+    found = case.set.project(given, costs)
+    if case.whole:
+        assert same_bits(found, given)
+        return
+    assert same_bits(exact(found)[1], exact(given)[1])
+    others = [0, 2, 3]
+    clean = exact(case.set.project(array(rows, "float32", library), costs))
+    np.testing.assert_allclose(exact(found)[others], clean[others], rtol=1e-5, atol=1e-6)
+
+
 COUPLED: dict[str, Any] = {
     "spectral": ib.SpectralNorm(1.0),
     "orthant, spectral": ib.NonNeg() & ib.SpectralNorm(1.0),

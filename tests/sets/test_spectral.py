@@ -357,3 +357,19 @@ def test_a_semidefinite_matrix_is_square() -> None:
 @pytest.mark.parametrize("owner", [SpectralNorm(1), NuclearNorm(2), Orthogonal(), LowRank(1), PositiveSemidefinite()])
 def test_a_bias_is_no_matrix(owner: Any) -> None:
     assert "a set of matrices" in raised(lambda: owner(np.ones(3)))
+
+
+@pytest.mark.parametrize("owner", [ib.SpectralNorm(2.0), ib.NuclearNorm(2.0)], ids=repr)
+@pytest.mark.parametrize("shape", [(2, 30), (8, 16), (10, 64)], ids=repr)
+def test_what_a_small_step_leaves_just_outside_ends_inside(owner: ib.Set, shape: tuple[int, int]) -> None:
+    """Singular values of single precision are off by some units in the last place, and so tell it from what is in."""
+    rng = np.random.default_rng(0)
+    for far in range(3, 13):
+        for spread in (1.0, 1e-3):
+            matrix = rng.standard_normal((shape[0], 1)) * rng.standard_normal((1, shape[1]))
+            matrix = matrix + spread * rng.standard_normal(shape)
+            values = np.linalg.svd(matrix, compute_uv=False)
+            size = values[0] if isinstance(owner, ib.SpectralNorm) else values.sum()
+            rows = array(matrix / size * 2.0 * (1 + far * 2.0**-23), "float32", BACKEND)
+            found = exact(owner.project(rows))
+            assert owner.violation(found)[0] <= owner.tolerance("float32")

@@ -36,7 +36,8 @@ FAR = 0.01
 """Where a step leaves a norm over the bound by this share of it, a start from the step before isn't near enough."""
 
 FADED = 0.99
-"""What is left in each step of a warm start that it had no use for. One that is too small does less harm."""
+"""The decay per step of a carried mean while its unit stays inside. One that is too small falls back towards the
+Euclidean point, which does less harm than one that overshoots."""
 
 FARTHEST = 1e12
 """A unit whose norm is more than so many times the bound is drawn in to this share of its norm, and goes on along the
@@ -303,7 +304,8 @@ def _drawn(units: Units, moved: Array, aim: Array, scale: Array | None, squares:
         return norm / goal - 1
 
     def newton(squares: Array, slope: Array) -> Array:
-        return over(squares) * squares / xp.where(drawn & (slope > 0), slope, xp.ones_like(slope))
+        step = over(squares) * squares / xp.where(drawn & (slope > 0), slope, xp.ones_like(slope))
+        return xp.where(drawn, step, xp.zeros_like(step))  # whatever is in the other units
 
     def slope_at(shares: Units, scaled: Units = fixed) -> Array:
         return scaled.map(lambda x, s: x * s, shares).sum(lambda y, s, d: y * y * s / d, shares, costs)
@@ -319,7 +321,7 @@ def _drawn(units: Units, moved: Array, aim: Array, scale: Array | None, squares:
     slope, bend = falls.sum(lambda r: r), falls.sum(lambda r, d: r / d, costs)
     t = newton(squares, slope)
     curved = bend / xp.where(slope > 0, slope, xp.ones_like(slope)) - slope / xp.where(drawn, squares, goal)
-    t = t * (1 + xp.clip(1.5 * t * curved, 0.0, 1.0))
+    t = xp.where(drawn, t * (1 + xp.clip(1.5 * t * curved, 0.0, 1.0)), xp.zeros_like(t))
     shares = shares_at(t)
     squares = squares_at(shares)
     state = (t, squares, *shares.parts)
@@ -333,10 +335,10 @@ def _drawn(units: Units, moved: Array, aim: Array, scale: Array | None, squares:
 
 
 def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: float) -> Units:
-    """The units at what is, after a small step, the nearest point in their metric; in two passes more than without one.
+    """The nearest point of the ball in a metric, from a warm start; two passes more than the Euclidean projection.
 
-    The multiplier is a mean of the costs times how far the norm is over the bound. That mean hardly changes from one
-    step of training to the next, and is what is handed on. What it misses is made up along the ray, and a secant step
+    The multiplier is taken to be a mean of the costs times how far the norm is over the bound, relative to it. That
+    mean hardly changes from one step of training to the next, and is what is carried on. What it misses is made up along the ray, and a secant step
     corrects it each time: it is right at a fixed point of step and projection, and what noise does to it evens out.
     Where there is none yet, or a step went `FAR`, the multiplier is looked for.
 

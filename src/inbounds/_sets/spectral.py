@@ -54,7 +54,10 @@ from inbounds._sets.matrices import MatrixSet, stack_of
 from inbounds._units import Units
 
 AIM = 3
-"""By how many epsilons, and 2 sqrt(n), projections aim inside a bound: so much singular vectors are off orthogonal."""
+"""Projections aim this and 2 sqrt(n) epsilons below a bound: what computed singular vectors are off orthogonal."""
+
+OFF = 2
+"""By how many epsilons singular values may be off."""
 
 
 class _Spectral(MatrixSet):
@@ -142,10 +145,8 @@ class _Ball(_Shrinking):
 
     def _bounds(self, values: Array, dtype: str) -> tuple[float, float]:
         """What projections aim at, and what is inside in spite of the rounding of what is compared with it."""
-        rounding = epsilon(dtype_of(values)) * self.max_value
-        return self.max_value - self._margin(values, dtype) * self.max_value, self.max_value + self._tolerance(
-            dtype
-        ) - 0.25 * rounding
+        aim = self.max_value * (1 - self._margin(values, dtype))
+        return aim, self.max_value + self._tolerance(dtype) - OFF * epsilon(dtype_of(values)) * self.max_value
 
 
 @registered
@@ -193,7 +194,8 @@ class SpectralNorm(_Ball):
         # The root of the sum of all singular values' fourth powers: not below the largest.
         low = xp.clip(matrices / self.max_value, -PLAIN, PLAIN)
         gram = xp.matmul(low, transposed(low))
-        inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) <= 1)
+        rounding = (8 + matrices.shape[2] ** 0.5) * epsilon(dtype_of(matrices))
+        inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) <= 1 - rounding)
         kept = matrices, xp.zeros_like(matrices[:, 0, 0]) > 0
         full = super()._nearest_wide
         nearest, outside = either(inside, lambda: kept, lambda: full(matrices, units))

@@ -264,7 +264,7 @@ def _root(look: Callable[[Array], Array], family: Family, dtype: str) -> Array:
     xp = namespace(family.guess)
     low = xp.zeros_like(family.guess)
     at_low = look(low)
-    going = at_low > family.rounding
+    going = (at_low > family.rounding) & (at_low < np.inf)  # a unit with infinities stays as it is
     guess = xp.where(going & xp.isfinite(family.guess), family.guess, low)
 
     def widen(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
