@@ -231,9 +231,9 @@ def iterate(
 ) -> State:
     """`step`, from state to state, as long as it says of some unit that it is unfinished, `limit` times at most.
 
-    A step is to leave units that are finished as they are, to rounding: where PyTorch exports or vectorizes, and no value can be looked at,
-    `unrolled` steps are taken; `torch.compile` leaves the loop to Python. Nothing is differentiated; what the step sees
-    besides the state is to be `without_gradient`.
+    A step is to leave units that are finished as they are, to rounding: where PyTorch exports or vectorizes, and no
+    value can be looked at, `unrolled` steps are taken; `torch.compile` leaves the loop to Python. Nothing is
+    differentiated; what the step sees besides the state is to be `without_gradient`.
 
     Args:
         step: from a state to the next, and which units are unfinished then.

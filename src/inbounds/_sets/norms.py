@@ -338,8 +338,9 @@ def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: flo
     """The nearest point of the ball in a metric, from a warm start; two passes more than the Euclidean projection.
 
     The multiplier is taken to be a mean of the costs times how far the norm is over the bound, relative to it. That
-    mean hardly changes from one step of training to the next, and is what is carried on. What it misses is made up along the ray, and a secant step
-    corrects it each time: it is right at a fixed point of step and projection, and what noise does to it evens out.
+    mean hardly changes from one step of training to the next, and is what is carried on. What it misses is made up
+    along the ray, and a secant step corrects it each time: it is right at a fixed point of step and projection, and
+    what noise does to it evens out.
     Where there is none yet, or a step went `FAR`, the multiplier is looked for.
 
     Args:
