@@ -152,7 +152,7 @@ def main() -> None:
                 trained(data, SETS[name][0], kind, metric, given.batch, given.steps)
                 for metric in ("euclidean", "optimizer")
             )
-            cells.append(" / ".join(f"{100 * (end / least(name) - 1):.4f}" for end in ends))
+            cells.append(" / ".join(f"{round(100 * (end / least(name) - 1), 4) + 0.0:.4f}" for end in ends))
         print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
 
 
