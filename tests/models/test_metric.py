@@ -267,8 +267,9 @@ def test_what_a_reader_may_not_return_is_said_in_the_first_step(told, monkeypatc
 def test_before_a_step_the_plan_tells_what_can_be_known():
     layers = keras.layers
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="a"), layers.Dense(2, name="b")])
-    inner = {"a": keras.optimizers.Adam(), "b": keras.optimizers.SGD()}
-    model.compile(keras.optimizers.MultiOptimizer([(inner[name], model.get_layer(name)) for name in "ab"]), "mse")
+    by_map = o.OptimizerMap(o.Adam())
+    by_map[".*b/kernel"] = o.SGD()
+    model.compile(o.MultiOptimizer(by_map), "mse")
     plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
     assert "known once the optimizers are built" in str(plan)
     model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
