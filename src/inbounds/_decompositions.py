@@ -19,6 +19,7 @@ import numpy as np
 from inbounds._arrays import (
     HUGE,
     Array,
+    cast,
     constant,
     dtype_of,
     epsilon,
@@ -88,19 +89,13 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
         right = rows * ratio(xp.ones_like(values), values)[:, :, None]
         told = xp.where(values > least, apart, xp.zeros_like(apart))
         polished = orthonormal(right * told[:, :, None], told)
-        along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
     else:
         left, values, right = _svd(matrices)
         left, values, right = (xp.flip(x, axis=axis) for x, axis in ((left, 2), (values, 1), (right, 1)))
         told = xp.where(values > rounding, xp.ones_like(values), xp.zeros_like(values))
-        # The lengths of an SVD's vectors, and its singular values, are by up to six epsilons off.
-        left = left / xp.sqrt(xp.sum(left * left, axis=1))[:, None, :]
-        right = right / _lengths(right)[:, :, None]
-        along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
-        most = _added(transposed(left[:, :, -1:] * _added(matrices * right[:, -1:, :])[:, :, None]))  # by one
-        values = xp.concatenate([along[:, :-1], most], axis=1)
         polished = right * told[:, :, None]
     # Of what is not told, the part that isn't rounding; none of it where that may be above what is enough.
+    along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
     rest = xp.minimum(values, xp.maximum(along, xp.zeros_like(along)))
     rest = xp.where((enough > 0) & (rounding > enough / 4), xp.zeros_like(rest), rest)
     values = xp.where(told > 0, values, rest)
@@ -234,13 +229,34 @@ def in_working_precision(x: Array) -> Array:
     return x.astype("float64") if namespace(x) is np else x
 
 
+def judged(matrices: Array, judge: Callable[[Array], Array]) -> Array:
+    """What a test of singular values, ascending, says of those of tensors in float64, which `has_float64`.
+
+    They are the roots of the eigenvalues of a Gram matrix, which float64 tells to single precision and better.
+    """
+    xp = namespace(matrices)
+    wide = cast(without_gradient(matrices), "float64")
+    squares = keras.ops.eigh(xp.matmul(wide, transposed(wide)))[0]
+    return judge(xp.sqrt(xp.maximum(squares, xp.zeros_like(squares))))
+
+
+def has_float64() -> bool:
+    """Whether tensors may be float64: on JAX where it is enabled."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return bool(jax.config.jax_enable_x64)
+
+
 def exact_products(x: Array) -> AbstractContextManager[Any]:
     """Products of float32 matrices in float32, where JAX would take fewer bits on an accelerator."""
     if namespace(x) is np or keras.backend.backend() != "jax":
         return nullcontext()
     import jax
 
-    return jax.default_matmul_precision("highest")  # type: ignore[no-any-return]
+    context: AbstractContextManager[Any] = jax.default_matmul_precision("highest")
+    return context
 
 
 def either(test: Array, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:

@@ -247,6 +247,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         """`nearest` after a step of training, from what the projection after the step before handed on, with `warm`.
 
+        Only of sets that say `warm_starts`, which have one of their own.
+
         Args:
             units: all free, with `warm`.
             in_metric: gives the same units in their metric.

@@ -69,7 +69,7 @@ def compiled(fn: Callable[[Any], Any], x: Any) -> Any:
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(fn, jit_compile=True, autograph=False)(x)  # as Keras traces a step
+        return tf.function(fn, jit_compile=True)(x)
     from torch.fx.experimental.proxy_tensor import make_fx
 
     return make_fx(lambda x: fn(x), tracing_mode="fake")(x)(x)

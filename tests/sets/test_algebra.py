@@ -277,7 +277,7 @@ def test_large_arrays_are_saved_exactly_and_not_printed() -> None:
 @pytest.mark.parametrize("name", ["half-space, ball", "cone, ball", "orthant, l1"])
 def test_a_norm_from_0_on_is_a_ball(name: str) -> None:
     """`MinMaxNorm` with what Keras takes where nothing is said."""
-    first, second = ALL[name][0].members  # type: ignore[attr-defined]
+    first, second = ALL[name][0].members
     ball = ib.MinMaxNorm(0.0, 1.0)
     same = ib.MaxNorm(1.0)
     for mine, theirs in ((first & ball, first & same), (second & ball, second & same)):

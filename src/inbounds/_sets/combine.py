@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -51,7 +51,7 @@ class Made(Set):
     changes = _true_of(any, "changes")
 
     @property
-    def weighs(self) -> bool:  # type: ignore[override]
+    def weighs(self) -> bool:  # type: ignore[override]  # likewise
         return all(member.weighs or member.same_in_every_metric for member in self.members)
 
     @property
@@ -91,10 +91,16 @@ class Made(Set):
         return max(member._tolerance(dtype) for member in self.members)
 
 
+def parts_of(given: Set) -> Iterator[Set]:
+    """A set, and all that it is made of."""
+    yield given
+    for member in given.members if isinstance(given, Made) else ():
+        yield from parts_of(member)
+
+
 def contains(given: Set, kinds: tuple[type, ...]) -> bool:
     """Whether a set is of one of some classes, or made of one that is."""
-    members = given.members if isinstance(given, Made) else ()
-    return isinstance(given, kinds) or any(contains(member, kinds) for member in members)
+    return any(isinstance(part, kinds) for part in parts_of(given))
 
 
 @registered

@@ -14,7 +14,7 @@ from inbounds._arrays import Array, cast, dtype_of, is_concrete, namespace, ulps
 from inbounds._errors import SetError, explain
 from inbounds._laid import Laid
 from inbounds._set import Edge, Set, registered
-from inbounds._sets.combine import Custom, Joint, Made, contains
+from inbounds._sets.combine import Custom, Joint, Made, contains, parts_of
 from inbounds._units import Units
 
 
@@ -50,7 +50,11 @@ class Scaled(Made):
     """
 
     def __init__(self, set: Set, schedule: Callable[[Any], Any]) -> None:  # noqa: A002  # the word of the library
-        if not isinstance(set, Set) or contains(set, (Joint, Custom)) or _has_center(set):
+        if (
+            not isinstance(set, Set)
+            or contains(set, (Joint, Custom))
+            or any(part.center is not None for part in parts_of(set))
+        ):
             raise SetError(
                 explain(
                     "A set that is scaled is neither a callable nor a Joint, and has no centre",
@@ -154,10 +158,6 @@ class _Multiple(Made):
     def __repr__(self) -> str:
         factor = f"{float(self.factor):g}" if is_concrete(self.factor) else "..."
         return f"{self.set!r} * {factor}"
-
-
-def _has_center(given: Set) -> bool:
-    return given.center is not None or any(map(_has_center, given.members if isinstance(given, Made) else ()))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -37,7 +37,9 @@ from inbounds._decompositions import (
     derivative,
     either,
     exact_products,
+    has_float64,
     in_working_precision,
+    judged,
     largest,
     off_identity,
     orthonormal,
@@ -56,8 +58,8 @@ from inbounds._units import Units
 AIM = 3
 """Projections aim this and 2 sqrt(n) epsilons below a bound: what computed singular vectors are off orthogonal."""
 
-OFF = 2
-"""By how many epsilons singular values may be off."""
+OFF = 8
+"""Singular values of single precision are off by fewer epsilons, or by less than projections aim below a bound."""
 
 
 class _Spectral(MatrixSet):
@@ -89,8 +91,8 @@ class _Shrinking(_Spectral):
     """Sets for which some singular values stay and others are replaced by smaller ones."""
 
     @abstractmethod
-    def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array, Array]:
-        """The singular values of the nearest matrices, which of the old ones are kept, and which matrices are outside.
+    def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
+        """The singular values of the nearest matrices, and which of the old ones are kept.
 
         Args:
             values: of matrices divided by `scale`, of shape (stack, k), ascending up to rounding.
@@ -99,7 +101,17 @@ class _Shrinking(_Spectral):
 
         Returns:
             What replaces those not kept, 0 elsewhere; 1 where a value is kept, else 0; both of shape (stack, k), the
-            first for the matrices as they are, not divided. And booleans of shape (stack,).
+            first for the matrices as they are, not divided.
+        """
+
+    @abstractmethod
+    def _outside(self, matrices: Array, values: Array, units: Units) -> Array:
+        """Which matrices are outside, booleans of shape (stack,).
+
+        Args:
+            matrices: of shape (stack, k, n).
+            values: their singular values, of shape (stack, k), ascending up to rounding.
+            units: that they are.
         """
 
     def _enough(self, scale: Array) -> Any:
@@ -110,7 +122,8 @@ class _Shrinking(_Spectral):
         fixed = without_gradient(matrices)
         scale = scale_of(fixed)
         spectrum = spectrum_of(fixed / scale[:, :, None], self._enough(scale), fully=units.differentiable)
-        new, kept, outside = self._changed(spectrum.values, scale, units.dtype)
+        new, kept = self._changed(spectrum.values, scale, units.dtype)
+        outside = self._outside(fixed, spectrum.values * scale, units)
         nearest = self._composed(spectrum, new, kept, scale)
         if units.differentiable:
             nearest = nearest + self._moved(spectrum, new / scale, kept, matrices - fixed)
@@ -143,10 +156,23 @@ class _Ball(_Shrinking):
         """By how much of itself projections aim below the bound, so that rounding doesn't lead above it."""
         return (AIM + 2 * float(values.shape[1] ** 0.5)) * epsilon(dtype_of(values))
 
-    def _bounds(self, values: Array, dtype: str) -> tuple[float, float]:
-        """What projections aim at, and what is inside in spite of the rounding of what is compared with it."""
-        aim = self.max_value * (1 - self._margin(values, dtype))
-        return aim, self.max_value + self._tolerance(dtype) - OFF * epsilon(dtype_of(values)) * self.max_value
+    def _aim(self, values: Array, dtype: str) -> float:
+        return self.max_value * (1 - self._margin(values, dtype))
+
+    def _outside(self, matrices: Array, values: Array, units: Units) -> Array:
+        xp = namespace(values)
+        tolerance = self._tolerance(units.dtype)
+        excess = self._beyond(values)
+        off = max(OFF * epsilon(dtype_of(values)), self._margin(values, units.dtype)) * self.max_value
+        if dtype_of(values) == "float64":
+            return excess > tolerance
+        if not has_float64():  # what may be outside is projected in training; elsewhere what may be inside stays
+            return excess > tolerance - (off if units.training else 0.0)
+        return either(
+            xp.all(xp.abs(excess - tolerance) > off),
+            lambda: excess > tolerance,
+            lambda: judged(matrices, lambda values: self._beyond(values) > tolerance),
+        )
 
 
 @registered
@@ -194,19 +220,18 @@ class SpectralNorm(_Ball):
         # The root of the sum of all singular values' fourth powers: not below the largest.
         low = xp.clip(matrices / self.max_value, -PLAIN, PLAIN)
         gram = xp.matmul(low, transposed(low))
-        rounding = (8 + matrices.shape[2] ** 0.5) * epsilon(dtype_of(matrices))
-        inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) <= 1 - rounding)
+        inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) <= 1)
         kept = matrices, xp.zeros_like(matrices[:, 0, 0]) > 0
         full = super()._nearest_wide
         nearest, outside = either(inside, lambda: kept, lambda: full(matrices, units))
         return nearest, outside
 
-    def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array, Array]:
+    def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
         xp = namespace(values)
-        aim, inside = self._bounds(values, dtype)
+        aim = self._aim(values, dtype)
         above = values * scale > aim
         one = xp.ones_like(values)
-        return xp.where(above, aim * one, 0 * one), xp.where(above, 0 * one, one), largest(values * scale) > inside
+        return xp.where(above, aim * one, 0 * one), xp.where(above, 0 * one, one)
 
     def _enough(self, scale: Array) -> Any:
         return 0.5 * self.max_value / scale
@@ -249,9 +274,9 @@ class NuclearNorm(_Ball):
         self.center = center_of("NuclearNorm", center)
         self.stack = stack_of("NuclearNorm", stack)
 
-    def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array, Array]:
+    def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
         xp = namespace(values)
-        aim, inside = self._bounds(values, dtype)
+        aim = self._aim(values, dtype)
         # Measured from the largest, so that nothing is lost where it is far above the bound.
         below = (values - largest(values)[:, None]) * scale
         above = below[:, None, :] >= below[:, :, None]
@@ -259,8 +284,7 @@ class NuclearNorm(_Ball):
         counts = xp.sum(xp.where(above, xp.ones_like(below[:, None, :]), xp.zeros_like(below[:, None, :])), axis=2)
         threshold = xp.max((sums - aim) / counts, axis=1, keepdims=True)
         new = xp.maximum(below - threshold, xp.zeros_like(below))
-        outside = xp.sum(values * scale, axis=1) > inside
-        return new, xp.zeros_like(new), outside
+        return new, xp.zeros_like(new)
 
     def _margin(self, values: Array, dtype: str) -> float:
         # Rounding n x n entries moves n singular values by 0.17 epsilons of |W|_F / sqrt(n) each, at the most.
@@ -394,12 +418,15 @@ class LowRank(_Shrinking):
                 )
             )
 
-    def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array, Array]:
-        xp = namespace(values)
-        others = values.shape[1] - self.rank
-        kept = xp.zeros_like(values) + constant(values, np.arange(values.shape[1]) >= others)
-        rest = largest((1 - kept) * values)
-        return xp.zeros_like(values), kept, rest * scale[:, 0] > _slack(largest(values) * scale[:, 0], dtype)
+    def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
+        zeros = namespace(values).zeros_like(values)
+        return zeros, zeros + self._kept(values)
+
+    def _outside(self, matrices: Array, values: Array, units: Units) -> Array:
+        return largest((1 - self._kept(values)) * values) > _slack(largest(values), units.dtype)
+
+    def _kept(self, values: Array) -> Array:
+        return constant(values, np.arange(values.shape[1]) >= values.shape[1] - self.rank)
 
     def _composed(self, spectrum: Spectrum, new: Array, kept: Array, scale: Array) -> Array:
         # Multiplied last: the singular values may be above the largest number where the entries aren't.

@@ -128,10 +128,10 @@ def semidefinite(**fields: Any) -> Case:
 
 
 SETS = {
-    "SpectralNorm": largest(1.5, mixes=16, held=1.0),
-    "SpectralNorm-small": largest(1e-3, mixes=16, held=1.0),
-    "NuclearNorm": total(2.0, mixes=16, held=1.0),
-    "NuclearNorm-small": total(2.2e-3, mixes=16, held=1.0),
+    "SpectralNorm": largest(1.5, mixes=16),
+    "SpectralNorm-small": largest(1e-3, mixes=16),
+    "NuclearNorm": total(2.0, mixes=16),
+    "NuclearNorm-small": total(2.2e-3, mixes=16),
     "Orthogonal": orthogonal(mixes=65536, ambiguous=True),
     "LowRank": ranked(1, mixes=256, largest=1e36, smallest=1e-30),
     "PositiveSemidefinite": semidefinite(mixes=64, largest=1e36, smallest=1e-30),
