@@ -25,6 +25,9 @@ MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 HUGE = 2.0**120
 """Where scaling stops: near the largest float32, and its inverse is still a normal number."""
 
+BLOCK = 32
+"""Numbers that `blocked_sum` leaves to the backend to add up in any order."""
+
 SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 """Of the dtypes that are computed in. XLA takes what is smaller for 0."""
 
@@ -112,15 +115,29 @@ def is_eager_torch(x: Array) -> bool:
 
 
 def dtype_of(x: Array) -> str:
-    """The dtype of an array, a tensor or a variable, as Keras names it."""
+    """The dtype that an array, a tensor or a variable really has, as Keras names it.
+
+    A variable that was asked to be float64 is float32 where JAX has no float64, whatever Keras calls it.
+    """
     name = _DTYPE_NAMES.get(x.dtype)
     if name is None:
         name = _DTYPE_NAMES[x.dtype] = str(keras.backend.standardize_dtype(x.dtype))
+    if name == "float64" and isinstance(x, keras.Variable) and not has_float64():
+        return "float32"
     return name
 
 
 _DTYPE_NAMES: dict[Any, str] = {}
 """What Keras calls the dtypes seen so far: a dictionary, since `torch.compile` warns of a `functools.cache`."""
+
+
+def has_float64() -> bool:
+    """Whether tensors may be float64: on JAX where it is enabled."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return bool(jax.config.jax_enable_x64)
 
 
 def working_dtype(dtype: str) -> str:
@@ -329,6 +346,38 @@ def clip_finite(x: Array, low: Array, high: Array) -> Array:
         return xp.torch.clamp(x, low, high) - (xp.torch.clamp(x, -largest, largest) - x)
     x = xp.where((x < low) & (x > -np.inf), low, x)
     return xp.where((x > high) & (x < np.inf), high, x)
+
+
+def blocked_sum(x: Array, axes: tuple[int, ...]) -> Array:
+    """The sum over some axes, off by what a `Judgement` allows on every backend.
+
+    JAX and PyTorch sum so by themselves. NumPy and TensorFlow add a kernel's rows one after the other, with an error
+    that grows with their number: here they add blocks of rows, and then halves of the blocks' sums.
+    """
+    xp = namespace(x)
+    if xp is not np and keras.backend.backend() != "tensorflow":
+        return xp.sum(x, axis=axes)
+    if (size := math.prod(x.shape[axis] for axis in axes)) <= BLOCK:
+        return xp.sum(x, axis=axes)
+    if axes != tuple(range(axes[0], axes[-1] + 1)):
+        x = xp.transpose(x, (*axes, *(axis for axis in range(len(x.shape)) if axis not in axes)))
+        axes = tuple(range(len(axes)))
+    axis, shape = axes[0], [-1 if n is None else n for n in x.shape]
+    before, after = shape[:axis], shape[axes[-1] + 1 :]
+
+    def part(x: Array, start: int, stop: int) -> Array:
+        return x[(slice(None),) * axis + (slice(start, stop),)]
+
+    x = xp.reshape(x, (*before, size, *after))
+    blocks, rest = divmod(size, BLOCK)
+    sums = xp.sum(xp.reshape(part(x, 0, blocks * BLOCK), (*before, blocks, BLOCK, *after)), axis=axis + 1)
+    if rest:
+        sums = xp.concatenate([sums, xp.sum(part(x, blocks * BLOCK, size), axis=axis, keepdims=True)], axis=axis)
+    while (count := sums.shape[axis]) > 1:
+        half = count // 2
+        halves = part(sums, 0, half) + part(sums, half, 2 * half)
+        sums = xp.concatenate([halves, part(sums, 2 * half, count)], axis=axis) if count % 2 else halves
+    return xp.squeeze(sums, axis=axis)
 
 
 def booleans(like: Array, value: Any) -> Array:

@@ -19,14 +19,17 @@ import numpy as np
 from inbounds._arrays import (
     HUGE,
     Array,
+    booleans,
     cast,
     constant,
     dtype_of,
     epsilon,
+    has_float64,
     is_concrete,
     is_eager_torch,
     iterate,
     namespace,
+    to_numpy,
     whole,
     without_gradient,
 )
@@ -230,23 +233,18 @@ def in_working_precision(x: Array) -> Array:
 
 
 def judged(matrices: Array, judge: Callable[[Array], Array]) -> Array:
-    """What a test of singular values, ascending, says of those of tensors in float64, which `has_float64`.
+    """What a test of singular values, ascending, says of those of tensors in float64; without it, in NumPy's.
 
     They are the roots of the eigenvalues of a Gram matrix, which float64 tells to single precision and better.
     """
+    if not has_float64():
+        wide = to_numpy(matrices)
+        squares = np.linalg.eigvalsh(wide @ np.swapaxes(wide, 1, 2))
+        return booleans(matrices, judge(np.sqrt(np.maximum(squares, 0))))
     xp = namespace(matrices)
     wide = cast(without_gradient(matrices), "float64")
     squares = keras.ops.eigh(xp.matmul(wide, transposed(wide)))[0]
     return judge(xp.sqrt(xp.maximum(squares, xp.zeros_like(squares))))
-
-
-def has_float64() -> bool:
-    """Whether tensors may be float64: on JAX where it is enabled."""
-    if keras.backend.backend() != "jax":
-        return True
-    import jax
-
-    return bool(jax.config.jax_enable_x64)
 
 
 def exact_products(x: Array) -> AbstractContextManager[Any]:

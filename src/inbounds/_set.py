@@ -40,7 +40,7 @@ from inbounds._units import Axes, Units
 SetClass = TypeVar("SetClass", bound="type[Set]")
 
 ULPS = 4
-"""What rounding may cost, in units in the last place: sums of thousands of entries in float32 end 1 to 3 off."""
+"""What rounding may cost where no sum is compared with a bound, in units in the last place."""
 
 TRAINING = ("metric", "every")
 """What a set says of its training; it is saved with it, and makes no difference to the values that it holds."""
@@ -114,8 +114,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
 
     @abstractmethod
-    def _tolerance(self, dtype: str) -> float:
-        """What counts as inside in that dtype: how far from the set its projections may end, from rounding."""
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        """What an audit takes for inside: how far from the set, from rounding, a step may leave a unit of that size."""
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         """For each row the size of the numbers that are compared with the bound, where the bound doesn't limit it.
@@ -235,7 +235,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if self.center is None:
             return self._project(units)
         centers = self.centers_of(units)
-        shifted = units.with_parts([p - c for p, c in zip(units.parts, centers.parts, strict=True)])
+        shifted = units.about(centers)
         moved = self._project(shifted)
         return units.map(
             lambda x, new, old, c: namespace(x).where((new == old) | (new != new), x, c + new),
@@ -275,11 +275,12 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return [(self._excess(rows, laid.span), self._slack(laid))]
 
     def _slack(self, laid: Laid) -> Any:
-        """What counts as inside: `_tolerance`, or 4 ulp at the size of the numbers that are compared with the bound."""
+        """What counts as inside: `_tolerance`, and 4 ulp at the size of numbers that a bound doesn't limit."""
+        size = laid.rows.shape[1] * (laid.rows.shape[0] if self.whole else 1)
+        tolerance = self._tolerance(laid.dtype, size)
         if not isinstance(laid.rows, np.ndarray):  # who asks for violations only, of tensors, asks for no tolerance
-            return self._tolerance(laid.dtype)
-        magnitude = self._magnitude(laid.known, laid.span)
-        return np.maximum(ULPS * ulps(magnitude, laid.dtype), self._tolerance(laid.dtype))
+            return tolerance
+        return ULPS * ulps(self._magnitude(laid.known, laid.span), laid.dtype) + tolerance
 
     def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
         """How far each unit of some weights is outside, in float64.
@@ -386,7 +387,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             dtype: "float16", "bfloat16", "float32" or "float64".
             rows: of shape (units, size): the answer for each of them. It depends on the rows where a bound doesn't
                 limit the entries (sums, half-spaces, grids, sets about a centre): there rounding is measured at the
-                size of what is added up.
+                size of what is added up. None: the answer for units of one entry.
 
         Returns:
             A float, or an array of shape (units,) where rows are given.

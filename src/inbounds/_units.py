@@ -19,16 +19,19 @@ import numpy as np
 from inbounds._arrays import (
     MANTISSA_BITS,
     Array,
+    blocked_sum,
     booleans,
     cast,
     constant,
     dtype_of,
+    epsilon,
     is_eager_torch,
     namespace,
     without_gradient,
     working_dtype,
 )
 from inbounds._errors import SetError, explain
+from inbounds._judgement import Judgement
 
 Axes = tuple[int, ...]
 Placed = Any
@@ -58,6 +61,8 @@ class Units:
         metric: for each part, what the square of a move of each entry costs, above 0 and shaped like the part; None
             where all cost the same. Nearest is meant in the norm `sum metric * (y - x)^2`.
         before: the parts before the step that led to these, where a projection starts from them; None: unknown.
+        moved_from: the parts before they were moved by a centre, at whose size the entries are rounded; None: there is
+            no centre.
         training: whether these are weights after a step of training: in a metric, nearest to the root of rounding is
             near enough, since the next step mends what is left. Inside is inside all the same.
         warm: after a step of training, for each unit what the projection after the step before found and this one
@@ -76,6 +81,7 @@ class Units:
     masks: tuple[Array | None, ...] = ()
     metric: tuple[Array, ...] | None = None
     before: tuple[Array, ...] | None = None
+    moved_from: tuple[Array, ...] | None = None
     training: bool = False
     warm: Array | None = None
 
@@ -157,11 +163,20 @@ class Units:
 
         An argument is one number per unit, or other units of the same parts, given entry by entry.
         """
-        return self._reduced("sum", fn, per_unit, lambda a, b: a + b)
+        return self._reduced(namespace(self.parts[0]).sum, 0.0, fn, per_unit, lambda a, b: a + b)
+
+    def total(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
+        """`sum`, off by little (`Judgement`): what bounds are compared with, and what units are scaled by."""
+        return self._reduced(blocked_sum, 0.0, fn, per_unit, lambda a, b: a + b)
+
+    def judged(self, *, root: bool = False) -> Judgement:
+        """How a `total`, or its root, is compared with a bound."""
+        return Judgement(self.size, self.dtype, root)
 
     def max(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
         """The maximum over each unit of `fn(entries, *per_unit)`."""
-        return self._reduced("max", fn, per_unit, namespace(self.parts[0]).maximum)
+        xp = namespace(self.parts[0])
+        return self._reduced(xp.max, -math.inf, fn, per_unit, xp.maximum)
 
     def map(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Units:
         """The units with `fn(entries, *per_unit)` for their entries; what is not free, or masked out, stays."""
@@ -189,6 +204,17 @@ class Units:
         """The units with other entries."""
         return self._but(parts=tuple(parts))
 
+    def about(self, centers: Units) -> Units:
+        """The units as seen from a centre."""
+        parts = (part - center for part, center in zip(self.parts, centers.parts, strict=True))
+        return self._but(parts=tuple(parts), moved_from=self.parts)
+
+    def rounding(self, norm: Callable[[Units], Array]) -> Array | float:
+        """How far two grains of each entry, where it is moved by a centre, may move a norm of the unit."""
+        if self.moved_from is None:
+            return 0.0
+        return 2 * epsilon(self.dtype) * norm(self._but(parts=self.moved_from, moved_from=None).constants())
+
     def with_free(self, moved: Units) -> Units:
         """The units with the parts of `moved`, which was `only(free=True)`, for those that are free."""
         new = iter(moved.parts)
@@ -211,6 +237,7 @@ class Units:
             masks=tuple(self.masks[i] for i in keep),
             metric=self.metric and tuple(self.metric[i] for i in keep),
             before=self.before and tuple(self.before[i] for i in keep),
+            moved_from=self.moved_from and tuple(self.moved_from[i] for i in keep),
         )
 
     @property
@@ -442,7 +469,8 @@ class Units:
 
     def _reduced(
         self,
-        name: str,
+        over: Callable[..., Array],
+        nothing: float,
         fn: Callable[..., Array],
         per_unit: tuple[Array | Units, ...],
         join: Callable[[Array, Array], Array],
@@ -452,8 +480,8 @@ class Units:
             xp = namespace(part)
             terms = fn(part, *(self._spread(number, i) for number in per_unit))
             if self.masks[i] is not None:
-                terms = xp.where(self.masks[i], terms, 0.0 if name == "sum" else -math.inf)
-            total = getattr(xp, name)(terms, axis=self.axes[i]) if self.axes[i] else terms
+                terms = xp.where(self.masks[i], terms, nothing)
+            total = over(terms, self.axes[i]) if self.axes[i] else terms
             totals.append(total if tuple(total.shape) == self.shape else xp.reshape(total, self.shape))
         return reduce(join, totals)
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from inbounds._arguments import axes
-from inbounds._arrays import Array, cast, constant, dtype_of, namespace, to_numpy, ulp, working_dtype
+from inbounds._arrays import Array, cast, constant, dtype_of, has_float64, namespace, to_numpy, ulp, working_dtype
 from inbounds._errors import SetError, explain
 from inbounds._laid import Laid
 from inbounds._set import Edge, Measured, Set, registered
@@ -87,8 +87,8 @@ class Made(Set):
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return reduce(namespace(rows).maximum, [excess for excess, _ in self.edges(Laid.of_rows(rows))])
 
-    def _tolerance(self, dtype: str) -> float:
-        return max(member._tolerance(dtype) for member in self.members)
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        return max(member._tolerance(dtype, size) for member in self.members)
 
 
 def parts_of(given: Set) -> Iterator[Set]:
@@ -287,8 +287,9 @@ class Custom(Set):
         """Never: the callable sees one weight in its own shape."""
         return False
 
-    def _tolerance(self, dtype: str) -> float:
-        return 4 * ulp(1.0, dtype)
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        computed = "float32" if dtype == "float64" and not has_float64() else dtype  # what `fn` computes in
+        return 4 * ulp(1.0, computed)
 
     def _applied(self, weight: Array) -> Array:
         seen = keras.ops.convert_to_tensor(weight) if namespace(weight) is np else weight

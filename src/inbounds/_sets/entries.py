@@ -50,7 +50,7 @@ class Interval(Set):
         above = rows - constant(rows, flat(self.high, span))
         return xp.max(xp.maximum(below, above), axis=1)
 
-    def _tolerance(self, dtype: str) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
         return max(_rounding(self.low, dtype), _rounding(self.high, dtype), SMALLEST_NORMAL[working_dtype(dtype)])
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:

@@ -118,7 +118,7 @@ class Grid(Set):
         halfway = beyond == short  # the farthest there is: the derivative is 0
         return xp.max(xp.where(halfway, without_gradient(beyond), xp.minimum(beyond, short)), axis=1)
 
-    def _tolerance(self, dtype: str) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:

@@ -168,7 +168,7 @@ class _Mirrored(MatrixSet):
         xp = namespace(matrices)
         return xp.max(xp.abs(matrices - self.sign * xp.transpose(matrices, (0, 2, 1))), axis=(1, 2))
 
-    def _tolerance(self, dtype: str) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
 
@@ -268,7 +268,7 @@ class ZeroDiagonal(MatrixSet):
         xp = namespace(matrices)
         return xp.max(xp.abs(xp.diagonal(matrices, axis1=1, axis2=2)), axis=1)
 
-    def _tolerance(self, dtype: str) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
 
@@ -335,7 +335,7 @@ class DoublyStochastic(MatrixSet):
         below = xp.max(xp.reshape(-rows, (self.stack, -1)), axis=1)
         return [*super()._edges(rows, laid), (below, SMALLEST_NORMAL[working_dtype(laid.dtype)])]
 
-    def _tolerance(self, dtype: str) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
         return ULPS * ulp(1.0, dtype)
 
 

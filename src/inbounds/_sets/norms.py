@@ -21,11 +21,11 @@ from inbounds._arrays import (
     is_eager_torch,
     iterate,
     namespace,
-    ulp,
     without_gradient,
 )
 from inbounds._errors import SetError, explain
-from inbounds._set import ULPS, Set, registered
+from inbounds._judgement import Judgement
+from inbounds._set import Set, registered
 from inbounds._units import Units
 
 STEPS, UNROLLED = 64, 12
@@ -86,8 +86,8 @@ class _NormInterval(Set):
         above = norm - self.high
         return xp.reshape(xp.maximum(above, self.low - norm) if self.low > 0 else above, (-1,))
 
-    def _tolerance(self, dtype: str) -> float:
-        return ULPS * ulp(self.high, dtype)
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        return Judgement(size, dtype, root=True).tolerated(self.high)
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return 0.0 if self.center is None else np.sqrt(np.sum(rows**2, axis=None if self.whole else 1))
@@ -241,12 +241,14 @@ def _move_norm(units: Units, low: float, high: float) -> Units:
     scale, squares = _squares(free)
     inverse = 1.0 if scale is None else scale
     finite = squares < np.inf  # which NaN isn't either
-    bounds = [low, high, low - ULPS * ulp(low, units.dtype), high + ULPS * ulp(high, units.dtype)]
-    if (held := units.only(free=False)) is not None:
+    judged, moved_by = units.judged(root=True), units.rounding(_norm)
+    floor, ceiling = low - judged.held(low) - moved_by, high + judged.held(high) + moved_by
+    bounds = [low, high, *(xp.reshape(x, free.shape) if hasattr(x, "shape") else x for x in (floor, ceiling))]
+    if (frozen := units.only(free=False)) is not None:
         unit = min(max(high, 1 / HUGE), HUGE)
-        taken = xp.reshape(held.sum(lambda x: (x * (1 / unit)) ** 2), free.shape)
+        taken = xp.reshape(frozen.total(lambda x: (x * (1 / unit)) ** 2), free.shape)
         bounds = [unit * xp.sqrt(xp.maximum((bound / unit) ** 2 - taken, 0)) for bound in bounds]
-        finite = finite & xp.reshape(xp.isfinite(held.max(xp.abs)), free.shape)
+        finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), free.shape)
     least, most, floor, ceiling = bounds
 
     one = xp.ones_like(squares)
@@ -297,7 +299,7 @@ def _drawn(units: Units, moved: Array, aim: Array, scale: Array | None, squares:
         return costs.map(lambda d, t: d / (d + t), t)
 
     def squares_at(shares: Units, scaled: Units = fixed) -> Array:
-        return scaled.map(lambda x, s: x * s, shares).sum(lambda y: y * y)
+        return scaled.map(lambda x, s: x * s, shares).total(lambda y: y * y)
 
     def over(squares: Array) -> Array:
         norm = xp.sqrt(xp.where(drawn & (squares > 0), squares, goal * goal))
@@ -353,8 +355,8 @@ def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: flo
     xp = namespace(units.parts[0])
     last = units.warm
     assert last is not None
-    squares = units.sum(lambda x: x * x)
-    moved = squares > (high + ULPS * ulp(high, units.dtype)) ** 2
+    squares = units.total(lambda x: x * x)
+    moved = squares > (high + units.judged(root=True).held(high)) ** 2
     over = xp.where(moved, xp.sqrt(squares) / high - 1, 0)
 
     def draw(x: Array, d: Array, t: Array, least: Array) -> Array:
@@ -373,7 +375,7 @@ def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: flo
         costs = in_metric().costs
         assert costs is not None
         near = units.map(draw, costs, over * mean, xp.maximum(mean * units.least, 1 / HUGE))
-        left = xp.sqrt(near.sum(lambda y: y * y)) / high
+        left = xp.sqrt(near.total(lambda y: y * y)) / high
         return near, left, mean * xp.where(moved, way / (way - (left - 1)), FADED)
 
     def drawn() -> tuple[Array, ...]:
@@ -421,8 +423,16 @@ def _squares(units: Units) -> tuple[Array | None, Array]:
     """
     xp = namespace(units.parts[0])
     if units.concrete:
-        squares = units.sum(lambda x: x * x)
+        squares = units.total(lambda x: x * x)
         if bool(xp.all((squares > 1 / PLAIN) & (squares < PLAIN))):
             return None, squares
     inverse = 1 / xp.clip(without_gradient(units.max(xp.abs)), 1 / HUGE, HUGE)
-    return inverse, units.map(lambda x, inverse: x * inverse, inverse).sum(lambda y: y * y)
+    return inverse, units.map(lambda x, inverse: x * inverse, inverse).total(lambda y: y * y)
+
+
+def _norm(units: Units) -> Array:
+    """The Euclidean norm of each unit; nothing overflows."""
+    xp = namespace(units.parts[0])
+    inverse, squares = _squares(units)
+    root = xp.sqrt(xp.where(squares > 0, squares, xp.zeros_like(squares)))
+    return root if inverse is None else root / inverse

@@ -103,7 +103,7 @@ class Monotone(Set):
         steps = rows[:, 1:] - rows[:, :-1]
         return xp.max(-steps if self.increasing else steps, axis=1)
 
-    def _tolerance(self, dtype: str) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:

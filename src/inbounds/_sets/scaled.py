@@ -101,8 +101,8 @@ class Scaled(Made):
     def edges(self, laid: Laid) -> list[Edge]:
         return self.at(0).edges(laid)
 
-    def _tolerance(self, dtype: str) -> float:
-        return self.at(0)._tolerance(dtype)
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        return self.at(0)._tolerance(dtype, size)
 
     def _config(self) -> dict[str, Any]:
         return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("set", "schedule")}
@@ -149,8 +149,8 @@ class _Multiple(Made):
             (excess, slack + ulps(largest.reshape(len(excess), -1).max(axis=1), laid.dtype)) for excess, slack in edges
         ]
 
-    def _tolerance(self, dtype: str) -> float:
-        return float(self.factor) * self.set._tolerance(dtype)
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        return float(self.factor) * self.set._tolerance(dtype, size)
 
     def _factor(self, like: Array) -> Array:
         return self.factor if isinstance(self.factor, float) else cast(self.factor, dtype_of(like))

@@ -100,7 +100,7 @@ class Sparse(Set):
         most = xp.sort(xp.abs(rows), axis=1)[:, rows.shape[1] - self.k - 1]
         return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
 
-    def _tolerance(self, dtype: str) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
 

@@ -8,6 +8,7 @@ decomposition: that is where products win, see docs/measurements.md.
 
 from __future__ import annotations
 
+import math
 import numbers
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -24,6 +25,8 @@ from inbounds._arrays import (
     constant,
     dtype_of,
     epsilon,
+    has_float64,
+    is_concrete,
     is_eager_torch,
     namespace,
     ulp,
@@ -37,7 +40,6 @@ from inbounds._decompositions import (
     derivative,
     either,
     exact_products,
-    has_float64,
     in_working_precision,
     judged,
     largest,
@@ -59,7 +61,7 @@ AIM = 3
 """Projections aim this and 2 sqrt(n) epsilons below a bound: what computed singular vectors are off orthogonal."""
 
 OFF = 8
-"""Singular values of single precision are off by fewer epsilons, or by less than projections aim below a bound."""
+"""Computed singular values are off by fewer epsilons, or by less than 3 and 2 sqrt(n)."""
 
 
 class _Spectral(MatrixSet):
@@ -143,8 +145,16 @@ class _Ball(_Shrinking):
 
     max_value: float
 
-    def _tolerance(self, dtype: str) -> float:
-        return ULPS * ulp(self.max_value, dtype)
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        own = (
+            3 * self._off(math.sqrt(size), dtype) * self.max_value if dtype == "float64" else 0.0
+        )  # nothing tells better
+        return ULPS * ulp(self.max_value, dtype) + own
+
+    @staticmethod
+    def _off(count: float, dtype: str) -> float:
+        """How wrong the norm of so many singular values, near the bound, may be, as a share of it."""
+        return max(OFF, AIM + 2 * math.sqrt(count)) * epsilon(dtype)
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         if self.center is None:
@@ -153,21 +163,29 @@ class _Ball(_Shrinking):
         return self._beyond(np.linalg.svd(matrices, compute_uv=False)) + self.max_value
 
     def _margin(self, values: Array, dtype: str) -> float:
-        """By how much of itself projections aim below the bound, so that rounding doesn't lead above it."""
-        return (AIM + 2 * float(values.shape[1] ** 0.5)) * epsilon(dtype_of(values))
+        """By how much of itself projections aim below the bound, so that rounding doesn't lead above it.
+
+        Where no float64 tells what is near the bound, so far that a result is seen to be inside.
+        """
+        computed = dtype_of(values)
+        if computed == "float32" and not has_float64():
+            return 2 * self._off(values.shape[1], computed)
+        return (AIM + 2 * float(values.shape[1] ** 0.5)) * epsilon(computed)
 
     def _aim(self, values: Array, dtype: str) -> float:
         return self.max_value * (1 - self._margin(values, dtype))
 
     def _outside(self, matrices: Array, values: Array, units: Units) -> Array:
         xp = namespace(values)
-        tolerance = self._tolerance(units.dtype)
-        excess = self._beyond(values)
-        off = max(OFF * epsilon(dtype_of(values)), self._margin(values, units.dtype)) * self.max_value
-        if dtype_of(values) == "float64":
+        computed = dtype_of(values)
+        tolerance = self._tolerance(units.dtype, units.size * units.count)
+        excess, off = self._beyond(values), self._off(values.shape[1], computed) * self.max_value
+        if computed == units.dtype == "float64":
+            return excess > tolerance - 2 * off
+        if computed == "float64":
             return excess > tolerance
-        if not has_float64():  # what may be outside is projected in training; elsewhere what may be inside stays
-            return excess > tolerance - (off if units.training else 0.0)
+        if not has_float64() and not is_concrete(matrices):  # what may be outside is projected
+            return excess > tolerance - off
         return either(
             xp.all(xp.abs(excess - tolerance) > off),
             lambda: excess > tolerance,
@@ -353,7 +371,7 @@ class Orthogonal(_Spectral):
             nearest = nearest + derivative(spectrum, ones / scale, 0 * ones, matrices - fixed)
         return nearest, outside
 
-    def _tolerance(self, dtype: str) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
         return ULPS * epsilon(dtype)
 
     def _beyond(self, values: Array) -> Array:
@@ -432,7 +450,7 @@ class LowRank(_Shrinking):
         # Multiplied last: the singular values may be above the largest number where the entries aren't.
         return namespace(kept).matmul(spectrum.left, kept[:, :, None] * spectrum.rows) * scale[:, :, None]
 
-    def _tolerance(self, dtype: str) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
@@ -498,7 +516,7 @@ class PositiveSemidefinite(MatrixSet):
                 nearest = nearest + xp.matmul(xp.matmul(vectors, share * inner), transposed(vectors))
             return cast(nearest, dtype_of(matrices)), outside
 
-    def _tolerance(self, dtype: str) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:

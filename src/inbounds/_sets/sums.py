@@ -18,16 +18,15 @@ from inbounds._arrays import (
     SMALLEST_NORMAL,
     Array,
     constant,
-    epsilon,
     iterate,
     namespace,
-    ulp,
     without_gradient,
     working_dtype,
 )
 from inbounds._errors import SetError, explain
+from inbounds._judgement import Judgement
 from inbounds._laid import Laid
-from inbounds._set import ULPS, Edge, Set, registered
+from inbounds._set import Edge, Set, registered
 from inbounds._sets.entries import flat
 from inbounds._units import Units
 
@@ -72,7 +71,7 @@ class Linear(Set):
         size = self._size(units)
         apart = self.gap(units, slope, size)
         terms = units.constants().sum(lambda x, a, size: xp.abs(a * (x / size)), slope, size)
-        inside = ULPS / 2 * epsilon(units.dtype) * xp.maximum(terms, xp.abs(self.level / size))
+        inside = units.judged().held(1.0) * xp.maximum(terms, xp.abs(self.level / size))
         moved = ((xp.abs(apart) if self.equal else apart) > inside) & xp.isfinite(apart) & (squares > 0)
         step = apart / xp.where(squares > 0, squares, xp.ones_like(squares))
         return xp.where(moved, size * step, xp.zeros_like(step))
@@ -80,7 +79,7 @@ class Linear(Set):
     def gap(self, units: Units, slope: Units, size: Array | None = None) -> Array:
         """How far slope . w is beyond the level, in units of a size per unit that lets no sum overflow."""
         size = 1.0 if size is None else size
-        return units.sum(lambda x, a, size: a * (x / size), slope, size) - self.level / size
+        return units.total(lambda x, a, size: a * (x / size), slope, size) - self.level / size
 
     def _size(self, units: Units) -> Array:
         xp = namespace(units.parts[0])
@@ -116,16 +115,16 @@ class Linear(Set):
         """What a.w - b is divided by: the normal's length, which makes it a distance."""
         return float(np.sqrt(np.sum(np.broadcast_to(flat(self.slope, span), int(np.prod(span))) ** 2)))
 
-    def _tolerance(self, dtype: str) -> float:
-        return ULPS / 2 * epsilon(dtype) * abs(self.level) / self._length(np.shape(self.slope))
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        return Judgement(size, dtype).tolerated(1.0) * abs(self.level) / self._length(np.shape(self.slope))
 
     def _slack(self, laid: Laid) -> Any:
         """Rounding is measured at the sum of the sizes of what is added up."""
+        tolerance = self._tolerance(laid.dtype, laid.rows.shape[1])
         if not isinstance(laid.rows, np.ndarray):
-            return self._tolerance(laid.dtype)
-        rows = laid.known
-        terms = np.sum(np.abs(rows * flat(self.slope, laid.span)), axis=1) / self._length(laid.span)
-        return np.maximum(ULPS / 2 * epsilon(laid.dtype) * terms, self._tolerance(laid.dtype))
+            return tolerance
+        terms = np.sum(np.abs(laid.known * flat(self.slope, laid.span)), axis=1) / self._length(laid.span)
+        return np.maximum(Judgement(laid.rows.shape[1], laid.dtype).tolerated(1.0) * terms, tolerance)
 
 
 @registered
@@ -272,10 +271,8 @@ class Simplex(Set):
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
         least = units.constants().max(lambda x: -x)
-        slack = ULPS * ulp(self.total, units.dtype)
-        inverse = 1 / self.total
-        off = units.constants().sum(lambda x: x * inverse) - 1
-        moved = (least > 0) | (xp.abs(off) > slack * inverse)
+        off = units.constants().total(lambda x: x) - self.total
+        moved = (least > 0) | (xp.abs(off) > units.judged().held(self.total))
         return _above_threshold(units, self.total, moved, signed=False)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
@@ -285,8 +282,8 @@ class Simplex(Set):
         below = namespace(rows).max(-rows, axis=1)
         return [*super()._edges(rows, laid), (below, SMALLEST_NORMAL[working_dtype(laid.dtype)])]
 
-    def _tolerance(self, dtype: str) -> float:
-        return ULPS * ulp(self.total, dtype)
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        return Judgement(size, dtype).tolerated(self.total)
 
 
 @registered
@@ -321,17 +318,17 @@ class L1Ball(Set):
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
-        ceiling = self.radius + ULPS * ulp(self.radius, units.dtype)
-        inverse = 1 / ceiling
-        moved = units.constants().sum(lambda x: xp.abs(x) * inverse) > 1
+        ceiling = self.radius + units.judged().held(self.radius)
+        moved_by = units.rounding(lambda given: given.total(xp.abs))
+        moved = units.constants().total(xp.abs) > ceiling + moved_by
         return _above_threshold(units, self.radius, moved, signed=True)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         xp = namespace(rows)
         return xp.sum(xp.abs(rows), axis=1) - self.radius
 
-    def _tolerance(self, dtype: str) -> float:
-        return ULPS * ulp(self.radius, dtype)
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        return Judgement(size, dtype).tolerated(self.radius)
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return 0.0 if self.center is None else np.sum(np.abs(rows), axis=1)
@@ -358,10 +355,10 @@ def _above_threshold(units: Units, total: float, moved: Array, *, signed: bool) 
     moved = moved & xp.isfinite(units.constants().max(xp.abs))
     moved = xp.reshape(moved, free.shape)
     budget = xp.full_like(free.constants().max(xp.abs), total)
-    if (held := units.only(free=False)) is not None:
-        budget = xp.maximum(budget - xp.reshape(held.constants().sum(size), free.shape), 0)
+    if (frozen := units.only(free=False)) is not None:
+        budget = xp.maximum(budget - xp.reshape(frozen.constants().total(size), free.shape), 0)
     above = (_above if units.metric is None else _above_by_cost)(free, size, moved, budget)
-    mass = without_gradient(above.sum(lambda x: x))
+    mass = without_gradient(above.total(lambda x: x))
     factor = budget / xp.where(mass > 0, mass, xp.ones_like(mass))
     result = free.map(
         lambda x, y, factor, moved: xp.where(moved, (xp.sign(x) if signed else 1.0) * (y * factor), x),
