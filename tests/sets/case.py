@@ -45,6 +45,7 @@ class Case:
         curved: whether the solver, of cones beside other constraints, ends up to 1e-5 off.
         samples: how many members near an answer are tried, whether one is nearer.
         held: within how many ulp at each bound a unit has to be to come back bit for bit.
+        summed: how much of the error of a sum over a unit its numbers have: 1 for sums, 0.5 for norms, else 0.
         mixes: for a set whose answers are made of several entries, by how many ulp of the largest entry one may be off.
     """
 
@@ -68,6 +69,7 @@ class Case:
     curved: bool = False
     samples: int = 100
     held: float = 4.0
+    summed: float = 0.0
 
     @property
     def convex(self) -> bool:
@@ -78,10 +80,25 @@ class Case:
         worst = np.max([np.max(np.broadcast_to(excess, rows.shape), axis=1) for _, excess in self.edges(rows)], axis=0)
         return worst.max(keepdims=True) if self.whole else worst
 
-    def inside(self, rows: Rows, dtype: str, ulps: float = 4.0) -> Rows:
-        """For each row, whether it is within 4 ulp at each of its bounds."""
-        kept = [np.broadcast_to(excess <= ulps * ulp(bound, dtype), rows.shape) for bound, excess in self.edges(rows)]
+    def inside(self, rows: Rows, dtype: str, ulps: float | None = None) -> Rows:
+        """For each row, whether it is within what is allowed at each of its bounds, or within so many ulp."""
+        kept = []
+        for bound, excess in self.edges(rows):
+            allowed = self.allowed(bound, dtype, rows.shape) if ulps is None else ulps * ulp(bound, dtype)
+            kept.append(np.broadcast_to(excess <= allowed, rows.shape))
         return np.all(kept, axis=(0, 2))
+
+    def allowed(self, bound: Any, dtype: str, shape: tuple[int, ...]) -> Rows:
+        """4 ulp at a bound, and three errors of a sum over a unit in the dtype that weights are computed in."""
+        size = shape[0] * shape[1] if self.whole else shape[1]
+        computed = "float64" if dtype == "float64" else "float32"
+        error = 1.5 * (2 + np.log2(size)) * 2.0 ** -SIGNIFICAND_BITS[computed] * self.summed
+        entries = (size if self.summed == 1 else np.sqrt(size)) if self.summed else 0
+        smallest = 2.0 ** (LEAST_EXPONENT[dtype] - SIGNIFICAND_BITS[dtype])
+        errors = 4 if dtype == "float64" else 3.001  # an audit has its own in float64
+        return (
+            4 * ulp(bound, dtype) + errors * error * np.abs(np.where(np.isfinite(bound), bound, 0)) + entries * smallest
+        )
 
     def shapes(self, *shapes: tuple[int, int]) -> list[tuple[int, int]]:
         """These shapes of rows, as far as the set's arrays let them."""

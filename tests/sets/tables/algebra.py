@@ -35,6 +35,7 @@ def both(owner: ib.Set, cases: Sequence[Case], nearest: Oracle, **more: Any) -> 
 
     size = max((case.size or 0 for case in cases), default=0) or None
     convex = all(case.convex for case in cases)
+    more["summed"] = max(case.summed for case in cases)
     return Case(owner, nearest, edges, program if convex else None, size=size, **more)
 
 

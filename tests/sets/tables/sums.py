@@ -51,6 +51,7 @@ def linear(owner: ib.Set, normal: Any, offset: float, length: float, equal: bool
         largest=3e37,
         held=1.0,
         smallest=1e-33,
+        summed=1.0,
     )
 
 
@@ -73,6 +74,7 @@ def simplex(owner: ib.Set, total: float) -> Case:
         program=program,
         mixes=4,
         held=2.0,
+        summed=1.0,
     )
 
 
@@ -87,6 +89,7 @@ def l1_ball(owner: ib.Set, radius: float) -> Case:
         program=lambda rows: [cp.norm(rows, 1, axis=1) <= radius],
         mixes=4,
         held=2.0,
+        summed=1.0,
     )
 
 
