@@ -1,5 +1,8 @@
 """inbounds keeps the weights of Keras 3 models inside the sets you choose, and shows that they are there."""
 
+from inbounds import _backend as _backend  # imports Keras, on a backend that is installed: before all that imports it
+
+# isort: split
 from inbounds import constraints
 from inbounds._attach import constrain, project, release
 from inbounds._audit import audit, check
