@@ -7,6 +7,7 @@ layers. A rule that selects nothing is an error that names what comes near.
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,31 @@ def claims_of(selector: Any, value: Any, layers: Sequence[Any], weights: Sequenc
             )
         )
     return {id(weight.variable): Claim(chosen_set, source) for weight in chosen_weights}
+
+
+def selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> list[Weight]:
+    """The weights that a selector means by itself; of layers, all those inside them.
+
+    Raises:
+        RuleError: it means none; the text names what comes near.
+    """
+    if isinstance(selector, (type, keras.Layer)):
+        is_meant = isinstance if isinstance(selector, type) else operator.is_
+        inside = [layer for chosen in layers if is_meant(chosen, selector) for layer in layers_of(chosen)]
+        owners = set(map(id, inside))
+        source = selector.__name__ if isinstance(selector, type) else f"layer {selector.name}"
+        chosen_weights = [weight for weight in weights if id(weight.layer) in owners]
+        near = _near(
+            source.removeprefix("layer "),
+            sorted({layer.name for layer in layers} | {type(layer).__name__ for layer in layers}),
+        )
+    else:
+        source, test = _weight_selector(selector)
+        chosen_weights = [weight for weight in weights if test(weight)]
+        near = _near_paths(source, [weight.path for weight in weights])
+    if not chosen_weights:
+        raise RuleError(explain(f"No weight of the model matches {source!r}", repr(selector), instead=near))
+    return chosen_weights
 
 
 def _weight_selector(selector: Any) -> tuple[str, Callable[[Weight], bool]]:
