@@ -14,6 +14,7 @@ from inbounds._errors import (
     PlanNotSavedWarning,
     RuleError,
     SetError,
+    WeightNotMovedWarning,
 )
 from inbounds._fit import watch_fits
 from inbounds._layout import Layout, register_layout
@@ -102,6 +103,7 @@ __all__ = [
     "SumTo",
     "Symmetric",
     "UnitNorm",
+    "WeightNotMovedWarning",
     "ZeroDiagonal",
     "audit",
     "check",

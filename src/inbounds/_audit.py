@@ -7,6 +7,7 @@ them: neither the projections nor the plan that a training step uses are believe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +65,7 @@ def audit(model: Any, rules: Any = None, accept: Any = None) -> Report:
     accepted = {id(weight.variable) for selector in selectors for weight in selected(selector, layers, weights)}
     rows = [_row(entry, asked=rules is not None, step=steps_taken(model, entry)) for entry in plan.entries]
     for weight, why in plan.free:
-        rows.append(_free_row(weight, why, asked=rules is not None, accepted=id(weight.variable) in accepted))
+        rows.append(_free_row(weight, why, weights, asked=rules is not None, accepted=id(weight.variable) in accepted))
     order = {id(weight.variable): i for i, weight in enumerate(weights)}
     places = [order[id(entry.weights[0].variable)] for entry in plan.entries] + [
         order[id(weight.variable)] for weight, _ in plan.free
@@ -125,19 +126,30 @@ def _remedy(model: Any, row: Row, rules: Any) -> str:
         return ""
     if rules is not None:
         return " Instead: inbounds.constrain(model, rules)."
-    weight = next(weight for weight in weights_of(layers_of(model)) if weight.path in row.paths)
+    weights = weights_of(layers_of(model))
+    weight = next(weight for weight in weights if weight.path in row.paths)
     constraint = current_constraint(weight.variable)
     if row.status == "violated" and constraint is not None and not _of_keras(constraint):
         return " Instead: inbounds.project(model)."
-    declared = constraint or weight.declared
+    declared = _declared(weight)
     meant = declared if isinstance(declared, Set) else _as_set(declared)
     if isinstance(meant, (Custom, Joint)) or obstacle(weight) or weight.quantized:
         return ""
-    return f" Instead: {_rule_for(weight, meant)}."
+    return f" Instead: {_rule_for(_selector(weight, weights), meant)}."
 
 
-def _rule_for(weight: Weight, constraint: Set) -> str:
-    return f"inbounds.constrain(model, {{{weight.path!r}: inbounds.{constraint!r}}})"
+def _rule_for(selector: str, constraint: Set) -> str:
+    """The line that gives a weight a set along the layer's fan-in."""
+    arguments = {name: getattr(constraint, name) for name in constraint.argument_names() if name != "axis"}
+    return f"inbounds.constrain(model, {{{selector!r}: inbounds.{type(constraint)(**arguments)!r}}})"
+
+
+def _selector(weight: Weight, weights: Sequence[Weight]) -> str:
+    """The shortest end of its path, of two parts or more, that selects this weight only."""
+    parts = weight.path.split("/")
+    ends = ["/".join(parts[-count:]) for count in range(2, len(parts))]
+    alone = (end for end in ends if sum(f"/{other.path}".endswith(f"/{end}") for other in weights) == 1)
+    return next(alone, weight.path)
 
 
 def _nothing(variable: Any) -> None:
@@ -194,9 +206,9 @@ def _unkept(entry: Entry) -> str:
     return "; ".join(reasons)
 
 
-def _free_row(weight: Weight, why: str, *, asked: bool, accepted: bool) -> Row:
+def _free_row(weight: Weight, why: str, weights: Sequence[Weight], *, asked: bool, accepted: bool) -> Row:
     """A weight without a set of inbounds: it may have a constraint of Keras, or one that never reached the variable."""
-    declared = None if asked else weight.variable.constraint or weight.declared
+    declared = None if asked else _declared(weight)
     if declared is None or weight.dtype not in MANTISSA_BITS:
         note = why if declared is None else f"{why}; {weight.argument} is declared, but the weight is {weight.dtype}"
         status: Status = "free" if declared is None else "unenforced"
@@ -209,13 +221,18 @@ def _free_row(weight: Weight, why: str, *, asked: bool, accepted: bool) -> Row:
         axes = constraint.span(weight.shape, fan_in)
     except SetError as error:
         return Row((weight.path,), _shown(declared), 0, 0, 0.0, None, math.nan, 0.0, "unenforced", str(error))
-    outside, note = _along_fan_in(constraint, weight, fan_in)
+    outside, note = _along_fan_in(constraint, weight, fan_in, weights)
     row = _row(Entry(constraint, (weight,), (axes,), why, note), asked=False, label=_shown(declared))
     meant = accepted or isinstance(declared, Set)
     return replace(row, status="misaligned") if row.status == "holds" and outside and not meant else row
 
 
-def _along_fan_in(constraint: Set, weight: Weight, fan_in: Any) -> tuple[int, str]:
+def _declared(weight: Weight) -> Any:
+    constraint = weight.variable.constraint
+    return weight.declared if constraint is None else constraint
+
+
+def _along_fan_in(constraint: Set, weight: Weight, fan_in: Any, weights: Sequence[Weight]) -> tuple[int, str]:
     """Where an axis is not the layer's fan-in: how many units of the layer are outside, and what is to be said."""
     if constraint.axis is None or fan_in is None or isinstance(constraint, Custom):
         return 0, ""
@@ -232,11 +249,10 @@ def _along_fan_in(constraint: Set, weight: Weight, fan_in: Any) -> tuple[int, st
     if not outside:
         return 0, note
     norms = np.sqrt(np.sum(value * value, axis=span)).ravel()
-    arguments = {name: getattr(constraint, name) for name in constraint.argument_names() if name != "axis"}
+    selector = _selector(weight, weights)
     return outside, (
         f"{note}, by up to {found.excess.max():.3g}, with a norm of {norms[np.argmax(found.excess)]:.3g}; instead: "
-        f"{_rule_for(weight, type(constraint)(**arguments))}, or where the axis is meant so: "
-        f"inbounds.audit(model, accept={weight.path!r})"
+        f"{_rule_for(selector, constraint)}, or where the axis is meant so: inbounds.audit(model, accept={selector!r})"
     )
 
 

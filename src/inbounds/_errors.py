@@ -9,6 +9,7 @@ InboundsError
 
 PlanNotSavedWarning (a UserWarning)   part of a plan that a `.keras` file can't carry
 LayoutWarning (a UserWarning)         the units of a layer's weight are not known and were guessed
+WeightNotMovedWarning (a UserWarning) the steps of an epoch have not moved a weight
 
 A text says what went wrong, what was received, where, and the line to type instead, in this order.
 """
@@ -98,6 +99,10 @@ class PlanNotSavedWarning(UserWarning):
 
 class LayoutWarning(UserWarning):
     """The units of a weight are not known and were guessed: every axis but the last."""
+
+
+class WeightNotMovedWarning(UserWarning):
+    """The steps of an epoch have not moved a constrained weight, said by `Monitor`."""
 
 
 def explain(wrong: str, received: str, *, where: str = "", instead: str = "") -> str:
