@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; None: those of the process.
 
     Returns:
-        The exit status: 0 when all holds, 1 when not or when nothing is constrained, 2 on an error, which is one message
-        on stderr.
+        The exit status: 0 when all holds, 1 when not or when nothing is constrained, 2 on an error: one message on
+        stderr.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -307,7 +307,7 @@ def _load(options: argparse.Namespace, *, compiled: bool) -> Any:
 def _not_written(path: Path, error: OSError) -> FileError:
     reason = error.strerror or error
     return FileError(
-        explain(f"Can't write {str(path)!r}: {reason}", repr(str(path)), instead="a file in a folder that you can write to")
+        explain(f"Can't write {str(path)!r}: {reason}", repr(str(path)), instead="a file in a folder of yours")
     )
 
 
