@@ -20,10 +20,8 @@ from inbounds._optimizers import steps_taken
 from inbounds._plan import Entry
 from inbounds._report import Report, Row, Status
 from inbounds._rules import obstacle, resolve
-from inbounds._set import Set
+from inbounds._set import Set, of_keras
 from inbounds._sets.combine import Custom
-from inbounds._sets.entries import NonNeg
-from inbounds._sets.norms import MaxNorm, MinMaxNorm, UnitNorm
 from inbounds._weights import Weight, layers_of, weights_of
 
 
@@ -145,7 +143,8 @@ def _unkept(entry: Entry) -> str:
 
 def _free_row(weight: Weight, why: str, *, asked: bool) -> Row:
     """A weight without a set of inbounds: it may have a constraint of Keras, or one that never reached the variable."""
-    declared = None if asked else weight.variable.constraint or weight.declared
+    on_variable = weight.variable.constraint
+    declared = None if asked else weight.declared if on_variable is None else on_variable
     if declared is None or weight.dtype not in MANTISSA_BITS:
         note = why if declared is None else f"{why}; {weight.argument} is declared, but the weight is {weight.dtype}"
         status: Status = "free" if declared is None else "unenforced"
@@ -180,17 +179,10 @@ def _axis_note(constraint: Set, weight: Weight, fan_in: Any) -> str:
 def _as_set(constraint: Any) -> Set:
     """A constraint of Keras as the set that it means; any other callable as its fixed points."""
     try:
-        if type(constraint) is keras.constraints.MaxNorm:
-            return MaxNorm(constraint.max_value, axis=constraint.axis)
-        if type(constraint) is keras.constraints.UnitNorm:
-            return UnitNorm(axis=constraint.axis)
-        if type(constraint) is keras.constraints.MinMaxNorm:
-            return MinMaxNorm(constraint.min_value, constraint.max_value, constraint.rate, axis=constraint.axis)
-        if type(constraint) is keras.constraints.NonNeg:
-            return NonNeg()
+        found = of_keras(constraint)
     except SetError:
-        pass
-    return Custom(constraint)
+        found = constraint
+    return found if isinstance(found, Set) else Custom(constraint)
 
 
 def _shown(constraint: Any) -> str:
