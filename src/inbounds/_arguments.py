@@ -8,21 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._errors import SetError, explain
+from inbounds._errors import InboundsError, SetError, explain, shown
 
 
-def number(owner: str, name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in [low, high], as a float.
+def number(
+    owner: str, name: str, value: Any, *, low: float = -math.inf, high: float = math.inf, infinite: bool = False
+) -> float:
+    """A number in [low, high], as a float; finite, unless infinity is allowed.
 
     Raises:
-        SetError: it is not a real number, not finite, or outside.
+        SetError: it is not a real number, or not such a one.
     """
-    within = f"a number{_interval(low, high)}"
-    if isinstance(value, (bool, str)) or not isinstance(_scalar(value), numbers.Real):
-        raise SetError(explain(f"`{name}` of {owner} is {within}", f"{name}={value!r}", instead=f"{owner}({name}=1.0)"))
-    result = float(_scalar(value)) + 0.0  # -0.0 becomes 0.0: equal sets have one repr
-    if not math.isfinite(result) or not low <= result <= high:
-        raise SetError(explain(f"`{name}` of {owner} is {within}", f"{name}={value!r}", instead=f"{owner}({name}=1.0)"))
+    real = not isinstance(value, (bool, str)) and isinstance(_scalar(value), numbers.Real)
+    result = float(_scalar(value)) + 0.0 if real else math.nan  # -0.0 becomes 0.0: equal sets have one repr
+    if not low <= result <= high or (math.isinf(result) and not infinite):
+        raise SetError(
+            explain(
+                f"`{name}` of {owner} is not a number{_interval(low, high)}",
+                f"{name}={shown(value)}",
+                instead=f"{owner}({name}=1.0)",
+            )
+        )
     return result
 
 
@@ -56,6 +62,12 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
     return array
 
 
+class GivenAxes(tuple[int, ...]):
+    """Axes, with the form that they were given in, which is what a config has: an integer, a list or a tuple."""
+
+    given: int | list[int] | tuple[int, ...]
+
+
 def axes(owner: str, value: Any) -> tuple[int, ...] | None:
     """None, an axis, or several different ones: the axes that a unit spans, as Keras' `axis`.
 
@@ -74,7 +86,9 @@ def axes(owner: str, value: Any) -> tuple[int, ...] | None:
                 instead="leave it out: the layer knows its units",
             )
         )
-    return tuple(int(axis) for axis in values)
+    found = GivenAxes(int(axis) for axis in values)
+    found.given = type(value)(found) if isinstance(value, (list, tuple)) else found[0]
+    return found
 
 
 def center_of(owner: str, value: Any) -> Any:
@@ -94,6 +108,27 @@ def center_of(owner: str, value: Any) -> Any:
             )
         )
     return number_or_array(owner, "center", value)
+
+
+METRICS = ("optimizer", "euclidean")
+"""The norms in which "nearest" may be meant in training."""
+
+
+def metric_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> str:
+    """The name of a norm for training.
+
+    Raises:
+        SetError: it is something else; or the error that is given.
+    """
+    if not isinstance(value, str) or value not in METRICS:
+        raise error(
+            explain(
+                f"`metric` of {owner} is not " + " or ".join(map(repr, METRICS)),
+                f"metric={shown(value)}",
+                instead="metric='optimizer'",
+            )
+        )
+    return value
 
 
 def interval(owner: str, value: Any, unit: str, instead: str) -> int | str:

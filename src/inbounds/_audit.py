@@ -23,10 +23,8 @@ from inbounds._optimizers import steps_taken
 from inbounds._plan import Entry
 from inbounds._report import Report, Row, Status
 from inbounds._rules import obstacle, resolve
-from inbounds._set import Set
+from inbounds._set import Set, of_keras
 from inbounds._sets.combine import Custom, Joint
-from inbounds._sets.entries import NonNeg
-from inbounds._sets.norms import MaxNorm, MinMaxNorm, UnitNorm
 from inbounds._table import counted
 from inbounds._weights import Weight, layers_of, weights_of
 
@@ -259,17 +257,10 @@ def _along_fan_in(constraint: Set, weight: Weight, fan_in: Any, weights: Sequenc
 def _as_set(constraint: Any) -> Set:
     """A constraint of Keras as the set that it means; any other callable as its fixed points."""
     try:
-        if type(constraint) is keras.constraints.MaxNorm:
-            return MaxNorm(constraint.max_value, axis=constraint.axis)
-        if type(constraint) is keras.constraints.UnitNorm:
-            return UnitNorm(axis=constraint.axis)
-        if type(constraint) is keras.constraints.MinMaxNorm:
-            return MinMaxNorm(constraint.min_value, constraint.max_value, constraint.rate, axis=constraint.axis)
-        if type(constraint) is keras.constraints.NonNeg:
-            return NonNeg()
+        found = of_keras(constraint)
     except SetError:
-        pass
-    return Custom(constraint)
+        found = constraint
+    return found if isinstance(found, Set) else Custom(constraint)
 
 
 def _of_keras(constraint: Any) -> bool:

@@ -22,7 +22,7 @@ import inbounds
 from inbounds._attach import constrain
 from inbounds._audit import audit
 from inbounds._catalogue import TWINS, card_of, cards
-from inbounds._errors import FileError, InboundsError, PlanNotSavedWarning, explain, printable
+from inbounds._errors import FileError, InboundsError, LayoutWarning, PlanNotSavedWarning, explain, printable
 from inbounds._layout import layout_of
 from inbounds._report import Report
 from inbounds._rules import resolve
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _audit(options: argparse.Namespace) -> int:
     model = _load(options, compiled=False)
-    report = audit(model, read_rules(options.rules, model) if options.rules else None, options.accept)
+    report = audit(model, read_rules(options.rules, model).rules if options.rules else None, options.accept)
     if options.html:
         try:
             report.to_html(options.html)
@@ -172,7 +172,7 @@ def _project(options: argparse.Namespace) -> int:
     model = _load(options, compiled=True)
     rules = read_rules(options.rules, model)
     given = model.get_weights()
-    constrain(model, rules)
+    constrain(model, rules.rules, metric=rules.metric, every=rules.every)
     projected = model.get_weights()
     model.set_weights(given)
     before = audit(model)
@@ -342,7 +342,7 @@ def _show_own_warnings() -> None:
     show = warnings.showwarning
 
     def shown(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, PlanNotSavedWarning):
+        if issubclass(category, (PlanNotSavedWarning, LayoutWarning)):
             print(f"inbounds: warning: {printable(str(message))}", file=sys.stderr)
         else:
             show(message, category, *place, **more)

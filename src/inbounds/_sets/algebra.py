@@ -14,9 +14,9 @@ import keras
 import numpy as np
 
 from inbounds._arrays import Array, is_concrete, namespace
-from inbounds._errors import SetError, explain
+from inbounds._errors import FEW, SetError, explain, shown
 from inbounds._laid import Laid
-from inbounds._set import READABLE, Edge, Set, registered
+from inbounds._set import Edge, Set, code_of, registered
 from inbounds._sets.combine import Custom, Joint, Made, contains
 from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.ways import Way, way_of
@@ -158,8 +158,8 @@ class Intersection(Made):
         if nearest < math.inf:
             raise SetError(
                 explain(
-                    "The sets of an intersection have a point in common",
-                    repr(self.members),
+                    "The intersection is empty: its sets have no point in common",
+                    repr(self),
                     where=f"units of {' or '.join(str(n) for _, n in shapes)} entries; the nearest try is outside "
                     f"of one by {nearest:.3g}",
                     instead="wider bounds",
@@ -180,11 +180,6 @@ class Intersection(Made):
             made.__dict__.pop(found, None)
         made.__dict__["members"] = tuple(members)
         return made
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Intersection) and self.members == other.members
-
-    __hash__ = Set.__hash__
 
     def __repr__(self) -> str:
         return " & ".join(map(repr, self.members))
@@ -349,7 +344,8 @@ class On(Made):
         return On(members[0], self.inputs)
 
     def __repr__(self) -> str:
-        return f"{_bracketed(self.set)}.on(inputs={self.inputs})"
+        inputs = self.inputs if len(self.inputs) <= FEW else shown(np.array(self.inputs))
+        return f"{_bracketed(self.set)}.on(inputs={inputs})"
 
 
 def _check_inner(name: str, given: Any) -> None:
@@ -374,4 +370,4 @@ def _bracketed(inner: Set) -> str:
 def _marks(mask: Any) -> str:
     if isinstance(mask, tuple):
         return "..."
-    return repr(mask.tolist()) if mask.size <= READABLE else f"<mask of shape {mask.shape}>"
+    return code_of(mask)

@@ -15,7 +15,7 @@ from inbounds._arguments import axes
 from inbounds._arrays import Array, cast, constant, dtype_of, namespace, to_numpy, ulp, working_dtype
 from inbounds._errors import SetError, explain
 from inbounds._laid import Laid
-from inbounds._set import Edge, Measured, Set, registered
+from inbounds._set import Edge, Measured, Set, plain, registered
 from inbounds._units import Axes, Units
 
 KERNEL_AND_BIAS = ("kernel", "bias")
@@ -49,6 +49,10 @@ class Made(Set):
     matrix = _true_of(any, "matrix")
     centers = _true_of(any, "centers")
     changes = _true_of(any, "changes")
+
+    @property
+    def swallows(self) -> str:  # type: ignore[override]  # likewise
+        return "; ".join(dict.fromkeys(member.swallows for member in self.members if member.swallows))
 
     @property
     def weighs(self) -> bool:  # type: ignore[override]  # likewise
@@ -89,6 +93,14 @@ class Made(Set):
 
     def _tolerance(self, dtype: str) -> float:
         return max(member._tolerance(dtype) for member in self.members)
+
+
+def callable_name(fn: Any) -> str:
+    """A callable by its name; an object that Keras saves by its config as the code that makes it."""
+    if isinstance(fn, keras.constraints.Constraint):
+        config = fn.get_config().items()
+        return f"{type(fn).__name__}({', '.join(f'{name}={value!r}' for name, value in config)})"
+    return str(getattr(fn, "__qualname__", None) or repr(fn))
 
 
 def parts_of(given: Set) -> Iterator[Set]:
@@ -310,14 +322,9 @@ class Custom(Set):
     def _config(self) -> dict[str, Any]:
         return {
             "fn": keras.saving.serialize_keras_object(self.fn),
-            "axis": None if self.axis is None else list(self.axis),
+            "axis": plain(self.axis),
         }
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Custom) and self.fn == other.fn and self.axis == other.axis
-
-    __hash__ = Set.__hash__
-
     def __repr__(self) -> str:
-        name = getattr(self.fn, "__qualname__", None) or repr(self.fn)
+        name = callable_name(self.fn)
         return f"Custom({name})" if self.axis is None else f"Custom({name}, axis={self.axis})"

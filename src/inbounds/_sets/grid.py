@@ -62,6 +62,7 @@ class Grid(Set):
     """
 
     convex: ClassVar[bool] = False
+    swallows: ClassVar[str] = "a step of less than half a grid step is lost, so that small ones never move a weight"
 
     def __init__(self, step: Any) -> None:
         self.step = number("Grid", "step", step)

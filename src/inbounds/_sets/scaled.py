@@ -110,11 +110,6 @@ class Scaled(Made):
     def rebuilt(self, members: Sequence[Set]) -> Set:
         return Scaled(members[0], self.schedule)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Scaled) and self.set == other.set and _same(self.schedule, other.schedule)
-
-    __hash__ = Set.__hash__
-
     def __repr__(self) -> str:
         inner = f"({self.set!r})" if " & " in repr(self.set) else repr(self.set)
         return f"{inner}.scaled({_said(self.schedule)})"
@@ -158,12 +153,6 @@ class _Multiple(Made):
     def __repr__(self) -> str:
         factor = f"{float(self.factor):g}" if is_concrete(self.factor) else "..."
         return f"{self.set!r} * {factor}"
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether schedules are one object, or of one class with one config."""
-    with_config = type(one) is type(other) and hasattr(one, "get_config")
-    return one is other or (with_config and one.get_config() == other.get_config())
 
 
 def _said(schedule: Any) -> str:

@@ -56,6 +56,9 @@ class Sparse(Set):
     """
 
     convex: ClassVar[bool] = False
+    swallows: ClassVar[str] = (
+        "a step that leaves an entry below the k largest of its unit is lost, so that small ones never revive it"
+    )
     holds_frozen: ClassVar[bool] = False
 
     def __init__(self, k: Any, axis: Any = None) -> None:

@@ -391,6 +391,9 @@ class LowRank(_Shrinking):
 
     convex: ClassVar[bool] = False
     has_boundary: ClassVar[bool] = False
+    swallows: ClassVar[str] = (
+        "the part of a step that would raise the rank is lost, unless it outgrows a singular value that is kept"
+    )
 
     def __init__(self, rank: Any, axis: Any = None, stack: Any = 1) -> None:
         if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or rank < 1:
