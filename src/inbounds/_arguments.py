@@ -12,7 +12,14 @@ from inbounds._errors import InboundsError, SetError, explain, shown
 
 
 def number(
-    owner: str, name: str, value: Any, *, low: float = -math.inf, high: float = math.inf, infinite: bool = False
+    owner: str,
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    infinite: bool = False,
+    instead: str = "",
 ) -> float:
     """A number in [low, high], as a float; finite, unless infinity is allowed.
 
@@ -26,7 +33,7 @@ def number(
             explain(
                 f"`{name}` of {owner} is not a number{_interval(low, high)}",
                 f"{name}={shown(value)}",
-                instead=f"{owner}({name}=1.0)",
+                instead=instead or f"{owner}({name}=1.0)",
             )
         )
     return result
@@ -44,18 +51,21 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
     Raises:
         SetError: it holds something else.
     """
-    kind = "a number, or an array of numbers" + ("" if infinite else ", finite")
     remedy = "give a number such as 0.5, or one number for each entry of a unit"
+    wrong = ""
+    array = np.zeros(())
     try:
-        if np.asarray(value).dtype.kind in "bcSU":
+        if value is None or np.asarray(value).dtype.kind in "bcSU":
             raise TypeError("not real numbers")
         array = np.array(value, dtype="float64") + 0.0  # as in `number`
-    except (TypeError, ValueError) as error:
-        raise SetError(explain(f"`{name}` of {owner} is {kind}", f"{name}={value!r}", instead=remedy)) from error
-    if value is None or np.isnan(array).any():
-        raise SetError(explain(f"`{name}` of {owner} is {kind}, never NaN", f"{name}={value!r}", instead=remedy))
-    if not infinite and not np.isfinite(array).all():
-        raise SetError(explain(f"`{name}` of {owner} is {kind}", f"{name}={value!r}", instead=remedy))
+    except (TypeError, ValueError):
+        wrong = "is not a number or an array of numbers"
+    if np.isnan(array).any():
+        wrong = "is NaN, or holds it"
+    elif not infinite and not np.isfinite(array).all():
+        wrong = "is not finite"
+    if wrong:
+        raise SetError(explain(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", instead=remedy))
     if array.ndim == 0:
         return float(array)
     array.setflags(write=False)
@@ -81,8 +91,8 @@ def axes(owner: str, value: Any) -> tuple[int, ...] | None:
     if not values or not integers or len(set(values)) < len(values):
         raise SetError(
             explain(
-                f"`axis` of {owner} is None, an integer, or a list of different integers",
-                f"axis={value!r}",
+                f"`axis` of {owner} is not an integer, or a list of different integers",
+                f"axis={shown(value)}",
                 instead="leave it out: the layer knows its units",
             )
         )
@@ -102,8 +112,8 @@ def center_of(owner: str, value: Any) -> Any:
     if isinstance(value, str):
         raise SetError(
             explain(
-                f'`center` of {owner} is "current", a number, or an array that broadcasts to the weight',
-                f"center={value!r}",
+                f'`center` of {owner} is not "current", a number, or an array that broadcasts to the weight',
+                f"center={shown(value)}",
                 instead='center="current"',
             )
         )
@@ -140,8 +150,8 @@ def interval(owner: str, value: Any, unit: str, instead: str) -> int | str:
     if value != "epoch" and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1):
         raise SetError(
             explain(
-                f'`every` of {owner} is "epoch" or a positive number of {unit}',
-                f"every={value!r}",
+                f'`every` of {owner} is not "epoch" or a positive number of {unit}',
+                f"every={shown(value)}",
                 instead=instead,
             )
         )
@@ -155,4 +165,4 @@ def _scalar(value: Any) -> Any:
 def _interval(low: float, high: float) -> str:
     if high < math.inf:
         return f" from {low:g} to {high:g}"
-    return f" not below {low:g}" if low > -math.inf else ", finite"
+    return f" of {low:g} or more" if low > -math.inf else " that is finite"

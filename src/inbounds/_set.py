@@ -336,7 +336,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if self.centers:
             raise SetError(
                 explain(
-                    "The current weights become the centre of a set when a model is constrained",
+                    "The centre is not known yet: the weights become it when a model is constrained",
                     f"center={self.center!r}",
                     where=repr(self),
                     instead="inbounds.constrain(model, rules), or give the values as `center`",
@@ -406,8 +406,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if dtype not in MANTISSA_BITS:
             raise SetError(
                 explain(
-                    "`dtype` is one of " + ", ".join(MANTISSA_BITS),
-                    f"dtype={dtype!r}",
+                    "`dtype` is none of " + ", ".join(MANTISSA_BITS),
+                    f"dtype={shown(dtype)}",
                     instead="tolerance('float32')",
                 )
             )
@@ -448,7 +448,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             ):
                 raise SetError(
                     explain(
-                        f"`axis` names different axes of the weight, here from {-rank} to {rank - 1}",
+                        f"`axis` names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
                         f"axis={self.axis}",
                         where=f"{self!r} on a weight of shape {shape}",
                         instead="leave it out: the layer knows its units",
@@ -486,7 +486,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if tuple(np.shape(metric)) != tuple(rows.shape):
             raise SetError(
                 explain(
-                    "`metric` has the shape of `rows`",
+                    "`metric` doesn't have the shape of `rows`",
                     f"metric.shape={tuple(np.shape(metric))}",
                     where=f"rows of shape {tuple(rows.shape)}",
                     instead="metric=None for the Euclidean norm",
@@ -498,7 +498,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if is_concrete(good) and not bool(xp.all(good)):
             raise SetError(
                 explain(
-                    "`metric` is finite and above 0 everywhere",
+                    "`metric` is not finite and above 0 everywhere",
                     f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
                     where=f"rows of shape {tuple(rows.shape)}",
                     instead="a floor, such as metric.clip(1e-6 * metric.max())",
@@ -616,10 +616,17 @@ def key_of(value: Any) -> Any:
         return tuple(map(key_of, value))
     if isinstance(value, dict):
         return tuple(sorted((name, key_of(inner)) for name, inner in value.items()))
-    if isinstance(value, (keras.constraints.Constraint, keras.optimizers.schedules.LearningRateSchedule)):
-        silent = type(value).get_config is keras.constraints.Constraint.get_config and vars(value)
-        return value if isinstance(value, Set) or silent else (type(value), key_of(value.get_config()))
-    return value
+    cls = type(value)
+    if (
+        isinstance(value, Set)
+        or not hasattr(cls, "get_config")
+        or (cls.get_config is keras.constraints.Constraint.get_config and vars(value))
+    ):
+        return value  # its config, if it has one, doesn't say what it is
+    try:
+        return cls, key_of(value.get_config())
+    except NotImplementedError:
+        return value
 
 
 def of_keras(constraint: Any) -> Any:
@@ -725,8 +732,8 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
     if shape is None or len(shape) != 2:
         raise SetError(
             explain(
-                "Rows have the shape (units, size), one unit a row",
-                f"rows={rows!r}" if shape is None else f"rows.shape={tuple(shape)}",
+                "The rows don't have the shape (units, size), one unit a row",
+                f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}",
                 instead="rows.reshape(1, -1) for one unit",
             )
         )
@@ -739,9 +746,9 @@ def _check_float(owner: Set, weight: Any) -> None:
     if dtype_of(weight) not in MANTISSA_BITS:
         raise SetError(
             explain(
-                "A set applies to floating point weights: " + ", ".join(MANTISSA_BITS),
+                "The weight is not of floating point numbers: " + ", ".join(MANTISSA_BITS),
                 f"dtype={dtype_of(weight)}",
                 where=f"{owner!r} on a weight of shape {tuple(weight.shape)}",
-                instead="cast it, to float32",
+                instead="keras.ops.cast(weight, 'float32')",
             )
         )

@@ -178,7 +178,7 @@ def _check_room(entry: Entry) -> None:
         names = " and ".join(weight.path for weight in frozen)
         raise RuleError(
             explain(
-                "The weights of a Joint that are frozen leave room for the others to keep each unit inside",
+                "Frozen weights of a Joint leave no room for the others to keep each unit inside",
                 f"{names}, by themselves outside by up to {found.excess.max():.3g}",
                 where=repr(entry),
                 instead="inbounds.constrain(model), which projects frozen weights too, or unfreeze them",

@@ -133,21 +133,22 @@ def call_of(cls: type[Constraint]) -> str:
     return f"{cls.__name__}({', '.join(defaults)})"
 
 
-def without_arguments(given: Any) -> Any:
+def without_arguments(given: str | type[Any]) -> Any:
     """The constraint that a class or a name alone means, where it takes no arguments.
 
     Raises:
         SetError: it takes some, so that a default would hold that nobody wrote; or it is something else.
     """
     cls: Any = _named(given) if isinstance(given, str) else given
-    if not isinstance(cls, type) or not issubclass(cls, Constraint):
+    if not issubclass(cls, Constraint):
         raise SetError(explain("A class is not one of sets", shown(given), instead="MaxNorm(max_value=2.0)"))
-    if cls is not Constraint and cls is getattr(keras.constraints, cls.__name__, None):
-        cls = SETS[cls.__name__]
+    name = str(cls.__name__)
+    if cls is not Constraint and cls is getattr(keras.constraints, name, None):
+        cls = SETS[name]
     if inspect.signature(cls).parameters:
         raise SetError(
             explain(
-                f"{cls.__name__} takes arguments, and a {'name' if isinstance(given, str) else 'class'} alone has none",
+                f"{name} takes arguments, and a {'name' if isinstance(given, str) else 'class'} alone has none",
                 shown(given),
                 instead=call_of(cls),
             )

@@ -67,8 +67,8 @@ class Intersection(Made):
         if wrong or len(flat) < 2:
             raise SetError(
                 explain(
-                    "An intersection is one of two or more sets, none of them a Joint",
-                    f"sets={sets!r}",
+                    "An intersection is not made of two or more sets, or one of them is a Joint",
+                    f"sets={shown(sets)}",
                     instead="Joint(a & b)",
                 )
             )
@@ -76,7 +76,7 @@ class Intersection(Made):
         if len(axes) > 1:
             raise SetError(
                 explain(
-                    "The sets of an intersection span the same axes",
+                    "The sets of an intersection span different axes",
                     f"axes {' and '.join(map(str, sorted(axes)))}",
                     where=repr(flat),
                     instead="leave `axis` out: the layer knows its units",
@@ -215,8 +215,8 @@ class Where(Made):
         if marks.dtype != bool or not marks.any():
             raise SetError(
                 explain(
-                    "`mask` of where is an array of booleans, of which some are True",
-                    f"mask={mask!r}",
+                    "`mask` of where is not an array of booleans of which some are True",
+                    f"mask={shown(mask)}",
                     where=f"{set!r}.where(...)",
                     instead="where(np.array([True, True, False]))",
                 )
@@ -288,8 +288,8 @@ class On(Made):
         if not indices or not whole or len({int(i) for i in indices}) < len(indices):
             raise SetError(
                 explain(
-                    "`inputs` of on are different indices of inputs, from 0",
-                    f"inputs={inputs!r}",
+                    "`inputs` of on are not different indices of inputs, from 0",
+                    f"inputs={shown(inputs)}",
                     where=f"{set!r}.on(...)",
                     instead="on(inputs=[0, 3])",
                 )
@@ -306,7 +306,7 @@ class On(Made):
                 if max(self.inputs) >= shape[axis]:
                     raise SetError(
                         explain(
-                            f"`inputs` of on are indices below the number of inputs, {shape[axis]}",
+                            f"`inputs` of on are not all below the number of inputs, {shape[axis]}",
                             f"inputs={self.inputs}",
                             where=f"{self!r} on a weight of shape {shape}",
                         )
@@ -316,7 +316,7 @@ class On(Made):
         if all(axis is None for axis in inputs):
             raise SetError(
                 explain(
-                    "`on` selects weights that come from inputs of a layer, by an axis that counts them",
+                    "`on` knows no axis of the weights that counts the inputs of the layer",
                     f"inputs={self.inputs}",
                     where=f"{self!r} on weights of shape {' and '.join(map(str, shapes))}, with none that is known",
                     instead="where(mask) with a mask that broadcasts to the weight",
@@ -352,7 +352,7 @@ def _check_inner(name: str, given: Any) -> None:
     if not isinstance(given, Set) or contains(given, (Joint, Custom, MatrixSet)):
         raise SetError(
             explain(
-                f"`{name}` is for sets of vectors or entries, not of a whole matrix, and not for callables",
+                f"`{name}` is given a set of a whole matrix, a callable, or no set",
                 f"{given!r}.{name}(...)",
                 instead=f"MaxNorm(1.0).{name}(...), or ZeroDiagonal() and the like by `&`",
             )

@@ -13,7 +13,7 @@ import numpy as np
 
 from inbounds._arguments import axes
 from inbounds._arrays import Array, cast, constant, dtype_of, namespace, to_numpy, ulp, working_dtype
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._laid import Laid
 from inbounds._set import Edge, Measured, Set, plain, registered
 from inbounds._units import Axes, Units
@@ -148,25 +148,25 @@ class Joint(Made):
         if not isinstance(inner, Set) or contains(inner, (Joint, Custom)):
             raise SetError(
                 explain(
-                    "Joint takes a set of vectors, not a class, a callable, a Custom or another Joint",
-                    f"inner={inner!r}",
+                    "Joint is not given a set of vectors, but a class, a callable, a Custom or a Joint",
+                    f"inner={shown(inner)}",
                     instead="Joint(MaxNorm(1.0))",
                 )
             )
         if inner.axis is not None:
             raise SetError(
                 explain(
-                    "The units of a Joint come from the layer",
-                    f"inner={inner!r}",
-                    instead=f"leave `axis` of {type(inner).__name__} out",
+                    "A set in a Joint has an `axis`, and the units of a Joint come from the layer",
+                    f"inner={shown(inner)}",
+                    instead=f"Joint({type(inner).__name__}(...)) without `axis`",
                 )
             )
         names = (weights,) if isinstance(weights, str) else tuple(weights)
         if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
             raise SetError(
                 explain(
-                    "`weights` of Joint are two or more different names",
-                    f"weights={weights!r}",
+                    "`weights` of Joint are not two or more different names",
+                    f"weights={shown(weights)}",
                     instead="Joint(MaxNorm(1.0), weights=('kernel', 'bias'))",
                 )
             )
@@ -179,8 +179,8 @@ class Joint(Made):
         if not isinstance(other, Joint) or other.weights != self.weights:
             raise SetError(
                 explain(
-                    "A Joint meets a Joint of the same weights",
-                    f"{other!r}",
+                    "A Joint can't meet what is no Joint of the same weights",
+                    shown(other),
                     where=f"{self!r} & ...",
                     instead="Joint(a & b)",
                 )
@@ -218,10 +218,10 @@ class Joint(Made):
         """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""
         raise SetError(
             explain(
-                "A Joint holds for several weights at once and can't be applied to one",
+                "A Joint can't be applied to one weight: it holds for several at once",
                 f"w={getattr(w, 'path', type(w).__name__)}",
                 where=repr(self),
-                instead="call inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
+                instead="inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
                 "without a Keras optimizer",
             )
         )
@@ -262,8 +262,8 @@ class Custom(Set):
         if isinstance(fn, Set) or not callable(fn) or isinstance(fn, type):
             raise SetError(
                 explain(
-                    "`fn` of Custom is a callable from tensor to tensor, not a set or a class",
-                    f"fn={fn!r}",
+                    "`fn` of Custom is not a callable from tensor to tensor, or it is a set or a class",
+                    f"fn={shown(fn)}",
                     instead="Custom(lambda w: ...)",
                 )
             )
@@ -308,8 +308,8 @@ class Custom(Set):
         if result is None or tuple(getattr(result, "shape", ())) != tuple(weight.shape):
             raise SetError(
                 explain(
-                    "The callable of a Custom returns a tensor of the shape it was given",
-                    f"fn={self.fn!r}, which returned "
+                    "The callable of a Custom did not return a tensor of the shape it was given",
+                    f"fn={shown(self.fn)}, which returned "
                     + ("None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"),
                     where=f"a weight of shape {tuple(weight.shape)}",
                 )

@@ -24,7 +24,7 @@ from inbounds._arrays import (
     ulp,
     without_gradient,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._set import ULPS, Set, registered
 from inbounds._units import Units
 
@@ -186,8 +186,8 @@ class MinMaxNorm(_NormInterval):
         if self.min_value > self.max_value:
             raise SetError(
                 explain(
-                    "`min_value` of MinMaxNorm is not above `max_value`",
-                    f"min_value={min_value!r}, max_value={max_value!r}",
+                    "`min_value` of MinMaxNorm is above `max_value`",
+                    f"min_value={shown(min_value)}, max_value={shown(max_value)}",
                     instead=f"MinMaxNorm(min_value={self.max_value}, max_value={self.min_value})",
                 )
             )

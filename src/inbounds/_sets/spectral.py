@@ -50,7 +50,7 @@ from inbounds._decompositions import (
     spectrum_of,
     transposed,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._set import ULPS, registered
 from inbounds._sets.matrices import MatrixSet, stack_of
 from inbounds._units import Units
@@ -399,8 +399,8 @@ class LowRank(_Shrinking):
         if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or rank < 1:
             raise SetError(
                 explain(
-                    "`rank` of LowRank is a positive integer",
-                    f"rank={rank!r}",
+                    "`rank` of LowRank is not a positive integer",
+                    f"rank={shown(rank)}",
                     instead="LowRank(rank=1), or Fixed(0) for a matrix of zeros",
                 )
             )
@@ -414,7 +414,7 @@ class LowRank(_Shrinking):
         if self.rank > min(rows, columns):
             raise SetError(
                 explain(
-                    "`rank` of LowRank is at most the number of rows and of columns",
+                    "`rank` of LowRank is above the number of rows or of columns",
                     f"rank={self.rank}",
                     where=f"{self!r} on a matrix of shape ({rows}, {columns})",
                     instead=f"a rank below {min(rows, columns)}",
@@ -527,8 +527,8 @@ def _positive(owner: str, value: Any) -> float:
     if result == 0:
         raise SetError(
             explain(
-                f"`max_value` of {owner} is a number above 0",
-                f"max_value={value!r}",
+                f"`max_value` of {owner} is not a number above 0",
+                f"max_value={shown(value)}",
                 instead=f"{owner}(max_value=1.0), or Fixed(0) for a matrix of zeros",
             )
         )
