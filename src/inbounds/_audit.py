@@ -52,6 +52,7 @@ def audit(model: Any, rules: Any = None, accept: Any = None) -> Report:
     Cost: one pass over the weights in float64, which are copied one set at a time.
 
     Example:
+        >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
         >>> report = audit(model)
         >>> report.ok
         True

@@ -51,6 +51,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
     Of weights whose set can swallow steps, the values of an epoch ago are kept in the host's memory, 8 bytes an entry.
 
     Example:
+        >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
         >>> history = model.fit(x, y, verbose=0, callbacks=[Monitor()])
         >>> sorted(history.history)
         ['active', 'loss', 'violation']
