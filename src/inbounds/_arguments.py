@@ -55,7 +55,8 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
     wrong = ""
     array = np.zeros(())
     try:
-        if value is None or np.asarray(value).dtype.kind in "bcSU":
+        given = np.asarray(value)
+        if given.dtype.kind in "bcSU" or (given.dtype.kind == "O" and any(x is None for x in given.reshape(-1))):
             raise TypeError("not real numbers")
         array = np.array(value, dtype="float64") + 0.0  # as in `number`
     except (TypeError, ValueError):

@@ -87,7 +87,7 @@ def test_a_step_may_be_larger_than_all_numbers(dtype: str, library: str) -> None
 @pytest.mark.parametrize("dtype", ["float64", *BACKEND_DTYPES])
 def test_a_step_is_a_normal_number(dtype: str) -> None:
     step = 1e-310 if dtype == "float64" else 1e-39
-    with pytest.raises(ib.SetError, match=rf"^`step` of Grid is below .* for {dtype} weights\. Received: step=1e-3"):
+    with pytest.raises(ib.SetError, match=rf"^`step` of Grid is below .* of {dtype} weights\. Received: step=1e-3"):
         Grid(step).project(array(np.ones((1, 2)), dtype, "numpy"))
 
 
@@ -101,5 +101,5 @@ def test_a_step_is_above_0(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", True, None, [1.0]], ids=repr)
 def test_a_step_is_a_number(value: Any) -> None:
-    with pytest.raises(ib.SetError, match=r"^`step` of Grid is a number"):
+    with pytest.raises(ib.SetError, match=r"^`step` of Grid is not a number"):
         Grid(value)

@@ -76,7 +76,7 @@ def test_a_stack_divides_the_units(make: Make) -> None:
 @every_matrix_set
 def test_a_weight_has_two_axes_or_more(make: Make) -> None:
     text = raised(lambda: make()(np.ones(3)))
-    assert text.startswith(f"{make.__name__} is a set of matrices, and this weight has no units with and a fan-in.")
+    assert text.startswith(f"{make.__name__} is a set of matrices, and this weight has no units with a fan-in.")
     assert "Received: a weight of shape (3,)." in text
     assert "Instead: a rule for kernels, such as '**/kernel'." in text
 
