@@ -502,10 +502,10 @@ def test_training_the_bias_of_a_quantized_joint_is_an_error_where_nothing_can_ho
     model = quantized("int8", ib.Joint(ib.MaxNorm(1.5)), UNEVEN)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
-    with pytest.raises(ib.RuleError, match=r"Received: .*out/kernel, which is quantized.*release"):
+    with pytest.raises(ib.RuleError, match=r"is quantized.*Received: .*out/kernel\..*release"):
         ib.constrain(again)
     again.compile("adam", "mse")
-    with pytest.raises(ib.SetError, match="A Joint holds for several weights at once"):
+    with pytest.raises(ib.SetError, match="A Joint can't be applied to one weight"):
         again.fit(np.ones((2, 4)), np.ones((2, 3)), verbose=0)
     again = keras.models.load_model(tmp_path / "model.keras")
     again.compile("adam", "mse")
@@ -564,24 +564,24 @@ def test_lora_on_a_quantized_kernel_is_unenforced():
 
 
 ADAPTED = {
-    "Dense": (lambda: keras.layers.Dense(3, name="adapted"), (4,), "kernel", "kernel constraints"),
+    "Dense": (lambda: keras.layers.Dense(3, name="adapted"), (4,), "kernel"),
     "EinsumDense": (
         lambda: keras.layers.EinsumDense("ab,bc->ac", 3, bias_axes="c", name="adapted"),
         (4,),
         "kernel",
-        "kernel constraints",
     ),
-    "Conv1D": (lambda: keras.layers.Conv1D(3, 2, name="adapted"), (5, 4), "kernel", "kernel constraints"),
-    "Embedding": (lambda: keras.layers.Embedding(6, 3, name="adapted"), (4,), "embeddings", "embedding constraints"),
+    "Conv1D": (lambda: keras.layers.Conv1D(3, 2, name="adapted"), (5, 4), "kernel"),
+    "Embedding": (lambda: keras.layers.Embedding(6, 3, name="adapted"), (4,), "embeddings"),
 }
 
 
 @pytest.mark.parametrize("name", list(ADAPTED))
 def test_keras_refuses_to_adapt_a_weight_that_has_a_set(name):
-    make, shape, weight, said = ADAPTED[name]
+    """It asks whether the layer's constraint is true, which no set is."""
+    make, shape, weight = ADAPTED[name]
     model = model_of(make(), shape=shape)
     ib.constrain(model, {f"adapted/{weight}": ib.NonNeg()})
-    with pytest.raises(ValueError, match=f"Lora is incompatible with {said}"):
+    with pytest.raises(ValueError, match=r"neither true nor false.*`enable_lora` of Keras"):
         model.get_layer("adapted").enable_lora(1)
     ib.release(model)
     model.get_layer("adapted").enable_lora(1)
@@ -589,13 +589,13 @@ def test_keras_refuses_to_adapt_a_weight_that_has_a_set(name):
 
 @pytest.mark.parametrize("name", list(ADAPTED))
 def test_a_set_on_an_adapted_weight_is_an_error_but_the_others_of_the_model_are_held(name, digits):
-    make, shape, weight, _ = ADAPTED[name]
+    make, shape, weight = ADAPTED[name]
     layer = make()
     inputs = keras.Input(shape)
     x = keras.layers.Flatten()(layer(inputs))
     model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax", name="out")(x))
     layer.enable_lora(2)
-    with pytest.raises(ib.RuleError, match=rf"LoRA.*adapted/{weight}.*merge the adapter"):
+    with pytest.raises(ib.RuleError, match=rf"LoRA.*adapted/{weight} .*Instead: "):
         ib.constrain(model, {f"**/{weight}": ib.NonNeg()})
     ib.constrain(
         model, {"out/kernel": ib.MaxNorm(0.3), "adapted/bias" if weight == "kernel" else "out/bias": ib.NonPos()}
