@@ -21,7 +21,7 @@ INNER = {
     "_units": {"_arrays", "_errors"},
     "_laid": {"_arrays", "_errors"},
     "_proximal": {"_arrays", "_units"},
-    "_set": {"_arrays", "_errors", "_laid", "_proximal", "_units"},
+    "_set": {"_arguments", "_arrays", "_errors", "_laid", "_proximal", "_units"},
     "_sets.__init__": set(),
     "_sets.entries": FAMILY,
     "_sets.norms": FAMILY,
@@ -35,7 +35,7 @@ INNER = {
     "_sets.scaled": FAMILY | {"_sets.combine"},
     "_sets.ways": FAMILY | {f"_sets.{name}" for name in ("combine", *FAMILIES)},
     "_sets.algebra": FAMILY | {"_sets.combine", "_sets.matrices", "_sets.ways"},
-    "constraints": {"_errors"} | {f"_sets.{name}" for name in ("algebra", "combine", "scaled", *FAMILIES)},
+    "constraints": {"_errors", "_set"} | {f"_sets.{name}" for name in ("algebra", "combine", "scaled", *FAMILIES)},
 }
 OF_THE_STEP = {"_rows", "_stacks"}
 WRITERS = {"_step", "_attach", "_fit", "_torch_optim", *OF_THE_STEP}

@@ -1,5 +1,8 @@
 """inbounds keeps the weights of Keras 3 models inside the sets you choose, and shows that they are there."""
 
+from inbounds import _backend as _backend  # imports Keras, on a backend that is installed: before all that imports it
+
+# isort: split
 from inbounds import constraints
 from inbounds._attach import constrain, project, release
 from inbounds._audit import audit, check
@@ -8,9 +11,11 @@ from inbounds._errors import (
     FileError,
     InboundsError,
     LayoutError,
+    LayoutWarning,
     PlanNotSavedWarning,
     RuleError,
     SetError,
+    WeightNotMovedWarning,
 )
 from inbounds._fit import watch_fits
 from inbounds._layout import Layout, register_layout
@@ -75,6 +80,7 @@ __all__ = [
     "L1Ball",
     "Layout",
     "LayoutError",
+    "LayoutWarning",
     "LowRank",
     "MaxNorm",
     "MinMaxNorm",
@@ -99,6 +105,7 @@ __all__ = [
     "SumTo",
     "Symmetric",
     "UnitNorm",
+    "WeightNotMovedWarning",
     "ZeroDiagonal",
     "audit",
     "check",

@@ -1,4 +1,4 @@
-"""`python -m inbounds`: the command line, on the backend that Keras is configured for."""
+"""`python -m inbounds`: the command line."""
 
 import sys
 

@@ -8,21 +8,34 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._errors import SetError, explain
+from inbounds._errors import InboundsError, SetError, explain, shown
 
 
-def number(owner: str, name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in [low, high], as a float.
+def number(
+    owner: str,
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    infinite: bool = False,
+    instead: str = "",
+) -> float:
+    """A number in [low, high], as a float; finite, unless infinity is allowed.
 
     Raises:
-        SetError: it is not a real number, not finite, or outside.
+        SetError: it is not a real number, or not such a one.
     """
-    within = f"a number{_interval(low, high)}"
-    if isinstance(value, (bool, str)) or not isinstance(_scalar(value), numbers.Real):
-        raise SetError(explain(f"`{name}` of {owner} is {within}", f"{name}={value!r}", instead=f"{owner}({name}=1.0)"))
-    result = float(_scalar(value)) + 0.0  # -0.0 becomes 0.0: equal sets have one repr
-    if not math.isfinite(result) or not low <= result <= high:
-        raise SetError(explain(f"`{name}` of {owner} is {within}", f"{name}={value!r}", instead=f"{owner}({name}=1.0)"))
+    real = not isinstance(value, (bool, str)) and isinstance(_scalar(value), numbers.Real)
+    result = float(_scalar(value)) + 0.0 if real else math.nan  # -0.0 becomes 0.0: equal sets have one repr
+    if not low <= result <= high or (math.isinf(result) and not infinite):
+        raise SetError(
+            explain(
+                f"`{name}` of {owner} is not a number{_interval(low, high)}",
+                f"{name}={shown(value)}",
+                instead=instead or f"{owner}({name}=1.0)",
+            )
+        )
     return result
 
 
@@ -38,22 +51,32 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
     Raises:
         SetError: it holds something else.
     """
-    kind = "a number, or an array of numbers" + ("" if infinite else ", finite")
     remedy = "give a number such as 0.5, or one number for each entry of a unit"
+    wrong = ""
+    array = np.zeros(())
     try:
-        if np.asarray(value).dtype.kind in "bcSU":
+        given = np.asarray(value)
+        if given.dtype.kind in "bcSU" or (given.dtype.kind == "O" and any(x is None for x in given.reshape(-1))):
             raise TypeError("not real numbers")
         array = np.array(value, dtype="float64") + 0.0  # as in `number`
-    except (TypeError, ValueError) as error:
-        raise SetError(explain(f"`{name}` of {owner} is {kind}", f"{name}={value!r}", instead=remedy)) from error
-    if value is None or np.isnan(array).any():
-        raise SetError(explain(f"`{name}` of {owner} is {kind}, never NaN", f"{name}={value!r}", instead=remedy))
-    if not infinite and not np.isfinite(array).all():
-        raise SetError(explain(f"`{name}` of {owner} is {kind}", f"{name}={value!r}", instead=remedy))
+    except (TypeError, ValueError):
+        wrong = "is not a number or an array of numbers"
+    if np.isnan(array).any():
+        wrong = "is NaN, or holds it"
+    elif not infinite and not np.isfinite(array).all():
+        wrong = "is not finite"
+    if wrong:
+        raise SetError(explain(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", instead=remedy))
     if array.ndim == 0:
         return float(array)
     array.setflags(write=False)
     return array
+
+
+class GivenAxes(tuple[int, ...]):
+    """Axes, with the form that they were given in, which is what a config has: an integer, a list or a tuple."""
+
+    given: int | list[int] | tuple[int, ...]
 
 
 def axes(owner: str, value: Any) -> tuple[int, ...] | None:
@@ -69,12 +92,14 @@ def axes(owner: str, value: Any) -> tuple[int, ...] | None:
     if not values or not integers or len(set(values)) < len(values):
         raise SetError(
             explain(
-                f"`axis` of {owner} is None, an integer, or a list of different integers",
-                f"axis={value!r}",
+                f"`axis` of {owner} is not an integer, or a list of different integers",
+                f"axis={shown(value)}",
                 instead="leave it out: the layer knows its units",
             )
         )
-    return tuple(int(axis) for axis in values)
+    found = GivenAxes(int(axis) for axis in values)
+    found.given = type(value)(found) if isinstance(value, (list, tuple)) else found[0]
+    return found
 
 
 def center_of(owner: str, value: Any) -> Any:
@@ -88,12 +113,33 @@ def center_of(owner: str, value: Any) -> Any:
     if isinstance(value, str):
         raise SetError(
             explain(
-                f'`center` of {owner} is "current", a number, or an array that broadcasts to the weight',
-                f"center={value!r}",
+                f'`center` of {owner} is not "current", a number, or an array that broadcasts to the weight',
+                f"center={shown(value)}",
                 instead='center="current"',
             )
         )
     return number_or_array(owner, "center", value)
+
+
+METRICS = ("optimizer", "euclidean")
+"""The norms in which "nearest" may be meant in training."""
+
+
+def metric_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> str:
+    """The name of a norm for training.
+
+    Raises:
+        SetError: it is something else; or the error that is given.
+    """
+    if not isinstance(value, str) or value not in METRICS:
+        raise error(
+            explain(
+                f"`metric` of {owner} is not " + " or ".join(map(repr, METRICS)),
+                f"metric={shown(value)}",
+                instead="metric='optimizer'",
+            )
+        )
+    return value
 
 
 def interval(owner: str, value: Any, unit: str, instead: str) -> int | str:
@@ -105,8 +151,8 @@ def interval(owner: str, value: Any, unit: str, instead: str) -> int | str:
     if value != "epoch" and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1):
         raise SetError(
             explain(
-                f'`every` of {owner} is "epoch" or a positive number of {unit}',
-                f"every={value!r}",
+                f'`every` of {owner} is not "epoch" or a positive number of {unit}',
+                f"every={shown(value)}",
                 instead=instead,
             )
         )
@@ -120,4 +166,4 @@ def _scalar(value: Any) -> Any:
 def _interval(low: float, high: float) -> str:
     if high < math.inf:
         return f" from {low:g} to {high:g}"
-    return f" not below {low:g}" if low > -math.inf else ", finite"
+    return f" of {low:g} or more" if low > -math.inf else " that is finite"

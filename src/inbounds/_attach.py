@@ -12,11 +12,11 @@ from inbounds._arguments import interval
 from inbounds._arrays import as_written, is_concrete, no_gradient, to_numpy
 from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected, value_once
 from inbounds._carry import not_carried
-from inbounds._errors import PlanNotSavedWarning, RuleError, explain
+from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, explain, shown
 from inbounds._metrics import words_of
 from inbounds._optimizers import optimizers_of, stepping, steps_taken
 from inbounds._plan import Entry, Plan
-from inbounds._rules import check_model, resolve
+from inbounds._rules import check_model, guesses, resolve
 from inbounds._set import Set
 from inbounds._step import let_go, take_up
 from inbounds._units import Units
@@ -54,6 +54,7 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
 
     Warns:
         PlanNotSavedWarning: a `.keras` file can't carry all of the plan; says which weights.
+        LayoutWarning: the units of a weight were guessed, since its layer's layout is not known.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
@@ -63,9 +64,10 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
     if not plan.entries:
         raise RuleError(
             explain(
-                "A plan holds at least one set",
-                "a model whose layers were given no set of inbounds, and no rules",
-                instead="constrain(model, {'**/kernel': MaxNorm(2.0)})",
+                "Nothing is constrained: there are no rules, and no layer was given a set of inbounds",
+                f"rules={shown(rules)}",
+                where=f"{type(model).__name__} {model.name!r}",
+                instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)})",
             )
         )
     _check_alone(model)
@@ -78,10 +80,12 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
         for weight in entry.weights:
             _set_argument(weight, entry.set)
     _renew(model)
+    if text := guesses(plan.entries):
+        warnings.warn(text, LayoutWarning, stacklevel=2)
     for weight_paths, why in not_carried(model, plan):
         warnings.warn(
             explain(
-                "A .keras file does not carry the whole plan",
+                "A .keras file will not carry the whole plan",
                 weight_paths,
                 where=why,
                 instead="call constrain again with the same rules after loading",
@@ -117,7 +121,7 @@ def _check_alone(model: Any) -> None:
         if isinstance(constraint, Bound) and constraint.model not in (None, model):
             raise RuleError(
                 explain(
-                    "A weight is in the plan of one model",
+                    "A weight is in the plan of another model",
                     f"{weight.path}, which the plan of {constraint.model.name!r} holds",
                     where=f"{constraint!r}, and now a plan of {model.name!r}",
                     instead=f"inbounds.release({constraint.model.name}) first, or one plan for the model that has all",
@@ -178,9 +182,9 @@ def in_force(model: Any) -> tuple[Entry, ...]:
     if not entries:
         raise RuleError(
             explain(
-                "A model to project has a plan or sets",
-                f"{type(model).__name__} {model.name!r} without",
-                instead="inbounds.constrain(model, rules) first",
+                "Nothing is constrained: the model has no plan, and no layer was given a set of inbounds",
+                f"{type(model).__name__} {model.name!r}",
+                instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)}) first",
             )
         )
     return entries
@@ -191,7 +195,7 @@ def _project(model: Any) -> None:
     if any(is_concrete(variable.value) and not is_concrete(value) for variable, value in values):
         raise RuleError(
             explain(
-                "`project` assigns to the variables of a model, which a function that jax.jit traces can't",
+                "`project` can't assign to the variables of a model in a function that jax.jit traces",
                 f"model={model.name!r} in a traced function",
                 instead="inbounds.stateless_project(model, values), which returns what it projects",
             )

@@ -7,93 +7,155 @@ them: neither the projections nor the plan that a training step uses are believe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
-from inbounds._arrays import MANTISSA_BITS
+from inbounds._arrays import MANTISSA_BITS, to_numpy
 from inbounds._bound import current_constraint
-from inbounds._errors import ConstraintViolation, SetError
+from inbounds._claims import selected
+from inbounds._errors import ConstraintViolation, SetError, explain, printable, shown
 from inbounds._layout import layout_of
 from inbounds._optimizers import steps_taken
 from inbounds._plan import Entry
 from inbounds._report import Report, Row, Status
 from inbounds._rules import obstacle, resolve
-from inbounds._set import Set
-from inbounds._sets.combine import Custom
-from inbounds._sets.entries import NonNeg
-from inbounds._sets.norms import MaxNorm, MinMaxNorm, UnitNorm
+from inbounds._set import Set, of_keras
+from inbounds._sets.combine import Custom, Joint
+from inbounds._table import counted
 from inbounds._weights import Weight, layers_of, weights_of
 
 
-def audit(model: Any, rules: Any = None) -> Report:
+def audit(model: Any, rules: Any = None, accept: Any = None) -> Report:
     """Whether the weights of a model are inside their sets, and whether something would keep them there.
 
     Args:
         model: a built Keras model or layer. Nothing of it is changed.
         rules: what to audit, as for `constrain`. None: all that the model declares: its plan, the sets given to layers,
             Keras' own constraints and plain callables.
+        accept: a selector of weights, as in rules, or a list of selectors: where a constraint of Keras has an axis that
+            is not the layer's fan-in, that axis is meant so.
 
     Returns:
         The report: a row for every set, and one for every weight without. A set is "unenforced" where it was declared
-        and nothing would apply it; this is only asked when `rules` is None. Of a kernel that is quantized to integers
-        or has a LoRA adapter, what the layer computes with is measured, and the note says so.
+        and nothing would apply it, a constraint of Keras is "misaligned" where it holds along its axis, which is not
+        the layer's fan-in, and units are outside along the fan-in; this is only asked when `rules` is None. Of a kernel
+        that is quantized to integers or has a LoRA adapter, what the layer computes with is measured, and the note says
+        so.
 
     Raises:
-        RuleError: the model isn't built or a rule is wrong.
+        RuleError: the model isn't built, a rule is wrong, or `accept` selects no weight.
 
     Cost: one pass over the weights in float64, which are copied one set at a time.
 
     Example:
+        >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
         >>> report = audit(model)
         >>> report.ok
         True
     """
     plan = resolve(model, rules, _nothing if rules is not None else current_constraint, strict=False)
+    layers = layers_of(model)
+    weights = weights_of(layers)
+    selectors = [] if accept is None else accept if isinstance(accept, (list, tuple)) else [accept]
+    accepted = {id(weight.variable) for selector in selectors for weight in selected(selector, layers, weights)}
     rows = [_row(entry, asked=rules is not None, step=steps_taken(model, entry)) for entry in plan.entries]
     for weight, why in plan.free:
-        rows.append(_free_row(weight, why, asked=rules is not None))
-    order = {id(weight.variable): i for i, weight in enumerate(weights_of(layers_of(model)))}
+        rows.append(_free_row(weight, why, weights, asked=rules is not None, accepted=id(weight.variable) in accepted))
+    order = {id(weight.variable): i for i, weight in enumerate(weights)}
     places = [order[id(entry.weights[0].variable)] for entry in plan.entries] + [
         order[id(weight.variable)] for weight, _ in plan.free
     ]
-    return Report(
-        str(model.name), tuple(row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0]))
-    )
+    ordered = sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])
+    return Report(printable(str(model.name)), tuple(row for _, row in ordered))
 
 
-def check(model: Any, rules: Any = None) -> Report:
+def check(model: Any, rules: Any = None, accept: Any = None) -> Report:
     """The audit of a model, as an error when it is not ok.
 
     Args:
         model: see `audit`.
         rules: see `audit`.
+        accept: see `audit`.
 
     Returns:
         The report, which is ok.
 
     Raises:
-        ConstraintViolation: a set is violated or unenforced; `error.report` has the audit.
+        ConstraintViolation: nothing is constrained, or a set is violated, unenforced or misaligned; `error.report` has
+            the audit.
     """
-    report = audit(model, rules)
-    if not report.ok:
-        bad = [row for row in report.rows if row.status in ("violated", "unenforced")]
-        worst = max(bad, key=lambda row: row.violation)
-        raise ConstraintViolation(
-            f"{len(bad)} of {len(report.rows)} rows are not in order; "
-            f"the worst is {worst.set} on {' + '.join(worst.paths)}: {worst.status}, "
-            f"{worst.violated} of {worst.units} units, by up to {worst.violation:.3g}. {worst.note}\n{report}",
-            report,
+    report = audit(model, rules, accept)
+    if not report.constrained:
+        raise nothing_constrained(model, report)
+    bad = [row for row in report.constrained if row.status != "holds"]
+    if bad:
+        worst = max(bad, key=lambda row: (row.violated > 0, row.violation))
+        where = " + ".join(worst.paths)
+        by = f", {worst.violated} of {counted(worst.units, 'unit')} by up to {worst.violation:.3g}" * (
+            worst.violated > 0
         )
+        text = f"{worst.set} on {where} is {worst.status}{by}"
+        others = f"; it is the worst of {len(bad)} that don't hold" if len(bad) > 1 else ""
+        notes = f" {worst.note}." if worst.note else ""
+        raise ConstraintViolation(f"{text}{others}.{notes}{_remedy(model, worst, rules)}\n{report}", report)
     return report
+
+
+def nothing_constrained(model: Any, report: Report) -> ConstraintViolation:
+    """The error that says so, with a line to type that constrains the model."""
+    born = [weight for weight in weights_of(layers_of(model)) if weight.born_trainable]
+    line = f"inbounds.constrain(model, {{'**/{born[0].name}': inbounds.MaxNorm(2.0)}})" if born else ""
+    return ConstraintViolation(
+        explain(
+            "Nothing is constrained: no weight of the model has a set",
+            f"model {report.model!r} with {counted(len(report.rows), 'weight')}",
+            instead=line,
+        ),
+        report,
+    )
+
+
+def _remedy(model: Any, row: Row, rules: Any) -> str:
+    """The line that puts units inside; empty where the row's note has one, or there is none: NaN stay."""
+    if row.status == "misaligned" or not math.isfinite(row.violation):
+        return ""
+    if rules is not None:
+        return " Instead: inbounds.constrain(model, rules)."
+    weights = weights_of(layers_of(model))
+    weight = next(weight for weight in weights if weight.path in row.paths)
+    constraint = current_constraint(weight.variable)
+    if row.status == "violated" and constraint is not None and not _of_keras(constraint):
+        return " Instead: inbounds.project(model)."
+    declared = _declared(weight)
+    meant = declared if isinstance(declared, Set) else _as_set(declared)
+    if isinstance(meant, (Custom, Joint)) or obstacle(weight) or weight.quantized:
+        return ""
+    return f" Instead: {_rule_for(_selector(weight, weights), meant)}."
+
+
+def _rule_for(selector: str, constraint: Set) -> str:
+    """The line that gives a weight a set along the layer's fan-in."""
+    arguments = {name: getattr(constraint, name) for name in constraint.argument_names() if name != "axis"}
+    return f"inbounds.constrain(model, {{{selector!r}: inbounds.{type(constraint)(**arguments)!r}}})"
+
+
+def _selector(weight: Weight, weights: Sequence[Weight]) -> str:
+    """The shortest end of its path, of two parts or more, that selects this weight only."""
+    parts = weight.path.split("/")
+    ends = ["/".join(parts[-count:]) for count in range(2, len(parts))]
+    alone = (end for end in ends if sum(f"/{other.path}".endswith(f"/{end}") for other in weights) == 1)
+    return next(alone, weight.path)
 
 
 def _nothing(variable: Any) -> None:
     return None
 
 
-def _row(entry: Entry, *, asked: bool, shown: str = "", step: int = 0) -> Row:
+def _row(entry: Entry, *, asked: bool, label: str = "", step: int = 0) -> Row:
     if entry.set.centers:
         note = 'the centre "current" becomes the weights as they are when the model is constrained'
         return Row(entry.paths, repr(entry.set), 0, 0, 0.0, None, math.nan, 0.0, "unenforced", note)
@@ -106,7 +168,7 @@ def _row(entry: Entry, *, asked: bool, shown: str = "", step: int = 0) -> Row:
     status: Status = "violated" if outside.any() else "unenforced" if unkept else "holds"
     return Row(
         paths=entry.paths,
-        set=shown or repr(entry.set),
+        set=label or repr(entry.set),
         units=int(violation.size),
         violated=int(outside.sum()),
         violation=float(violation.max(initial=0.0)),
@@ -143,9 +205,9 @@ def _unkept(entry: Entry) -> str:
     return "; ".join(reasons)
 
 
-def _free_row(weight: Weight, why: str, *, asked: bool) -> Row:
+def _free_row(weight: Weight, why: str, weights: Sequence[Weight], *, asked: bool, accepted: bool) -> Row:
     """A weight without a set of inbounds: it may have a constraint of Keras, or one that never reached the variable."""
-    declared = None if asked else weight.variable.constraint or weight.declared
+    declared = None if asked else _declared(weight)
     if declared is None or weight.dtype not in MANTISSA_BITS:
         note = why if declared is None else f"{why}; {weight.argument} is declared, but the weight is {weight.dtype}"
         status: Status = "free" if declared is None else "unenforced"
@@ -158,39 +220,53 @@ def _free_row(weight: Weight, why: str, *, asked: bool) -> Row:
         axes = constraint.span(weight.shape, fan_in)
     except SetError as error:
         return Row((weight.path,), _shown(declared), 0, 0, 0.0, None, math.nan, 0.0, "unenforced", str(error))
-    return _row(
-        Entry(constraint, (weight,), (axes,), why, _axis_note(constraint, weight, fan_in)),
-        asked=False,
-        shown=_shown(declared),
-    )
+    outside, note = _along_fan_in(constraint, weight, fan_in, weights)
+    row = _row(Entry(constraint, (weight,), (axes,), why, note), asked=False, label=_shown(declared))
+    meant = accepted or isinstance(declared, Set)
+    return replace(row, status="misaligned") if row.status == "holds" and outside and not meant else row
 
 
-def _axis_note(constraint: Set, weight: Weight, fan_in: Any) -> str:
-    """That an axis is not the layer's fan-in, and what the units of the layer look like."""
+def _declared(weight: Weight) -> Any:
+    constraint = weight.variable.constraint
+    return weight.declared if constraint is None else constraint
+
+
+def _along_fan_in(constraint: Set, weight: Weight, fan_in: Any, weights: Sequence[Weight]) -> tuple[int, str]:
+    """Where an axis is not the layer's fan-in: how many units of the layer are outside, and what is to be said."""
     if constraint.axis is None or fan_in is None or isinstance(constraint, Custom):
-        return ""
+        return 0, ""
     span = constraint.layer_span(weight.shape, fan_in)
     if set(span) == set(constraint.span(weight.shape)):
-        return ""
-    violation = np.maximum(constraint.measure([_as_used(weight)], [span]).excess, 0.0)
-    outside = f"of its {violation.size} units {int(np.sum(violation > 0))} are outside, by up to {violation.max():.3g}"
-    return f"axis {constraint.axis} is not the layer's fan-in {span}: {outside}"
+        return 0, ""
+    value = to_numpy(_as_used(weight))
+    found = constraint.measure([_as_used(weight)], [span])
+    outside = int(np.sum(found.outside))
+    note = (
+        f"axis {constraint.axis} is not the layer's fan-in {span}: of its {counted(found.excess.size, 'unit')} "
+        f"{outside} are outside"
+    )
+    if not outside:
+        return 0, note
+    norms = np.sqrt(np.sum(value * value, axis=span)).ravel()
+    selector = _selector(weight, weights)
+    return outside, (
+        f"{note}, by up to {found.excess.max():.3g}, with a norm of {norms[np.argmax(found.excess)]:.3g}; instead: "
+        f"{_rule_for(selector, constraint)}, or where the axis is meant so: inbounds.audit(model, accept={selector!r})"
+    )
 
 
 def _as_set(constraint: Any) -> Set:
     """A constraint of Keras as the set that it means; any other callable as its fixed points."""
     try:
-        if type(constraint) is keras.constraints.MaxNorm:
-            return MaxNorm(constraint.max_value, axis=constraint.axis)
-        if type(constraint) is keras.constraints.UnitNorm:
-            return UnitNorm(axis=constraint.axis)
-        if type(constraint) is keras.constraints.MinMaxNorm:
-            return MinMaxNorm(constraint.min_value, constraint.max_value, constraint.rate, axis=constraint.axis)
-        if type(constraint) is keras.constraints.NonNeg:
-            return NonNeg()
+        found = of_keras(constraint)
     except SetError:
-        pass
-    return Custom(constraint)
+        found = constraint
+    return found if isinstance(found, Set) else Custom(constraint)
+
+
+def _of_keras(constraint: Any) -> bool:
+    """Whether it is one of Keras' own, which inbounds leaves to Keras."""
+    return not isinstance(constraint, Set) and type(constraint).__module__.startswith("keras.")
 
 
 def _shown(constraint: Any) -> str:
@@ -198,6 +274,6 @@ def _shown(constraint: Any) -> str:
     if isinstance(constraint, Set):
         return repr(constraint)
     if isinstance(constraint, keras.constraints.Constraint):
-        arguments = ", ".join(f"{name}={value!r}" for name, value in constraint.get_config().items())
-        return f"keras {type(constraint).__name__}({arguments})"
+        arguments = ", ".join(f"{name}={shown(value)}" for name, value in constraint.get_config().items())
+        return f"{'keras ' * _of_keras(constraint)}{type(constraint).__name__}({arguments})"
     return getattr(constraint, "__qualname__", None) or repr(constraint)

@@ -155,7 +155,7 @@ def _said_of_dtensors(entry: Entry) -> Iterator[None]:
             raise
         raise RuleError(
             explain(
-                "A set on DTensors takes operations that PyTorch has for DTensors",
+                "The set takes an operation that PyTorch lacks for DTensors",
                 str(error).split("\n")[0],
                 where=repr(entry),
                 instead="a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded",

@@ -16,7 +16,7 @@ import keras
 from inbounds._bound import given_constraint
 from inbounds._plan import Plan
 from inbounds._set import Set
-from inbounds._sets.combine import Custom
+from inbounds._sets.combine import Custom, parts_of
 from inbounds._weights import Weight, layers_of, weights_of
 
 
@@ -79,6 +79,13 @@ def _lost_in(layer: Any, planned: list[tuple[Any, Set]]) -> tuple[str, str] | No
     if len(old) != len(new):
         return paths, f"{type(layer).__name__} made from its config has other weights"
     wanted = {id(weight.variable): constraint for weight, constraint in planned}
+    for constraint in wanted.values():
+        for kind in {type(part.fn) for part in parts_of(constraint) if isinstance(part, Custom)}:
+            if (
+                issubclass(kind, keras.constraints.Constraint)
+                and keras.saving.get_registered_name(kind) == kind.__name__
+            ):
+                return paths, f"{kind.__name__} isn't registered with keras.saving.register_keras_serializable"
     without = [
         o.path
         for o, n in zip(old, new, strict=True)

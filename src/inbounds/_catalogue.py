@@ -125,7 +125,7 @@ def card_of(name: str) -> Card:
         near = [folded[key] for key in difflib.get_close_matches(name.lower(), folded, n=3)]
         raise SetError(
             explain(
-                "A set is named as it is in inbounds.constraints",
+                f"No set has the name {name!r}",
                 repr(name),
                 instead=" or ".join(near or sorted(found)),
             )

@@ -22,12 +22,12 @@ import inbounds
 from inbounds._attach import constrain
 from inbounds._audit import audit
 from inbounds._catalogue import TWINS, card_of, cards
-from inbounds._errors import FileError, InboundsError, PlanNotSavedWarning, explain
+from inbounds._errors import FileError, InboundsError, LayoutWarning, PlanNotSavedWarning, explain, printable
 from inbounds._layout import layout_of
 from inbounds._report import Report
 from inbounds._rules import resolve
 from inbounds._rules_file import read_rules
-from inbounds._table import common_parts, grouped, table
+from inbounds._table import common_parts, counted, grouped, table
 
 DESCRIPTION = "Keeps the weights of Keras models inside the sets you choose, and shows that they are there."
 
@@ -41,7 +41,7 @@ a rules file (TOML):
 A weight obeys the last rule that matches it, in the order of the file.
 """
 
-EXIT = "exit status: 0 when every set holds, 1 when not, 2 on an error."
+EXIT = "exit status: 0 when every set holds, 1 when not or when nothing is constrained, 2 on an error."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; None: those of the process.
 
     Returns:
-        The exit status: 0 when all holds, 1 when not, 2 on an error, which is one message on stderr.
+        The exit status: 0 when all holds, 1 when not or when nothing is constrained, 2 on an error: one message on
+        stderr.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One message, as every other error; argparse would print the usage too."""
-        self.exit(2, f"inbounds: error: {message}. Instead: {self.prog} --help.\n")
+        self.exit(2, f"inbounds: error: {printable(message)}. Instead: {self.prog} --help.\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, command=name)
         return added
 
     def takes_model(added: argparse.ArgumentParser, metavar: str = "MODEL.keras") -> None:
@@ -105,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     takes_model(added)
     added.add_argument(
         "--rules", metavar="FILE.toml", type=Path, help="the sets to audit; without it, those saved in the model"
+    )
+    added.add_argument(
+        "--accept",
+        metavar="SELECTOR",
+        action="append",
+        default=[],
+        help="a glob on the end of a weight's path: the axis of its constraint of Keras is meant so; may be repeated",
     )
     added.add_argument("--json", action="store_true", help="print JSON in place of a table")
     added.add_argument("--html", metavar="OUT", type=Path, help="write an HTML page too")
@@ -132,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _audit(options: argparse.Namespace) -> int:
     model = _load(options, compiled=False)
-    report = audit(model, read_rules(options.rules, model) if options.rules else None)
+    report = audit(model, read_rules(options.rules, model).rules if options.rules else None, options.accept)
     if options.html:
         try:
             report.to_html(options.html)
@@ -140,12 +148,14 @@ def _audit(options: argparse.Namespace) -> int:
             raise _not_written(options.html, error) from error
     print(report.to_json() if options.json else report)
     if options.html:
-        print(f"Written: {options.html}", file=sys.stderr if options.json else sys.stdout)
-    if all(row.status == "free" for row in report.rows):
-        print(
-            "inbounds: warning: the model declares no set, so there is nothing that could be violated; see --rules",
-            file=sys.stderr,
+        print(f"Written: {printable(str(options.html))}", file=sys.stderr if options.json else sys.stdout)
+    if not report.constrained:
+        said = explain(
+            "Nothing is constrained: no weight of the model has a set",
+            repr(str(options.model)),
+            instead=f"inbounds audit {options.model} --rules FILE.toml",
         )
+        print(f"inbounds: {said}", file=sys.stderr)
     return 0 if report.ok else 1
 
 
@@ -153,12 +163,16 @@ def _project(options: argparse.Namespace) -> int:
     target: Path = options.output
     if target.suffix != ".keras":
         raise FileError(
-            explain("A model is written to a .keras file", repr(str(target)), instead=str(target.with_suffix(".keras")))
+            explain(
+                f"Can't write the model to {str(target)!r}: the name of a model file ends in .keras",
+                f"-o {target}",
+                instead=f"-o {target.with_suffix('.keras')}",
+            )
         )
     model = _load(options, compiled=True)
     rules = read_rules(options.rules, model)
     given = model.get_weights()
-    constrain(model, rules)
+    constrain(model, rules.rules, metric=rules.metric, every=rules.every)
     projected = model.get_weights()
     model.set_weights(given)
     before = audit(model)
@@ -172,11 +186,11 @@ def _project(options: argparse.Namespace) -> int:
     except OSError as error:
         raise _not_written(target, error) from error
     moved = {
-        weight.path: float(np.max(np.abs(new - old), initial=0))
+        printable(weight.path): float(np.max(np.abs(new - old), initial=0))
         for weight, old, new in zip(model.weights, given, projected, strict=True)
     }
     print(_changes(before, after, moved))
-    print(f"\nWritten: {target}")
+    print(f"\nWritten: {printable(str(target))}")
     return 0 if after.ok else 1
 
 
@@ -221,7 +235,14 @@ def _layout(options: argparse.Namespace) -> int:
         notes.append(("Axes none", "each entry is a unit of its own, and a norm takes the weight as one unit"))
     under = f", under {prefix}" if prefix not in ("", f"{model.name}/") else ""
     columns = ("weight", "shape", "layer", "axes of a unit", "units", "size")
-    print(table(f"Layout of {model.name}{under}: {len(rows)} weights", columns, rows, grouped(dict.fromkeys(notes))))
+    print(
+        table(
+            f"Layout of {model.name}{under}: {counted(len(rows), 'weight')}",
+            columns,
+            rows,
+            grouped(dict.fromkeys(notes)),
+        )
+    )
     return 0
 
 
@@ -242,35 +263,52 @@ def _load(options: argparse.Namespace, *, compiled: bool) -> Any:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise FileError(explain("A module to import is found from here", f"--import {name}: {error}")) from error
+            raise FileError(
+                explain(
+                    f"Can't import {name!r}: {error}",
+                    f"--import {name}",
+                    where=os.getcwd(),
+                    instead=f"run it in the folder of {name.split('.')[0]}.py",
+                )
+            ) from error
     path: Path = options.model
     if not path.is_file():
         raise FileError(
             explain(
-                "A model is a file that model.save(...) has written",
-                f"{str(path)!r}, which {'is a folder' if path.is_dir() else 'does not exist'}",
-                instead="the path of a .keras file",
+                f"Can't read the model {str(path)!r}: it {'is a folder' if path.is_dir() else 'does not exist'}",
+                repr(str(path)),
+                where=os.getcwd(),
+                instead="a file that model.save('model.keras') has written",
             )
         )
     if path.suffix == ".keras" and not zipfile.is_zipfile(path):
-        raise FileError(explain("A .keras file is a zip archive", f"{str(path)!r}, which is not or is cut off"))
+        raise FileError(
+            explain(
+                f"Can't read the model {str(path)!r}: it is not a zip archive, as a .keras file is, or it is cut off",
+                repr(str(path)),
+                instead="a file that model.save('model.keras') has written",
+            )
+        )
     try:
         return keras.saving.load_model(path, compile=compiled)
     except Exception as error:  # Keras raises any of a dozen types for files that it can't read
         innermost = str(error).split("Exception encountered: ")[-1].split(" Full object config:")[0].strip()
-        reason = textwrap.shorten(innermost.split("\n")[0], 240, placeholder=" ...")
+        reason = textwrap.shorten(innermost.split("\n")[0].split(". ")[0], 240, placeholder=" ...").rstrip(".")
         raise FileError(
             explain(
-                "A model is a file that Keras can load",
-                f"{str(path)!r}",
-                where=f"{type(error).__name__}: {reason.rstrip('.')}",
-                instead="a .keras file; if it has layers of your own, --import the module that registers them",
+                f"Keras can't load the model {str(path)!r}: {reason}",
+                repr(str(path)),
+                where=f"{type(error).__name__} in keras.saving.load_model",
+                instead=f"inbounds {options.command} {path} --import MODULE, which registers the layers of your own",
             )
         ) from error
 
 
 def _not_written(path: Path, error: OSError) -> FileError:
-    return FileError(explain("An output file can be written", f"{str(path)!r}: {error.strerror or error}"))
+    reason = error.strerror or error
+    return FileError(
+        explain(f"Can't write {str(path)!r}: {reason}", repr(str(path)), instead="a file in a folder of yours")
+    )
 
 
 # Text.
@@ -304,8 +342,8 @@ def _show_own_warnings() -> None:
     show = warnings.showwarning
 
     def shown(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, PlanNotSavedWarning):
-            print(f"inbounds: warning: {message}", file=sys.stderr)
+        if issubclass(category, (PlanNotSavedWarning, LayoutWarning)):
+            print(f"inbounds: warning: {printable(str(message))}", file=sys.stderr)
         else:
             show(message, category, *place, **more)
 

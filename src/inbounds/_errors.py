@@ -8,15 +8,57 @@ InboundsError
 └── ConstraintViolation               raised by `check` when a weight is outside its set; holds the report
 
 PlanNotSavedWarning (a UserWarning)   part of a plan that a `.keras` file can't carry
+LayoutWarning (a UserWarning)         the units of a layer's weight are not known and were guessed
+WeightNotMovedWarning (a UserWarning) the steps of an epoch have not moved a weight
+
+A text says what went wrong, what was received, where, and the line to type instead, in this order.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+import numpy as np
+
+FEW = 16
+"""Arrays of at most so many entries are printed entry by entry, as code that makes them again."""
+
+LONG = 240
+"""What is received is cut off after so many characters."""
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""Text without control characters: what a terminal or a log would act on is escaped, as `\x1b` or `\n`.
+
+    Names of layers, weights and files come from elsewhere; all that prints one passes it through here.
+
+    Args:
+        text: any text; what is printable already comes back as it is.
+        lines: whether newlines stay, of text that is several lines on purpose.
+    """
+
+    def escaped(character: str) -> str:
+        kept = character.isprintable() or (lines and character == "\n")
+        return character if kept else character.encode("unicode_escape").decode("ascii")
+
+    return text if text.isprintable() else "".join(map(escaped, text))
+
+
+def shown(value: Any) -> str:
+    """A value as its code, on one line; of what is long the beginning, of a large array its shape and first entries."""
+    if isinstance(value, np.ndarray) and value.size > FEW:
+        first = ", ".join(map(repr, value.reshape(-1)[:3].tolist()))
+        return f"<array of shape {value.shape}: {first}, ...>"
+    text = re.sub(r"\n\s*", " ", repr(value))
+    return text if len(text) <= LONG else f"{text[:LONG]} ..."
 
 
 class InboundsError(Exception):
-    """Base of every error that inbounds raises."""
+    """Base of every error that inbounds raises. Its text is printable."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class SetError(InboundsError, ValueError):
@@ -43,19 +85,31 @@ class ConstraintViolation(InboundsError):  # noqa: N818  # the contract's name
     """
 
     def __init__(self, message: str, report: Any) -> None:
-        super().__init__(message)
+        super().__init__()
+        self.args = (printable(message, lines=True), report)
         self.report = report
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class PlanNotSavedWarning(UserWarning):
     """Part of a plan that a `.keras` file can't carry, said when constraining."""
 
 
-def explain(rule: str, received: str, *, where: str = "", instead: str = "") -> str:
-    """The text of an error: the rule, what was received, where, and what to do instead."""
-    parts = [rule.rstrip(".") + ".", f"Received: {received}."]
+class LayoutWarning(UserWarning):
+    """The units of a weight are not known and were guessed: every axis but the last."""
+
+
+class WeightNotMovedWarning(UserWarning):
+    """The steps of an epoch have not moved a constrained weight, said by `Monitor`."""
+
+
+def explain(wrong: str, received: str, *, where: str = "", instead: str = "") -> str:
+    """The text of an error: what went wrong, what was received, where, and the line to type instead."""
+    parts = [wrong.rstrip(".") + ".", f"Received: {received}."]
     if where:
         parts.append(f"Where: {where}.")
     if instead:
         parts.append(f"Instead: {instead.rstrip('.')}.")
-    return " ".join(parts)
+    return printable(" ".join(parts))

@@ -102,7 +102,7 @@ class Laid:
         except ValueError as error:
             raise SetError(
                 explain(
-                    "An array for the weights broadcasts to the weight, or for a Joint has a row for each unit",
+                    "An array does not broadcast to the weight, nor, for a Joint, has it a row for each unit",
                     f"shape={array.shape}",
                     where=f"weights of shape {' and '.join(map(str, self.shapes))}",
                 )

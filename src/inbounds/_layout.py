@@ -2,7 +2,8 @@
 
 A layout says, for each weight of a layer by its name, the axes that one unit spans: those that the layer sums over to
 make one output feature. A weight without any (a bias, a scale) has the layout (). Layers that Keras doesn't ship
-register theirs.
+register theirs. Of a weight that no layout names the units are guessed, every axis but the last, and a warning says so;
+a layer that wraps a model of another framework, whose axes may lie otherwise, is never guessed at.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import keras
 
-from inbounds._errors import LayoutError, explain
+from inbounds._errors import LayoutError, explain, shown
 from inbounds._units import Axes
 
 
@@ -43,7 +44,7 @@ class Layout:
                 if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, int) for axis in axes):
                     raise LayoutError(
                         explain(
-                            "A layout gives each weight the axes that one unit spans, a tuple of integers",
+                            "The axes that one unit spans are not a tuple of integers",
                             f"{name!r}: {axes!r}",
                             instead=f"{{{name!r}: (0,)}}, or () for a weight without fan-in",
                         )
@@ -62,7 +63,7 @@ class Layout:
         if not all(-rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
             raise LayoutError(
                 explain(
-                    f"A layout names different axes of the weight, here from {-rank} to {rank - 1}",
+                    f"A layout names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
                     f"{name!r}: {tuple(axes)}",
                     where=f"a weight of shape {shape}",
                     instead="register_layout with the axes that one unit of this weight spans",
@@ -83,7 +84,7 @@ def register_layout(layer_class: type, layout: LayoutFunction | Layout | Mapping
         layer_class: a class of layers. Its last registration holds, also where Keras ships the class.
         layout: weight name -> the axes that one unit spans, () for a weight without fan-in; a `Layout`; or a function
             of the built layer that returns one of these, where it depends on the layer's arguments. A weight it doesn't
-            name is not known: its units are taken over every axis but the last, and the plan says so.
+            name is not known: its units are taken over every axis but the last, which the plan and a warning say.
 
     Raises:
         LayoutError: `layer_class` is not a class of layers, or `layout` is neither. Axes that a weight lacks are an
@@ -94,7 +95,7 @@ def register_layout(layer_class: type, layout: LayoutFunction | Layout | Mapping
     >>> register_layout(Mix, {"kernel": (1,), "bias": ()})
     """
     if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Layer):
-        raise LayoutError(explain("A layout is registered for a class of keras.Layer", f"layer_class={layer_class!r}"))
+        raise LayoutError(explain("`layer_class` is not a class of keras.Layer", f"layer_class={shown(layer_class)}"))
     if isinstance(layout, (Layout, Mapping)):
         always = layout if isinstance(layout, Layout) else Layout(dict(layout))
         _REGISTRY[layer_class] = lambda layer: always
@@ -103,8 +104,8 @@ def register_layout(layer_class: type, layout: LayoutFunction | Layout | Mapping
     else:
         raise LayoutError(
             explain(
-                "A layout is a mapping of weight names to axes, or a function of the layer",
-                f"layout={layout!r}",
+                "`layout` is neither a mapping of weight names to axes nor a function of the layer",
+                f"layout={shown(layout)}",
                 instead="{'kernel': (0,), 'bias': ()}",
             )
         )
@@ -118,14 +119,39 @@ def layout_of(layer: Any) -> Layout:
             if not isinstance(found, (Layout, Mapping)):
                 raise LayoutError(
                     explain(
-                        "A function that is registered as a layout returns a mapping of weight names to axes",
-                        repr(found),
+                        "A function that is registered as a layout did not return a mapping of weight names to axes",
+                        shown(found),
                         where=f"{cls.__name__}, for the layer {layer.name!r}",
                         instead="{'kernel': (0,), 'bias': ()}",
                     )
                 )
             return found if isinstance(found, Layout) else Layout(dict(found))
     return Layout({})
+
+
+WRAPPERS = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
+"""Layers of Keras that wrap a model of another framework."""
+
+
+def is_foreign(layer: Any) -> bool:
+    """Whether a layer wraps a model of another framework, so that its weights need not lie as Keras' do."""
+    return isinstance(layer, tuple(getattr(keras.layers, name) for name in WRAPPERS if hasattr(keras.layers, name)))
+
+
+def _torch_module(layer: Any) -> Layout:
+    """PyTorch's Linear and ConvNd have the output features first."""
+    from torch import nn
+
+    names = {id(variable.value): variable.name for variable in layer.weights}
+    spans: dict[str, Axes] = {}
+    roles: dict[str, str] = {}
+    modules = [m for m in layer.module.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    for module in modules:
+        for role, parameter in (("kernel", module.weight), ("bias", module.bias)):
+            if (name := names.get(id(parameter))) is not None:
+                spans[name] = tuple(range(1, parameter.ndim))
+                roles[role] = name
+    return Layout(spans, roles=roles if len(modules) == 1 else {})
 
 
 def _all_but_last(shape: tuple[int, ...]) -> Axes:
@@ -220,6 +246,7 @@ def _register_keras() -> None:
         "Normalization": {"mean": (), "variance": ()},
         "SpectralNormalization": {"vector_u": ()},
     }
+    by_name["TorchModuleWrapper"] = _torch_module
     for rank in (1, 2, 3):
         by_name[f"Conv{rank}D"] = _conv
         by_name[f"Conv{rank}DTranspose"] = _conv_transpose

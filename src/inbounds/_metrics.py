@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from inbounds._arrays import Array, dense, dtype_of, working_dtype
-from inbounds._errors import RuleError, explain
+from inbounds._errors import RuleError, explain, shown
 from inbounds._optimizers import WRAPPERS
 from inbounds._set import Set
 
@@ -117,9 +117,9 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
     if not steps or not _takes_three(reader) or not isinstance(words, str):
         raise RuleError(
             explain(
-                "register_metric takes a class of optimizers with an `update_step`, a callable(optimizer, variable, "
-                "gradient) and words",
-                f"optimizer={optimizer!r}, reader={reader!r}, words={words!r}",
+                "register_metric is not given a class of optimizers with an `update_step`, "
+                "a callable(optimizer, variable, gradient) and words",
+                f"optimizer={shown(optimizer)}, reader={shown(reader)}, words={shown(words)}",
                 instead="register_metric(MyAdam, lambda opt, v, g: ...)",
             )
         )
@@ -133,7 +133,7 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
         if shape is None or tuple(shape) != tuple(variable.shape) or not real:
             raise RuleError(
                 explain(
-                    "A reader of a metric returns a tensor of real numbers shaped like the variable",
+                    "The reader of a metric did not return a tensor of real numbers shaped like the variable",
                     f"{type(cost).__name__} with shape={shape if shape is None else tuple(shape)}, dtype={dtype}",
                     where=f"{optimizer.__class__.__name__}, {variable.path} of shape {tuple(variable.shape)}",
                     instead="keras.ops.broadcast_to(cost, variable.shape), or None where all entries cost the same",

@@ -1,22 +1,36 @@
-"""Monitor: the audit on a schedule, as a Keras callback."""
+"""Monitor: the audit on a schedule, as a Keras callback, and the weights that training doesn't move."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
+import numpy as np
 
 from inbounds._arguments import interval
-from inbounds._audit import audit
+from inbounds._arrays import to_numpy
+from inbounds._audit import audit, nothing_constrained
+from inbounds._bound import current_constraint
+from inbounds._errors import WeightNotMovedWarning, explain
+from inbounds._optimizers import stepping
+from inbounds._plan import Entry
 from inbounds._report import Report
+from inbounds._rules import resolve
+from inbounds._table import counted
+from inbounds._weights import Weight
 
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
-    """Puts `violation` and `active` of the model into the logs of training.
+    """Puts `violation` and `active` of the model into the logs of training, and says which weights stand still.
 
     So the progress bar, History, CSV and trackers show them.
     `violation` is the largest over the model, in the units of the weights; `active` is the share of units on their
     boundary. List the Monitor before callbacks that should see them.
+
+    A weight stands still under a set that can swallow steps (a step below half a grid step leads back to where it
+    began) where the rate is too small: after an epoch whose steps have not moved one, there is a warning, once in each
+    fit. Frozen weights, epochs without a step and a learning rate of 0 are no reason for it.
 
     Args:
         every: "epoch", or a number of training batches after which the model is audited too.
@@ -24,13 +38,20 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
 
     Attributes:
         report: the last audit; None before the first.
+        unmoved: the paths of the weights that the steps of the last epoch have not moved.
 
     Raises:
         SetError: `every` is something else.
+        ConstraintViolation: when training begins, nothing is constrained.
 
-    Cost: one audit (a pass over the weights in float64) at each epoch or each `every` batches.
+    Warns:
+        WeightNotMovedWarning: the steps of an epoch have not moved a weight.
+
+    Cost: one audit (a pass over the weights in float64) when training begins and at each epoch or each `every` batches.
+    Of weights whose set can swallow steps, the values of an epoch ago are kept in the host's memory, 8 bytes an entry.
 
     Example:
+        >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
         >>> history = model.fit(x, y, verbose=0, callbacks=[Monitor()])
         >>> sorted(history.history)
         ['active', 'loss', 'violation']
@@ -41,7 +62,21 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self.every = interval("Monitor", every, "batches", "Monitor(every=100)")
         self.stop_on_violation = stop_on_violation
         self.report: Report | None = None
+        self.unmoved: tuple[str, ...] = ()
         self._batches = 0
+        self._warned: set[str] = set()
+        self._seen: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        report = audit(self.model)
+        if not report.constrained:
+            raise nothing_constrained(self.model, report)
+        self._warned = set()
+        self._seen = {}
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Before the first, the weights have been put inside."""
+        self._seen = self._seen or {id(weight.variable): now for _, weight, now in self._swallowed()}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches += 1
@@ -53,13 +88,69 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._look()
         self._tell(logs)
+        self._compare(epoch)
 
     def _look(self) -> None:
         self.report = audit(self.model)
-        if self.stop_on_violation and not self.report.ok:
+        if self.stop_on_violation and any(row.status in ("violated", "unenforced") for row in self.report.rows):
             self.model.stop_training = True
 
     def _tell(self, logs: dict[str, Any] | None) -> None:
         if self.report is not None and logs is not None:
             logs["violation"] = self.report.violation
             logs["active"] = self.report.active
+
+    def _compare(self, epoch: int) -> None:
+        """Warns of the weights that have the same values as an epoch ago, though steps were taken."""
+        found = self._swallowed()
+        unmoved = []
+        for entry, weight, (steps, value) in found:
+            before, was = self._seen.get(id(weight.variable), (steps, value))
+            if steps > before and _rate(self.model, weight) != 0 and _same(entry, was, value):
+                unmoved.append(weight.path)
+                if weight.path not in self._warned:
+                    self._warned.add(weight.path)
+                    _warn(entry, weight, f"epoch {epoch + 1}, {counted(steps - before, 'step')}")
+        self.unmoved = tuple(unmoved)
+        self._seen = {id(weight.variable): now for _, weight, now in found}
+
+    def _swallowed(self) -> list[tuple[Entry, Weight, tuple[int, np.ndarray[Any, Any]]]]:
+        """The trained weights whose sets can swallow steps, each with its steps so far and its values."""
+        entries = resolve(self.model, None, current_constraint, strict=False).entries
+        return [
+            (entry, weight, (_steps(self.model, weight), to_numpy(weight.variable)))
+            for entry in entries
+            if entry.set.swallows
+            for weight in entry.weights
+            if weight.variable.trainable and not weight.quantized
+        ]
+
+
+def _same(entry: Entry, was: np.ndarray[Any, Any], value: np.ndarray[Any, Any]) -> bool:
+    """Whether no entry has moved by more than what counts as inside the set, which steps leave as it is."""
+    moved = np.abs(value - was).max(initial=0.0)
+    return bool(moved <= entry.applied.measure(entry.variables, entry.axes).slack.max(initial=0.0))
+
+
+def _steps(model: Any, weight: Weight) -> int:
+    """How many steps the optimizers of a weight have taken."""
+    return sum(int(optimizer.iterations) for optimizer in stepping(model, [weight.variable]) if optimizer.built)
+
+
+def _rate(model: Any, weight: Weight) -> float:
+    """The largest learning rate that the optimizers of a weight have now."""
+    rates = (optimizer.learning_rate for optimizer in stepping(model, [weight.variable]))
+    return max((float(keras.ops.convert_to_numpy(rate)) for rate in rates), default=0.0)
+
+
+def _warn(entry: Entry, weight: Weight, when: str) -> None:
+    warnings.warn(
+        explain(
+            f"No step has moved {weight.path}: {entry.set.swallows}; or its gradient is 0",
+            repr(entry.set),
+            where=when,
+            instead="a larger learning rate, or a set that follows smaller steps: of a grid, a finer one",
+        ),
+        WeightNotMovedWarning,
+        stacklevel=2,
+    )

@@ -25,6 +25,7 @@ class Entry:
         source: the rule it comes from, or the layer's argument.
         note: what a reader has to know of it.
         inputs: for each weight, the axis that counts the inputs of its layer; None where there is none.
+        guessed: whether the axes are a guess, since the layer's layout is not known.
     """
 
     set: Set
@@ -33,6 +34,7 @@ class Entry:
     source: str
     note: str = ""
     inputs: tuple[int | None, ...] = ()
+    guessed: bool = False
 
     @cached_property
     def applied(self) -> Set:
@@ -82,6 +84,14 @@ class Plan:
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def _title(self) -> str:
+        return f"Plan of {len(self.entries)} set{'s' * (len(self.entries) != 1)}"
+
+    def __repr__(self) -> str:
+        constrained = sum(len(entry.weights) for entry in self.entries)
+        return f"<{self._title} on {constrained} of {constrained + len(self.free)} weights; print it to see them>"
+
     def __str__(self) -> str:  # every weight: in the table, or below it with the reason why it is free
         weights = [weight for entry in self.entries for weight in entry.weights] + [weight for weight, _ in self.free]
         prefix = common_parts(weight.path for weight in weights)
@@ -102,7 +112,7 @@ class Plan:
         under = f", under {prefix}" if prefix else ""
         when = {1: "", "epoch": ", projected at the end of each epoch"}.get(self.every, f", each {self.every} steps")
         return table(
-            f"Plan of {len(self.entries)} sets, {self.metric} metric{in_all}{when}{under}",
+            f"{self._title}, {self.metric} metric{in_all}{when}{under}",
             ("weight", "set", "units", "axes of a unit", "rule"),
             rows,
             grouped(notes),

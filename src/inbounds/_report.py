@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any, Literal
 from inbounds._errors import InboundsError, explain
 from inbounds._table import common_parts, grouped, table
 
-Status = Literal["holds", "violated", "unenforced", "free"]
+Status = Literal["holds", "violated", "unenforced", "misaligned", "free"]
+
+STATUSES: tuple[Status, ...] = ("violated", "unenforced", "misaligned", "holds", "free")
+"""In the order in which a verdict counts them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Row:
             none is outside.
         active: the share of units on their boundary; NaN where it can't be told.
         tolerance: what counts as inside.
-        status: "holds"; "violated"; "unenforced": declared, but nothing would keep it; "free": no set.
+        status: "holds"; "violated"; "unenforced": declared, but nothing would keep it; "misaligned": a constraint of
+            Keras holds along its axis, which is not the layer's fan-in, along which units are outside; "free": no set.
         note: what else there is to know.
     """
 
@@ -54,8 +59,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every set holds and would be kept."""
-        return all(row.status in ("holds", "free") for row in self.rows)
+        """Whether something is constrained, and every set holds and would be kept."""
+        return bool(self.constrained) and all(row.status == "holds" for row in self.constrained)
+
+    @property
+    def constrained(self) -> tuple[Row, ...]:
+        """The rows with a set."""
+        return tuple(row for row in self.rows if row.status != "free")
 
     @property
     def violation(self) -> float:
@@ -65,7 +75,7 @@ class Report:
     @property
     def active(self) -> float:
         """The share of units on their boundary over the model, of those sets where it can be told."""
-        told = [row for row in self.rows if row.status != "free" and not math.isnan(row.active)]
+        told = [row for row in self.constrained if not math.isnan(row.active)]
         units = sum(row.units for row in told)
         return sum(row.active * row.units for row in told) / units if units else 0.0
 
@@ -79,7 +89,7 @@ class Report:
         return table(f"Audit of {self.model}{under}: {self._verdict()}", columns, rows, grouped(notes))
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data. Infinities and NaN, which JSON lacks, become strings."""
+        """The report as plain data. What has no number in JSON, infinities and NaN, is None."""
         rows = [{name: _plain(value) for name, value in asdict(row).items()} for row in self.rows]
         return {
             "model": self.model,
@@ -104,7 +114,9 @@ class Report:
         except ImportError as error:
             raise InboundsError(
                 explain(
-                    "HTML reports are made with Jinja2", "no module 'jinja2'", instead="pip install 'inbounds[html]'"
+                    "Can't write the HTML report: Jinja2 is not installed",
+                    f"to_html({str(path)!r})",
+                    instead="pip install 'inbounds[html]'",
                 )
             ) from error
         template = resources.files("inbounds").joinpath("_report.html").read_text(encoding="utf-8")
@@ -117,11 +129,9 @@ class Report:
         return target
 
     def _verdict(self) -> str:
-        counted = [
-            (sum(row.status == status for row in self.rows), status)
-            for status in ("violated", "unenforced", "holds", "free")
-        ]
-        return ", ".join(f"{count} {status}" for count, status in counted if count) or "nothing to audit"
+        counts = Counter(row.status for row in self.rows)
+        said = [] if self.constrained else ["nothing is constrained"]
+        return ", ".join(said + [f"{counts[status]} {status}" for status in STATUSES if counts[status]])
 
 
 def _cells(row: Row) -> tuple[Any, ...]:
@@ -134,4 +144,4 @@ def _cells(row: Row) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

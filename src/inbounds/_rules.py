@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
+from inbounds._arguments import metric_name
 from inbounds._arrays import MANTISSA_BITS, dtype_of, is_sharded
 from inbounds._claims import Claim, claims_of, items_of
-from inbounds._errors import LayoutError, RuleError, SetError, explain
-from inbounds._layout import layout_of
+from inbounds._errors import LayoutError, RuleError, SetError, explain, shown
+from inbounds._layout import is_foreign, layout_of
 from inbounds._plan import Entry, Plan
 from inbounds._set import Set
 from inbounds._sets.combine import Custom, Joint
 from inbounds._units import Axes, Units
 from inbounds._weights import Weight, layers_of, weights_of
-
-METRICS = ("optimizer", "euclidean")
 
 Given = Callable[[Any], Any]
 """The constraint that a variable was given by its layer, before any rule."""
@@ -39,22 +40,15 @@ def resolve(model: Any, rules: Any, given: Given, metric: str = "optimizer", *, 
     Raises:
         RuleError: the model or a rule is wrong; the text says which and what to do instead.
     """
-    if metric not in METRICS:
-        raise RuleError(
-            explain(
-                "`metric` is " + " or ".join(map(repr, METRICS)),
-                f"metric={metric!r}",
-                instead="metric='optimizer'",
-            )
-        )
+    metric_name("constrain", metric, RuleError)
     layers = _built_layers(model)
     weights = weights_of(layers)
     if not weights:
         raise RuleError(
             explain(
-                "A model to constrain has weights",
-                f"model={_named(model)} with none",
-                instead="build it first, or add layers with weights",
+                "The model has no weights",
+                f"model={_named(model)}",
+                instead="model.build(input_shape), or layers with weights",
             )
         )
     _check_in_use(model, weights)
@@ -96,13 +90,13 @@ def _plan(layers: Sequence[Any], weights: Sequence[Weight], rules: Any, given: G
     filled = {id(weight.variable) for weight in weights if 0 not in weight.shape}
     claims = {key: claim for key, claim in claims.items() if key in filled}
     entries: list[Entry] = []
-    joined: set[tuple[int, str]] = set()
+    joined: set[tuple[int, Set]] = set()
     for weight in weights:
         claim = claims.get(id(weight.variable))
         if claim is None or not isinstance(claim.set, Set):
             continue
         if isinstance(claim.set, Joint):
-            if (key := (id(weight.layer), repr(claim.set))) not in joined:
+            if (key := (id(weight.layer), claim.set)) not in joined:
                 joined.add(key)
                 entries.append(_joint_entry(weight, claim, weights, claims))
         else:
@@ -110,7 +104,16 @@ def _plan(layers: Sequence[Any], weights: Sequence[Weight], rules: Any, given: G
     free = tuple(
         (weight, _why_free(weight, claims.get(id(weight.variable)))) for weight in weights if not _held(weight, claims)
     )
-    return Plan(tuple(entries), free, metric)
+    return Plan(tuple(_each_its_own(entries)), free, metric)
+
+
+def _each_its_own(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """The entries; those of a Joint that several layers have say that it is no unit, nor a budget, that they share."""
+    layers = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
+    for entry in entries:
+        several = layers[entry.set] if isinstance(entry.set, Joint) else 1
+        own = f"{several} layers have this Joint, and each has units of its own" if several > 1 else ""
+        yield replace(entry, note=_notes(entry.note, own))
 
 
 # Claims from the layers' own arguments.
@@ -122,8 +125,8 @@ def _given_claim(weight: Weight, given: Given) -> Claim | None:
         return None
     source = f"{type(weight.layer).__name__}({weight.argument or weight.name + '.constraint'}=...)"
     if isinstance(constraint, Set) or type(constraint).__module__.startswith("keras."):
-        return Claim(constraint, source)
-    return Claim(Custom(constraint), source)
+        return Claim(constraint, source, is_rule=False)
+    return Claim(Custom(constraint), source, is_rule=False)
 
 
 def _why_free(weight: Weight, claim: Claim | None) -> str:
@@ -146,7 +149,7 @@ def _held(weight: Weight, claims: Mapping[int, Claim]) -> bool:
 
 def _entry(weight: Weight, claim: Claim) -> Entry:
     _check_dtype(weight, weight.dtype, claim.source, claim.set)
-    note = ""
+    note, guessed = "", False
     try:
         fan_in = layout_of(weight.layer).span(weight.name, weight.shape)
         unknown = fan_in is None
@@ -162,17 +165,52 @@ def _entry(weight: Weight, claim: Claim) -> Entry:
             and (claim.set.matrix or not claim.set.whole)
             and len(weight.shape) > 1
         ):
-            note = _unknown(weight)
+            note, guessed = _guess(weight, claim.set), True
         inputs = (layout_of(weight.layer).inputs.get(weight.name),)
-        entry = Entry(claim.set, (weight,), (axes,), claim.source, _with_frozen(note, [weight]), inputs)
+        entry = Entry(claim.set, (weight,), (axes,), claim.source, _noted(note, claim.set, [weight]), inputs, guessed)
         _check_fit(entry)
     except (SetError, LayoutError) as error:
         raise RuleError(f"{error} Rule: {claim.source!r} on {weight.path} of shape {weight.shape}.") from error
     return entry
 
 
-def _unknown(weight: Weight) -> str:
-    return f"units of {type(weight.layer).__name__} not known: every axis but the last; register_layout says otherwise"
+def _guess(weight: Weight, given: Set) -> str:
+    """What a plan says of units that are a guess.
+
+    Raises:
+        LayoutError: the layer's weights are of another framework, where there is nothing to guess by.
+    """
+    kind = type(weight.layer).__name__
+    if not is_foreign(weight.layer):
+        return f"units of {kind} not known: every axis but the last; register_layout says otherwise"
+    instead = f"inbounds.register_layout({kind}, lambda layer: {{{weight.name!r}: (0,)}}) with the axes of one unit"
+    if "axis" in given.argument_names():
+        arguments = {name: getattr(given, name) for name in given.argument_names()}
+        instead = f"{type(given)(**(arguments | {'axis': 0}))!r}, with the axes that one unit spans as `axis`"
+    raise LayoutError(
+        explain(
+            "The units of a weight of another framework are not known, and the set has no `axis`",
+            f"{given!r}",
+            where=f"{weight.path} of shape {weight.shape} in the {kind} {weight.layer.name!r}",
+            instead=instead,
+        )
+    )
+
+
+def guesses(entries: Sequence[Entry]) -> str:
+    """The text of a warning that units were guessed; empty where none were."""
+    weights = [weight for entry in entries if entry.guessed for weight in entry.weights if len(weight.shape) > 1]
+    if not weights:
+        return ""
+    first = weights[0]
+    kind = type(first.layer).__name__
+    return explain(
+        "The units of weights are not known and were guessed: every axis but the last",
+        ", ".join(f"{weight.path} of shape {weight.shape}" for weight in weights),
+        where=" and ".join(dict.fromkeys(type(weight.layer).__name__ for weight in weights)),
+        instead=f"inbounds.register_layout({kind}, {{{first.name!r}: {tuple(range(len(first.shape) - 1))}}}) "
+        "with the axes that one unit spans, or `axis` in the set",
+    )
 
 
 def _joint_entry(weight: Weight, claim: Claim, weights: Sequence[Weight], claims: Mapping[int, Claim]) -> Entry:
@@ -189,13 +227,22 @@ def _joint_entry(weight: Weight, claim: Claim, weights: Sequence[Weight], claims
             missing.append(f"no {name}")
         elif theirs is not None and theirs.set == joint:
             members.append(member)
+        elif theirs is not None and isinstance(theirs.set, Joint) and not (theirs.is_rule or claim.is_rule):
+            raise RuleError(
+                explain(
+                    "Two different Joints are given to one layer, and one names a weight that has the other",
+                    f"{theirs.set!r} on {member.path}",
+                    where=f"{joint!r} on {weight.path}",
+                    instead="the same Joint for all the weights that it names, such as Joint(a & b)",
+                )
+            )
         elif theirs is not None:
             missing.append(f"{name} obeys {theirs.set!r}")
         elif member.quantized:
             raise RuleError(
                 explain(
-                    "A Joint holds where a step can move all the weights that it names",
-                    f"{member.path}, which is quantized",
+                    "A Joint names a weight that is quantized, which no step can move",
+                    member.path,
                     where=f"{joint!r} on {weight.path}",
                     instead="inbounds.release(model), or constrain the model before it is quantized",
                 )
@@ -203,11 +250,10 @@ def _joint_entry(weight: Weight, claim: Claim, weights: Sequence[Weight], claims
         else:
             raise RuleError(
                 explain(
-                    "A Joint holds for all the weights that it names, so all of them are given it",
+                    "A Joint names a weight that was not given it",
                     f"none for {member.path}",
                     where=f"{joint!r} on {weight.path}",
-                    instead=f"give the same Joint to {name} too, or use it in a rule: "
-                    f"constrain(model, {{{type(layer).__name__}: {joint!r}}})",
+                    instead=f"constrain(model, {{{layer.name!r}: {joint!r}}}), or the same Joint for {name} too",
                 )
             )
     strangers = [
@@ -216,10 +262,10 @@ def _joint_entry(weight: Weight, claim: Claim, weights: Sequence[Weight], claims
     if strangers:
         raise RuleError(
             explain(
-                "A Joint is given to the weights that it names",
+                "A Joint was given to a weight that it doesn't name",
                 f"{joint!r} on {strangers[0].path}",
                 where=f"{type(layer).__name__} with the weights {', '.join(own)}",
-                instead=f"Joint({joint.inner!r}, weights=...) with the names of the weights",
+                instead=f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit",
             )
         )
     for member in members:
@@ -228,12 +274,12 @@ def _joint_entry(weight: Weight, claim: Claim, weights: Sequence[Weight], claims
     guessed = [
         m for m in members if m.name not in layout.spans and len(m.shape) > 1 and not (joint.whole and not joint.matrix)
     ]
-    if guessed:
-        note = "; ".join(text for text in (note, _unknown(guessed[0])) if text)
     try:
+        if guessed:
+            note = _notes(note, _guess(guessed[0], joint))
         axes = _joint_axes(joint, members, layout)
         inputs = tuple(layout.inputs.get(member.name) for member in members)
-        entry = Entry(joint, tuple(members), axes, claim.source, _with_frozen(note, members), inputs)
+        entry = Entry(joint, tuple(members), axes, claim.source, _noted(note, joint, members), inputs, bool(guessed))
         _check_fit(entry)
     except (SetError, LayoutError) as error:
         raise RuleError(f"{error} Rule: {claim.source!r} on {' + '.join(m.path for m in members)}.") from error
@@ -249,7 +295,7 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
         if len(members) > 1 and member.name in layout.apart:
             raise LayoutError(
                 explain(
-                    "Weights form joint units where each unit has its own entries in all of them",
+                    "These weights form no joint units: a unit has no entries of its own in one of them",
                     f"{member.path}; {layout.apart[member.name]}",
                     instead="constrain the weights separately",
                 )
@@ -266,7 +312,7 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
         )
         raise LayoutError(
             explain(
-                "Weights form joint units where they have the same number of units",
+                "These weights form no joint units: they have different numbers of units",
                 shapes,
                 where=type(members[0].layer).__name__,
                 instead="register_layout for this layer, or constrain the weights separately",
@@ -279,7 +325,7 @@ def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:
     if dtype not in MANTISSA_BITS:
         raise RuleError(
             explain(
-                "A set applies to floating point weights",
+                f"The weight is not of floating point numbers, but {dtype}",
                 f"dtype={dtype} for {source}: {owner!r}",
                 where=f"{weight.path} of shape {weight.shape}",
                 instead="constrain the model before it is quantized",
@@ -289,11 +335,15 @@ def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:
 
 def obstacle(weight: Weight) -> str:
     """Why a set on this weight could never be kept; empty where it can."""
-    if not weight.born_trainable or getattr(weight.variable, "overwrite_with_gradient", False):
+    if _untrained(weight):
         return "the layer writes it itself, no optimizer trains it"
     if getattr(weight.layer, "lora_enabled", False) and weight.name in ("kernel", "embeddings"):
         return "with LoRA the layer uses kernel + A @ B, which a set on the kernel doesn't hold"
     return ""
+
+
+def _untrained(weight: Weight) -> bool:
+    return not weight.born_trainable or getattr(weight.variable, "overwrite_with_gradient", False)
 
 
 def _check_kept(plan: Plan) -> None:
@@ -301,12 +351,15 @@ def _check_kept(plan: Plan) -> None:
         for weight in entry.weights:
             _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
             if why := obstacle(weight):
+                trained = "(lambda layer, variable: variable.trainable)"
                 raise RuleError(
                     explain(
-                        f"A set can be kept where an optimizer trains the weight; of this one, {why}",
+                        f"A set can't be kept on this weight: {why}",
                         f"{entry.source}: {entry.set!r}",
                         where=f"{weight.path} of shape {weight.shape} in {type(weight.layer).__name__}",
-                        instead="select the layer's trainable weights, or merge the adapter first",
+                        instead=f"{{{trained}: {entry.set!r}}}, which selects the weights that are trained"
+                        if _untrained(weight)
+                        else "the rule without this layer, or a set on the merged kernel",
                     )
                 )
 
@@ -321,18 +374,23 @@ def _check_fit(entry: Entry) -> None:
     if frozen and len(frozen) < len(entry.weights) and not entry.set.holds_frozen:
         raise SetError(
             explain(
-                "The free entries of a unit make up for frozen ones in sets of norms, sums and single entries only",
+                "One weight of a joint unit is frozen, and in this set the others can't make up for it",
                 f"{' and '.join(weight.path for weight in frozen)} frozen",
                 where=repr(entry.set),
-                instead="unfreeze it, or constrain the weights separately",
+                instead=f"layer.{frozen[0].name}.trainable = True, or a set for each weight",
             )
         )
 
 
-def _with_frozen(note: str, members: Sequence[Weight]) -> str:
+def _noted(note: str, given: Set, members: Sequence[Weight]) -> str:
+    """The note of an entry, with what its set swallows and which of its weights are frozen."""
     frozen = [member.name for member in members if not member.variable.trainable and member.used is None]
     said = f"{' and '.join(frozen)} frozen: projected when constrained, not trained" if frozen else ""
-    return "; ".join(text for text in (note, said) if text)
+    return _notes(note, given.swallows, said)
+
+
+def _notes(*texts: str) -> str:
+    return "; ".join(text for text in texts if text)
 
 
 # Models.
@@ -351,7 +409,7 @@ def _check_in_use(model: Any, weights: Sequence[Weight]) -> None:
         if is_sharded(parameter) and id(parameter) not in used:
             raise RuleError(
                 explain(
-                    "The parameters of a model on PyTorch are the values of its Keras variables",
+                    "A parameter of the model is not the value of its Keras variable",
                     f"{name} is a DTensor, which its layer doesn't compute with: it gets no gradient",
                     where="torch.distributed.fsdp.fully_shard, which Keras 3.15 doesn't follow",
                     instead="DistributedDataParallel, or variables whose values are DTensors (docs/devices.md)",
@@ -366,7 +424,7 @@ def check_model(model: Any) -> None:
         RuleError: it is something else.
     """
     if not isinstance(model, keras.Layer):
-        raise RuleError(explain("A model is a keras.Model or a layer", f"model={model!r}"))
+        raise RuleError(explain("`model` is not a keras.Model or a layer", f"model={shown(model)}"))
 
 
 def _built_layers(model: Any) -> list[Any]:
@@ -374,8 +432,8 @@ def _built_layers(model: Any) -> list[Any]:
     if not model.built:
         raise RuleError(
             explain(
-                "A model is built before it is constrained, since an unbuilt one has no weights",
-                f"model={_named(model)}, not built",
+                "The model is not built, so that it has no weights yet",
+                f"model={_named(model)}",
                 instead="model.build(input_shape), or call it once on a batch",
             )
         )
@@ -384,8 +442,8 @@ def _built_layers(model: Any) -> list[Any]:
     if unbuilt:
         raise RuleError(
             explain(
-                "A model is built before it is constrained, every layer of it",
-                f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__}), not built",
+                "A layer of the model is not built, so that it has no weights yet",
+                f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})",
                 where=_named(model),
                 instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
             )

@@ -1,5 +1,8 @@
 """Rules in a TOML file become the mapping that `constrain` takes.
 
+    metric = "euclidean"                     # of training, as the arguments of `constrain`; may be left out
+    every = 10
+
     [rules]                                  # weights: a glob on the end of a path
     "conv*/kernel" = "MaxNorm(1.5)"
     "**/gamma" = "Box(0.5, 2.0)"
@@ -8,7 +11,7 @@
     Dense = "Joint(MaxNorm(2.0))"
     head = {kernel = "NonNeg", bias = "Box(-1, 1)"}
 
-A set is written as the Python code that it prints as, `&`, `where` and `on` too; a name alone is the set without
+A set is written as the Python code that it prints as, `&`, `where` and `on` too; a name alone is a set that takes no
 arguments. Nothing is evaluated: the code is parsed, and only sets, numbers, strings, None, lists and tuples are made of
 it.
 
@@ -24,20 +27,39 @@ import inspect
 import math
 import tomllib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from inbounds import constraints
-from inbounds._errors import FileError, SetError, explain
+from inbounds._arguments import interval, metric_name
+from inbounds._errors import FileError, SetError, explain, shown
 from inbounds._set import Set
 from inbounds._sets.combine import Custom
 from inbounds._weights import layers_of
+from inbounds.constraints import without_arguments
 
 TABLES = ("rules", "layers")
+SETTINGS = ("metric", "every")
 
 EXAMPLE = 'a table [rules] with "**/kernel" = "MaxNorm(2.0)", or [layers] with Dense = "Joint(MaxNorm(2.0))"'
+
+
+@dataclass(frozen=True)
+class RulesFile:
+    """What a rules file says: the arguments of `constrain`.
+
+    Attributes:
+        rules: the mapping from selectors to sets.
+        metric: the norm in which "nearest" is meant in training.
+        every: the number of steps after which weights are projected, or "epoch".
+    """
+
+    rules: dict[Any, Any]
+    metric: str
+    every: int | str
 
 
 def _sets() -> dict[str, type[Set]]:
@@ -46,8 +68,8 @@ def _sets() -> dict[str, type[Set]]:
     return {name: cls for name, cls in public.items() if isinstance(cls, type) and issubclass(cls, Set)}
 
 
-def read_rules(path: Path, model: Any) -> dict[Any, Any]:
-    """The rules in a file, for one model, whose layers the names in the file are looked up in.
+def read_rules(path: Path, model: Any) -> RulesFile:
+    """What a file says, for one model, whose layers the names in the file are looked up in.
 
     Raises:
         FileError: the file can't be read, isn't TOML, or holds something else than rules; the text says where.
@@ -55,39 +77,48 @@ def read_rules(path: Path, model: Any) -> dict[Any, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise FileError(explain("A rules file can be read", f"{str(path)!r}: {reason}", instead=EXAMPLE)) from error
+        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise FileError(explain(f"Can't read the rules file: {reason}", f"{str(path)!r}", instead=EXAMPLE)) from error
     except tomllib.TOMLDecodeError as error:
         raise FileError(
             explain(
-                "A rules file is TOML", f"{str(path)!r}: {error}", instead="globs and sets in quotes, as in " + EXAMPLE
+                f"The rules file is not TOML: {error}",
+                f"{str(path)!r}",
+                instead="globs and sets in quotes, as in " + EXAMPLE,
             )
         ) from error
     rules: dict[Any, Any] = {}
-    for table, content in document.items():
-        if table not in TABLES:
+    for entry, content in document.items():
+        if entry in SETTINGS:
+            continue
+        if entry not in TABLES:
             raise FileError(
                 explain(
-                    "A rules file has the tables [rules] and [layers] only",
-                    f"{table!r}",
+                    f"A rules file has no entry {entry!r}, only [rules], [layers], metric and every",
+                    f"{entry} = {shown(content)}",
                     where=str(path),
-                    instead=_near(table, TABLES),
+                    instead=_near(entry, (*TABLES, *SETTINGS)),
                 )
             )
         if not isinstance(content, dict):
             raise FileError(
-                explain(f"[{table}] is a table", f"{table} = {content!r}", where=str(path), instead=EXAMPLE)
+                explain(f"[{entry}] is not a table", f"{entry} = {shown(content)}", where=str(path), instead=EXAMPLE)
             )
         for key, value in content.items():
-            where = f"{path}, [{table}], {key}"
-            if table == "rules":
+            where = f"{path}, [{entry}], {key}"
+            if entry == "rules":
                 rules[key] = _read_set(value, where)
             else:
                 made = _layer_rule(value, where)
                 rules.update(dict.fromkeys(_layers_named(key, model, where), made))
     if not rules:
-        raise FileError(explain("A rules file has one rule or more", "none", where=str(path), instead=EXAMPLE))
-    return rules
+        raise FileError(explain("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE))
+    try:
+        metric = metric_name("a rules file", document.get("metric", Set.metric))
+        every = interval("a rules file", document.get("every", Set.every), "steps", "every = 10")
+    except SetError as error:
+        raise FileError(f"{error} In: {path}.") from error
+    return RulesFile(rules, metric, every)
 
 
 def parse_set(text: str) -> Set:
@@ -115,7 +146,10 @@ def _read_set(value: Any, where: str) -> Set:
     if not isinstance(value, str):
         raise FileError(
             explain(
-                "A rule is the code of a set, in quotes", repr(value), where=where, instead='"MaxNorm(max_value=1.5)"'
+                "A rule is not the code of a set in quotes",
+                shown(value),
+                where=where,
+                instead='"MaxNorm(max_value=1.5)"',
             )
         )
     try:
@@ -135,8 +169,8 @@ def _layers_named(name: str, model: Any, where: str) -> list[Any]:
         meanings += [f"the layer {layer.name}" for layer in same_name[:1]]
         raise FileError(
             explain(
-                "A name in [layers] means one class, or the layers of that name",
-                f"{name!r}, which is {' and '.join(meanings)}",
+                f"{name!r} in [layers] has more than one meaning",
+                " and ".join(meanings),
                 where=where,
                 instead="[rules] with globs on the weights' paths",
             )
@@ -145,7 +179,7 @@ def _layers_named(name: str, model: Any, where: str) -> list[Any]:
         known = [*(layer.name for layer in layers), *(type(layer).__name__ for layer in layers)]
         raise FileError(
             explain(
-                "A name in [layers] is a layer of the model, or the class of one",
+                f"{name!r} in [layers] is neither a layer of the model nor the class of one",
                 repr(name),
                 where=where,
                 instead=_near(name, sorted(set(known))),
@@ -167,7 +201,8 @@ def _set(node: ast.expr) -> Set:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             pass
         case ast.Name(id=name):
-            args, keywords = [], []
+            _set_named(name)
+            return without_arguments(name)  # type: ignore[no-any-return]
         case _:
             raise _not_a_set(ast.unparse(node))
     cls = _set_named(name)
@@ -184,7 +219,9 @@ def _called(fn: Any, node: ast.expr, args: list[ast.expr], keywords: list[ast.ke
     try:
         return fn(*values, **named)
     except TypeError as error:
-        raise SetError(explain(f"{fn.__name__} takes other arguments", ast.unparse(node), instead=instead)) from error
+        raise SetError(
+            explain(f"{fn.__name__} doesn't take these arguments: {error}", ast.unparse(node), instead=instead)
+        ) from error
 
 
 def _value(node: ast.expr) -> Any:
@@ -206,9 +243,7 @@ def _value(node: ast.expr) -> Any:
         case ast.Name() | ast.Call() | ast.BinOp(op=ast.BitAnd()):
             return _set(node)
     raise SetError(
-        explain(
-            "An argument of a set is a number, a string, None, a list, or a set", ast.unparse(node), instead="NonNeg()"
-        )
+        explain("An argument is not a number, a string, None, a list, or a set", ast.unparse(node), instead="NonNeg()")
     )
 
 
@@ -217,15 +252,13 @@ def _set_named(name: str) -> type[Set]:
     if sets.get(name) is Custom:
         raise SetError(
             explain(
-                "Custom wraps a function, which a rules file can't hold",
+                "A rules file can't hold Custom, which wraps a function",
                 name,
                 instead="inbounds.constrain(model, rules) in Python",
             )
         )
     if name not in sets:
-        raise SetError(
-            explain("A set is named as it is in inbounds.constraints", repr(name), instead=_near(name, sorted(sets)))
-        )
+        raise SetError(explain(f"No set has the name {name!r}", repr(name), instead=_near(name, sorted(sets))))
     return sets[name]
 
 
@@ -239,8 +272,8 @@ def signature(cls: type[Set]) -> str:
 def _not_a_set(text: str) -> SetError:
     return SetError(
         explain(
-            "A set is written as the Python code that it prints as",
-            repr(text),
+            "This is not the code of a set",
+            shown(text),
             instead="MaxNorm(max_value=1.5), NonNeg, or Joint(MaxNorm(1.0))",
         )
     )

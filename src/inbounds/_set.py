@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import keras
 import numpy as np
 
+from inbounds._arguments import GivenAxes, interval, metric_name
 from inbounds._arrays import (
     MANTISSA_BITS,
     Array,
@@ -32,7 +33,7 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import FEW, SetError, explain, shown
 from inbounds._laid import Laid, constant_mask
 from inbounds._proximal import in_steps
 from inbounds._units import Axes, Units
@@ -97,6 +98,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     """Whether `_project` heeds the metric of the units."""
     holds_frozen: ClassVar[bool] = True
     """Whether the free entries of a unit can make up for those that are frozen."""
+    swallows: ClassVar[str] = ""
+    """Which steps of training the projection undoes, in words, so that a weight may never move; empty: none."""
 
     # What a family says of itself.
 
@@ -152,18 +155,27 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     # What is made of it.
 
     def __and__(self, other: Any) -> Set:
-        """The intersection; its projection is the nearest point of it, not one projection after the other."""
-        if not isinstance(other, Set):
-            raise SetError(
-                explain(
-                    "`&` takes two sets",
-                    f"{other!r}",
-                    where=f"{self!r} & ...",
-                    instead="wrap a callable: MaxNorm(1.0) & Custom(fn)",
-                )
+        """The intersection; its projection is the nearest point of it, not one projection after the other.
+
+        Args:
+            other: a set, or a constraint of Keras' own, which becomes the set that it means, with its axis as given.
+        """
+        return _intersection(self, other, where=f"{self!r} & ...")
+
+    def __rand__(self, other: Any) -> Set:
+        """The intersection, with a constraint of Keras' own on the left."""
+        return _intersection(other, self, where=f"... & {self!r}")
+
+    def __bool__(self) -> bool:
+        """Always an error: `a and b` would be one of the two, and the other would be lost."""
+        raise SetError(
+            explain(
+                "A set is neither true nor false, so that `and`, `or`, `not` and `if` can't drop one",
+                f"bool({self!r})",
+                where="your code, or `enable_lora` of Keras, which takes no layer that has a constraint",
+                instead="a & b for both sets, `constraint is not None` to ask whether there is one",
             )
-        made: Set = _made_of("Intersection")(self, other)
-        return made
+        )
 
     def where(self, mask: Any) -> Set:
         """The set for those entries only that a mask marks; the others are neither seen nor changed.
@@ -325,7 +337,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if self.centers:
             raise SetError(
                 explain(
-                    "The current weights become the centre of a set when a model is constrained",
+                    "The centre is not known yet: the weights become it when a model is constrained",
                     f"center={self.center!r}",
                     where=repr(self),
                     instead="inbounds.constrain(model, rules), or give the values as `center`",
@@ -395,8 +407,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if dtype not in MANTISSA_BITS:
             raise SetError(
                 explain(
-                    "`dtype` is one of " + ", ".join(MANTISSA_BITS),
-                    f"dtype={dtype!r}",
+                    "`dtype` is none of " + ", ".join(MANTISSA_BITS),
+                    f"dtype={shown(dtype)}",
                     instead="tolerance('float32')",
                 )
             )
@@ -437,7 +449,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             ):
                 raise SetError(
                     explain(
-                        f"`axis` names different axes of the weight, here from {-rank} to {rank - 1}",
+                        f"`axis` names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
                         f"axis={self.axis}",
                         where=f"{self!r} on a weight of shape {shape}",
                         instead="leave it out: the layer knows its units",
@@ -475,7 +487,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if tuple(np.shape(metric)) != tuple(rows.shape):
             raise SetError(
                 explain(
-                    "`metric` has the shape of `rows`",
+                    "`metric` doesn't have the shape of `rows`",
                     f"metric.shape={tuple(np.shape(metric))}",
                     where=f"rows of shape {tuple(rows.shape)}",
                     instead="metric=None for the Euclidean norm",
@@ -487,7 +499,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if is_concrete(good) and not bool(xp.all(good)):
             raise SetError(
                 explain(
-                    "`metric` is finite and above 0 everywhere",
+                    "`metric` is not finite and above 0 everywhere",
                     f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
                     where=f"rows of shape {tuple(rows.shape)}",
                     instead="a floor, such as metric.clip(1e-6 * metric.max())",
@@ -509,19 +521,46 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Set:
-        """The set with these arguments."""
+        """The set with these arguments.
+
+        Raises:
+            SetError: the config, which may come from a file, holds something else than the set's arguments and how it
+                is trained.
+        """
         arguments = {name: value for name, value in config.items() if name not in TRAINING}
-        return cls._of_config(arguments).in_training(
-            **{name: config.get(name, getattr(Set, name)) for name in TRAINING}
+        if unknown := sorted(arguments.keys() - set(cls.argument_names())):
+            raise SetError(
+                explain(
+                    f"{cls.__name__} has no argument {unknown[0]!r}",
+                    f"{unknown[0]}={shown(arguments[unknown[0]])}",
+                    where=f"the config of {cls.__name__}, as saved with a model",
+                    instead=" or ".join((*cls.argument_names(), *TRAINING)),
+                )
+            )
+        try:
+            made = cls._of_config(arguments)
+        except (TypeError, KeyError) as error:
+            raise SetError(
+                explain(
+                    f"{cls.__name__} can't be made of its config: {error}",
+                    shown(config),
+                    where=f"the config of {cls.__name__}, as saved with a model",
+                    instead=f"all of {', '.join(cls.argument_names())}",
+                )
+            ) from error
+        owner = f"{made!r} in a saved plan"
+        return made.in_training(
+            metric=metric_name(owner, config.get("metric", Set.metric)),
+            every=interval(owner, config.get("every", Set.every), "steps", "every=1"),
         )
 
     def _config(self) -> dict[str, Any]:
-        arguments = {name: _plain(getattr(self, name)) for name in self.argument_names()}
+        arguments = {name: plain(getattr(self, name)) for name in self.argument_names()}
         return {name: value for name, value in arguments.items() if name != "center" or value is not None}
 
     @classmethod
     def _of_config(cls, config: dict[str, Any]) -> Set:
-        return cls(**{name: _revived(value) for name, value in config.items()})
+        return cls(**{name: _revived(cls.__name__, name, value) for name, value in config.items()})
 
     def in_training(self, metric: str, every: int | str) -> Set:
         """The same set, to be projected on in one metric or the other and so often; what `constrain` makes of sets."""
@@ -545,8 +584,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def __repr__(self) -> str:
         arguments = ((name, getattr(self, name)) for name in self.argument_names())
-        shown = ", ".join(f"{name}={_code(value)}" for name, value in arguments if value is not None)
-        return f"{type(self).__name__}({shown})"
+        code = ", ".join(f"{name}={code_of(value)}" for name, value in arguments if value is not None)
+        return f"{type(self).__name__}({code})"
 
     @property
     def stackable(self) -> bool:
@@ -555,13 +594,64 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         table = any(value.ndim > 1 for value in arrays)  # it may have a row for each unit of one layer
         return not self.whole and self.center is None and not table
 
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        """What makes the set the one that it is: its class and its arguments."""
+        return type(self), *(key_of(getattr(self, name)) for name in self.argument_names())
+
     def __eq__(self, other: object) -> bool:
-        if type(self) is not type(other):
-            return False
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in self.argument_names())
+        return isinstance(other, Set) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        try:
+            return hash(self._key)
+        except TypeError:  # a callable of the user's may have no hash
+            return hash(type(self))
+
+
+def key_of(value: Any) -> Any:
+    """What stands for a value in comparisons: equal where values are equal, whatever holds them, and with a hash."""
+    if isinstance(value, np.ndarray):
+        return value.shape, (value.astype("float64") + 0.0).tobytes()
+    if isinstance(value, (list, tuple)):
+        return tuple(map(key_of, value))
+    if isinstance(value, dict):
+        return tuple(sorted((name, key_of(inner)) for name, inner in value.items()))
+    cls = type(value)
+    if (
+        isinstance(value, Set)
+        or not hasattr(cls, "get_config")
+        or (cls.get_config is keras.constraints.Constraint.get_config and vars(value))
+    ):
+        return value  # its config, if it has one, doesn't say what it is
+    try:
+        return cls, key_of(value.get_config())
+    except NotImplementedError:
+        return value
+
+
+def of_keras(constraint: Any) -> Any:
+    """The set that a constraint of Keras' own means, with its axis as given; anything else as it is."""
+    cls = type(constraint)
+    if cls is keras.constraints.Constraint or cls is not getattr(keras.constraints, cls.__name__, None):
+        return constraint
+    return _made_of(cls.__name__)(**constraint.get_config())
+
+
+def _intersection(one: Any, other: Any, where: str) -> Set:
+    sets = [of_keras(given) for given in (one, other)]
+    for given in sets:
+        if not isinstance(given, Set):
+            raise SetError(
+                explain(
+                    "`&` meets something that is not a set",
+                    shown(given),
+                    where=where,
+                    instead="Custom(fn), which makes a set of a callable",
+                )
+            )
+    made: Set = _made_of("Intersection")(*sets)
+    return made
 
 
 def registered(cls: SetClass) -> SetClass:
@@ -580,10 +670,13 @@ def _repeated(excess: Array, count: int) -> Array:
 
 
 READABLE = 64
-"""Arrays of at most so many entries are printed and saved entry by entry."""
+"""Arrays of at most so many entries are saved entry by entry."""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """An argument, ready for JSON."""
+    if isinstance(value, GivenAxes):
+        return value.given
     if isinstance(value, np.ndarray) and value.size > READABLE:
         single = value.astype("float32") if value.dtype == "float64" else value
         exact = single if np.array_equal(single, value) else value
@@ -596,22 +689,40 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _revived(value: Any) -> Any:
-    """An argument from a config."""
+PACKED = ("bool", "float32", "float64")
+"""The dtypes of arrays in a config."""
+
+
+def _revived(owner: str, name: str, value: Any) -> Any:
+    """An argument from a config.
+
+    Raises:
+        SetError: it is an array that can't be read.
+    """
     if isinstance(value, dict) and "base64" in value:
-        flat = np.frombuffer(base64.b64decode(value["base64"]), dtype=value["dtype"])
-        return flat.reshape(value["shape"]) if value["dtype"] == "bool" else flat.reshape(value["shape"]) * 1.0
+        try:
+            dtype = PACKED[PACKED.index(value["dtype"])]
+            array = np.frombuffer(base64.b64decode(value["base64"], validate=True), dtype=dtype).reshape(value["shape"])
+        except (TypeError, ValueError, KeyError) as error:
+            raise SetError(
+                explain(
+                    f"`{name}` of {owner} is not an array that can be read: {error}",
+                    shown({key: inner for key, inner in value.items() if key != "base64"}),
+                    where=f"the config of {owner}, as saved with a model",
+                    instead="base64 of its bytes, dtype (" + " or ".join(PACKED) + ") and shape",
+                )
+            ) from error
+        return array if dtype == "bool" else array * 1.0
     is_object = isinstance(value, dict) and "class_name" in value
     return keras.saving.deserialize_keras_object(value) if is_object else value
 
 
-def _code(value: Any) -> str:
-    if isinstance(value, np.ndarray) and value.size > READABLE:
-        return f"<array of shape {value.shape}>"
+def code_of(value: Any) -> str:
+    """An argument as code; of a large array its shape and first entries."""
     if isinstance(value, np.ndarray):
-        return _code(value.tolist())
+        return shown(value) if value.size > FEW else code_of(value.tolist())
     if isinstance(value, list):
-        return f"[{', '.join(map(_code, value))}]"
+        return f"[{', '.join(map(code_of, value))}]"
     return repr(value) if value not in (math.inf, -math.inf) else f"float('{value}')"
 
 
@@ -622,8 +733,8 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
     if shape is None or len(shape) != 2:
         raise SetError(
             explain(
-                "Rows have the shape (units, size), one unit a row",
-                f"rows={rows!r}" if shape is None else f"rows.shape={tuple(shape)}",
+                "The rows don't have the shape (units, size), one unit a row",
+                f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}",
                 instead="rows.reshape(1, -1) for one unit",
             )
         )
@@ -636,9 +747,9 @@ def _check_float(owner: Set, weight: Any) -> None:
     if dtype_of(weight) not in MANTISSA_BITS:
         raise SetError(
             explain(
-                "A set applies to floating point weights: " + ", ".join(MANTISSA_BITS),
+                "The weight is not of floating point numbers: " + ", ".join(MANTISSA_BITS),
                 f"dtype={dtype_of(weight)}",
                 where=f"{owner!r} on a weight of shape {tuple(weight.shape)}",
-                instead="cast it, to float32",
+                instead="keras.ops.cast(weight, 'float32')",
             )
         )

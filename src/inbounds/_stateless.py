@@ -76,7 +76,7 @@ def _projected_values(model: Any, trainable_variables: Any, metric: Any, before:
             if entry.set.changes and step is None:
                 raise RuleError(
                     explain(
-                        "A set that changes with the steps of training is projected on with their number",
+                        "The set changes with the steps of training, and `step` doesn't say how many there were",
                         "step=None",
                         where=repr(entry),
                         instead="stateless_project(model, values, step=count)",
@@ -116,7 +116,7 @@ def _like(variables: Sequence[Any], given: Any, name: str, *, optional: bool = F
         received = f"{len(given)} values" if isinstance(given, (list, tuple)) else type(given).__name__
         raise RuleError(
             explain(
-                f"`{name}` is a list with one value for each of model.trainable_variables, in their order",
+                f"`{name}` is not a list with one value for each of model.trainable_variables, in their order",
                 f"{received} for {len(variables)} variables",
                 instead="[variable.value for variable in model.trainable_variables] to begin with",
             )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,12 +29,12 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope  # no pu
 
 from inbounds._arrays import dtype_of, no_gradient
 from inbounds._bound import Bound, bind, entries_of, given_constraint, projected
-from inbounds._errors import RuleError, explain
+from inbounds._errors import LayoutWarning, RuleError, explain
 from inbounds._metrics import REGISTERED, UNKNOWN, Step, lead_of, looks_back, step_of
 from inbounds._optimizers import WRAPPERS
 from inbounds._plan import Entry
 from inbounds._rows import project_rows, rows_moved
-from inbounds._rules import resolve_given
+from inbounds._rules import guesses, resolve_given
 from inbounds._set import Set
 from inbounds._stacks import project_stack, stacks_of
 from inbounds._warm_starts import prepare, warm_of, without_warm_starts
@@ -104,9 +105,13 @@ def take_up(optimizer: Any, variables: Sequence[Any], *, begins: bool = True) ->
     """
     given = [variable for variable in variables if isinstance(getattr(variable, "constraint", None), Set)]
     if given:
-        for entry in resolve_given(owners_of(given), given_constraint).entries:
-            if any(weight.variable is variable for weight in entry.weights for variable in given):
-                bind(entry)
+        wanted = {id(variable) for variable in given}
+        found = resolve_given(owners_of(given), given_constraint).entries
+        taken = [entry for entry in found if any(id(variable) in wanted for variable in entry.variables)]
+        for entry in taken:
+            bind(entry)
+        if text := guesses(taken):
+            warnings.warn(text, LayoutWarning, stacklevel=2)
     entries = entries_of(variables)
     for entry in entries:
         _check_room(entry)
@@ -173,7 +178,7 @@ def _check_room(entry: Entry) -> None:
         names = " and ".join(weight.path for weight in frozen)
         raise RuleError(
             explain(
-                "The weights of a Joint that are frozen leave room for the others to keep each unit inside",
+                "Frozen weights of a Joint leave no room for the others to keep each unit inside",
                 f"{names}, by themselves outside by up to {found.excess.max():.3g}",
                 where=repr(entry),
                 instead="inbounds.constrain(model), which projects frozen weights too, or unfreeze them",

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from inbounds._errors import printable
+
 WIDTH = 120
 
 _NUMBER = re.compile(r"|-|[-+]?[\d.]+(e[-+]?\d+)?%?|inf|nan")
@@ -21,8 +23,8 @@ _NUMBER = re.compile(r"|-|[-+]?[\d.]+(e[-+]?\d+)?%?|inf|nan")
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Iterable[str] = (), width: int = WIDTH
 ) -> str:
-    """A table as plain text; columns of numbers to the right. Notes are paragraphs below it."""
-    cells = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row] for row in rows]
+    """A table as plain text without control characters; columns of numbers to the right. Notes are paragraphs."""
+    cells = [[_cell(value) for value in row] for row in rows]
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
         numeric = bool(cells) and all(_NUMBER.fullmatch(row[i]) for row in cells)
@@ -32,8 +34,17 @@ def table(
     console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     console.print(made)
     lines = ["", *(line.rstrip() for line in console.file.getvalue().splitlines())] if rows else []
-    below = [textwrap.fill(note, width, initial_indent="- ", subsequent_indent="  ") for note in notes]
-    return "\n".join([*textwrap.wrap(title, width), *lines, *([""] if below else []), *below])
+    below = [textwrap.fill(printable(note), width, initial_indent="- ", subsequent_indent="  ") for note in notes]
+    return "\n".join([*textwrap.wrap(printable(title), width), *lines, *([""] if below else []), *below])
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 set", "2 sets"."""
+    return f"{number} {thing}" + "s" * (number != 1)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else printable(str(value), lines=True)
 
 
 def common_parts(paths: Iterable[str]) -> str:

@@ -62,7 +62,7 @@ def project_after(model: Any, optimizer: Any) -> Any:
     if not any(id(weight.variable.value) in own for weight in weights):
         raise RuleError(
             explain(
-                "The optimizer to project after steps weights of the plan",
+                "The optimizer steps no weight of the plan",
                 f"{type(optimizer).__name__} with {len(own)} parameters, none of them in the plan",
                 where=", ".join(weight.path for weight in weights),
                 instead="torch.optim.Adam(model.parameters()), made after the model was built",
@@ -134,7 +134,7 @@ def _check_torch(optimizer: Any) -> None:
         )
         raise RuleError(
             explain(
-                "project_after is for torch.optim, on the PyTorch backend",
+                "project_after is for torch.optim, and the backend is not PyTorch",
                 f"backend={backend!r}",
                 instead=f"inbounds.{other}",
             )
@@ -144,7 +144,7 @@ def _check_torch(optimizer: Any) -> None:
     if isinstance(optimizer, keras.optimizers.Optimizer):
         raise RuleError(
             explain(
-                "project_after takes an optimizer of torch.optim; one of Keras is hooked without it",
+                "project_after is given an optimizer of Keras, which is hooked without it",
                 f"optimizer={optimizer!r}",
                 instead="inbounds.constrain(model, rules) alone",
             )
@@ -152,7 +152,7 @@ def _check_torch(optimizer: Any) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise RuleError(
             explain(
-                "project_after takes an optimizer of torch.optim",
+                "project_after is not given an optimizer of torch.optim",
                 f"optimizer={optimizer!r}",
                 instead="project_after(model, torch.optim.Adam(model.parameters()))",
             )
@@ -164,7 +164,7 @@ def _check_intervals(entries: Sequence[Entry]) -> None:
         if entry.set.every == "epoch":
             raise RuleError(
                 explain(
-                    "torch.optim knows no epochs, so a plan to project after its steps counts steps",
+                    "torch.optim knows no epochs, and the plan is projected at the end of each",
                     "every='epoch'",
                     where=repr(entry),
                     instead="constrain(model, rules, every=100), or inbounds.project(model) at the end of each epoch",
@@ -179,7 +179,7 @@ def _moves(entry: Entry) -> bool:
     if held and len(held) < len(trained):
         raise RuleError(
             explain(
-                "A weight of a Joint is frozen by Keras' `trainable`, so that the others keep the units inside",
+                "A weight of a Joint is frozen by `requires_grad`, so that the others don't know it",
                 f"requires_grad=False, trainable=True for {held[0].path}",
                 where=repr(entry),
                 instead="variable.trainable = False, or layer.trainable = False",

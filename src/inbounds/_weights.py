@@ -15,6 +15,7 @@ import keras
 
 from inbounds._arrays import dtype_of
 from inbounds._effective import Used, used_of
+from inbounds._errors import printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,8 @@ class Weight:
 
     @property
     def path(self) -> str:
-        return str(self.variable.path)
+        """As it is printed, without control characters."""
+        return printable(str(self.variable.path))
 
     @property
     def name(self) -> str:

@@ -49,10 +49,10 @@ def command(capsys, monkeypatch):
     return run
 
 
-def in_subprocess(*arguments, module="inbounds_launcher", **environment):
+def in_subprocess(*arguments, **environment):
     """Runs a command as a user does: by the installed script where there is one."""
     script = shutil.which("inbounds", path=str(Path(sys.executable).parent))
-    start = [script] if script and module == "inbounds_launcher" else [sys.executable, "-m", module]
+    start = [script] if script else [sys.executable, "-m", "inbounds_launcher"]
     source = str(Path(ib.__file__).parent.parent)
     as_found = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}  # the tests' own
     done = subprocess.run(

@@ -18,9 +18,9 @@ ROW = {
     "set": str,
     "units": int,
     "violated": int,
-    "violation": float,
+    "violation": (float, type(None)),
     "worst_unit": (list, type(None)),
-    "active": (float, str),
+    "active": (float, type(None)),
     "tolerance": float,
     "status": str,
     "note": str,
@@ -54,11 +54,40 @@ def test_audit_with_rules_of_a_model_without_sets(command, free, rules):
     assert command("audit", free, "--rules", rules('[rules]\n"**/kernel" = "MaxNorm(100)"\n')).status == 0
 
 
-def test_audit_says_that_nothing_was_asked(command, free):
+def test_audit_of_a_model_in_which_nothing_is_constrained(command, free):
     outcome = command("audit", free)
-    assert outcome.status == 0
-    assert outcome.out.startswith("Audit of net: 10 free\n")
-    assert outcome.err.startswith("inbounds: warning: the model declares no set")
+    assert outcome.status == 1
+    assert outcome.out.startswith("Audit of net: nothing is constrained, 10 free\n")
+    assert outcome.err.startswith("inbounds: Nothing is constrained: no weight of the model has a set.")
+    assert outcome.err.endswith(f"Instead: inbounds audit {free} --rules FILE.toml.\n")
+    assert json.loads(command("audit", free, "--json").out)["ok"] is False
+
+
+def test_audit_accepts_an_axis_of_keras_where_told_to(command, saved):
+    constraint = keras.constraints.MaxNorm(1.5)
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv", kernel_constraint=constraint)]
+    )
+    model.layers[0].kernel.assign(np.full((3, 3, 3, 4), 0.45))
+    path = saved(model)
+    outcome = command("audit", path)
+    assert outcome.status == 1
+    assert re.search(r"^conv/kernel .* misaligned$", outcome.out, re.MULTILINE)
+    assert command("audit", path, "--accept", "nothing/kernel").error.count("conv/kernel") >= 1
+    assert command("audit", path, "--accept", "conv/kernel", "--accept", "conv/*").status == 0
+
+
+def test_names_reach_the_terminal_and_files_without_control_characters(command, saved, tmp_path):
+    layer = keras.layers.Dense(2, name="a\x1b[2Kb\nc", kernel_constraint=ib.MaxNorm(1.0))
+    model = keras.Sequential([keras.Input((3,)), layer], name="net\x1b[1A")
+    ib.constrain(model)
+    page = tmp_path / "page.html"
+    outcomes = [command("audit", saved(model), "--html", page), command("audit", saved(model), "--json")]
+    outcomes += [command("layout", saved(model)), command("audit", tmp_path / "no\x1b[2K\nfile.keras")]
+    texts = [text for outcome in outcomes for text in (outcome.out, outcome.err)] + [page.read_text(encoding="utf-8")]
+    assert not any("\x1b" in text or "b\nc" in text or "no\n" in text for text in texts)
+    assert json.loads(outcomes[1].out)["rows"][0]["paths"] == [r"a\x1b[2Kb\nc/kernel"]
+    assert "does not exist" in outcomes[3].error
 
 
 def test_audit_as_json(command, free, held, rules):
@@ -93,7 +122,8 @@ def test_audit_as_html(command, held, tmp_path):
 
 
 def test_html_that_cannot_be_made(command, held, tmp_path, monkeypatch):
-    assert "No such file" in command("audit", held, "--html", tmp_path / "none" / "report.html").error
+    target = tmp_path / "none" / "report.html"
+    assert f"error: Can't write {str(target)!r}: No such file" in command("audit", held, "--html", target).error
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert "pip install 'inbounds[html]'" in command("audit", held, "--html", tmp_path / "report.html").error
     assert not (tmp_path / "report.html").exists()
@@ -173,7 +203,7 @@ def test_project_says_what_a_file_does_not_carry(command, saved, rules, tmp_path
     path = rules('[rules]\n"scale" = "Box(0.5, 2)"\n')
     outcome = command("project", saved(model), "-o", tmp_path / "out.keras", "--rules", path)
     assert outcome.status == 0
-    assert outcome.err.startswith("inbounds: warning: A .keras file does not carry the whole plan")
+    assert outcome.err.startswith("inbounds: warning: A .keras file will not carry the whole plan")
 
 
 def test_outputs_that_cannot_be_written(command, free, rules, tmp_path):
@@ -205,11 +235,12 @@ def test_files_that_are_no_models(command, tmp_path, rules):
     (tmp_path / "text.keras").write_text("not a model", encoding="utf-8")
     (tmp_path / "text.h5").write_text("not a model", encoding="utf-8")
     for name in ("audit", "layout"):
-        assert "does not exist" in command(name, tmp_path / "none.keras").error
+        missing = str(tmp_path / "none.keras")
+        assert f"error: Can't read the model {missing!r}: it does not exist" in command(name, missing).error
         assert "is a folder" in command(name, tmp_path).error
         assert "zip archive" in command(name, tmp_path / "text.keras").error
-    assert "Keras can load" in command("audit", text).error
-    assert "Keras can load" in command("audit", tmp_path / "text.h5").error
+    assert "error: Keras can't load the model" in command("audit", text).error
+    assert "error: Keras can't load the model" in command("audit", tmp_path / "text.h5").error
     out = tmp_path / "out.keras"
     assert "does not exist" in command("project", tmp_path / "none.keras", "-o", out, "--rules", text).error
     assert not out.exists()
@@ -255,6 +286,7 @@ def test_a_model_with_layers_of_ones_own(command, saved, tmp_path, monkeypatch):
     assert "--import" in error
     outcome = command("layout", path, "--import", "mine")
     assert outcome.status == 0
+    assert outcome.out.startswith("Layout of sequential: 1 weight\n")
     assert re.search(r"^mixer/mix +\(3, 4\) +Mix +1 +3 +4$", outcome.out, re.M)
     assert "nowhere" in command("audit", path, "--import", "nowhere").error
 
@@ -273,7 +305,7 @@ def test_a_model_with_layers_of_ones_own(command, saved, tmp_path, monkeypatch):
         ('[layers]\nhiden = "Joint(NonNeg)"\n', "hidden"),
         ('[layers]\nDense = "NonNeg"\n', "Joint(NonNeg())"),
         ('[layers]\nDense = {kernl = "NonNeg"}\n', "kernel"),
-        ('[rules]\n"hidden/*" = "Joint(NonNeg)"\n', "selects layers"),
+        ('[rules]\n"hidden/*" = "Joint(NonNeg)"\n', "A Joint is for a layer"),
         ('[rules]\n"hidden/kernel" = "Box(0, [1, 2])"\n', "hidden/kernel"),
         ('[rules]\n"hidden/kernel" = "MaxNorm(1, axis=2)"\n', "axis"),
     ],

@@ -38,7 +38,6 @@ def test_a_set_is_read_from_what_it_prints_as(given):
     ("text", "meant"),
     [
         ("NonNeg", ib.NonNeg()),
-        ("MaxNorm", ib.MaxNorm()),
         ("  max_norm( 3 ) ", ib.MaxNorm(3)),
         ("non_neg", ib.NonNeg()),
         ("Joint(NonNeg)", ib.Joint(ib.NonNeg())),
@@ -58,7 +57,9 @@ def test_names_alone_twins_and_nested_sets(text, meant):
         ("MaxNrom(2)", "MaxNorm"),
         ("maxnorm(2)", "max_norm"),
         ("nonneg", "non_neg"),
-        ("Box", "Box(low, high, center=None)"),
+        ("Box", "Instead: Box(low=-1.0, high=1.0)"),
+        ("MaxNorm", "Instead: MaxNorm(max_value=2.0)"),
+        ("Joint(max_norm)", "Instead: MaxNorm(max_value=2.0)"),
         ("Box(1)", "Box(low, high, center=None)"),
         ("MaxNorm(radius=2)", "MaxNorm(max_value=2.0, axis=None, center=None)"),
         ("MaxNorm(1, 2, 3, 4)", "MaxNorm(max_value=2.0, axis=None, center=None)"),
@@ -69,29 +70,29 @@ def test_names_alone_twins_and_nested_sets(text, meant):
         ("Joint(MaxNorm(1, axis=0))", "Joint"),
         ("Custom(print)", "in Python"),
         ("Joint(Custom)", "in Python"),
-        ("", "as the Python code"),
-        ("MaxNorm(", "as the Python code"),
-        ("1.5", "as the Python code"),
-        ("[MaxNorm(1)]", "as the Python code"),
-        ("ib.MaxNorm(1)", "as the Python code"),
-        ("MaxNorm(1)(2)", "as the Python code"),
-        ("MaxNorm(**{})", "as the Python code"),
-        ("MaxNorm(max_value=1, max_value=2)", "as the Python code"),
-        ("MaxNorm(*[1])", "An argument"),
-        ("MaxNorm(1 + 1)", "An argument"),
-        ("MaxNorm(-'a')", "An argument"),
-        ("MaxNorm(-True)", "An argument"),
-        ("MaxNorm(1j)", "An argument"),
-        ("MaxNorm({})", "An argument"),
+        ("", "not the code of a set"),
+        ("MaxNorm(", "not the code of a set"),
+        ("1.5", "not the code of a set"),
+        ("[MaxNorm(1)]", "not the code of a set"),
+        ("ib.MaxNorm(1)", "not the code of a set"),
+        ("MaxNorm(1)(2)", "not the code of a set"),
+        ("MaxNorm(**{})", "not the code of a set"),
+        ("MaxNorm(max_value=1, max_value=2)", "not the code of a set"),
+        ("MaxNorm(*[1])", "An argument is not"),
+        ("MaxNorm(1 + 1)", "An argument is not"),
+        ("MaxNorm(-'a')", "An argument is not"),
+        ("MaxNorm(-True)", "An argument is not"),
+        ("MaxNorm(1j)", "An argument is not"),
+        ("MaxNorm({})", "An argument is not"),
         ("MaxNorm(float('1'))", "'float'"),
-        ("MaxNorm(().__class__)", "An argument"),
+        ("MaxNorm(().__class__)", "An argument is not"),
         ("MaxNorm(open('/etc/passwd'))", "'open'"),
-        ("__import__('os').getcwd()", "as the Python code"),
-        ("(lambda: 0)()", "as the Python code"),
-        ("(" * 500, "as the Python code"),
+        ("__import__('os').getcwd()", "not the code of a set"),
+        ("(lambda: 0)()", "not the code of a set"),
+        ("(" * 500, "not the code of a set"),
         ("Joint(" * 50 + ")" * 50, "Joint"),
-        ("MaxNorm(" + "-" * 5000 + "1)", "as the Python code"),
-        ("MaxNorm(\0)", "as the Python code"),
+        ("MaxNorm(" + "-" * 5000 + "1)", "not the code of a set"),
+        ("MaxNorm(\0)", "not the code of a set"),
     ],
 )
 def test_code_that_is_no_set_is_an_error_and_is_never_run(text, said):
@@ -132,7 +133,7 @@ def test_a_signature_is_code_with_the_defaults(name):
 
 def held_sets(model, path):
     """The sets that a rules file leads to, by the last two parts of the weights' paths."""
-    plan = resolve(model, read_rules(path, model), lambda variable: None)
+    plan = resolve(model, read_rules(path, model).rules, lambda variable: None)
     return {"/".join(path.split("/")[-2:]): entry.set for entry in plan.entries for path in entry.paths}
 
 
@@ -150,7 +151,7 @@ def test_both_tables_become_the_mapping_that_constrain_takes(rules):
     )
     model = small_model()
     head = model.get_layer("head")
-    assert read_rules(path, model) == {
+    assert read_rules(path, model).rules == {
         "conv*/kernel": ib.MaxNorm(1.5),
         "**/gamma": ib.Box(0.5, 2.0),
         keras.layers.Dense: ib.Joint(ib.MaxNorm(2.0)),
@@ -198,7 +199,7 @@ def test_a_class_may_be_a_base_of_the_layers_classes(rules):
 def test_a_name_stands_for_every_layer_of_that_name(rules):
     inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, name="head")], name="inner")
     model = keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(3, name="head")], name="outer")
-    assert len(read_rules(rules('[layers]\nhead = "Joint(NonNeg)"'), model)) == 2
+    assert len(read_rules(rules('[layers]\nhead = "Joint(NonNeg)"'), model).rules) == 2
 
 
 def test_a_name_that_is_a_class_and_a_layer_is_an_error(rules):
@@ -210,14 +211,21 @@ def test_a_name_that_is_a_class_and_a_layer_is_an_error(rules):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "one rule or more"),
-        ("[rules]\n", "one rule or more"),
+        ("", "has no rules"),
+        ("[rules]\n", "has no rules"),
         ('[rules]\n**/kernel = "NonNeg"\n', "line 2, column 1"),
         ('[rules]\n"**/kernel" = NonNeg\n', "line 2, column 15"),
         ('[rules]\n"kernel" = "NonNeg"\n"kernel" = "NonPos"\n', "line 3"),
         ('[rule]\n"kernel" = "NonNeg"\n', "Instead: rules"),
-        ('metric = "euclidean"\n[rules]\n"kernel" = "NonNeg"\n', "'metric'"),
-        ('rules = "NonNeg"\n', "[rules] is a table"),
+        ('metric = "evil"\n[rules]\n"kernel" = "NonNeg"\n', "`metric` of a rules file is not 'optimizer'"),
+        ('metric = 7\n[rules]\n"kernel" = "NonNeg"\n', "metric=7"),
+        ('every = 0\n[rules]\n"kernel" = "NonNeg"\n', '`every` of a rules file is not "epoch"'),
+        ('every = -1\n[rules]\n"kernel" = "NonNeg"\n', "every=-1"),
+        ('every = 1.5\n[rules]\n"kernel" = "NonNeg"\n', "every=1.5"),
+        ('every = "never"\n[rules]\n"kernel" = "NonNeg"\n', "every='never'"),
+        ('[rules]\n"kernel" = "NonNeg"\nevery = 0\n', "[rules], every"),
+        ('evry = 2\n[rules]\n"kernel" = "NonNeg"\n', "Instead: every"),
+        ('rules = "NonNeg"\n', "[rules] is not a table"),
         ('[rules]\n"kernel" = 1.5\n', "in quotes"),
         ('[rules]\nhead.kernel = "NonNeg"\n', "in quotes"),
         ('[rules]\n"kernel" = "MaxNrom(1)"\n', "Instead: MaxNorm"),
@@ -237,8 +245,20 @@ def test_a_file_with_a_mistake_is_an_error_that_says_where_and_what_instead(rule
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_says_how_the_sets_are_trained(rules):
+    text = '[rules]\n"kernel" = "NonNeg"\n'
+    found = read_rules(rules(f'metric = "euclidean"\nevery = 10\n{text}'), small_model())
+    assert (found.metric, found.every) == ("euclidean", 10)
+    found = read_rules(rules(f'every = "epoch"\n{text}'), small_model())
+    assert (found.metric, found.every) == ("optimizer", "epoch")
+
+
 def test_files_that_are_not_text_or_not_there(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    for name, said in [("binary.toml", "not UTF-8"), ("none.toml", "No such file"), (".", "directory")]:
+    for name, said in [
+        ("binary.toml", "not UTF-8"),
+        ("none.toml", "Can't read the rules file: no such file"),
+        (".", "directory"),
+    ]:
         with pytest.raises(ib.FileError, match=said):
             read_rules(tmp_path / name, small_model())

@@ -250,7 +250,7 @@ def test_a_stack_has_a_matrix_for_each_gate_and_each_head():
         (ib.LowRank(9), "one/kernel", "rank"),
         (ib.Sparse(9), "one/kernel", "k"),
         (ib.Halfspace([1, 2], 3), "one/kernel", "one entry for each entry of a unit"),
-        (ib.MaxNorm(1) & ib.SumTo(5), "one/kernel", "have a point in common"),
+        (ib.MaxNorm(1) & ib.SumTo(5), "one/kernel", "no point in common"),
         (ib.NonNeg().where(np.ones((2, 2), bool)), "one/kernel", "broadcasts to the weight"),
     ],
     ids=repr,

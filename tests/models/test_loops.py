@@ -649,7 +649,7 @@ ONE, THIRTY = np.ones((1,), "float32"), np.ones((30, 1), "float32")
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ([THIRTY], r"`trainable_variables` is a list with one value for each.*1 values for 2 variables"),
+        ([THIRTY], r"`trainable_variables` is not a list with one value for each.*1 values for 2 variables"),
         (THIRTY, r"`trainable_variables` is a list.*ndarray for 2 variables"),
         ({"kernel": THIRTY, "bias": ONE}, "dict for 2 variables"),
         ([ONE, THIRTY], r"shapes of model.trainable_variables.*shape=\(1,\).*dense/kernel of shape \(30, 1\)"),

@@ -249,7 +249,7 @@ def three(optimizer, variable, gradient):
     ],
 )
 def test_what_is_no_metric_is_refused(kind, reader, words):
-    with pytest.raises(ib.RuleError, match=r"register_metric takes a class of optimizers.*Received: optimizer="):
+    with pytest.raises(ib.RuleError, match=r"register_metric is not given a class of optimizers.*Received: optimizer="):
         ib.register_metric(kind, reader, words)
 
 

@@ -1,6 +1,7 @@
 """Monitor: the audit in the logs of training."""
 
 import csv
+import warnings
 
 import keras
 import numpy as np
@@ -124,3 +125,71 @@ def test_a_bad_schedule_is_an_error_that_says_what_to_type(every):
         ib.Monitor(every=every)
     assert f"Received: every={every!r}." in str(caught.value)
     assert "Instead: Monitor(every=100)." in str(caught.value)
+
+
+def test_training_in_which_nothing_is_constrained_does_not_begin(digits):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, name="out")])
+    model.compile("sgd", "mse")
+    with pytest.raises(ib.ConstraintViolation, match=r"^Nothing is constrained"):
+        model.fit(digits[0][:32], np.zeros((32, 10)), verbose=0, callbacks=[ib.Monitor()])
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_a_violation_stops_the_training_where_asked_and_an_axis_of_keras_does_not(digits):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3, kernel_constraint=keras.constraints.MaxNorm(0.5))]
+    )
+    model.compile("sgd", "mse")
+    monitor = ib.Monitor(stop_on_violation=True)
+    x = digits[0][:32].reshape(-1, 8, 8, 1)
+    history = model.fit(x, np.full((32, 6, 6, 2), 9.0), epochs=2, verbose=0, callbacks=[monitor])
+    assert len(history.epoch) == 2
+    assert [row.status for row in monitor.report.rows] == ["misaligned", "free"]
+
+
+def on_a_grid(digits, rate, epochs=2, freeze=(), rules=None, **arguments):
+    """A fit of two layers on a grid, and the paths that the Monitor warned of."""
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(3, name="hidden"), keras.layers.Dense(10, name="out")], name="net"
+    )
+    for name in freeze:
+        model.get_layer(name).trainable = False
+    ib.constrain(model, rules or {"**/kernel": ib.Grid(0.25), "out/bias": ib.MaxNorm(1.0)})
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(rate, **arguments), loss)
+    monitor = ib.Monitor()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(digits[0][:64], digits[1][:64], epochs=epochs, batch_size=32, verbose=0, callbacks=[monitor])
+    said = [str(warning.message) for warning in caught if warning.category is ib.WeightNotMovedWarning]
+    return said, monitor.unmoved
+
+
+def test_a_weight_that_no_step_moves_is_reported_once_with_its_set_and_what_to_do(digits):
+    said, unmoved = on_a_grid(digits, 1e-4)
+    assert unmoved == ("net/hidden/kernel", "net/out/kernel")
+    assert len(said) == 2
+    assert said[0].startswith("No step has moved net/hidden/kernel: a step of less than half a grid step is lost")
+    for part in ("Received: Grid(step=0.25).", "Where: epoch 1, 2 steps.", "a larger learning rate", "a finer"):
+        assert part in said[0]
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments", "expected"),
+    [
+        ("steps that are large enough", {"rate": 50.0}, ()),
+        ("a frozen layer", {"rate": 1e-4, "freeze": ["hidden"]}, ("net/out/kernel",)),
+        ("a rate of 0", {"rate": 0.0}, ()),
+        ("no real step yet", {"rate": 1e-4, "gradient_accumulation_steps": 8}, ()),
+        ("sets that follow every step", {"rate": 1e-4, "rules": {"**/kernel": ib.MaxNorm(1.0)}}, ()),
+        (
+            "part of an intersection",
+            {"rate": 1e-4, "rules": {"out/kernel": ib.Grid(0.25) & ib.Box(-1, 1)}},
+            ("net/out/kernel",),
+        ),
+    ],
+)
+def test_only_what_steps_should_have_moved_is_reported(case, arguments, expected, digits):
+    said, unmoved = on_a_grid(digits, epochs=1, **arguments)
+    assert unmoved == expected, case
+    assert len(said) == len(expected)

@@ -58,7 +58,7 @@ def off_by(y: Any) -> float:
 def test_a_weight_is_square(make: Make) -> None:
     text = raised(lambda: make().project(np.ones((2, 3))))
     assert text == (
-        f"{make.__name__} is a set of square matrices: as many units as entries of a unit. "
+        f"{make.__name__} is for square matrices: as many units as entries of a unit. "
         f"Received: 1 of 2 units by 3 entries. Where: {make()!r}. "
         "Instead: a square weight, or `stack` for several square ones side by side."
     )
@@ -69,14 +69,14 @@ def test_a_weight_is_square(make: Make) -> None:
 @every_matrix_set
 def test_a_stack_divides_the_units(make: Make) -> None:
     text = raised(lambda: make(stack=2).project(np.ones((3, 3))))
-    assert text.startswith("`stack` divides the number of units")
+    assert text.startswith("`stack` does not divide the number of units")
     assert f"Received: stack=2. Where: {make(stack=2)!r} on 3 units of 3 entries." in text
 
 
 @every_matrix_set
 def test_a_weight_has_two_axes_or_more(make: Make) -> None:
     text = raised(lambda: make()(np.ones(3)))
-    assert text.startswith(f"{make.__name__} is a set of matrices, which take a weight with units and a fan-in.")
+    assert text.startswith(f"{make.__name__} is a set of matrices, and this weight has no units with a fan-in.")
     assert "Received: a weight of shape (3,)." in text
     assert "Instead: a rule for kernels, such as '**/kernel'." in text
 
@@ -85,7 +85,7 @@ def test_a_weight_has_two_axes_or_more(make: Make) -> None:
 @every_matrix_set
 def test_a_stack_is_a_positive_integer(make: Make, stack: Any) -> None:
     text = raised(lambda: make(stack=stack))
-    assert text.startswith(f"`stack` of {make.__name__} is a positive integer")
+    assert text.startswith(f"`stack` of {make.__name__} is not a positive integer")
     assert f"Received: stack={stack!r}." in text
 
 

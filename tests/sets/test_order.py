@@ -154,5 +154,7 @@ def test_a_kernel_has_an_order_along_its_inputs() -> None:
 
 @pytest.mark.parametrize("value", [1, 0, None, "up", np.ones(2)], ids=repr)
 def test_increasing_is_true_or_false(value: Any) -> None:
-    with pytest.raises(ib.SetError, match=r"`increasing` of Monotone is True or False\. Received: increasing="):
+    with pytest.raises(
+        ib.SetError, match=r"`increasing` of Monotone is neither True nor False\. Received: increasing="
+    ):
         Monotone(value)

@@ -85,7 +85,7 @@ def test_a_mask_leaves_entries_out(library: str) -> None:
 @pytest.mark.parametrize("value", [0, -1, 1.0, 2.5, True, "3", None, [2]], ids=repr)
 def test_k_is_a_positive_integer(value: Any) -> None:
     with pytest.raises(
-        ib.SetError, match=r"^`k` of Sparse is a positive integer.* Received: k=.* Instead: Sparse\(k=10\)"
+        ib.SetError, match=r"^`k` of Sparse is not a positive integer.* Received: k=.* Instead: Sparse\(k=10\)"
     ):
         Sparse(value)
 

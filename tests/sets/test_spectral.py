@@ -327,7 +327,7 @@ def test_a_bound_is_above_0(make: Any, value: Any) -> None:
 @pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, "1", True, None, [1]], ids=repr)
 def test_a_rank_is_a_positive_integer(value: Any) -> None:
     text = raised(lambda: LowRank(value))
-    assert text.startswith("`rank` of LowRank is a positive integer.")
+    assert text.startswith("`rank` of LowRank is not a positive integer.")
     assert f"Received: rank={value!r}." in text
     assert "Instead: LowRank(rank=1)" in text
 
@@ -336,13 +336,13 @@ def test_a_rank_is_a_positive_integer(value: Any) -> None:
 @pytest.mark.parametrize("make", [SpectralNorm, Orthogonal, PositiveSemidefinite])
 def test_a_stack_is_a_positive_integer(make: Any, value: Any) -> None:
     text = raised(lambda: make(stack=value))
-    assert text.startswith(f"`stack` of {make.__name__} is a positive integer")
+    assert text.startswith(f"`stack` of {make.__name__} is not a positive integer")
     assert f"Received: stack={value!r}." in text
 
 
 def test_a_rank_fits_the_matrix() -> None:
     text = raised(lambda: LowRank(4).project(np.ones((3, 5))))
-    assert text.startswith("`rank` of LowRank is at most the number of rows and of columns. Received: rank=4.")
+    assert text.startswith("`rank` of LowRank is above the number of rows and of columns. Received: rank=4.")
     assert "on a matrix of shape (3, 5)" in text
     text = raised(lambda: LowRank(4, stack=2).project(np.ones((6, 5))))
     assert "on a matrix of shape (3, 5)" in text

@@ -14,9 +14,9 @@ import keras
 import numpy as np
 
 from inbounds._arrays import Array, is_concrete, namespace
-from inbounds._errors import SetError, explain
+from inbounds._errors import FEW, SetError, explain, shown
 from inbounds._laid import Laid
-from inbounds._set import READABLE, Edge, Set, registered
+from inbounds._set import Edge, Set, code_of, registered
 from inbounds._sets.combine import Custom, Joint, Made, contains
 from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.ways import Way, way_of
@@ -67,8 +67,8 @@ class Intersection(Made):
         if wrong or len(flat) < 2:
             raise SetError(
                 explain(
-                    "An intersection is one of two or more sets, none of them a Joint",
-                    f"sets={sets!r}",
+                    "An intersection is not made of two or more sets, or one of them is a Joint",
+                    f"sets={shown(sets)}",
                     instead="Joint(a & b)",
                 )
             )
@@ -76,7 +76,7 @@ class Intersection(Made):
         if len(axes) > 1:
             raise SetError(
                 explain(
-                    "The sets of an intersection span the same axes",
+                    "The sets of an intersection span different axes",
                     f"axes {' and '.join(map(str, sorted(axes)))}",
                     where=repr(flat),
                     instead="leave `axis` out: the layer knows its units",
@@ -158,8 +158,8 @@ class Intersection(Made):
         if nearest < math.inf:
             raise SetError(
                 explain(
-                    "The sets of an intersection have a point in common",
-                    repr(self.members),
+                    "The intersection is empty: its sets have no point in common",
+                    repr(self),
                     where=f"units of {' or '.join(str(n) for _, n in shapes)} entries; the nearest try is outside "
                     f"of one by {nearest:.3g}",
                     instead="wider bounds",
@@ -180,11 +180,6 @@ class Intersection(Made):
             made.__dict__.pop(found, None)
         made.__dict__["members"] = tuple(members)
         return made
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Intersection) and self.members == other.members
-
-    __hash__ = Set.__hash__
 
     def __repr__(self) -> str:
         return " & ".join(map(repr, self.members))
@@ -220,8 +215,8 @@ class Where(Made):
         if marks.dtype != bool or not marks.any():
             raise SetError(
                 explain(
-                    "`mask` of where is an array of booleans, of which some are True",
-                    f"mask={mask!r}",
+                    "`mask` of where is not an array of booleans of which some are True",
+                    f"mask={shown(mask)}",
                     where=f"{set!r}.where(...)",
                     instead="where(np.array([True, True, False]))",
                 )
@@ -293,8 +288,8 @@ class On(Made):
         if not indices or not whole or len({int(i) for i in indices}) < len(indices):
             raise SetError(
                 explain(
-                    "`inputs` of on are different indices of inputs, from 0",
-                    f"inputs={inputs!r}",
+                    "`inputs` of on are not different indices of inputs, from 0",
+                    f"inputs={shown(inputs)}",
                     where=f"{set!r}.on(...)",
                     instead="on(inputs=[0, 3])",
                 )
@@ -311,7 +306,7 @@ class On(Made):
                 if max(self.inputs) >= shape[axis]:
                     raise SetError(
                         explain(
-                            f"`inputs` of on are indices below the number of inputs, {shape[axis]}",
+                            f"`inputs` of on are not all below the number of inputs, {shape[axis]}",
                             f"inputs={self.inputs}",
                             where=f"{self!r} on a weight of shape {shape}",
                         )
@@ -321,7 +316,7 @@ class On(Made):
         if all(axis is None for axis in inputs):
             raise SetError(
                 explain(
-                    "`on` selects weights that come from inputs of a layer, by an axis that counts them",
+                    "`on` knows no axis of the weights that counts the inputs of the layer",
                     f"inputs={self.inputs}",
                     where=f"{self!r} on weights of shape {' and '.join(map(str, shapes))}, with none that is known",
                     instead="where(mask) with a mask that broadcasts to the weight",
@@ -349,14 +344,15 @@ class On(Made):
         return On(members[0], self.inputs)
 
     def __repr__(self) -> str:
-        return f"{_bracketed(self.set)}.on(inputs={self.inputs})"
+        inputs = self.inputs if len(self.inputs) <= FEW else shown(np.array(self.inputs))
+        return f"{_bracketed(self.set)}.on(inputs={inputs})"
 
 
 def _check_inner(name: str, given: Any) -> None:
     if not isinstance(given, Set) or contains(given, (Joint, Custom, MatrixSet)):
         raise SetError(
             explain(
-                f"`{name}` is for sets of vectors or entries, not of a whole matrix, and not for callables",
+                f"`{name}` is given a set of a whole matrix, a callable, or no set",
                 f"{given!r}.{name}(...)",
                 instead=f"MaxNorm(1.0).{name}(...), or ZeroDiagonal() and the like by `&`",
             )
@@ -374,4 +370,4 @@ def _bracketed(inner: Set) -> str:
 def _marks(mask: Any) -> str:
     if isinstance(mask, tuple):
         return "..."
-    return repr(mask.tolist()) if mask.size <= READABLE else f"<mask of shape {mask.shape}>"
+    return code_of(mask)

@@ -13,9 +13,9 @@ import numpy as np
 
 from inbounds._arguments import axes
 from inbounds._arrays import Array, cast, constant, dtype_of, has_float64, namespace, to_numpy, ulp, working_dtype
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._laid import Laid
-from inbounds._set import Edge, Measured, Set, registered
+from inbounds._set import Edge, Measured, Set, plain, registered
 from inbounds._units import Axes, Units
 
 KERNEL_AND_BIAS = ("kernel", "bias")
@@ -49,6 +49,10 @@ class Made(Set):
     matrix = _true_of(any, "matrix")
     centers = _true_of(any, "centers")
     changes = _true_of(any, "changes")
+
+    @property
+    def swallows(self) -> str:  # type: ignore[override]  # likewise
+        return "; ".join(dict.fromkeys(member.swallows for member in self.members if member.swallows))
 
     @property
     def weighs(self) -> bool:  # type: ignore[override]  # likewise
@@ -89,6 +93,14 @@ class Made(Set):
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         return max(member._tolerance(dtype, size) for member in self.members)
+
+
+def callable_name(fn: Any) -> str:
+    """A callable by its name; an object that Keras saves by its config as the code that makes it."""
+    if isinstance(fn, keras.constraints.Constraint):
+        config = fn.get_config().items()
+        return f"{type(fn).__name__}({', '.join(f'{name}={value!r}' for name, value in config)})"
+    return str(getattr(fn, "__qualname__", None) or repr(fn))
 
 
 def parts_of(given: Set) -> Iterator[Set]:
@@ -136,25 +148,25 @@ class Joint(Made):
         if not isinstance(inner, Set) or contains(inner, (Joint, Custom)):
             raise SetError(
                 explain(
-                    "Joint takes a set of vectors, not a class, a callable, a Custom or another Joint",
-                    f"inner={inner!r}",
+                    "Joint is not given a set of vectors, but a class, a callable, a Custom or a Joint",
+                    f"inner={shown(inner)}",
                     instead="Joint(MaxNorm(1.0))",
                 )
             )
         if inner.axis is not None:
             raise SetError(
                 explain(
-                    "The units of a Joint come from the layer",
-                    f"inner={inner!r}",
-                    instead=f"leave `axis` of {type(inner).__name__} out",
+                    "A set in a Joint has an `axis`, and the units of a Joint come from the layer",
+                    f"inner={shown(inner)}",
+                    instead=f"Joint({type(inner).__name__}(...)) without `axis`",
                 )
             )
         names = (weights,) if isinstance(weights, str) else tuple(weights)
         if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
             raise SetError(
                 explain(
-                    "`weights` of Joint are two or more different names",
-                    f"weights={weights!r}",
+                    "`weights` of Joint are not two or more different names",
+                    f"weights={shown(weights)}",
                     instead="Joint(MaxNorm(1.0), weights=('kernel', 'bias'))",
                 )
             )
@@ -167,8 +179,8 @@ class Joint(Made):
         if not isinstance(other, Joint) or other.weights != self.weights:
             raise SetError(
                 explain(
-                    "A Joint meets a Joint of the same weights",
-                    f"{other!r}",
+                    "A Joint can't meet what is no Joint of the same weights",
+                    shown(other),
                     where=f"{self!r} & ...",
                     instead="Joint(a & b)",
                 )
@@ -206,10 +218,10 @@ class Joint(Made):
         """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""
         raise SetError(
             explain(
-                "A Joint holds for several weights at once and can't be applied to one",
+                "A Joint can't be applied to one weight: it holds for several at once",
                 f"w={getattr(w, 'path', type(w).__name__)}",
                 where=repr(self),
-                instead="call inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
+                instead="inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
                 "without a Keras optimizer",
             )
         )
@@ -250,8 +262,8 @@ class Custom(Set):
         if isinstance(fn, Set) or not callable(fn) or isinstance(fn, type):
             raise SetError(
                 explain(
-                    "`fn` of Custom is a callable from tensor to tensor, not a set or a class",
-                    f"fn={fn!r}",
+                    "`fn` of Custom is not a callable from tensor to tensor, or it is a set or a class",
+                    f"fn={shown(fn)}",
                     instead="Custom(lambda w: ...)",
                 )
             )
@@ -297,8 +309,8 @@ class Custom(Set):
         if result is None or tuple(getattr(result, "shape", ())) != tuple(weight.shape):
             raise SetError(
                 explain(
-                    "The callable of a Custom returns a tensor of the shape it was given",
-                    f"fn={self.fn!r}, which returned "
+                    "The callable of a Custom did not return a tensor of the shape it was given",
+                    f"fn={shown(self.fn)}, which returned "
                     + ("None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"),
                     where=f"a weight of shape {tuple(weight.shape)}",
                 )
@@ -311,14 +323,9 @@ class Custom(Set):
     def _config(self) -> dict[str, Any]:
         return {
             "fn": keras.saving.serialize_keras_object(self.fn),
-            "axis": None if self.axis is None else list(self.axis),
+            "axis": plain(self.axis),
         }
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Custom) and self.fn == other.fn and self.axis == other.axis
-
-    __hash__ = Set.__hash__
-
     def __repr__(self) -> str:
-        name = getattr(self.fn, "__qualname__", None) or repr(self.fn)
+        name = callable_name(self.fn)
         return f"Custom({name})" if self.axis is None else f"Custom({name}, axis={self.axis})"

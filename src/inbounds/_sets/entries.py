@@ -13,7 +13,7 @@ import numpy as np
 
 from inbounds._arguments import center_of, number_or_array
 from inbounds._arrays import SMALLEST_NORMAL, Array, clip_finite, constant, keras_numpy_dtype, namespace, working_dtype
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._laid import constant_mask
 from inbounds._set import Set, registered
 from inbounds._units import Units
@@ -137,7 +137,7 @@ class Box(Interval):
         except ValueError as error:
             raise SetError(
                 explain(
-                    "`low` and `high` of Box broadcast together",
+                    "`low` and `high` of Box don't broadcast together",
                     f"low.shape={np.shape(low)}, high.shape={np.shape(high)}",
                     instead="give both the shape of a unit, or one of them as a number",
                 )
@@ -145,7 +145,9 @@ class Box(Interval):
         if crossed or empty:
             raise SetError(
                 explain(
-                    "`low` of Box is not above `high`", f"low={low!r}, high={high!r}", instead="Box(low=-1.0, high=1.0)"
+                    "`low` of Box is above `high`, or both are the same infinity",
+                    f"low={shown(low)}, high={shown(high)}",
+                    instead="Box(low=-1.0, high=1.0)",
                 )
             )
 

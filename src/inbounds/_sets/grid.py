@@ -21,7 +21,7 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._set import Set, registered
 from inbounds._units import Units
 
@@ -62,11 +62,12 @@ class Grid(Set):
     """
 
     convex: ClassVar[bool] = False
+    swallows: ClassVar[str] = "a step of less than half a grid step is lost, so that small ones never move a weight"
 
     def __init__(self, step: Any) -> None:
         self.step = number("Grid", "step", step)
         if self.step <= 0:
-            raise SetError(explain("`step` of Grid is above 0", f"step={step!r}", instead="Grid(step=0.125)"))
+            raise SetError(explain("`step` of Grid is not above 0", f"step={shown(step)}", instead="Grid(step=0.125)"))
 
     @property
     def entrywise(self) -> bool:
@@ -82,7 +83,7 @@ class Grid(Set):
         if self.step < least:
             raise SetError(
                 explain(
-                    f"`step` of Grid is at least {least:g}, the smallest normal number, for {units.dtype} weights",
+                    f"`step` of Grid is below {least:g}, the smallest normal number of {units.dtype} weights",
                     f"step={self.step!r}",
                     where=repr(self),
                     instead="a larger step",

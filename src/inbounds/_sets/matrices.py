@@ -27,7 +27,7 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._laid import Laid
 from inbounds._set import ULPS, Edge, Set, registered
 from inbounds._units import Axes, Units
@@ -85,7 +85,7 @@ class MatrixSet(Set):
         if len(shape) < 2 or fan_in == ():
             raise SetError(
                 explain(
-                    f"{type(self).__name__} is a set of matrices, which take a weight with units and a fan-in",
+                    f"{type(self).__name__} is a set of matrices, and this weight has no units with a fan-in",
                     f"a weight of shape {shape}",
                     where=repr(self),
                     instead="a rule for kernels, such as '**/kernel'",
@@ -98,7 +98,7 @@ class MatrixSet(Set):
         if units.count % self.stack:
             raise SetError(
                 explain(
-                    "`stack` divides the number of units: each matrix has as many",
+                    "`stack` does not divide the number of units",
                     f"stack={self.stack}",
                     where=f"{self!r} on {units.count} units of {units.size} entries",
                     instead="stack=1, or the number of heads or gates",
@@ -107,7 +107,7 @@ class MatrixSet(Set):
         if self.square and units.count // self.stack != units.size:
             raise SetError(
                 explain(
-                    f"{type(self).__name__} is a set of square matrices: as many units as entries of a unit",
+                    f"{type(self).__name__} is for square matrices, and this one has not as many units as entries of a unit",
                     f"{self.stack} of {units.count // self.stack} units by {units.size} entries",
                     where=repr(self),
                     instead="a square weight, or `stack` for several square ones side by side",
@@ -141,8 +141,8 @@ def stack_of(owner: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise SetError(
             explain(
-                f"`stack` of {owner} is a positive integer: how many matrices a weight's units make",
-                f"stack={value!r}",
+                f"`stack` of {owner} is not a positive integer: how many matrices a weight's units make",
+                f"stack={shown(value)}",
                 instead=f"{owner}(..., stack=4) for the gates of an LSTM",
             )
         )

@@ -23,7 +23,7 @@ from inbounds._arrays import (
     namespace,
     without_gradient,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._judgement import Judgement
 from inbounds._set import Set, registered
 from inbounds._units import Units
@@ -87,7 +87,7 @@ class _NormInterval(Set):
         return xp.reshape(xp.maximum(above, self.low - norm) if self.low > 0 else above, (-1,))
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return Judgement(size, dtype, root=True).tolerated(self.high)
+        return Judgement(size, dtype, root=True).tolerated(self.high if self.high < np.inf else self.low)
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return 0.0 if self.center is None else np.sqrt(np.sum(rows**2, axis=None if self.whole else 1))
@@ -160,7 +160,7 @@ class MinMaxNorm(_NormInterval):
 
     Args:
         min_value: the smallest norm; not negative.
-        max_value: the largest; not below `min_value`.
+        max_value: the largest; not below `min_value`. Infinity: no upper bound.
         rate: how much of the way to the set a projection goes, from 0 to 1. Below 1 the weights approach the set step
             by step and are reported as violated until they are there.
         axis: see `MaxNorm`.
@@ -180,14 +180,14 @@ class MinMaxNorm(_NormInterval):
 
     def __init__(self, min_value: Any = 0.0, max_value: Any = 1.0, rate: Any = 1.0, axis: Any = None) -> None:
         self.min_value = number("MinMaxNorm", "min_value", min_value, low=0)
-        self.max_value = number("MinMaxNorm", "max_value", max_value, low=0)
+        self.max_value = number("MinMaxNorm", "max_value", max_value, low=0, infinite=True)
         self.rate = number("MinMaxNorm", "rate", rate, low=0, high=1)
         self.axis = axes("MinMaxNorm", axis)
         if self.min_value > self.max_value:
             raise SetError(
                 explain(
-                    "`min_value` of MinMaxNorm is not above `max_value`",
-                    f"min_value={min_value!r}, max_value={max_value!r}",
+                    "`min_value` of MinMaxNorm is above `max_value`",
+                    f"min_value={shown(min_value)}, max_value={shown(max_value)}",
                     instead=f"MinMaxNorm(min_value={self.max_value}, max_value={self.min_value})",
                 )
             )
@@ -241,11 +241,12 @@ def _move_norm(units: Units, low: float, high: float) -> Units:
     scale, squares = _squares(free)
     inverse = 1.0 if scale is None else scale
     finite = squares < np.inf  # which NaN isn't either
+    top = high if high < np.inf else low  # without an upper bound no unit is moved there
     judged, moved_by = units.judged(root=True), units.rounding(_norm)
     floor, ceiling = low - judged.held(low) - moved_by, high + judged.held(high) + moved_by
-    bounds = [low, high, *(xp.reshape(x, free.shape) if hasattr(x, "shape") else x for x in (floor, ceiling))]
+    bounds = [low, top, *(xp.reshape(x, free.shape) if hasattr(x, "shape") else x for x in (floor, ceiling))]
     if (frozen := units.only(free=False)) is not None:
-        unit = min(max(high, 1 / HUGE), HUGE)
+        unit = min(max(top, 1 / HUGE), HUGE)
         taken = xp.reshape(frozen.total(lambda x: (x * (1 / unit)) ** 2), free.shape)
         bounds = [unit * xp.sqrt(xp.maximum((bound / unit) ** 2 - taken, 0)) for bound in bounds]
         finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), free.shape)

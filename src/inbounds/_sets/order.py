@@ -25,7 +25,7 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._set import Set, registered
 from inbounds._units import Units
 
@@ -70,8 +70,8 @@ class Monotone(Set):
         if not isinstance(increasing, (bool, np.bool_)):
             raise SetError(
                 explain(
-                    "`increasing` of Monotone is True or False",
-                    f"increasing={increasing!r}",
+                    "`increasing` of Monotone is neither True nor False",
+                    f"increasing={shown(increasing)}",
                     instead="Monotone(increasing=False) for entries that fall",
                 )
             )

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from inbounds._arrays import Array, cast, dtype_of, is_concrete, namespace, ulps
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._laid import Laid
 from inbounds._set import Edge, Set, registered
 from inbounds._sets.combine import Custom, Joint, Made, contains, parts_of
@@ -57,7 +57,7 @@ class Scaled(Made):
         ):
             raise SetError(
                 explain(
-                    "A set that is scaled is neither a callable nor a Joint, and has no centre",
+                    "A set that is a callable, a Joint, or has a centre can't be scaled",
                     f"{set!r}.scaled(...)",
                     instead="Joint(MaxNorm(1.0).scaled(schedule))",
                 )
@@ -65,8 +65,8 @@ class Scaled(Made):
         if not callable(schedule):
             raise SetError(
                 explain(
-                    "`schedule` of scaled is a callable from a step to a factor",
-                    f"schedule={schedule!r}",
+                    "`schedule` of scaled is not a callable from a step to a factor",
+                    f"schedule={shown(schedule)}",
                     where=f"{set!r}.scaled(...)",
                     instead="a schedule of keras.optimizers.schedules",
                 )
@@ -87,7 +87,7 @@ class Scaled(Made):
             if not 0 < factor < math.inf:
                 raise SetError(
                     explain(
-                        "`schedule` of scaled gives a finite factor above 0",
+                        "`schedule` of scaled gave a factor that is not finite and above 0",
                         f"{factor:g} at step {int(step)}",
                         where=repr(self),
                         instead="a schedule that ends above 0",
@@ -109,11 +109,6 @@ class Scaled(Made):
 
     def rebuilt(self, members: Sequence[Set]) -> Set:
         return Scaled(members[0], self.schedule)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Scaled) and self.set == other.set and _same(self.schedule, other.schedule)
-
-    __hash__ = Set.__hash__
 
     def __repr__(self) -> str:
         inner = f"({self.set!r})" if " & " in repr(self.set) else repr(self.set)
@@ -158,12 +153,6 @@ class _Multiple(Made):
     def __repr__(self) -> str:
         factor = f"{float(self.factor):g}" if is_concrete(self.factor) else "..."
         return f"{self.set!r} * {factor}"
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether schedules are one object, or of one class with one config."""
-    with_config = type(one) is type(other) and hasattr(one, "get_config")
-    return one is other or (with_config and one.get_config() == other.get_config())
 
 
 def _said(schedule: Any) -> str:

@@ -21,7 +21,7 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._set import Set, registered
 from inbounds._units import Units
 
@@ -56,14 +56,17 @@ class Sparse(Set):
     """
 
     convex: ClassVar[bool] = False
+    swallows: ClassVar[str] = (
+        "a step that leaves an entry below the k largest of its unit is lost, so that small ones never revive it"
+    )
     holds_frozen: ClassVar[bool] = False
 
     def __init__(self, k: Any, axis: Any = None) -> None:
         if isinstance(k, (bool, np.bool_)) or not isinstance(k, numbers.Integral) or k < 1:
             raise SetError(
                 explain(
-                    "`k` of Sparse is a positive integer: how many entries of a unit may differ from 0",
-                    f"k={k!r}",
+                    "`k` of Sparse is not a positive integer: how many entries of a unit may differ from 0",
+                    f"k={shown(k)}",
                     instead="Sparse(k=10)",
                 )
             )
@@ -75,7 +78,7 @@ class Sparse(Set):
         if self.k > units.size:
             raise SetError(
                 explain(
-                    "`k` of Sparse is at most the size of a unit",
+                    "`k` of Sparse is above the size of a unit",
                     f"k={self.k}",
                     where=f"{self!r} on {units.count} units of {units.size} entries",
                     instead=f"k={units.size}, or less",

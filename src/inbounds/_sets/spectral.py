@@ -52,7 +52,7 @@ from inbounds._decompositions import (
     spectrum_of,
     transposed,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._set import ULPS, registered
 from inbounds._sets.matrices import MatrixSet, stack_of
 from inbounds._units import Units
@@ -409,13 +409,16 @@ class LowRank(_Shrinking):
 
     convex: ClassVar[bool] = False
     has_boundary: ClassVar[bool] = False
+    swallows: ClassVar[str] = (
+        "the part of a step that would raise the rank is lost, unless it outgrows a singular value that is kept"
+    )
 
     def __init__(self, rank: Any, axis: Any = None, stack: Any = 1) -> None:
         if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or rank < 1:
             raise SetError(
                 explain(
-                    "`rank` of LowRank is a positive integer",
-                    f"rank={rank!r}",
+                    "`rank` of LowRank is not a positive integer",
+                    f"rank={shown(rank)}",
                     instead="LowRank(rank=1), or Fixed(0) for a matrix of zeros",
                 )
             )
@@ -429,7 +432,7 @@ class LowRank(_Shrinking):
         if self.rank > min(rows, columns):
             raise SetError(
                 explain(
-                    "`rank` of LowRank is at most the number of rows and of columns",
+                    "`rank` of LowRank is above the number of rows or of columns",
                     f"rank={self.rank}",
                     where=f"{self!r} on a matrix of shape ({rows}, {columns})",
                     instead=f"a rank below {min(rows, columns)}",
@@ -542,8 +545,8 @@ def _positive(owner: str, value: Any) -> float:
     if result == 0:
         raise SetError(
             explain(
-                f"`max_value` of {owner} is a number above 0",
-                f"max_value={value!r}",
+                f"`max_value` of {owner} is not a number above 0",
+                f"max_value={shown(value)}",
                 instead=f"{owner}(max_value=1.0), or Fixed(0) for a matrix of zeros",
             )
         )

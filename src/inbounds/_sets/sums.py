@@ -23,7 +23,7 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError, explain, shown
 from inbounds._judgement import Judgement
 from inbounds._laid import Laid
 from inbounds._set import Edge, Set, registered
@@ -167,14 +167,14 @@ class _WithNormal(Linear):
     def __init__(self, normal: Any, offset: Any, axis: Any = None) -> None:
         name = type(self).__name__
         self.normal = number_or_array(name, "normal", normal)
-        self.offset = number(name, "offset", offset)
+        self.offset = number(name, "offset", offset, instead=f"{name}(normal=[1.0, -1.0], offset=0.0)")
         self.axis = axes(name, axis)
         largest = float(np.max(np.abs(self.normal), initial=0.0))
         if largest == 0:
             raise SetError(
                 explain(
-                    f"`normal` of {name} has an entry that is not 0",
-                    f"normal={normal!r}",
+                    f"`normal` of {name} has no entry that is not 0",
+                    f"normal={shown(normal)}",
                     instead=f"{name}(normal=[1.0, -1.0], offset=0.0)",
                 )
             )
@@ -456,5 +456,7 @@ def _positive(owner: str, name: str, value: Any) -> float:
     """A finite number above 0."""
     checked = number(owner, name, value)
     if checked <= 0:
-        raise SetError(explain(f"`{name}` of {owner} is above 0", f"{name}={value!r}", instead=f"{owner}({name}=1.0)"))
+        raise SetError(
+            explain(f"`{name}` of {owner} is not above 0", f"{name}={value!r}", instead=f"{owner}({name}=1.0)")
+        )
     return checked
