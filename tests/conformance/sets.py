@@ -44,11 +44,16 @@ class Held:
         Args:
             rows: one unit a row.
             step: how many steps have been taken.
-            spacing: the distance of 1 from the next number of the weights' dtype: 4 of them are what rounding may cost,
+            spacing: the distance of 1 from the next number of the weights' dtype: 4 of them, and the errors of a sum,
+                are what rounding may cost,
                 and 16 how far below a bound a loop in this dtype may end.
         """
         edges = self.edges(rows, step)
-        close = [4 * spacing * 2.0 ** np.floor(np.log2(np.maximum(size, 1e-30))) * (size > 0) for _, size in edges]
+        sums = 2.25 * (2 + np.log2(rows.size)) * 2.0**-23  # three errors of a sum in float32
+        close = [
+            (4 * spacing * 2.0 ** np.floor(np.log2(np.maximum(size, 1e-30))) + sums * size) * (size > 0)
+            for _, size in edges
+        ]
         inside = np.all([excess <= slack for (excess, _), slack in zip(edges, close, strict=True)], axis=0)
         touched = np.any([np.abs(excess) <= 4 * slack for (excess, _), slack in zip(edges, close, strict=True)], axis=0)
         return inside, inside & touched

@@ -45,6 +45,7 @@ class Case:
         curved: whether the solver, of cones beside other constraints, ends up to 1e-5 off.
         samples: how many members near an answer are tried, whether one is nearer.
         held: within how many ulp at each bound a unit has to be to come back bit for bit.
+        audited: how many epsilons of float64 an audit's own numbers are off, beside those of sums.
         summed: how much of the error of a sum over a unit its numbers have: 1 for sums, 0.5 for norms, else 0.
         mixes: for a set whose answers are made of several entries, by how many ulp of the largest entry one may be off.
     """
@@ -70,6 +71,7 @@ class Case:
     samples: int = 100
     held: float = 4.0
     summed: float = 0.0
+    audited: float = 0.0
 
     @property
     def convex(self) -> bool:
@@ -96,9 +98,8 @@ class Case:
         entries = (size if self.summed == 1 else np.sqrt(size)) if self.summed else 0
         smallest = 2.0 ** (LEAST_EXPONENT[dtype] - SIGNIFICAND_BITS[dtype])
         errors = 4 if dtype == "float64" else 3.001  # an audit has its own in float64
-        return (
-            4 * ulp(bound, dtype) + errors * error * np.abs(np.where(np.isfinite(bound), bound, 0)) + entries * smallest
-        )
+        relative = errors * error + (self.audited * 2.0**-52 if dtype == "float64" else 0)
+        return 4 * ulp(bound, dtype) + relative * np.abs(np.where(np.isfinite(bound), bound, 0)) + entries * smallest
 
     def shapes(self, *shapes: tuple[int, int]) -> list[tuple[int, int]]:
         """These shapes of rows, as far as the set's arrays let them."""

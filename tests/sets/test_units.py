@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import inbounds as ib
 from inbounds._units import Units
-from sets.tensors import BACKEND, array, exact, numbers, same_bits
+from sets.tensors import BACKEND, LIBRARIES, array, exact, numbers, same_bits
 
 Shape = tuple[int, ...]
 
@@ -329,3 +329,17 @@ def test_the_shorter_way_of_an_eager_step_leads_to_the_same_units(chosen: ib.Set
     safe, short = (chosen._project(Units.of(parts, [(0,), ()], free, concrete=way)) for way in (False, True))
     for expected, found in zip(safe.parts, short.parts, strict=True):
         np.testing.assert_allclose(exact(found), exact(expected), rtol=1e-6, atol=1e-37)
+
+
+@pytest.mark.parametrize("size", [31, 300, 1000, 3000])
+def test_totals_are_as_exact_as_a_judgement_takes_them_to_be(size):
+    """Numbers that are all the same are rounded the same way, the worst case of a sum in a fixed order."""
+    for units in (1, 16):
+        rows = np.broadcast_to(np.linspace(0.1, 0.7, units, dtype="float32")[:, None], (units, size))
+        for part, span in ((rows.T, (0,)), (rows, (1,))):
+            for library in LIBRARIES:
+                view = Units.of([array(part, "float32", library)], [span])
+                expected = np.sum(rows.astype("float64") ** 2, axis=1)
+                found = exact(view.total(lambda x: x * x)).reshape(-1)
+                judgement = view.judged()
+                assert (np.abs(found - expected) <= (judgement.tolerated(1.0) - judgement.held(1.0)) * expected).all()

@@ -28,7 +28,7 @@ def norms(owner: ib.Set, low: float, high: float, whole: bool = False) -> Case:
     def program(rows: cp.Variable) -> list[cp.Constraint]:
         return [cp.norm(rows, "fro") <= high if whole else cp.norm(rows, 2, axis=1) <= high]
 
-    return Case(owner, nearest, edges, program if low == 0 else None, whole=whole, summed=0.5)
+    return Case(owner, nearest, edges, program if low == 0 else None, whole=whole, held=2.0, summed=0.5)
 
 
 BELOW_2 = float(np.nextafter(2, 0))
