@@ -66,7 +66,7 @@ def largest(bound: float, **fields: Any) -> Case:
         lambda values: np.minimum(values, bound),
         lambda values: (bound, values.max() - bound),
         lambda rows: [cp.sigma_max(rows) <= bound],
-        audited=60,
+        audited=70,
         **fields,
     )
 
@@ -77,7 +77,7 @@ def total(bound: float, **fields: Any) -> Case:
         lambda values: shrunk(values, bound),
         lambda values: (bound, values.sum() - bound),
         lambda rows: [(cp.norm(rows, "fro") if min(rows.shape) == 1 else cp.normNuc(rows)) <= bound],
-        audited=60,
+        audited=70,
         **fields,
     )
 
