@@ -300,7 +300,7 @@ def _load(options: argparse.Namespace, *, compiled: bool) -> Any:
                 f"Keras can't load the model {str(path)!r}: {reason}",
                 repr(str(path)),
                 where=f"{type(error).__name__} in keras.saving.load_model",
-                instead=f"inbounds {options.command} {shlex.quote(str(path))} --import MODULE, which registers the layers of your own",
+                instead=f"inbounds {options.command} {shlex.quote(str(path))} --import MODULE, with your own layers",
             )
         ) from error
 
