@@ -85,7 +85,7 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
     for weight_paths, why in not_carried(model, plan):
         warnings.warn(
             explain(
-                "A .keras file will not carry the whole plan",
+                "A .keras file does not carry the whole plan",
                 weight_paths,
                 where=why,
                 instead="call constrain again with the same rules after loading",

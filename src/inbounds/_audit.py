@@ -276,4 +276,4 @@ def _shown(constraint: Any) -> str:
     if isinstance(constraint, keras.constraints.Constraint):
         arguments = ", ".join(f"{name}={shown(value)}" for name, value in constraint.get_config().items())
         return f"{'keras ' * _of_keras(constraint)}{type(constraint).__name__}({arguments})"
-    return getattr(constraint, "__qualname__", None) or repr(constraint)
+    return getattr(constraint, "__qualname__", None) or printable(shown(constraint))

@@ -54,7 +54,7 @@ def claims_of(selector: Any, value: Any, layers: Sequence[Any], weights: Sequenc
     if isinstance(selector, type):
         if not (chosen := [layer for layer in layers if isinstance(layer, selector)]):
             near = _near(selector.__name__, sorted({type(layer).__name__ for layer in layers}))
-            shipped = [name for name in near if hasattr(keras.layers, name)]
+            shipped = [name for name in _close(selector.__name__, near) if hasattr(keras.layers, name)]
             raise _no_match(
                 f"No layer of the model is a {selector.__name__}",
                 f"{{{selector.__name__}: {shown(value)}}}",
@@ -69,11 +69,11 @@ def claims_of(selector: Any, value: Any, layers: Sequence[Any], weights: Sequenc
                 f"The layer {selector.name!r} is not in the model",
                 f"{{{selector.name}: {shown(value)}}}",
                 near,
-                f"model.get_layer({near[0]!r})",
+                f"model.get_layer({near[0]!r})" if _close(selector.name, near) else "one of these",
             )
         return _layer_claims(f"layer {selector.name}", value, [selector])
     if isinstance(selector, str) and isinstance(value, (Mapping, Joint)):
-        return _layer_claims(f"layer {selector}", value, _layers_by_name(selector, value, layers))
+        return _layer_claims(f"layer {selector}", value, _layers_by_name(selector, value, layers, weights))
     source, test = _weight_selector(selector)
     chosen_weights = [weight for weight in weights if test(weight)]
     if not chosen_weights and isinstance(selector, str):
@@ -173,7 +173,7 @@ def _layers_named(name: str, layers: Sequence[Any], *, globs: bool) -> list[Any]
     return [layer for layer in layers if is_one(layer)]
 
 
-def _layers_by_name(selector: str, value: Any, layers: Sequence[Any]) -> list[Any]:
+def _layers_by_name(selector: str, value: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> list[Any]:
     """The layers that a text selects: for a mapping by a name or a glob, for a Joint by a name.
 
     Raises:
@@ -181,13 +181,16 @@ def _layers_by_name(selector: str, value: Any, layers: Sequence[Any]) -> list[An
     """
     if found := _layers_named(selector, layers, globs=isinstance(value, Mapping)):
         return found
-    near = [layer.name for layer in _layers_named(selector, layers, globs=True)]
-    near = near or _near(selector.split("/")[0], sorted({layer.name for layer in layers}))
     kind = "A Joint" if isinstance(value, Joint) else "A mapping of names"
+    test = _weight_selector(selector)[1]
+    selected = [layer.name for layer in _layers_named(selector, layers, globs=True)]
+    selected = selected or [weight.layer.name for weight in weights if test(weight)]
+    wrong = f"{kind} is for a layer, and {selector!r} selects {'weights' if selected else 'nothing'}"
+    near = list(dict.fromkeys(selected)) or _near(selector.split("/")[0], sorted({layer.name for layer in layers}))
     raise _no_match(
-        f"{kind} is for a layer, and no layer has the name {selector!r}",
+        wrong,
         f"{{{selector!r}: {shown(value)}}}",
-        near,
+        [f"the layer {name}" for name in near],
         f"{{{near[0]!r}: {shown(value)}}}",
     )
 
@@ -308,9 +311,13 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def _close(wanted: str, names: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(wanted, list(names), n=3, cutoff=0.5)
+
+
 def _near(wanted: str, names: Sequence[str]) -> list[str]:
     """The names that come nearest, else the first ones."""
-    return difflib.get_close_matches(wanted, list(names), n=3, cutoff=0.5) or list(names)[:5]
+    return _close(wanted, names) or list(names)[:5]
 
 
 def _near_paths(wanted: str, paths: Sequence[str]) -> list[str]:

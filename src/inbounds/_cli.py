@@ -6,6 +6,7 @@ import argparse
 import importlib
 import math
 import os
+import shlex
 import sys
 import tempfile
 import textwrap
@@ -153,7 +154,7 @@ def _audit(options: argparse.Namespace) -> int:
         said = explain(
             "Nothing is constrained: no weight of the model has a set",
             repr(str(options.model)),
-            instead=f"inbounds audit {options.model} --rules FILE.toml",
+            instead=f"inbounds audit {shlex.quote(str(options.model))} --rules FILE.toml",
         )
         print(f"inbounds: {said}", file=sys.stderr)
     return 0 if report.ok else 1
@@ -299,7 +300,7 @@ def _load(options: argparse.Namespace, *, compiled: bool) -> Any:
                 f"Keras can't load the model {str(path)!r}: {reason}",
                 repr(str(path)),
                 where=f"{type(error).__name__} in keras.saving.load_model",
-                instead=f"inbounds {options.command} {path} --import MODULE, which registers the layers of your own",
+                instead=f"inbounds {options.command} {shlex.quote(str(path))} --import MODULE, with your own layers",
             )
         ) from error
 

@@ -18,7 +18,7 @@ from inbounds._plan import Entry
 from inbounds._report import Report
 from inbounds._rules import resolve
 from inbounds._table import counted
-from inbounds._weights import Weight
+from inbounds._weights import Weight, layers_of
 
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
@@ -64,21 +64,25 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self.report: Report | None = None
         self.unmoved: tuple[str, ...] = ()
         self._batches = 0
+        self._asked = False
         self._warned: set[str] = set()
         self._seen: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        report = audit(self.model)
-        if not report.constrained:
-            raise nothing_constrained(self.model, report)
         self._warned = set()
         self._seen = {}
+        self._asked = False
+        if self._is_built():  # TensorFlow builds a subclassed model with its first batch
+            self._ask()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Before the first, the weights have been put inside."""
-        self._seen = self._seen or {id(weight.variable): now for _, weight, now in self._swallowed()}
+        if not self._seen and self._is_built():
+            self._seen = {id(weight.variable): now for _, weight, now in self._swallowed()}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if not self._asked:
+            self._ask()
         self._batches += 1
         if isinstance(self.every, int):
             if self._batches % self.every == 0:
@@ -89,6 +93,16 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self._look()
         self._tell(logs)
         self._compare(epoch)
+
+    def _is_built(self) -> bool:
+        return all(layer.built for layer in layers_of(self.model))
+
+    def _ask(self) -> None:
+        """That something is constrained."""
+        self._asked = True
+        report = audit(self.model)
+        if not report.constrained:
+            raise nothing_constrained(self.model, report)
 
     def _look(self) -> None:
         self.report = audit(self.model)

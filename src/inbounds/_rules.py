@@ -359,7 +359,7 @@ def _check_kept(plan: Plan) -> None:
                         where=f"{weight.path} of shape {weight.shape} in {type(weight.layer).__name__}",
                         instead=f"{{{trained}: {entry.set!r}}}, which selects the weights that are trained"
                         if _untrained(weight)
-                        else "the rule without this layer, or a set on the merged kernel",
+                        else "merge the adapter first, or leave this layer out of the rule",
                     )
                 )
 

@@ -99,7 +99,7 @@ def test_every_keras_layer_that_adds_weights_is_in_the_table():
 def test_a_joint_needs_entries_of_its_own_for_each_unit(name):
     layer = BY_NAME[name].build()
     before = [read(weight) for weight in layer.weights]
-    with pytest.raises(ib.RuleError, match=r"each unit has its own entries in all of them\..*units have the axes"):
+    with pytest.raises(ib.RuleError, match=r"a unit has no entries of its own in one of them\..*units have the axes"):
         ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(0.1))})
     for weight, value in zip(layer.weights, before, strict=True):
         np.testing.assert_array_equal(read(weight), value)
@@ -204,6 +204,7 @@ def test_a_set_given_as_an_argument_reaches_the_layer_inside_a_wrapper():
 # Layers of one's own.
 
 
+@pytest.mark.filterwarnings("ignore::inbounds.LayoutWarning")  # the plan's note is what is tested
 def test_an_unknown_layout_is_every_axis_but_the_last_and_says_so():
     layer = built(Rows(), 4)
     (entry,) = ib.constrain(layer, {"kernel": ib.MaxNorm(0.1)})
@@ -212,6 +213,76 @@ def test_an_unknown_layout_is_every_axis_but_the_last_and_says_so():
     assert "register_layout" in str(ib.constrain(layer, {"kernel": ib.MaxNorm(0.1)}))
 
 
+def test_a_guess_is_a_warning_with_the_line_that_ends_it(registry):
+    layer = built(Rows(), 4)
+    with pytest.warns(ib.LayoutWarning) as caught:
+        ib.constrain(layer, {"kernel": ib.MaxNorm(0.1)})
+    (text,) = [str(warning.message) for warning in caught if warning.category is ib.LayoutWarning]
+    assert "Received: rows/kernel of shape (3, 4). Where: Rows." in text
+    line = text.split("Instead: inbounds.")[1].split(" with the axes")[0]
+    assert line == "register_layout(Rows, {'kernel': (0,)})"
+    eval(line, {"register_layout": ib.register_layout, "Rows": Rows})
+    ib.constrain(layer, {"kernel": ib.MaxNorm(0.1)})
+
+
+def test_a_guess_for_a_set_that_a_layer_was_given_is_loud_too():
+    layer = built(Rows(), 4)
+    layer.kernel.constraint = ib.MaxNorm(0.1)
+    with pytest.warns(ib.LayoutWarning, match="rows/kernel"):
+        keras.optimizers.SGD(0.1).build([layer.kernel])
+
+
+def wrapper(*, axis=None):
+    """A layer of a class of Keras that wraps what another framework made."""
+    kind = type("FlaxLayer", (keras.layers.FlaxLayer,), {"__init__": lambda self: layers.Layer.__init__(self)})
+    layer = kind()
+    layer.kernel = layer.add_weight(name="kernel", shape=(3, 4))
+    layer.bias = layer.add_weight(name="bias", shape=(3,))
+    layer.built = True
+    return layer
+
+
+def test_a_layer_of_another_framework_is_never_guessed_at():
+    layer = wrapper()
+    with pytest.raises(ib.RuleError, match=r"another framework.*kernel of shape \(3, 4\).*Instead: MaxNorm\(.*axis="):
+        ib.constrain(layer, {"kernel": ib.MaxNorm(0.1)})
+    for given in (ib.MaxNorm(0.1) & ib.NonNeg(), ib.Symmetric()):
+        with pytest.raises(ib.RuleError, match="register_layout"):
+            ib.constrain(layer, {"kernel": given})
+    with pytest.raises(ib.RuleError, match="register_layout"):
+        ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(0.1))})
+    plan = ib.constrain(layer, [("kernel", ib.MaxNorm(0.1, axis=1)), ("bias", ib.NonNeg())])
+    assert [(entry.axes, entry.note) for entry in plan] == [(((1,),), ""), (((),), "")]
+    np.testing.assert_array_less(norms(layer.kernel, 1), 0.1001)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="a layer that wraps a module of PyTorch runs there")
+def test_linear_and_convolutions_of_torch_have_their_units_first():
+    import torch
+
+    made = {
+        "linear": (torch.nn.Linear(5, 3), (1,)),
+        "conv": (torch.nn.Conv2d(2, 4, 3), (1, 2, 3)),
+        "embedding": (torch.nn.Embedding(6, 2), None),
+        "transposed": (torch.nn.ConvTranspose2d(2, 4, 3), None),
+    }
+    for name, (module, axes) in made.items():
+        layer = keras.layers.TorchModuleWrapper(torch.nn.Sequential(module), name=name)
+        rules = {(lambda layer, variable: len(variable.shape) > 1): ib.UnitNorm()}
+        if axes is None:
+            with pytest.raises(ib.RuleError, match=f"TorchModuleWrapper '{name}'.*axis"):
+                ib.constrain(layer, rules)
+            continue
+        (entry,) = ib.constrain(layer, rules)
+        assert (entry.axes, entry.units, entry.note) == ((axes,), module.weight.shape[0], "")
+        np.testing.assert_allclose(
+            norms(layer.weights[0], None if axes is None else axes[0]).ndim, module.weight.ndim - 1
+        )
+        (joint,) = ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(0.1))})
+        assert joint.axes == (axes, ())
+
+
+@pytest.mark.filterwarnings("ignore::inbounds.LayoutWarning")  # the plan's note is what is tested
 def test_an_unknown_layout_in_a_joint_says_so_too():
     class Columns(layers.Dense):
         pass
@@ -286,6 +357,7 @@ def test_subclasses_of_keras_layers_have_their_layout():
     assert entry.axes == ((0, 1, 3),)
 
 
+@pytest.mark.filterwarnings("ignore::inbounds.LayoutWarning")  # the plan's note is what is tested
 def test_a_weight_that_a_layout_leaves_out_is_not_known(registry):
     ib.register_layout(Rows, {"bias": ()})
     (entry,) = ib.constrain(built(Rows(), 4), {"kernel": ib.MaxNorm(1)})
@@ -295,10 +367,14 @@ def test_a_weight_that_a_layout_leaves_out_is_not_known(registry):
 @pytest.mark.parametrize(
     ("layer_class", "layout", "said"),
     [
-        (Rows(), {}, "registered for a class of keras.Layer. Received: layer_class=<Rows"),
-        (dict, {}, "registered for a class of keras.Layer. Received: layer_class=<class 'dict'>"),
-        (Rows, None, "a mapping of weight names to axes, or a function of the layer. Received: layout=None"),
-        (Rows, "kernel", "a mapping of weight names to axes, or a function of the layer. Received: layout='kernel'"),
+        (Rows(), {}, "`layer_class` is not a class of keras.Layer. Received: layer_class=<Rows"),
+        (dict, {}, "`layer_class` is not a class of keras.Layer. Received: layer_class=<class 'dict'>"),
+        (Rows, None, "neither a mapping of weight names to axes nor a function of the layer. Received: layout=None"),
+        (
+            Rows,
+            "kernel",
+            "neither a mapping of weight names to axes nor a function of the layer. Received: layout='kernel'",
+        ),
         (Rows, {"kernel": 1}, r"a tuple of integers. Received: 'kernel': 1. Instead: {'kernel': \(0,\)}"),
         (Rows, {"kernel": (0.5,)}, r"a tuple of integers. Received: 'kernel': \(0.5,\)"),
         (Rows, {"kernel": "0"}, "a tuple of integers. Received: 'kernel': '0'"),
@@ -314,18 +390,20 @@ def test_a_bad_registration_is_an_error(registry, layer_class, layout, said):
 def test_axes_that_a_weight_lacks_are_an_error(registry, axes, rule):
     ib.register_layout(Rows, {"kernel": axes, "bias": ()})
     layer = built(Rows(), 4)
-    with pytest.raises(ib.RuleError, match=r"here from -2 to 1\. Received: 'kernel'.*shape \(3, 4\).*Rule: "):
+    with pytest.raises(ib.RuleError, match=r"it has -2 to 1\. Received: 'kernel'.*shape \(3, 4\).*Rule: "):
         ib.constrain(layer, rule)
     np.testing.assert_array_equal(read(layer.kernel), np.ones((3, 4)))
 
 
 def test_a_function_that_returns_no_layout_is_an_error(registry):
     ib.register_layout(Rows, lambda layer: None)
-    with pytest.raises(ValueError, match=r"returns a mapping of weight names to axes\. Received: None\. Where: Rows"):
+    with pytest.raises(
+        ValueError, match=r"did not return a mapping of weight names to axes\. Received: None\. Where: Rows"
+    ):
         ib.constrain(built(Rows(), 4), {"kernel": ib.MaxNorm(1)})
 
 
 def test_a_joint_of_another_number_of_units_is_an_error(registry):
     ib.register_layout(Rows, {"kernel": (0,), "bias": ()})
-    with pytest.raises(ib.RuleError, match=r"same number of units.*kernel of shape \(3, 4\) has 4.*bias.*has 3"):
+    with pytest.raises(ib.RuleError, match=r"different numbers of units.*kernel of shape \(3, 4\) has 4.*bias.*has 3"):
         ib.constrain(built(Rows(), 4), {Rows: ib.Joint(ib.MaxNorm(1))})

@@ -476,7 +476,7 @@ def chosen(model, rules):
 def test_a_glob_matches_the_end_of_a_path_by_whole_parts(selector, paths):
     model = deep()
     if paths is None:
-        with pytest.raises(ib.RuleError, match="no weight of the model matches"):
+        with pytest.raises(ib.RuleError, match=r"^(No weight matches|'conv_1' is a layer)"):
             ib.constrain(model, {selector: ib.NonNeg()})
     else:
         assert chosen(model, {selector: ib.NonNeg()}) == paths
@@ -570,65 +570,65 @@ def anything(layer, variable):
 BAD = {
     "glob that matches nothing": (
         {"hiden/kernel": ib.NonNeg()},
-        "hiden/kernel: NonNeg()",
-        "did you mean hidden/kernel",
+        "{'hiden/kernel': NonNeg()}",
+        "Instead: {'hidden/kernel': NonNeg()}",
     ),
-    "callable that matches nothing": ({anything: ib.NonNeg()}, "anything: NonNeg()", "did you mean"),
-    "class that is not there": ({keras.layers.Conv2D: ib.Joint(ib.NonNeg())}, "Conv2D: Joint(NonNeg())", "Dense"),
+    "callable that matches nothing": ({anything: ib.NonNeg()}, "anything: NonNeg()", "hidden/kernel"),
+    "class that is not there": ({keras.layers.Conv2D: ib.Joint(ib.NonNeg())}, "{Conv2D: Joint(NonNeg())}", "Dense"),
     "layer that is not there": (
         {keras.layers.Dense(2, name="stray"): ib.Joint(ib.NonNeg())},
-        "stray: Joint",
-        "did you mean",
+        "{stray: Joint",
+        "a model with ",
     ),
     "plain set for a class": (
         {keras.layers.Dense: ib.MaxNorm(1.0)},
         "Dense: MaxNorm(max_value=1.0)",
-        "Joint(MaxNorm(max_value=1.0)), or {'kernel': MaxNorm(max_value=1.0)}",
+        "{'kernel': MaxNorm(max_value=1.0)}, or Joint(MaxNorm(max_value=1.0))",
     ),
     "callable for a class": ({keras.layers.Dense: keras.ops.abs}, "Dense: <function abs", "{'kernel': <function abs"),
     "name that the layer lacks": (
         {keras.layers.Dense: {"kernal": ib.NonNeg()}},
-        "Dense: kernal: NonNeg()",
-        "did you mean kernel",
+        "Dense: {'kernal': NonNeg()}",
+        "Instead: {'kernel': NonNeg()}",
     ),
     "joint in a mapping": (
         {keras.layers.Dense: {"kernel": ib.Joint(ib.NonNeg())}},
         "Dense: {'kernel': Joint(NonNeg())}",
-        "{Dense: Joint(NonNeg())}",
+        "Instead: {'hidden': Joint(NonNeg())}",
     ),
     "joint for weights": (
         {"**/kernel": ib.Joint(ib.NonNeg())},
-        "**/kernel: Joint(NonNeg())",
-        "{keras.layers.Dense: Joint(",
+        "{'**/kernel': Joint(NonNeg())}",
+        "Instead: {'hidden': Joint(",
     ),
     "mapping for weights": (
         {"**/kernel": {"kernel": ib.NonNeg()}},
-        "**/kernel: {'kernel': NonNeg()}",
-        "{layer: {'kernel': ...",
+        "{'**/kernel': {'kernel': NonNeg()}}",
+        "Instead: {'hidden': {'kernel': NonNeg()}}",
     ),
     "empty mapping for a layer": ({keras.layers.Dense: {}}, "Dense: {}", "{'kernel': "),
     "number for a set": ({"**/kernel": 1.5}, "**/kernel: 1.5", "MaxNorm(2.0)"),
     "None for a set": ({"**/kernel": None}, "**/kernel: None", "MaxNorm(2.0)"),
     "name of no set": ({"**/kernel": "maxnorm"}, "identifier='maxnorm'", "MaxNorm"),
-    "class that needs arguments": ({"**/kernel": ib.Box}, "identifier=<class", "Box needs arguments"),
-    "number for a selector": ({3: ib.NonNeg()}, "selector=3", "'dense*/kernel'"),
-    "None for a selector": ({None: ib.NonNeg()}, "selector=None", "'dense*/kernel'"),
-    "tuple for a selector": ({("hidden", "kernel"): ib.NonNeg()}, "selector=('hidden', 'kernel')", "'dense*/kernel'"),
-    "class of no layer": ({int: ib.Joint(ib.NonNeg())}, "int", "Dense"),
+    "class that needs arguments": ({"**/kernel": ib.Box}, "<class", "Instead: Box(low=-1.0, high=1.0)"),
+    "number for a selector": ({3: ib.NonNeg()}, "selector=3", "{'**/kernel': "),
+    "None for a selector": ({None: ib.NonNeg()}, "selector=None", "{'**/kernel': "),
+    "tuple for a selector": ({("hidden", "kernel"): ib.NonNeg()}, "selector=('hidden', 'kernel')", "{'**/kernel': "),
+    "class of no layer": ({int: ib.Joint(ib.NonNeg())}, "{int", "Dense"),
     "empty glob": ({"": ib.NonNeg()}, "selector=''", "'**/kernel'"),
-    "no rules": ({}, "rules={}", "'dense*/kernel'"),
-    "a list of no pairs": (["**/kernel", ib.NonNeg()], "rules=['**/kernel'", "'dense*/kernel'"),
-    "an empty list": ([], "rules=[]", "'dense*/kernel'"),
-    "a set for all rules": (ib.NonNeg(), "rules=NonNeg()", "'dense*/kernel'"),
+    "no rules": ({}, "rules={}", "{'**/kernel': "),
+    "a list of no pairs": (["**/kernel", ib.NonNeg()], "rules=['**/kernel'", "{'**/kernel': "),
+    "an empty list": ([], "rules=[]", "{'**/kernel': "),
+    "a set for all rules": (ib.NonNeg(), "rules=NonNeg()", "{'**/kernel': "),
     "array of another shape": ({"hidden/kernel": ib.Box([0.0, 1.0], 2.0)}, "shape=(2,)", "an array of shape (64,)"),
     "axis that the weight lacks": ({"hidden/kernel": ib.MaxNorm(1.0, axis=2)}, "axis=(2,)", "leave it out"),
     "axis given twice": ({"hidden/kernel": ib.MaxNorm(1.0, axis=[0, -2])}, "axis=(0, -2)", "leave it out"),
     "weight that no optimizer trains": (
         {"norm/moving_mean": ib.NonNeg()},
         "norm/moving_mean: NonNeg()",
-        "trainable weights",
+        "{(lambda layer, variable: variable.trainable): NonNeg()}",
     ),
-    "weights some of which no optimizer trains": ({"norm/*": ib.NonNeg()}, "norm/*: NonNeg()", "trainable weights"),
+    "weights some of which no optimizer trains": ({"norm/*": ib.NonNeg()}, "norm/*: NonNeg()", "variable.trainable"),
 }
 
 
@@ -671,12 +671,16 @@ def test_an_unknown_metric_is_an_error_that_names_those_known():
 @pytest.mark.parametrize(
     ("make", "received", "remedy"),
     [
-        (Subclassed, "not built", "model.build(input_shape)"),
-        (lambda: keras.Sequential([keras.layers.Dense(2)]), "not built", "model.build(input_shape)"),
-        (lambda: keras.Sequential([keras.Input((2,)), keras.layers.Flatten()]), "with none", "add layers with weights"),
+        (Subclassed, "The model is not built", "model.build(input_shape)"),
+        (lambda: keras.Sequential([keras.layers.Dense(2)]), "The model is not built", "model.build(input_shape)"),
+        (
+            lambda: keras.Sequential([keras.Input((2,)), keras.layers.Flatten()]),
+            "The model has no weights",
+            "layers with weights",
+        ),
         (lambda: "model.keras", "model='model.keras'", ""),
         (lambda: None, "model=None", ""),
-        (lambda: keras.layers.Dense(2), "not built", "build"),
+        (lambda: keras.layers.Dense(2), "The model is not built", "build"),
     ],
     ids=["subclassed", "sequential", "without weights", "path", "None", "layer"],
 )
@@ -693,7 +697,7 @@ def test_a_model_that_has_no_weights_yet_is_an_error_that_says_how_to_build_it(m
 
 @pytest.mark.parametrize("model", [None, "model.keras"])
 def test_release_of_what_is_no_model_is_the_same_error(model):
-    with pytest.raises(ib.RuleError, match="A model is a"):
+    with pytest.raises(ib.RuleError, match="`model` is not a keras"):
         ib.release(model)
 
 
@@ -713,14 +717,14 @@ class Forgetful(keras.Model):
 def test_a_layer_that_was_never_built_is_an_error_that_names_it():
     model = Forgetful()
     model(np.zeros((1, 3), "float32"))
-    with pytest.raises(ib.RuleError, match=r"layer spare \(Dense\), not built.*call the model once"):
+    with pytest.raises(ib.RuleError, match=r"is not built.*layer spare \(Dense\).*call the model once"):
         ib.constrain(model, KERNELS)
 
 
 def test_without_rules_and_without_arguments_there_is_nothing_to_hold():
-    with pytest.raises(ib.RuleError, match=r"A plan holds at least one set.*Instead: constrain\(model, \{"):
+    with pytest.raises(ib.RuleError, match=r"^Nothing is constrained.*Instead: inbounds\.constrain\(model, \{"):
         ib.constrain(functional())
-    with pytest.raises(ib.RuleError, match=r"A model to project has a plan or sets.*constrain\(model, rules\)"):
+    with pytest.raises(ib.RuleError, match=r"^Nothing is constrained.*inbounds\.constrain\(model, \{"):
         ib.project(functional())
 
 
@@ -752,6 +756,8 @@ def test_a_quantized_kernel_is_an_error_that_says_why():
 def test_a_callable_that_returns_another_shape_is_an_error_before_a_weight_is_touched():
     model = functional()
     before = values_of(model)
-    with pytest.raises(ib.InboundsError, match=r"a tensor of the shape it was given.*returned the shape \(\)"):
+    with pytest.raises(
+        ib.InboundsError, match=r"did not return a tensor of the shape it was given.*returned the shape \(\)"
+    ):
         ib.constrain(model, {"hidden/bias": ib.NonNeg(), "hidden/kernel": keras.ops.sum})
     assert same_bits(values_of(model), before)

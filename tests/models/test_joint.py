@@ -301,7 +301,7 @@ def test_a_frozen_bias_that_is_outside_by_itself_is_an_error_and_moves_nothing()
     layer.bias.assign(np.full(layer.units, 2 * BOUND, "float32"))
     layer.bias.trainable = False
     before = numbers(layer.kernel)
-    with pytest.raises(ib.RuleError, match=r"frozen leave room.*Received: .*bias, by themselves outside.*constrain"):
+    with pytest.raises(ib.RuleError, match=r"leave no room.*Received: .*bias, by themselves outside.*constrain"):
         keras.optimizers.SGD(1.0).build([layer.kernel])
     np.testing.assert_array_equal(numbers(layer.kernel), before)
 
@@ -548,7 +548,7 @@ def test_a_joint_with_array_bounds_has_one_for_each_entry_of_the_vector():
 def test_a_joint_on_one_argument_only_is_an_error_that_says_what_to_do(given, digits):
     model = sequential({f"{given}_constraint": joint()})
     other = "bias" if given == "kernel" else "kernel"
-    with pytest.raises(ib.RuleError, match=f"give the same Joint to {other} too"):
+    with pytest.raises(ib.RuleError, match=f"or the same Joint for {other} too"):
         train(model, digits)
     with pytest.raises(ib.RuleError, match=f"Received: none for [a-z/]*hidden/{other}"):
         ib.constrain(model)
@@ -569,5 +569,5 @@ def test_a_joint_over_units_that_do_not_match_is_an_error_that_says_why():
 
 def test_a_joint_naming_weights_that_the_layer_lacks_is_an_error_that_names_those_it_has():
     layer = dense({})
-    with pytest.raises(ib.RuleError, match=r"alpha.*did you mean (kernel|bias)"):
+    with pytest.raises(ib.RuleError, match=r"alpha.*a model with bias, kernel"):
         ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(1.0), weights=("alpha", "beta"))})

@@ -1,5 +1,6 @@
 """Monitor: the audit in the logs of training."""
 
+import contextlib
 import csv
 import warnings
 
@@ -133,6 +134,24 @@ def test_training_in_which_nothing_is_constrained_does_not_begin(digits):
     with pytest.raises(ib.ConstraintViolation, match=r"^Nothing is constrained"):
         model.fit(digits[0][:32], np.zeros((32, 10)), verbose=0, callbacks=[ib.Monitor()])
     assert int(model.optimizer.iterations) == 0
+
+
+def test_a_subclassed_model_may_be_built_by_its_first_batch(digits):
+    class Net(keras.Model):
+        def __init__(self, constraint):
+            super().__init__()
+            self.out = keras.layers.Dense(10, kernel_constraint=constraint)
+
+        def call(self, x):
+            return self.out(x)
+
+    for constraint in (ib.MaxNorm(1.0), None):
+        model, monitor = Net(constraint), ib.Monitor(every=1)
+        model.compile("sgd", "mse")
+        error = pytest.raises(ib.ConstraintViolation) if constraint is None else contextlib.nullcontext()
+        with error:
+            model.fit(digits[0][:32], np.zeros((32, 10)), verbose=0, callbacks=[monitor])
+        assert (monitor.report is None) is (constraint is None)
 
 
 def test_a_violation_stops_the_training_where_asked_and_an_axis_of_keras_does_not(digits):

@@ -107,7 +107,7 @@ class MatrixSet(Set):
         if self.square and units.count // self.stack != units.size:
             raise SetError(
                 explain(
-                    f"{type(self).__name__} is for square matrices, and this one has not as many units as entries of a unit",
+                    f"{type(self).__name__} is for square matrices: as many units as entries of a unit",
                     f"{self.stack} of {units.count // self.stack} units by {units.size} entries",
                     where=repr(self),
                     instead="a square weight, or `stack` for several square ones side by side",
