@@ -24,9 +24,11 @@ from inbounds._set import Set
 from inbounds._sets.combine import Custom
 from inbounds._sets.entries import NonNeg
 from inbounds._sets.norms import MaxNorm, MinMaxNorm, UnitNorm
+from inbounds._threads import visits
 from inbounds._weights import Weight, layers_of, weights_of
 
 
+@visits("inbounds.Monitor() among the callbacks of that fit, an audit in a callback, or once the fit has ended")
 def audit(model: Any, rules: Any = None) -> Report:
     """Whether the weights of a model are inside their sets, and whether something would keep them there.
 
@@ -41,7 +43,7 @@ def audit(model: Any, rules: Any = None) -> Report:
         or has a LoRA adapter, what the layer computes with is measured, and the note says so.
 
     Raises:
-        RuleError: the model isn't built or a rule is wrong.
+        RuleError: the model isn't built, a rule is wrong, or another thread fits the model.
 
     Cost: one pass over the weights in float64, which are copied one set at a time.
 

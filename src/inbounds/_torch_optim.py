@@ -20,7 +20,7 @@ from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
 from inbounds._step import project_entries
-from inbounds._weights import layers_of, weights_of
+from inbounds._weights import variables_of
 
 SLOWEST = 1e-6
 """Parameters that an optimizer steps at a rate of 0 cost as if it were this share of the largest."""
@@ -73,7 +73,7 @@ def project_after(model: Any, optimizer: Any) -> Any:
     for entry in entries:
         if not all(isinstance(weight.variable.constraint, Bound) for weight in entry.weights):
             bind(entry)
-    after = _AfterStep([weight.variable for weight in weights_of(layers_of(model))])
+    after = _AfterStep(variables_of(model))
     handle = optimizer.register_step_post_hook(after)
     before = optimizer.register_step_pre_hook(partial(_look, weakref.ref(after)))
     weakref.finalize(after, before.remove)  # once the handle is removed, nothing else holds it
