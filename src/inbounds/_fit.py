@@ -20,7 +20,7 @@ from inbounds._plan import Entry
 from inbounds._rules import resolve_given
 from inbounds._set import Set
 from inbounds._step import inside_or_noted, look_again, put_inside
-from inbounds._threads import Use, begin, check_there, end, is_lost
+from inbounds._threads import Use, check_there, is_lost, used
 from inbounds._weights import layers_of, variables_of, weights_of
 
 
@@ -55,15 +55,11 @@ Keras empties the variables before that step, and forgets what they were where i
 def _trained(kind: Literal["fit", "step"], train: Callable[..., Any], model: Any, *arguments: Any, **named: Any) -> Any:
     """A `fit` or a `train_on_batch`; where it raises, all weights that can be are inside."""
     use = Use(kind, train.__name__, lambda: variables_of(model), sync=getattr(model, "jax_state_sync", int))
-    try:
-        begin(use)
-        result = train(model, *arguments, **named)
-        end(use)
-    except BaseException as error:
-        inside_or_noted(error, lambda: _end_inside(model))
-        end(use)
-        raise
-    return result
+    return used(
+        use,
+        lambda: train(model, *arguments, **named),
+        lambda error: inside_or_noted(error, lambda: _end_inside(model)),
+    )
 
 
 def _end_inside(model: Any) -> None:

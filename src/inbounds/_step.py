@@ -10,8 +10,7 @@ was built before there was a plan. That one place serves a model that is compile
 loaded, cloned, or trained in a loop of the user's own. On TensorFlow such a loop may hand over raw values,
 `variable.value`, which have no constraint for Keras to call.
 
-Python raises a KeyboardInterrupt between any two operations, so what must be undone is undone twice: at the end of what
-is tried, and, where that is interrupted too, by a handler around it. Undoing twice does nothing more.
+Where a step raises, at any of its moments, its weights are put inside, and the constraints back on the variables.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from inbounds._rows import project_rows, rows_moved
 from inbounds._rules import resolve_given
 from inbounds._set import Set
 from inbounds._stacks import project_stack, stacks_of
-from inbounds._threads import Use, begin, end
+from inbounds._threads import Use, used
 from inbounds._warm_starts import prepare, warm_of, without_warm_starts
 from inbounds._weights import owners_of, variables_behind
 
@@ -83,9 +82,7 @@ def watch_optimizers() -> None:
         take_up(self, known)
 
     def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
-        use = Use("step", f"a step of {type(self).__name__}", lambda: self._trainable_variables)
-        try:
-            begin(use)
+        def applied() -> None:
             given = None if trainable_variables is None else list(trainable_variables)
             if given and not self.built and len(grads):
                 self.build(given)  # as Keras is about to do, which is too late for this step
@@ -93,12 +90,12 @@ def watch_optimizers() -> None:
                 take_up(self, self._trainable_variables, begins=not in_stateless_scope())
             with hidden_constraints(self):
                 step(self, grads, given)
-            end(use)
-        except BaseException as error:
+
+        def undo(error: BaseException) -> None:
             _put_back(self)
             put_all_inside(self, error)
-            end(use)
-            raise
+
+        used(Use("step", f"a step of {type(self).__name__}", lambda: self._trainable_variables), applied, undo)
 
     build.watched_by_inbounds = True  # type: ignore[attr-defined]
     optimizer_class.build, optimizer_class.apply = build, apply
@@ -247,20 +244,26 @@ def _put_back(optimizer: Any) -> None:
 
 
 def put_all_inside(optimizer: Any, error: BaseException) -> None:
+    """Puts inside what a step of an optimizer that has raised may have left outside; see `mend`."""
+    mend(entries_of(optimizer._trainable_variables), lambda: int(optimizer.iterations), error)
+
+
+def mend(entries: Sequence[Entry], steps: Callable[[], int], error: BaseException) -> None:
     """Puts inside what a step that has raised may have left outside.
 
-    Not in a trace, and not of weights that several devices share, of which the others may never come to such a step;
-    a fit puts the replicas of TensorFlow inside when it ends.
+    Not in a trace, and not weights that several devices share, of which the others may never come to such a step; a fit
+    puts the replicas of TensorFlow inside when it ends.
 
     Args:
-        optimizer: whose step it is.
-        error: that it raised, to which a failure of this is added as a note.
+        entries: that the step may have moved.
+        steps: gives the number of steps, for sets that change with them.
+        error: that the step raised; a failure of this is added to it as a note.
     """
     if in_stateless_scope() or _replicated():
         return
-    for entry in entries_of(optimizer._trainable_variables):
+    for entry in entries:
         if all(is_concrete(v.value) and not is_sharded(v.value) for v in entry.variables):
-            inside_or_noted(error, partial(put_inside, entry, int(optimizer.iterations)))
+            inside_or_noted(error, lambda: put_inside(entry, steps()))  # noqa: B023  # called at once
 
 
 def inside_or_noted(error: BaseException, put: Callable[[], Any]) -> None:

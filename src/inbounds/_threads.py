@@ -15,7 +15,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import keras
 
-from inbounds._arrays import is_concrete
+from inbounds._arrays import is_concrete, recording_again
 from inbounds._errors import RuleError, explain
 from inbounds._rules import check_model
 from inbounds._weights import variables_of
@@ -83,6 +83,32 @@ def end(use: Use) -> None:
             _changed.notify_all()
 
 
+def used(use: Use, function: Callable[[], Result], mend: Callable[[BaseException], Any] = lambda error: None) -> Result:
+    """The result of a function that uses weights.
+
+    Python raises a KeyboardInterrupt between any two operations: one that comes in the midst of an `end` is followed by
+    another `end`.
+
+    Args:
+        use: of the weights.
+        function: that uses them.
+        mend: what is to be done where it raises, before other threads may use the weights.
+    """
+    record_again = recording_again()
+    try:
+        begin(use)
+        result = function()
+        end(use)
+    except BaseException as error:
+        try:
+            record_again()
+            mend(error)
+        finally:
+            end(use)
+        raise
+    return result
+
+
 def _in_the_way(use: Use, *kinds: str) -> list[Use]:
     """The uses of other threads, of some kinds, that began before it and have a weight in common with it."""
     before = _uses[: _uses.index(use)] if use in _uses else _uses
@@ -109,15 +135,12 @@ def visits(instead: str) -> Callable[[Callable[Arguments, Result]], Callable[Arg
             model = arguments[0] if arguments else named.get("model")
             check_model(model)
             use = Use("visit", function.__name__.strip("_"), lambda: variables_of(model), instead)
-            try:
-                begin(use)
+
+            def visited() -> Result:
                 check_there(model)
-                result = function(*arguments, **named)
-                end(use)
-            except BaseException:
-                end(use)
-                raise
-            return result
+                return function(*arguments, **named)
+
+            return used(use, visited)
 
         return visit
 
