@@ -116,6 +116,9 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no ty
 def _with_a_keeper(set_model: Callable[..., None], callbacks: Any, model: Any) -> None:
     if not any(isinstance(callback, Keeper) for callback in callbacks.callbacks):
         callbacks.callbacks.insert(0, Keeper())
+        own = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+        given = [callback for callback in callbacks.callbacks[1:] if not isinstance(callback, own)]
+        callbacks._configure_async_dispatch(given)  # it took one that is in no list for safe in another thread
     set_model(callbacks, model)
 
 
