@@ -574,6 +574,46 @@ def test_on_jax_a_fit_is_told_by_the_state_that_it_holds():
     assert not model._jax_state
 
 
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="where Keras calls no callback from another thread")
+def test_callbacks_are_asked_again_whether_they_are_safe_in_another_thread():
+    """Else a Monitor that is in no list would audit while the model is stepped: `_fit._with_a_keeper`."""
+    callbacks = keras.callbacks.CallbackList()
+    assert callbacks._async_train
+    callbacks._configure_async_dispatch([ib.Monitor()])
+    assert not callbacks._async_train
+
+
+@pytest.mark.parametrize("name", ["fit", "train_on_batch"])
+def test_every_model_of_keras_is_trained_by_the_method_of_keras_model(name):
+    """Else a training that raises would end outside, and other threads wouldn't know of it: `_fit.watch_fits`."""
+    inputs = keras.Input((3,))
+    for model in (keras.Sequential([dense()]), keras.Model(inputs, dense()(inputs))):
+        assert getattr(type(model), name) is getattr(keras.Model, name)
+    assert getattr(keras.Model, name).watched_by_inbounds
+    assert inspect.signature(getattr(keras.Model, name)).parameters["x"].name == "x"
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX takes the values out of variables")
+def test_on_jax_a_fit_empties_the_variables_which_have_no_initializer_any_more():
+    """Else `_threads.is_lost` would take an emptied variable for one that has a value."""
+    model = keras.Sequential([dense()])
+    model.compile("sgd", "mse")
+    seen = []
+
+    def lost(state, iterator):
+        for variable in model.variables:
+            with pytest.raises(TypeError):
+                _ = variable.value
+            seen.append(variable.path)
+        raise OSError
+
+    model.make_train_function()
+    model.train_function = lost
+    with pytest.raises(OSError):
+        model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
+    assert len(seen) == 2
+
+
 def test_no_other_private_name_of_keras_is_used():
     """What the library reaches for by a private name of Keras is pinned in this file."""
     pinned = {
@@ -586,6 +626,7 @@ def test_no_other_private_name_of_keras_is_used():
         "_flatten_layers",
         "_get_variable_index",
         "_ema_weights_in_model",
+        "_configure_async_dispatch",
         "_kernel",
         "_foreach_copy_",  # of torch
         "_C",  # of torch

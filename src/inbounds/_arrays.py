@@ -331,6 +331,16 @@ def no_gradient() -> AbstractContextManager[Any]:
     return torch.no_grad()  # type: ignore[no-any-return]  # torch has Any
 
 
+def recording_again() -> Callable[[], Any]:
+    """What has PyTorch record gradients, or not, as it does now: an interrupt may leave a `no_grad` on for ever."""
+    if keras.backend.backend() != "torch":
+        return lambda: None
+    import torch
+
+    recorded = torch.is_grad_enabled()
+    return lambda: torch.set_grad_enabled(recorded)
+
+
 def quiet(x: Array) -> AbstractContextManager[Any]:
     """No warnings from NumPy: sets compare and select, so that what overflows, or is not finite, is right there."""
     return np.errstate(over="ignore", invalid="ignore") if namespace(x) is np else nullcontext()

@@ -16,13 +16,17 @@ from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, expl
 from inbounds._metrics import words_of
 from inbounds._optimizers import optimizers_of, stepping, steps_taken
 from inbounds._plan import Entry, Plan
-from inbounds._rules import check_model, guesses, resolve
+from inbounds._rules import guesses, resolve
 from inbounds._set import Set
 from inbounds._step import let_go, take_up
+from inbounds._threads import visits
 from inbounds._units import Units
 from inbounds._weights import Weight, layers_of, weights_of
 
+_IN_A_CALLBACK = "call it in a callback of that fit, such as on_epoch_end, or once the fit has ended"
 
+
+@visits(_IN_A_CALLBACK)
 def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every: int | str = 1) -> Plan:
     """Keeps weights of a model inside sets, from now on.
 
@@ -49,7 +53,7 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
 
     Raises:
         RuleError: the model isn't built, a rule matches nothing, a set can't apply, or a plan of another model holds a
-            weight; no weight has been touched.
+            weight, or another thread fits the model; no weight has been touched.
         SetError: `every` is something else.
 
     Warns:
@@ -91,7 +95,7 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
                 instead="call constrain again with the same rules after loading",
             ),
             PlanNotSavedWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return plan
 
@@ -143,6 +147,7 @@ def _measured_by(model: Any, entry: Entry) -> str:
     return words_of(stepping(model, variables), entry.set, variables)
 
 
+@visits(_IN_A_CALLBACK)
 def release(model: Any) -> None:
     """Takes the plan of a model away; its weights stay as they are and are free from now on.
 
@@ -150,9 +155,8 @@ def release(model: Any) -> None:
     rule had replaced is back in its place.
 
     Raises:
-        RuleError: it is not a model.
+        RuleError: it is not a model, or another thread fits it.
     """
-    check_model(model)
     _clear(model)
     for weight in weights_of(layers_of(model)):
         if isinstance(weight.variable.constraint, Set) or (weight.quantized and isinstance(weight.declared, Set)):
@@ -167,7 +171,7 @@ def project(model: Any) -> None:
     The model may have a plan, or sets that were given to its layers. Frozen weights are projected too.
 
     Raises:
-        RuleError: the model has neither, or `jax.jit` traces the call.
+        RuleError: the model has neither, `jax.jit` traces the call, or another thread fits the model.
     """
     as_written(_project)(model)
 
@@ -190,6 +194,7 @@ def in_force(model: Any) -> tuple[Entry, ...]:
     return entries
 
 
+@visits(_IN_A_CALLBACK)
 def _project(model: Any) -> None:
     values = _projected(model, in_force(model))
     if any(is_concrete(variable.value) and not is_concrete(value) for variable, value in values):

@@ -26,9 +26,11 @@ from inbounds._rules import obstacle, resolve
 from inbounds._set import Set, of_keras
 from inbounds._sets.combine import Custom, Joint
 from inbounds._table import counted
+from inbounds._threads import visits
 from inbounds._weights import Weight, layers_of, weights_of
 
 
+@visits("inbounds.Monitor() among the callbacks of that fit, an audit in a callback, or once the fit has ended")
 def audit(model: Any, rules: Any = None, accept: Any = None) -> Report:
     """Whether the weights of a model are inside their sets, and whether something would keep them there.
 
@@ -47,7 +49,7 @@ def audit(model: Any, rules: Any = None, accept: Any = None) -> Report:
         so.
 
     Raises:
-        RuleError: the model isn't built, a rule is wrong, or `accept` selects no weight.
+        RuleError: the model isn't built, a rule is wrong, `accept` selects no weight, or another thread fits the model.
 
     Cost: one pass over the weights in float64, which are copied one set at a time.
 

@@ -1,44 +1,76 @@
-"""What a `fit` does to weights outside of its steps: it begins with what it is given, evaluates, and swaps averages in.
+"""What a `fit` does to weights outside of its steps: it begins, evaluates, swaps averages in, and ends, also early.
 
 Every list of callbacks is given one more callback, at its front, which looks after the model that is fitted; what the
-step sees is in `_step`. Keras' own callback that swaps averages in is followed. Both hooks are on classes of Keras, as
-the one on optimizers is, and `tests/test_keras_ground.py` names what breaks when Keras changes.
+step sees is in `_step`. Keras' own callback that swaps averages in is followed. `fit` and `train_on_batch` are wrapped,
+so that they end with all weights inside where they raise, and other threads are told of them. These hooks are on
+classes of Keras, as the one on optimizers is, and `tests/test_keras_ground.py` names what breaks when Keras changes.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import keras
-import numpy as np
 
-from inbounds._arrays import no_gradient
-from inbounds._bound import Bound, current_constraint, entries_of, projected
+from inbounds._bound import Bound, current_constraint, entries_of
 from inbounds._optimizers import optimizers_of, steps_taken
 from inbounds._plan import Entry
 from inbounds._rules import resolve_given
 from inbounds._set import Set
-from inbounds._step import look_again
-from inbounds._weights import layers_of, weights_of
+from inbounds._step import inside_or_noted, look_again, put_inside
+from inbounds._threads import Use, check_there, is_lost, used
+from inbounds._weights import layers_of, variables_of, weights_of
 
 
 def watch_fits() -> None:
-    """Gives every list of callbacks a `Keeper`, and has averages that are swapped in put inside. Once, on import."""
+    """Has fits begin, evaluate and end with weights inside. Done once, on import."""
     _wrap(keras.callbacks.CallbackList, "set_model", _with_a_keeper)
     _wrap(keras.callbacks.SwapEMAWeights, "_swap_variables", _swapped_inside)
+    _wrap(keras.Model, "fit", functools.partial(_trained, "fit"))
+    _wrap(keras.Model, "train_on_batch", functools.partial(_trained, "step"))
 
 
-def _wrap(owner: Any, name: str, around: Callable[..., None]) -> None:
+def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
     original = getattr(owner, name)
     if getattr(original, "watched_by_inbounds", False):
         return
 
-    def method(self: Any, *arguments: Any, **named: Any) -> None:
-        around(original, self, *arguments, **named)
+    @functools.wraps(original)
+    def method(self: Any, *arguments: Any, **named: Any) -> Any:
+        return around(original, self, *arguments, **named)
 
     method.watched_by_inbounds = True  # type: ignore[attr-defined]
     setattr(owner, name, method)
+
+
+_BEGUN = "_inbounds_begun"
+"""Of a model that JAX fits, its variables with what they were before the first step of the epoch.
+
+Keras empties the variables before that step, and forgets what they were where it is never taken: it is compiled first.
+"""
+
+
+def _trained(kind: Literal["fit", "step"], train: Callable[..., Any], model: Any, *arguments: Any, **named: Any) -> Any:
+    """A `fit` or a `train_on_batch`; where it raises, all weights that can be are inside."""
+    use = Use(kind, train.__name__, lambda: variables_of(model), sync=getattr(model, "jax_state_sync", int))
+    return used(
+        use,
+        lambda: train(model, *arguments, **named),
+        lambda error: inside_or_noted(error, lambda: _end_inside(model)),
+    )
+
+
+def _end_inside(model: Any) -> None:
+    for variable, value in _forget(model):
+        if is_lost(variable) and not value.is_deleted():
+            variable.assign(value)
+    check_there(model)
+    for optimizer in optimizers_of(model):
+        vars(optimizer).pop("_inbounds_averages", None)
+    for entry in _declared(model):
+        put_inside(entry, steps_taken(model, entry))
 
 
 class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
@@ -61,6 +93,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no ty
         if self._begins:
             self._begins = False
             _begin(self.model)
+        if keras.backend.backend() == "jax":
+            _remember(self.model)
 
     def on_test_begin(self, logs: Any = None) -> None:
         if self._fits:
@@ -71,26 +105,38 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no ty
 
     def on_train_end(self, logs: Any = None) -> None:
         self._fits = False
+        _forget(self.model)
 
     def _catch_up(self) -> None:
-        for entry in entries_of(_variables_of(self.model)):
+        for entry in entries_of(variables_of(self.model)):
             if entry.set.every != 1:
-                _put_inside(self.model, entry)
+                put_inside(entry, steps_taken(self.model, entry))
 
 
 def _with_a_keeper(set_model: Callable[..., None], callbacks: Any, model: Any) -> None:
     if not any(isinstance(callback, Keeper) for callback in callbacks.callbacks):
         callbacks.callbacks.insert(0, Keeper())
+        own = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+        given = [callback for callback in callbacks.callbacks[1:] if not isinstance(callback, own)]
+        callbacks._configure_async_dispatch(given)  # it took one that is in no list for safe in another thread
     set_model(callbacks, model)
 
 
-def _variables_of(model: Any) -> list[Any]:
-    return [weight.variable for weight in weights_of(layers_of(model))]
+def _remember(model: Any) -> None:
+    variables = [*model.variables, *model.metrics_variables, *getattr(model.optimizer, "variables", ())]
+    vars(model)[_BEGUN] = [(variable, variable.value) for variable in variables]
+
+
+def _forget(model: Any) -> list[tuple[Any, Any]]:
+    return vars(model).pop(_BEGUN, [])  # type: ignore[no-any-return]
 
 
 def _begin(model: Any) -> None:
-    for entry in _declared(model):
-        _put_inside(model, entry)
+    declared = _declared(model)
+    if declared:
+        check_there(model)
+    for entry in declared:
+        put_inside(entry, steps_taken(model, entry))
     changed = [look_again(optimizer) for optimizer in optimizers_of(model)]  # each of them looks
     if any(changed):
         model.make_train_function(force=True)
@@ -104,35 +150,6 @@ def _declared(model: Any) -> list[Entry]:
     }
     entries = resolve_given(layers, current_constraint).entries if kept else ()
     return [entry for entry in entries if kept.issuperset(id(weight.variable) for weight in entry.weights)]
-
-
-def _put_inside(model: Any, entry: Entry) -> list[tuple[Any, np.ndarray[Any, Any]]]:
-    """Projects the weights of an entry where they are outside; what they were is returned.
-
-    In NumPy, where there is nothing to compile. Frozen weights stay if the others can make up for them, or if no plan
-    holds them.
-    """
-    variables = entry.variables
-    at = steps_taken(model, entry)
-    were = {id(variable): np.array(keras.ops.convert_to_numpy(variable)) for variable in variables}
-
-    def values(frozen_too: bool) -> dict[int, np.ndarray[Any, Any]]:
-        found = projected(entry, frozen_too=frozen_too, read=lambda variable: were[id(variable)], at=at)
-        return were | {id(variable): np.asarray(value) for variable, value in found}
-
-    inside = values(frozen_too=False)
-    planned = any(isinstance(v.constraint, Bound) and v.constraint.model is not None for v in variables)
-    if planned and not all(v.trainable for v in variables):
-        found = entry.applied.at(at).measure([inside[id(variable)] for variable in variables], entry.axes)
-        if found.outside.any():
-            inside = values(frozen_too=True)
-    moved = []
-    with no_gradient():
-        for variable in variables:
-            if not np.array_equal(were[id(variable)], inside[id(variable)], equal_nan=True):
-                moved.append((variable, were[id(variable)]))
-                variable.assign(inside[id(variable)])
-    return moved
 
 
 def _swapped_inside(swap: Callable[..., None], callback: Any) -> None:
@@ -149,7 +166,11 @@ def _swapped_inside(swap: Callable[..., None], callback: Any) -> None:
             continue
         for average, value in vars(optimizer).pop("_inbounds_averages", ()):
             average.assign(value)
-        moved = [pair for entry in entries_of(optimizer._trainable_variables) for pair in _put_inside(model, entry)]
+        moved = [
+            pair
+            for entry in entries_of(optimizer._trainable_variables)
+            for pair in put_inside(entry, steps_taken(model, entry))
+        ]
         own = {
             id(variable): average for variable, average in zip(optimizer._trainable_variables, averages, strict=True)
         }

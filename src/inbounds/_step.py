@@ -9,6 +9,8 @@ Keras changes.
 was built before there was a plan. That one place serves a model that is compiled after `constrain`, compiled again,
 loaded, cloned, or trained in a loop of the user's own. On TensorFlow such a loop may hand over raw values,
 `variable.value`, which have no constraint for Keras to call.
+
+Where a step raises, at any of its moments, its weights are put inside, and the constraints back on the variables.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +29,7 @@ import keras
 import numpy as np
 from keras.src.backend.common.stateless_scope import in_stateless_scope  # no public name tells
 
-from inbounds._arrays import dtype_of, no_gradient
+from inbounds._arrays import dtype_of, is_concrete, is_sharded, no_gradient
 from inbounds._bound import Bound, bind, entries_of, given_constraint, projected
 from inbounds._errors import LayoutWarning, RuleError, explain
 from inbounds._metrics import REGISTERED, UNKNOWN, Step, lead_of, looks_back, step_of
@@ -37,6 +39,7 @@ from inbounds._rows import project_rows, rows_moved
 from inbounds._rules import guesses, resolve_given
 from inbounds._set import Set
 from inbounds._stacks import project_stack, stacks_of
+from inbounds._threads import Use, used
 from inbounds._warm_starts import prepare, warm_of, without_warm_starts
 from inbounds._weights import owners_of, variables_behind
 
@@ -59,7 +62,7 @@ class _Lifted:
 
     constraints: list[tuple[Any, Bound]]
     entries: list[Entry]
-    replicas: int = 0
+    threads: set[int] = field(default_factory=set)
 
 
 _lifting = threading.Lock()
@@ -80,13 +83,20 @@ def watch_optimizers() -> None:
         take_up(self, known)
 
     def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
-        given = None if trainable_variables is None else list(trainable_variables)
-        if given and not self.built and len(grads):
-            self.build(given)  # as Keras is about to do, which is too late for this step
-        elif self.built and not _is_hooked(self) and entries_of(self._trainable_variables):
-            take_up(self, self._trainable_variables, begins=not in_stateless_scope())
-        with hidden_constraints(self):
-            step(self, grads, given)
+        def applied() -> None:
+            given = None if trainable_variables is None else list(trainable_variables)
+            if given and not self.built and len(grads):
+                self.build(given)  # as Keras is about to do, which is too late for this step
+            elif self.built and not _is_hooked(self) and entries_of(self._trainable_variables):
+                take_up(self, self._trainable_variables, begins=not in_stateless_scope())
+            with hidden_constraints(self):
+                step(self, grads, given)
+
+        def undo(error: BaseException) -> None:
+            _put_back(self)
+            put_all_inside(self, error)
+
+        used(Use("step", f"a step of {type(self).__name__}", lambda: self._trainable_variables), applied, undo)
 
     build.watched_by_inbounds = True  # type: ignore[attr-defined]
     optimizer_class.build, optimizer_class.apply = build, apply
@@ -118,11 +128,9 @@ def take_up(optimizer: Any, variables: Sequence[Any], *, begins: bool = True) ->
     if begins and not isinstance(optimizer, WRAPPERS):
         prepare(optimizer, entries)
     if entries and not isinstance(optimizer, WRAPPERS):
-        state = vars(optimizer)  # not setattr, which TensorFlow tracks
-        state["_inbounds_held"] = _frozen_values(entries)
-        state["_inbounds_metrics"] = len(REGISTERED)
-        for name in _hooked(optimizer):
-            state[name] = partial(globals()[name.strip("_")], optimizer)
+        hooks: dict[str, Any] = {name: partial(globals()[name.strip("_")], optimizer) for name in _hooked(optimizer)}
+        told = {"_inbounds_held": _frozen_values(entries), "_inbounds_metrics": len(REGISTERED)}
+        vars(optimizer).update(hooks | told)  # not setattr, which TensorFlow tracks; at once, or an interrupt halves it
 
 
 def _is_hooked(optimizer: Any) -> bool:
@@ -131,7 +139,7 @@ def _is_hooked(optimizer: Any) -> bool:
 
 def let_go(optimizer: Any) -> None:
     """Takes the hooks off an optimizer."""
-    for name in (*_hooked(optimizer), "_inbounds_held", "_inbounds_metrics", "_inbounds_stacks"):
+    for name in ("_inbounds_held", *_hooked(optimizer), "_inbounds_metrics", "_inbounds_stacks"):
         vars(optimizer).pop(name, None)
 
 
@@ -186,6 +194,15 @@ def _check_room(entry: Entry) -> None:
         )
 
 
+def _replicated() -> bool:
+    """Whether the step of one of TensorFlow's replicas runs."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return bool(tf.distribute.has_strategy())
+
+
 def _eager() -> bool:
     """Whether variables can be read: TensorFlow may build an optimizer while it traces a function."""
     if keras.backend.backend() != "tensorflow":
@@ -197,7 +214,10 @@ def _eager() -> bool:
 
 @contextmanager
 def hidden_constraints(optimizer: Any) -> Iterator[None]:
-    """A context in which Keras doesn't constrain once more what the step of a hooked optimizer projects."""
+    """A context in which Keras doesn't constrain once more what the step of a hooked optimizer projects.
+
+    Where it is left by an exception, `_put_back` is to be called.
+    """
     if not _is_hooked(optimizer):
         yield
         return
@@ -210,16 +230,85 @@ def hidden_constraints(optimizer: Any) -> Iterator[None]:
             state["_inbounds_lifted"] = lifted
             for variable in bound:
                 variable.constraint = None
-        lifted.replicas += 1
+        lifted.threads.add(threading.get_ident())
+    yield
+    _put_back(optimizer)
+
+
+def _put_back(optimizer: Any) -> None:
+    """Ends what `hidden_constraints` began in this thread."""
+    with _lifting:
+        lifted: _Lifted | None = vars(optimizer).get("_inbounds_lifted")
+        if lifted is None:
+            return
+        lifted.threads.discard(threading.get_ident())
+        if not lifted.threads:
+            for variable, constraint in lifted.constraints:
+                variable.constraint = constraint
+            del vars(optimizer)["_inbounds_lifted"]
+
+
+def put_all_inside(optimizer: Any, error: BaseException) -> None:
+    """Puts inside what a step of an optimizer that has raised may have left outside; see `mend`."""
+    mend(entries_of(optimizer._trainable_variables), lambda: int(optimizer.iterations), error)
+
+
+def mend(entries: Sequence[Entry], steps: Callable[[], int], error: BaseException) -> None:
+    """Puts inside what a step that has raised may have left outside.
+
+    Not in a trace, and not weights that several devices share, of which the others may never come to such a step; a fit
+    puts the replicas of TensorFlow inside when it ends.
+
+    Args:
+        entries: that the step may have moved.
+        steps: gives the number of steps, for sets that change with them.
+        error: that the step raised; a failure of this is added to it as a note.
+    """
+    if in_stateless_scope() or _replicated():
+        return
+    for entry in entries:
+        if all(is_concrete(v.value) and not is_sharded(v.value) for v in entry.variables):
+            inside_or_noted(error, lambda: put_inside(entry, steps()))  # noqa: B023  # called at once
+
+
+def inside_or_noted(error: BaseException, put: Callable[[], Any]) -> None:
+    """Puts weights inside after an error; where that fails, the error says so."""
     try:
-        yield
-    finally:
-        with _lifting:
-            lifted.replicas -= 1
-            if not lifted.replicas:
-                del state["_inbounds_lifted"]
-                for variable, constraint in lifted.constraints:
-                    variable.constraint = constraint
+        put()
+    except Exception as failure:
+        error.add_note(f"inbounds could not put the weights inside: {failure}")
+
+
+def put_inside(entry: Entry, at: int) -> list[tuple[Any, np.ndarray[Any, Any]]]:
+    """Projects the weights of an entry where they are outside; what they were is returned.
+
+    In NumPy, where there is nothing to compile. Frozen weights stay if the others can make up for them, or if no plan
+    holds them.
+
+    Args:
+        entry: the set and its weights.
+        at: how many steps have been taken, for a set that changes with them.
+    """
+    variables = entry.variables
+    were = {id(variable): np.array(keras.ops.convert_to_numpy(variable)) for variable in variables}
+
+    def values(frozen_too: bool) -> dict[int, np.ndarray[Any, Any]]:
+        found = projected(entry, frozen_too=frozen_too, read=lambda variable: were[id(variable)], at=at)
+        return were | {id(variable): np.asarray(value) for variable, value in found}
+
+    inside = values(frozen_too=False)
+    planned = any(isinstance(v.constraint, Bound) and v.constraint.model is not None for v in variables)
+    if planned and not all(v.trainable for v in variables):
+        found = entry.applied.at(at).measure([inside[id(variable)] for variable in variables], entry.axes)
+        if found.outside.any():
+            inside = values(frozen_too=True)
+    moved = []
+    with no_gradient():
+        for variable in variables:
+            if not np.array_equal(were[id(variable)], inside[id(variable)], equal_nan=True):
+                moved.append((variable, were[id(variable)]))
+                variable.assign(inside[id(variable)])
+    return moved
 
 
 # The hooked methods; each is bound to an optimizer instance with `partial`, which `copy.deepcopy` follows.
@@ -301,11 +390,15 @@ def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
 
     What is projected at times only is so at the end too.
     """
-    vars(optimizer).pop("_inbounds_averages", None)
-    type(optimizer).finalize_variable_values(optimizer, var_list)
-    entries = entries_of(optimizer._trainable_variables)
-    due = [entry for entry in entries if optimizer.use_ema or entry.set.every != 1]
-    project_entries(optimizer, due, optimizer.iterations)
+    try:
+        vars(optimizer).pop("_inbounds_averages", None)
+        type(optimizer).finalize_variable_values(optimizer, var_list)
+        entries = entries_of(optimizer._trainable_variables)
+        due = [entry for entry in entries if optimizer.use_ema or entry.set.every != 1]
+        project_entries(optimizer, due, optimizer.iterations)
+    except BaseException as error:
+        put_all_inside(optimizer, error)
+        raise
 
 
 def _known(optimizer: Any, variables: Sequence[Any]) -> list[Any]:

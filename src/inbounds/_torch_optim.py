@@ -5,10 +5,11 @@ The metric is read from the state of PyTorch's optimizers in one table here, as 
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import keras
@@ -19,8 +20,9 @@ from inbounds._bound import Bound, bind, entries_of, projected
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
-from inbounds._step import project_entries
-from inbounds._weights import layers_of, weights_of
+from inbounds._step import mend, project_entries
+from inbounds._threads import Use, used
+from inbounds._weights import variables_of
 
 SLOWEST = 1e-6
 """Parameters that an optimizer steps at a rate of 0 cost as if it were this share of the largest."""
@@ -73,11 +75,33 @@ def project_after(model: Any, optimizer: Any) -> Any:
     for entry in entries:
         if not all(isinstance(weight.variable.constraint, Bound) for weight in entry.weights):
             bind(entry)
-    after = _AfterStep([weight.variable for weight in weights_of(layers_of(model))])
+    after = _AfterStep(variables_of(model))
     handle = optimizer.register_step_post_hook(after)
-    before = optimizer.register_step_pre_hook(partial(_look, weakref.ref(after)))
+    before = optimizer.register_step_pre_hook(functools.partial(_look, weakref.ref(after)))
     weakref.finalize(after, before.remove)  # once the handle is removed, nothing else holds it
+    _guard(optimizer, weakref.ref(after))
     return handle
+
+
+def _guard(optimizer: Any, after: weakref.ref[_AfterStep]) -> None:
+    """Has a step that raises, between the update and the projection too, end with the weights inside.
+
+    PyTorch has no hook for it. The step stays a bound method, which its schedulers wrap in turn.
+    """
+    step = optimizer.step
+
+    @functools.wraps(step)
+    def guarded(self: Any, *arguments: Any, **named: Any) -> Any:
+        hook = after()
+        if hook is None:
+            return step(*arguments, **named)
+        return used(
+            Use("step", f"a step of {type(self).__name__}", lambda: hook.variables),
+            lambda: step(*arguments, **named),
+            lambda error: mend(entries_of(hook.variables), lambda: hook.steps, error),
+        )
+
+    optimizer.step = types.MethodType(guarded, optimizer)
 
 
 class _AfterStep:

@@ -98,6 +98,11 @@ def weights_of(layers: Iterable[Any]) -> list[Weight]:
     return list(found.values())
 
 
+def variables_of(model: Any) -> list[Any]:
+    """The variables of all weights of a model, each once."""
+    return [weight.variable for weight in weights_of(layers_of(model))]
+
+
 def variables_behind(values: Sequence[Any]) -> list[Any]:
     """The variables that some values belong to; a variable is its own, and what belongs to none stays.
 
