@@ -7,12 +7,41 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # channels first, on proces
 import keras
 import pytest
 
+import repetition
+
 pytest_plugins = ["conformance.report"]
 
 BACKEND = keras.backend.backend()
 
 if os.environ.get("KERAS_BACKEND", BACKEND) != BACKEND:
     raise RuntimeError(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}, but Keras runs on {BACKEND}")
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("how much is run")
+    group.addoption("--all", action="store_true", help="also what is repetition: see tests/repetition.py")
+    group.addoption("--once-done", action="store_true", help="not what is marked `once`: another backend's run has it")
+
+
+def pytest_configure(config):
+    repetition.everything = config.getoption("--all")
+
+
+@pytest.hookimpl(trylast=True)  # of what -k and -m select
+def pytest_collection_modifyitems(config, items):
+    out = set()
+    if config.getoption("--once-done"):
+        out |= {item for item in items if is_once(item)}
+    if not config.getoption("--all"):
+        out |= set(repetition.left_out(item for item in items if item not in out))
+    config.hook.pytest_deselected(items=[item for item in items if item in out])
+    items[:] = [item for item in items if item not in out]
+
+
+def is_once(item):
+    """Whether no backend has a part in a test: it is marked so, or computes with NumPy's arrays."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return item.get_closest_marker("once") is not None or parameters.get("library") == "numpy"
 
 
 @pytest.fixture(autouse=True)

@@ -23,9 +23,9 @@ EPSILON = {name: float(ml_dtypes.finfo(dtype).eps) for name, dtype in NUMPY_DTYP
 # JAX has no float64 unless asked for it with jax_enable_x64: there float64 is tested with NumPy only.
 BACKEND_DTYPES = [name for name in NUMPY_DTYPES if not (BACKEND == "jax" and name == "float64")]
 
-# On NumPy arrays the library does the same whatever the backend: they are tried once, where JAX runs.
-LIBRARIES = ("numpy", BACKEND) if BACKEND == "jax" else (BACKEND,)
-of_numpy = pytest.mark.skipif("numpy" not in LIBRARIES, reason="of NumPy arrays, which are tried where JAX runs")
+# On NumPy arrays the library does the same whatever the backend: a run on several backends tries them on the first.
+LIBRARIES = ("numpy", BACKEND)
+of_numpy = pytest.mark.once
 
 DTYPES = {"numpy": list(NUMPY_DTYPES), BACKEND: BACKEND_DTYPES}
 FORMATS = [(name, library) for library in LIBRARIES for name in DTYPES[library]]

@@ -210,6 +210,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
         assert abs(found[index] - (ahead - behind) / (2 * step)) < 2e-2
 
 
+@pytest.mark.repeats("bad")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["cone, ball", "box, sum", "order, l1", "l1, ball"])
 def test_a_unit_that_is_not_finite_stays(name: str, bad: float) -> None:

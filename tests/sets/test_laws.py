@@ -294,6 +294,7 @@ def test_law_5_a_zero_unit_ends_where_it_is_documented(case: Case, dtype: str, l
         assert case.inside(projected, dtype).all()
 
 
+@pytest.mark.repeats("bad")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
 @every_set_and_format
 def test_law_5_what_is_not_finite_stays_and_is_violated(case: Case, dtype: str, library: str, bad: float) -> None:

@@ -259,6 +259,7 @@ def test_a_frozen_part_of_any_scale(dtype: str, library: str, scale: float) -> N
 
 
 @every_library
+@pytest.mark.repeats("bad")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
 def test_a_unit_with_a_part_that_is_not_finite_stays(dtype: str, library: str, bad: float) -> None:
     layout = LAYOUTS["dense+bias"]
