@@ -10,8 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Any
 
-import pytest
-
 REPEATED = ("dtype", "scale", "seed", "shape", "size")
 USUAL = {"numpy": "float64"}
 """The dtype of three samples in four, by library; float32 for the others."""
