@@ -3,12 +3,14 @@
 import re
 
 import keras
+import pytest
 
 from .conftest import in_subprocess
 
 MODELS = ("dense_sequential", "dense_functional", "conv_functional", "conv3d_subclassed", "dense_joint")
 
 
+@pytest.mark.once
 def test_the_demo_trains_every_model_inside_its_sets():
     outcome = in_subprocess("demo", KERAS_BACKEND=keras.backend.backend())
     assert outcome.status == 0, outcome.err

@@ -56,6 +56,7 @@ def test_no_backend_to_run_on(launched, installed, wanted, said):
     assert said in launched(*installed, wanted=wanted)[0].error
 
 
+@pytest.mark.once
 def test_an_unknown_backend_in_a_process_of_its_own():
     assert "KERAS_BACKEND='theano'" in in_subprocess("sets", KERAS_BACKEND="theano").error
 
@@ -69,10 +70,12 @@ def test_a_command_in_a_process_of_its_own(free, rules):
     assert outcome.err == ""
 
 
+@pytest.mark.once
 def test_an_error_in_a_process_of_its_own_where_no_backend_is_named(tmp_path):
     assert "does not exist" in in_subprocess("audit", tmp_path / "none.keras", KERAS_BACKEND="").error
 
 
+@pytest.mark.once
 def test_the_package_run_as_a_module():
     outcome = in_subprocess("--version", module="inbounds", KERAS_BACKEND=keras.backend.backend())
     assert (outcome.status, outcome.out) == (0, f"inbounds {ib.__version__}\n")

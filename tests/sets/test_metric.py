@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
+import repetition
 from inbounds._units import Units
 from sets.case import Case
 from sets.solver import weighted_solver
@@ -19,7 +20,7 @@ WEIGHED = {name: case for name, case in CONVEX.items() if case.set.weighs}
 OF_UNITS = {name: case for name, case in WEIGHED.items() if not case.by_entry}
 IN_STEPS = {name: case for name, case in CONVEX.items() if not case.set.weighs and not case.set.same_in_every_metric}
 
-SHAPES = ((1, 1), (1, 9), (3, 4), (16, 8))
+SHAPES = ((1, 1), (1, 9), (3, 4), (16, 8)) if repetition.everything else ((3, 4),)
 DECADES = (0, 3, 8)
 SCALES = (1.0, 1e1)
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inbounds as ib
+import repetition
 from inbounds._units import Units
 from sets.tensors import BACKEND, array, exact, numbers, same_bits
 
@@ -154,7 +155,7 @@ def test_a_weight_of_any_shape_is_projected_over_its_axes(layout: Layout) -> Non
     assert_close([ib.MaxNorm(1, axis=list(axes))(array(part, "float32", BACKEND))], expected)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100, database=None)
+@settings(deadline=None, derandomize=True, max_examples=100 if repetition.everything else 25, database=None)
 @given(st.data())
 def test_any_axes_of_any_shape(data: st.DataObject) -> None:
     shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)))
