@@ -11,7 +11,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--cells",
         metavar="N",
-        help="how many cells of the matrix are run: a number, `pairs` for each pair of values of two axes, or `all`",
+        help="which cells of the matrix are run: a number of them, `values` for each value of each axis, `pairs` for each"
+        " pair of values of two axes, or `all`",
     )
     group.addoption("--cells-seed", type=int, default=0, metavar="S", help="which cells: the seed of the sample")
     group.addoption(

@@ -104,7 +104,7 @@ def members(case: Case, shape: tuple[int, int], seed: int = 1) -> Any:
 
 
 def shapes(case: Case, dtype: str, library: str) -> list[tuple[int, int]]:
-    """Of NumPy's arrays all; of a backend's, which compile or trace each shape anew, the ordinary one in a usual run."""
+    """Of NumPy's arrays all; of a backend's, which compiles each shape anew, in a usual run the ordinary one."""
     few = library != "numpy" and (not repetition.everything or (case.slow and dtype == "bfloat16"))
     return case.shapes(*([ORDINARY] if few else SHAPES))
 
