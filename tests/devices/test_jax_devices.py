@@ -10,7 +10,10 @@ import repetition
 from devices.heads import SETS
 from devices.process import told_by
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution places weights on JAX")
+pytestmark = [
+    pytest.mark.xdist_group("devices"),
+    pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution places weights on JAX"),
+]
 
 ROOT = Path(__file__).parent.parent.parent
 PART_OF_A_KERNEL = {"data": [64, 16], "units": [64, 2], "fan-in": [8, 16], "both": [32, 4]}

@@ -6,7 +6,10 @@ import pytest
 import repetition
 from devices.process import told_by
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is of TensorFlow")
+pytestmark = [
+    pytest.mark.xdist_group("devices"),
+    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is of TensorFlow"),
+]
 
 TRAININGS = ["Lion"]
 if repetition.everything:  # each takes seconds to trace
