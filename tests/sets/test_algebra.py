@@ -192,6 +192,11 @@ def test_the_backend_finds_it_too(name: str) -> None:
     np.testing.assert_allclose(found, owner.project(draws(name)), atol=3e-5)
 
 
+LONG = pytest.mark.repetition if BACKEND == "tensorflow" else pytest.mark.usefixtures()
+"""TensorFlow takes half a minute to trace 100 rounds."""
+
+
+@LONG
 def test_dykstras_algorithm_is_vectorized() -> None:
     """The other ways are in the table of laws."""
     owner = ALL["two l1"][0]

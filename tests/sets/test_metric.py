@@ -68,6 +68,7 @@ def test_a_set_without_a_weighted_form_gets_there_in_steps(case: Case) -> None:
             assert (np.sqrt(cost(case, found, rows, metric)) <= np.sqrt(least) + 1e-4).all()
 
 
+@pytest.mark.repeats("library")
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("case", CONVEX.values(), ids=CONVEX)
 def test_what_is_inside_stays_bit_for_bit(case: Case, library: str) -> None:
@@ -178,7 +179,7 @@ def test_far_away_a_unit_goes_where_its_direction_leads(library: str) -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.repeats("bad")
+@pytest.mark.repeats("bad", "library")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("case", OF_UNITS.values(), ids=OF_UNITS)
 def test_what_is_not_finite_stays_and_leaves_the_rest_of_its_unit_alone(case: Case, bad: float, library: str) -> None:

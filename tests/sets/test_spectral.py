@@ -74,6 +74,7 @@ def test_large_matrices_are_the_nearest_to_rounding(owner: Any, case: Any, shape
 
 
 @pytest.mark.parametrize("dtype", BACKEND_DTYPES)
+@pytest.mark.repeats("nearness")
 @pytest.mark.parametrize("nearness", [1e-3, 0.1, 1.0, 100.0])
 @every_set
 def test_training_takes_shorter_ways_to_the_same_matrix(owner: Any, case: Any, dtype: str, nearness: float) -> None:

@@ -118,6 +118,7 @@ def assert_close(parts: Any, expected: Any) -> None:
         np.testing.assert_allclose(exact(part), like, rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.repeats("owner")
 @every_library
 @every_vector_set
 @every_layout
