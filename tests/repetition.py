@@ -6,6 +6,7 @@ the others. Which one goes round, so that each value has its turn.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Any
@@ -44,7 +45,8 @@ def _claim(item: Any) -> tuple[Hashable, ...]:
 
 
 def _same(value: Any) -> Hashable:
-    return repr(value) if isinstance(value, str | int | float) else id(value)
+    """Equal for the same value, and for the names of one layer in one, two or three dimensions."""
+    return re.sub("[123]D", "D", repr(value)) if isinstance(value, str | int | float) else id(value)
 
 
 def _sample(same: list[Any], turn: int) -> Any:
