@@ -1,51 +1,62 @@
-"""Runs lint, types, and the tests on every backend, each in a process of its own. Arguments go to pytest.
+"""Runs lint, types, and the tests on every backend, each in a process of its own.
 
-python tests/run.py [pytest arguments]
+python tests/run.py [--all] [--backend NAME]... [pytest arguments]
+
+A usual run leaves out what only repeats a proof (tests/repetition.py); with --all it leaves out nothing. With --backend
+it runs the tests on that backend, or those, and nothing else. All other arguments go to pytest.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BACKENDS = ("jax", "torch", "tensorflow")
-CHECKS = (
-    ["ruff", "check", "."],
-    ["ruff", "format", "--check", "."],
-    ["mypy"],
-)
+CHECKS = {
+    "lint": ["ruff", "check", "."],
+    "format": ["ruff", "format", "--check", "."],
+    "types": ["mypy"],
+}
+TESTS = ["pytest", "-n", "2", "--dist", "loadgroup"]
 
 SETTINGS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's start in every process is not news
     "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads wait without spinning: two processes share two cores
+    "PYTHONDONTWRITEBYTECODE": "",  # what one process has compiled, the others needn't
 }
 
 SHARED = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # what one process has compiled, the other needn't
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # likewise
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 
 
-def run(command: list[str], **environment: str) -> bool:
+def run(command: list[str], **environment: str) -> str:
+    """Runs a command and says how it ended, and after how long."""
     label = " ".join([f"{name}={value}" for name, value in environment.items() if name == "KERAS_BACKEND"] + command)
     print(f"\n+ {label}", flush=True)
-    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=os.environ | environment).returncode == 0
+    start = time.monotonic()
+    code = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=os.environ | environment).returncode
+    return f"{'passed' if code == 0 else 'FAILED'} in {time.monotonic() - start:.0f} s"
 
 
 def main() -> int:
-    checked = [run(check) for check in CHECKS]  # all of them, so that one run tells all
-    if not all(checked):
-        return 1
+    parser = argparse.ArgumentParser(usage=__doc__, add_help=False, allow_abbrev=False)
+    parser.add_argument("--backend", action="append", choices=BACKENDS)
+    given, arguments = parser.parse_known_args()
+    ended = {} if given.backend else {name: run(check) for name, check in CHECKS.items()}
+    once: list[str] = []
     with tempfile.TemporaryDirectory() as cache:
         settings = {**SETTINGS, **SHARED, "JAX_COMPILATION_CACHE_DIR": cache}
-        passed = {
-            backend: run(["pytest", "-n", "2", *sys.argv[1:]], KERAS_BACKEND=backend, **settings)
-            for backend in BACKENDS
-        }
-    print("\n" + ", ".join(f"{backend}: {'passed' if ok else 'FAILED'}" for backend, ok in passed.items()))
-    return 0 if all(passed.values()) else 1
+        for backend in given.backend or BACKENDS:
+            ended[backend] = run([*TESTS, *once, *arguments], KERAS_BACKEND=backend, **settings)
+            once = ["--once-done"]
+    print("\n" + ", ".join(f"{name}: {how}" for name, how in ended.items()))
+    return 0 if all(how.startswith("passed") for how in ended.values()) else 1
 
 
 if __name__ == "__main__":

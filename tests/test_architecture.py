@@ -7,6 +7,8 @@ import pytest
 
 import inbounds
 
+pytestmark = pytest.mark.once
+
 PACKAGE = Path(inbounds.__file__).parent
 
 FAMILIES = ("entries", "grid", "matrices", "norms", "order", "sparsity", "spectral", "sums")

@@ -30,6 +30,7 @@ def test_snippets_run(page, tmp_path, monkeypatch):
         exec(compile(snippet, page.name, "exec"), names)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")

@@ -14,6 +14,8 @@ from inbounds._catalogue import Card, card_of, cards
 from inbounds._pictures import COLUMNS, DRAWINGS, EDGE, ROWS, UNDRAWN, Drawing, why_not
 from inbounds.constraints import MADE, SETS, MaxNorm
 
+pytestmark = pytest.mark.once
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "sets.md").read_text(encoding="utf-8")
 ALL = {cls.__name__: cls for cls in (*SETS.values(), *MADE.values())}

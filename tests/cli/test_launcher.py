@@ -11,6 +11,7 @@ import inbounds as ib
 from .conftest import in_subprocess
 
 
+@pytest.mark.once
 def test_no_backend_to_run_on_is_one_message():
     error = in_subprocess("sets", KERAS_BACKEND="theano").error
     assert error.startswith("inbounds: error: KERAS_BACKEND='theano' names no backend that inbounds runs on.")
@@ -25,6 +26,7 @@ def test_a_command_in_a_process_of_its_own(free, rules):
     assert outcome.err == ""
 
 
+@pytest.mark.once
 def test_the_package_run_as_a_module(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["inbounds", "--version"])
     with pytest.raises(SystemExit) as stop:

@@ -7,6 +7,8 @@ import pytest
 from inbounds._catalogue import cards
 from inbounds.constraints import MADE, SETS
 
+pytestmark = pytest.mark.once
+
 EVERY = cards()
 
 

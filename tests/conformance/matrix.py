@@ -6,8 +6,8 @@ says nothing about the library is declared in `LEFT_OUT` with its reason, and is
 
 import math
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import combinations, product
@@ -165,9 +165,18 @@ def cells() -> tuple[Cell, ...]:
 
 
 @cache
+def by_refusal() -> dict[Refusal | None, list[Cell]]:
+    """All cells by why they are refused; None: they aren't."""
+    found: dict[Refusal | None, list[Cell]] = defaultdict(list)
+    for cell in cells():
+        found[refusal_of(cell)].append(cell)
+    return found
+
+
+@cache
 def possible_situations() -> tuple[str, ...]:
     """Those in which something isn't refused."""
-    return tuple(dict.fromkeys(cell.situation for cell in cells() if refusal_of(cell) is None))
+    return tuple(dict.fromkeys(cell.situation for cell in by_refusal()[None]))
 
 
 def size() -> tuple[int, int]:
@@ -196,29 +205,48 @@ def _try(cell: Cell, folder: Path) -> None:
 # Sampling.
 
 
-def sampled(count: int | None, seed: int) -> list[Cell]:
+def sampled(count: int | str, seed: int, start: Iterable[Cell] = ()) -> list[Cell]:
     """Cells that cover pairs of values as evenly as they can.
 
     Situations come in turns. The others are then chosen one by one: first what has been seen least with those that are
     chosen already, then what has been seen least at all. Cells that are refused come only where pairs need them.
 
     Args:
-        count: how many; None: until each pair of values of two axes that is possible has been covered.
+        count: how many; "values" or "pairs": until each value, or each pair of values of two axes, that is possible has
+            been covered.
         seed: decides between equals.
+        start: the first of them.
     """
     draw = random.Random(seed)
     seen: Counter[Any] = Counter()
-    missing = {pair for cell in cells() for pair in pairs_of(cell)} if count is None else set()
+    missing = {"values": possible_values, "pairs": possible_pairs}[count]() if isinstance(count, str) else set()
     found: dict[Cell, None] = {}
-    while len(found) < count if count is not None else missing:
-        cell = _with_one_of(missing, draw) if missing and draw.random() < 0.5 else _least_seen(seen, draw)
-        if cell in found or left_out(cell) is not None or (refusal_of(cell) is not None and count is not None):
-            seen.update(pairs_of(cell))  # else it would be the next again
-            continue
+
+    def take(cell: Cell) -> None:
         found[cell] = None
         seen.update([*named(cell), *pairs_of(cell)])
-        missing.difference_update(pairs_of(cell))
+        missing.difference_update([*named(cell), *pairs_of(cell)])
+
+    for cell in start:
+        take(cell)
+    while missing if isinstance(count, str) else len(found) < count:
+        cell = _with_one_of(missing, draw) if count == "pairs" and draw.random() < 0.5 else _least_seen(seen, draw)
+        if cell in found or left_out(cell) is not None or (refusal_of(cell) is not None and count != "pairs"):
+            seen.update(pairs_of(cell))  # else it would be the next again
+        else:
+            take(cell)
     return list(found)
+
+
+def possible_values() -> set[Any]:
+    """Of each axis, by name."""
+    return {(axis, value) for axis, values in AXES.items() for value in values if axis != "situation"} | {
+        ("situation", value) for value in possible_situations()
+    }
+
+
+def possible_pairs() -> set[Any]:
+    return {pair for cell in cells() for pair in pairs_of(cell)}
 
 
 def named(cell: Cell) -> list[tuple[str, str]]:
@@ -250,8 +278,4 @@ def _with_one_of(missing: set[Any], draw: random.Random) -> Cell:
 def refused() -> list[Cell]:
     """One cell for each refusal that this backend has."""
     draw = random.Random(0)
-    found = []
-    for refusal in REFUSALS:
-        of_it = [cell for cell in cells() if refusal_of(cell) is refusal]
-        found += [draw.choice(of_it)] if of_it else []
-    return found
+    return [draw.choice(by_refusal()[refusal]) for refusal in REFUSALS if refusal in by_refusal()]

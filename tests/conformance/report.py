@@ -11,7 +11,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--cells",
         metavar="N",
-        help="how many cells of the matrix are run: a number, `pairs` for each pair of values of two axes, or `all`",
+        help="which cells of the matrix are run: a number of them, `values` for each value of each axis, `pairs` for"
+        " each pair of values of two axes, or `all`",
     )
     group.addoption("--cells-seed", type=int, default=0, metavar="S", help="which cells: the seed of the sample")
     group.addoption(
@@ -26,7 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
     told = [dict(report.user_properties) for report in reports if getattr(report, "when", "call") == "call"]
-    tables = [coverage(told), mutations(told)]
+    asked = terminalreporter.config.getoption("--cells")  # without, this process needn't load Keras
+    tables = [coverage(told) if asked else ("", []), mutations(told)]
     for title, lines in tables:
         if lines:
             terminalreporter.section(title)
@@ -38,7 +40,7 @@ def coverage(told: list[dict[str, Any]]) -> tuple[str, list[str]]:
     ran = [properties for properties in told if "cell" in properties]
     if not ran:
         return "", []
-    from conformance.matrix import AXES, BACKEND, SETS, size  # here, so that a run without cells doesn't load Keras
+    from conformance.matrix import AXES, BACKEND, SETS, size
 
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for properties in ran:

@@ -1,24 +1,28 @@
-"""Cells of the conformance matrix: all of them on demand, a sample that covers its axes in a usual run."""
+"""Cells of the conformance matrix: all of them on demand; in a usual run those that cover its axes.
+
+A usual run has also the cells that fail with a mechanism switched off: here they pass with it on.
+"""
 
 import keras
 import pytest
 
+import repetition
 from conformance import matrix
+from conformance.mechanisms import MECHANISMS
 from conformance.optimizers import OPTIMIZERS
 
 BACKEND = keras.backend.backend()
-USUAL = {"torch": 100, "jax": 50, "tensorflow": 50}
-"""How many cells a usual run has: JAX and TensorFlow compile each."""
+WITNESSES = [cell for each in MECHANISMS.values() if BACKEND in each.backends for cell in each.witnesses]
 
 pytestmark = pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # asked for where a cell copies models
 
 
 def chosen(config):
-    count = config.getoption("--cells", None)
+    count = config.getoption("--cells", None) or ("pairs" if repetition.everything else "values")
     seed = config.getoption("--cells-seed", 0)
     if count == "all":
         return matrix.cells()
-    return matrix.sampled(None if count == "pairs" else int(count or USUAL[BACKEND]), seed)
+    return matrix.sampled(count if count in ("values", "pairs") else int(count), seed, WITNESSES)
 
 
 def pytest_generate_tests(metafunc):
@@ -50,19 +54,31 @@ def test_every_refusal_is_as_declared(cell, tmp_path, record_property):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_sample_has_each_value_of_each_axis_and_no_pair_of_a_situation_twice_before_others_once(seed):
-    cells = matrix.sampled(USUAL[BACKEND], seed)
-    assert len(set(cells)) == len(cells) == USUAL[BACKEND]
-    assert {cell.situation for cell in cells} == set(matrix.possible_situations())
-    assert {cell.set for cell in cells} == set(matrix.SETS)
-    assert {cell.optimizer for cell in cells} == set(matrix.OPTIMIZERS)
-    assert {cell.layer for cell in cells} == set(matrix.LAYERS)
+    cells = matrix.sampled(50, seed)
+    assert len(set(cells)) == len(cells) == 50
+    assert_every_value_of_every_axis(cells)
     for axis in ("set", "optimizer"):
         pairs = [(cell.situation, getattr(cell, axis)) for cell in cells]
         assert len(set(pairs)) == len(pairs)
 
 
+def test_a_usual_run_has_each_value_of_each_axis_in_few_cells():
+    cells = matrix.sampled("values", 0, WITNESSES)
+    assert set(WITNESSES) < set(cells)
+    assert_every_value_of_every_axis(cells)
+    assert len(set(cells)) == len(cells) < 60
+
+
+def assert_every_value_of_every_axis(cells):
+    assert {cell.situation for cell in cells} == set(matrix.possible_situations())
+    assert {cell.set for cell in cells} == set(matrix.SETS)
+    assert {cell.optimizer for cell in cells} == set(matrix.OPTIMIZERS)
+    assert {cell.layer for cell in cells} == set(matrix.LAYERS)
+
+
+@pytest.mark.repetition
 def test_a_sample_of_pairs_has_each_pair_that_is_possible():
-    covered = {pair for cell in matrix.sampled(None, 0) for pair in matrix.pairs_of(cell)}
+    covered = {pair for cell in matrix.sampled("pairs", 0) for pair in matrix.pairs_of(cell)}
     assert covered == {pair for cell in matrix.cells() for pair in matrix.pairs_of(cell)}
 
 

@@ -1,4 +1,7 @@
-"""Each mechanism of inbounds is switched off in turn, and cells of the matrix fail. `-rA` prints which, and how."""
+"""Each mechanism of inbounds is switched off in turn, and cells of the matrix fail. `-rA` prints which, and how.
+
+With all of them on, the same cells pass: `test_matrix.py` runs them.
+"""
 
 import random
 
@@ -11,10 +14,6 @@ from conformance.mechanisms import MECHANISMS
 BACKEND = keras.backend.backend()
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Keras and of NumPy, when something essential is missing
-
-
-PASSED: set[matrix.Cell] = set()
-"""Cells that have passed with all mechanisms on: one witnesses for several."""
 
 
 def run(cell, folder):
@@ -46,10 +45,6 @@ def test_each_mechanism_is_needed(name, tmp_path, monkeypatch, record_property, 
     mechanism = MECHANISMS[name]
     if BACKEND not in mechanism.backends:
         pytest.skip(f"on {BACKEND}, {mechanism.why}")
-    for place, cell in enumerate(mechanism.witnesses):
-        if cell not in PASSED:
-            run(cell, tmp_path / f"on {place}")
-            PASSED.add(cell)
     with monkeypatch.context() as patch:
         mechanism.off(patch)
         tried = [*mechanism.witnesses, *sample(request.config)]

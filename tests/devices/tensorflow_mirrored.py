@@ -1,4 +1,7 @@
-"""Trains on two devices of TensorFlow, mirrored, against one. Prints JSON; `test_tensorflow_devices.py` reads it."""
+"""Trains on two devices of TensorFlow, mirrored, against one. Prints JSON; `test_tensorflow_devices.py` reads it.
+
+Its arguments are names in `TRAININGS`, the first of which is also trained in a loop, and `half` for half precision.
+"""
 
 import os
 
@@ -6,6 +9,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import contextlib
 import json
+import sys
 
 import keras
 import numpy as np
@@ -99,19 +103,26 @@ def halved(mirrored):
     return [float(-np.log2(part.numpy()[0, 0])) for part in (value.values if mirrored else [value])]
 
 
-def main():
+def main(*names):
     found, ones = {"fit": {}, "steps": STEPS, "halved": halved(mirrored=True)}, {}
     (found["halved on one"],) = halved(mirrored=False)
-    for name, (optimizer, metric) in TRAININGS.items():
+    trainings = [name for name in names if name in TRAININGS]
+    for name in trainings:
+        optimizer, metric = TRAININGS[name]
         ones[name] = fitted(optimizer, metric, mirrored=False)
         found["fit"][name] = compared(fitted(optimizer, metric, mirrored=True), ones[name])
-    found["loop"] = compared(looped(*TRAININGS["Adam"]), ones["Adam"])
-    keras.mixed_precision.set_global_policy("mixed_float16")
-    adam = TRAININGS["Adam"][0]
-    one = fitted(adam, "optimizer", mirrored=False)
-    found["half"] = compared(fitted(adam, "optimizer", mirrored=True), one)
-    found["half"]["optimizer"] = type(one.optimizer).__name__
+    found["loop"] = compared(looped(*TRAININGS[trainings[0]]), ones[trainings[0]])
+    if "half" in names:
+        found["half"] = in_half_precision()
     print(json.dumps(found))
 
 
-main()
+def in_half_precision():
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    adam = TRAININGS["Adam"][0]
+    one = fitted(adam, "optimizer", mirrored=False)
+    optimizer = {"optimizer": type(one.optimizer).__name__}
+    return compared(fitted(adam, "optimizer", mirrored=True), one) | optimizer
+
+
+main(*sys.argv[1:])

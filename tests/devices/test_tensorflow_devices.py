@@ -3,20 +3,30 @@
 import keras
 import pytest
 
+import repetition
 from devices.process import told_by
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is of TensorFlow")
+pytestmark = [
+    pytest.mark.xdist_group("devices"),
+    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is of TensorFlow"),
+]
 
-CASES = ["Adam", "Adam, Euclidean", "Lion", "loss scale", "loop"]
+TRAININGS = ["Lion"]
+if repetition.everything:  # each takes seconds to trace
+    TRAININGS = ["Lion", "Adam", "Adam, Euclidean", "loss scale"]
+CASES = [*TRAININGS, "loop"]
 
 
 @pytest.fixture(scope="module")
 def found():
-    told = told_by("tensorflow_mirrored.py")
+    told = told_by("tensorflow_mirrored.py", *TRAININGS, *(["half"] if repetition.everything else []))
     return told | told.pop("fit")
 
 
-@pytest.mark.parametrize("case", [*CASES, "half"])
+HALF = pytest.param("half", marks=pytest.mark.repetition)
+
+
+@pytest.mark.parametrize("case", [*CASES, HALF])
 def test_replicas_are_alike_bit_for_bit(found, case):
     assert found[case]["replicas alike"]
 
@@ -27,12 +37,13 @@ def test_two_devices_end_where_one_does(found, case):
     assert all(found[case]["apart"][name] < 1e-5 for name in held), found[case]["apart"]
 
 
+@pytest.mark.repetition
 def test_in_half_precision_they_end_near_it(found):
     assert found["half"]["optimizer"] == "LossScaleOptimizer"
     assert all(far < 5e-3 for far in found["half"]["apart"].values()), found["half"]["apart"]
 
 
-@pytest.mark.parametrize("case", [*CASES, "half"])
+@pytest.mark.parametrize("case", [*CASES, HALF])
 def test_weights_are_inside_and_were_driven_to_their_bounds(found, case):
     audit = found[case]["audit"]
     assert {status for status, _ in audit.values()} == {"holds"}

@@ -8,6 +8,7 @@ import pytest
 from devices.process import told_by_each
 
 pytestmark = [
+    pytest.mark.xdist_group("devices"),
     pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.distributed is of PyTorch"),
     pytest.mark.skipif(sys.platform == "win32", reason="processes meet in a file, which gloo does on POSIX"),
 ]

@@ -57,6 +57,7 @@ MATRICES = {
 }
 
 
+@pytest.mark.repeats("policy")
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "float16"])
 @pytest.mark.parametrize("sets", [VECTORS, MATRICES], ids=["vectors", "matrices"])
 def test_weights_are_inside_at_every_rate(sets, policy):

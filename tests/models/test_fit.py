@@ -121,6 +121,7 @@ def test_a_fit_of_a_model_without_sets_begins_with_what_it_is_given(digits):
 # Averages.
 
 
+@pytest.mark.repeats("held")
 @pytest.mark.parametrize("on_epoch", [False, True], ids=["for evaluation", "for the epoch's end too"])
 @pytest.mark.parametrize("held", [ib.MaxNorm(BOUND), ib.UnitNorm(), ib.Box(-0.1, 0.1)], ids=repr)
 def test_averages_that_are_swapped_in_are_inside_where_they_are_evaluated_and_saved(held, on_epoch, digits, tmp_path):

@@ -163,6 +163,7 @@ def test_a_step_of_any_optimizer_is_its_own_step_and_the_nearest_joint_vectors(n
     np.testing.assert_allclose(numbers(held.bias), bias, rtol=0, atol=close)
 
 
+@pytest.mark.repetition  # of the steps above, and of the fits under each optimizer in the conformance matrix
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_fit_with_any_optimizer_keeps_every_joint_vector_inside(name, digits):
     x, y = digits
@@ -194,6 +195,7 @@ WAYS = {
 }
 
 
+@pytest.mark.repeats("inner")
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("inner", [ib.MaxNorm(BOUND), ib.UnitNorm()], ids=["convex", "not convex"])
 def test_averages_and_accumulation_end_inside(way, inner, digits):
@@ -258,6 +260,7 @@ def frozen_dense(name, constraints):
     return layer
 
 
+@pytest.mark.repeats("by")
 @pytest.mark.parametrize("still", ["kernel", "bias"])
 @pytest.mark.parametrize("by", ["arguments", "rule"])
 def test_a_frozen_weight_stays_and_the_other_keeps_the_vector_inside(still, by, digits):
@@ -383,6 +386,7 @@ COPIES = {
 }
 
 
+@pytest.mark.repeats("by", "trained")
 @pytest.mark.parametrize("trained", [False, True], ids=["new", "trained"])
 @pytest.mark.parametrize("by", ["arguments", "rule"])
 @pytest.mark.parametrize("way", list(COPIES))
@@ -516,6 +520,7 @@ def constrained(name, by):
     return layer, measured
 
 
+@pytest.mark.repeats("by")
 @pytest.mark.parametrize("by", ["arguments", "rule"])
 @pytest.mark.parametrize("name", list(LAYERS))
 @pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of the attention; see test_saving

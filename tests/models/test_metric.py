@@ -61,6 +61,7 @@ ADAPTIVE = {
 }
 
 
+@pytest.mark.repeats("name")  # of the cells "at the optimum" of the conformance matrix
 @pytest.mark.parametrize("name", list(ADAPTIVE))
 def test_training_ends_at_the_constrained_optimum_and_without_the_metric_it_does_not(name):
     ends = {}
@@ -74,6 +75,7 @@ def test_training_ends_at_the_constrained_optimum_and_without_the_metric_it_does
     assert ends["euclidean"] > 0.1
 
 
+@pytest.mark.repetition
 def test_a_matrix_set_gets_there_in_steps_from_the_weights_before():
     ends = {}
     for metric in ("optimizer", "euclidean"):
@@ -101,6 +103,7 @@ def digits():
     return (x / 16).astype("float32"), np.eye(10, dtype="float32")[y]
 
 
+@pytest.mark.repetition  # of the cell of Muon "at the optimum"
 def test_muon_which_steps_by_a_matrix_ends_at_the_constrained_optimum():
     ends = {}
     for metric in ("optimizer", "euclidean"):
@@ -130,6 +133,7 @@ def test_two_optimizers_on_one_unit_hold_it_in_the_euclidean_metric():
     assert "Euclidean: 2 optimizers step weights of one unit" in str(plan)
 
 
+@pytest.mark.repetition  # of the cell of ScheduleFreeAdamW "at the optimum"
 def test_schedule_free_whose_weights_are_an_average_of_what_it_steps_gets_near_the_optimum():
     ends = {}
     for metric in ("optimizer", "euclidean"):

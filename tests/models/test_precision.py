@@ -16,8 +16,9 @@ WIDE = ("MaxNorm", "Simplex", "NonNeg & MaxNorm", "Joint")
 """What mixed policies, whose weights are float32, and float64 are tried on: the others are compiled for seconds."""
 
 CASES = [
-    *((policy, "optimizer") for policy in ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16", "float64")),
-    ("bfloat16", "euclidean"),
+    *((policy, "optimizer") for policy in ("bfloat16", "mixed_float16", "float64")),
+    *(pytest.param(policy, "optimizer", marks=pytest.mark.repetition) for policy in ("float16", "mixed_bfloat16")),
+    pytest.param("bfloat16", "euclidean", marks=pytest.mark.repetition),
 ]
 
 

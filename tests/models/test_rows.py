@@ -82,6 +82,11 @@ def ready(optimizer, owner=None, model=None):
     return model
 
 
+ALIKE = pytest.mark.repeats("name") if BACKEND != "tensorflow" else pytest.mark.usefixtures()
+"""Elsewhere all gradients are dense."""
+
+
+@ALIKE
 @pytest.mark.parametrize("name", [*LEAVING, *MOVING])
 def test_training_is_that_of_dense_gradients(name):
     """Where a batch uses a word once: of several, Keras on TensorFlow adds up the squares in place of the gradients."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
+import repetition
 from inbounds._units import Units
 from sets.solver import solver
 from sets.tensors import BACKEND, array, compiled, exact, gradient, mapped, of_numpy, same_bits
@@ -180,13 +181,22 @@ def test_torch_compile_leaves_the_loops_to_python(name: str) -> None:
     np.testing.assert_array_equal(exact(found), exact(owner.project(rows)))
 
 
-@pytest.mark.parametrize("name", ALL)
+OTHERWISE = ("order, box", "two balls", "two l1", "symmetric, spectral", "spectral, frobenius")
+"""One for each way that no row of the table has."""
+
+
+@pytest.mark.parametrize("name", ALL if repetition.everything else OTHERWISE)
 def test_the_backend_finds_it_too(name: str) -> None:
     owner = ALL[name][0]
     found = exact(owner.project(array(draws(name), "float32", BACKEND)))
     np.testing.assert_allclose(found, owner.project(draws(name)), atol=3e-5)
 
 
+LONG = pytest.mark.repetition if BACKEND == "tensorflow" else pytest.mark.usefixtures()
+"""TensorFlow takes half a minute to trace 100 rounds."""
+
+
+@LONG
 def test_dykstras_algorithm_is_vectorized() -> None:
     """The other ways are in the table of laws."""
     owner = ALL["two l1"][0]
@@ -210,6 +220,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
         assert abs(found[index] - (ahead - behind) / (2 * step)) < 2e-2
 
 
+@pytest.mark.repeats("bad")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["cone, ball", "box, sum", "order, l1", "l1, ball"])
 def test_a_unit_that_is_not_finite_stays(name: str, bad: float) -> None:

@@ -92,6 +92,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.repeats("increasing")
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("increasing", [True, False])
 def test_a_mask_leaves_entries_out(mask: Any, increasing: bool, library: str) -> None:

@@ -47,15 +47,17 @@ def in_training(owner: ib.Set, weight: Any, concrete: bool = True) -> Any:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("library", LIBRARIES)
 @every_set
-def test_large_matrices_end_inside_and_stay(owner: Any, case: Any, shape: tuple[int, int], dtype: str) -> None:
+def test_large_matrices_end_inside_and_stay(
+    owner: Any, case: Any, library: str, shape: tuple[int, int], dtype: str
+) -> None:
     if case.square and shape[0] != shape[1]:
         return
     for size in (1.0, 30.0):
-        for library in LIBRARIES:
-            projected = owner.project(array(matrix(shape, size=size), dtype, library))
-            assert case.inside(exact(projected), dtype).all()
-            assert same_bits(owner.project(projected), projected)
+        projected = owner.project(array(matrix(shape, size=size), dtype, library))
+        assert case.inside(exact(projected), dtype).all()
+        assert same_bits(owner.project(projected), projected)
 
 
 @pytest.mark.parametrize("shape", SIZES, ids=str)
@@ -72,6 +74,7 @@ def test_large_matrices_are_the_nearest_to_rounding(owner: Any, case: Any, shape
 
 
 @pytest.mark.parametrize("dtype", BACKEND_DTYPES)
+@pytest.mark.repeats("nearness")
 @pytest.mark.parametrize("nearness", [1e-3, 0.1, 1.0, 100.0])
 @every_set
 def test_training_takes_shorter_ways_to_the_same_matrix(owner: Any, case: Any, dtype: str, nearness: float) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inbounds as ib
+import repetition
 from inbounds._units import Units
 from sets.tensors import BACKEND, LIBRARIES, array, exact, numbers, same_bits
 
@@ -117,6 +118,7 @@ def assert_close(parts: Any, expected: Any) -> None:
         np.testing.assert_allclose(exact(part), like, rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.repeats("owner")
 @every_library
 @every_vector_set
 @every_layout
@@ -154,7 +156,7 @@ def test_a_weight_of_any_shape_is_projected_over_its_axes(layout: Layout) -> Non
     assert_close([ib.MaxNorm(1, axis=list(axes))(array(part, "float32", BACKEND))], expected)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100, database=None)
+@settings(deadline=None, derandomize=True, max_examples=100 if repetition.everything else 25, database=None)
 @given(st.data())
 def test_any_axes_of_any_shape(data: st.DataObject) -> None:
     shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)))
@@ -259,6 +261,7 @@ def test_a_frozen_part_of_any_scale(dtype: str, library: str, scale: float) -> N
 
 
 @every_library
+@pytest.mark.repeats("bad")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
 def test_a_unit_with_a_part_that_is_not_finite_stays(dtype: str, library: str, bad: float) -> None:
     layout = LAYOUTS["dense+bias"]

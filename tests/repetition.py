@@ -1,0 +1,63 @@
+"""What a usual run leaves out: the same proof again, of another dtype, shape or number of steps. `--all` has it too.
+
+Of tests that differ only in parameters named in `REPEATED`, or by the marker `repeats`, one stays for each choice of
+the others. Which one goes round, so that each value has its turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+REPEATED = ("dtype", "scale", "seed", "shape", "size")
+USUAL = {"numpy": "float64"}
+"""The dtype of three samples in four, by library; float32 for the others."""
+
+everything = False
+"""Whether this run leaves nothing out. A test that repeats itself in a loop of its own looks here."""
+
+
+def left_out(items: Iterable[Any]) -> list[Any]:
+    """The tests of a collection that only repeat others of it."""
+    alike: dict[tuple[Hashable, ...], list[Any]] = defaultdict(list)
+    repeated = []
+    for item in items:
+        if item.get_closest_marker("repetition"):
+            repeated.append(item)
+        else:
+            alike[_claim(item)].append(item)
+    turns: Counter[Hashable] = Counter()
+    for (function, *_), same in alike.items():
+        kept = _sample(same, turns[function])
+        turns[function] += 1
+        repeated += [item for item in same if item is not kept]
+    return repeated
+
+
+def _claim(item: Any) -> tuple[Hashable, ...]:
+    """What a test proves: its function, and the parameters that don't just repeat the proof."""
+    function = item.nodeid.partition("[")[0]
+    repeated = {*REPEATED, *(name for mark in item.iter_markers("repeats") for name in mark.args)}
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return function, *((name, _same(value)) for name, value in parameters.items() if name not in repeated)
+
+
+def _same(value: Any) -> Hashable:
+    """Equal for the same value, and for the names of one layer in one, two or three dimensions."""
+    return re.sub("[123]D", "D", repr(value)) if isinstance(value, str | int | float) else id(value)
+
+
+def _sample(same: list[Any], turn: int) -> Any:
+    if len(same) == 1:
+        return same[0]
+    usual = [item for item in same if _is_usual(**item.callspec.params)]
+    others = [item for item in same if item not in usual]
+    if not usual or (others and turn % 4 == 3):
+        return others[turn // (4 if usual else 1) % len(others)]
+    return usual[turn % len(usual)]
+
+
+def _is_usual(*, dtype: Any = None, library: Any = None, **others: Any) -> bool:
+    return dtype in (None, USUAL.get(library, "float32"))
