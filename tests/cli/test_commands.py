@@ -203,7 +203,7 @@ def test_project_says_what_a_file_does_not_carry(command, saved, rules, tmp_path
     path = rules('[rules]\n"scale" = "Box(0.5, 2)"\n')
     outcome = command("project", saved(model), "-o", tmp_path / "out.keras", "--rules", path)
     assert outcome.status == 0
-    assert outcome.err.startswith("inbounds: warning: A .keras file will not carry the whole plan")
+    assert outcome.err.startswith("inbounds: warning: A .keras file does not carry the whole plan")
 
 
 def test_outputs_that_cannot_be_written(command, free, rules, tmp_path):
