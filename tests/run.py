@@ -35,6 +35,12 @@ SHARED = {
 }
 
 
+OF_BACKEND = {
+    "tensorflow": {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+}
+"""Small models are called a few times: compiling them is nearly all there is to do. On JAX tests/small.py does so."""
+
+
 def run(command: list[str], **environment: str) -> str:
     """Runs a command and says how it ended, and after how long."""
     label = " ".join([f"{name}={value}" for name, value in environment.items() if name == "KERAS_BACKEND"] + command)
@@ -53,7 +59,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as cache:
         settings = {**SETTINGS, **SHARED, "JAX_COMPILATION_CACHE_DIR": cache}
         for backend in given.backend or BACKENDS:
-            ended[backend] = run([*TESTS, *once, *arguments], KERAS_BACKEND=backend, **settings)
+            own = OF_BACKEND.get(backend, {})
+            ended[backend] = run([*TESTS, *once, *arguments], KERAS_BACKEND=backend, **settings, **own)
             once = ["--once-done"]
     print("\n" + ", ".join(f"{name}: {how}" for name, how in ended.items()))
     return 0 if all(how.startswith("passed") for how in ended.values()) else 1
