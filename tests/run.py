@@ -28,7 +28,7 @@ SETTINGS = {
     "PYTHONDONTWRITEBYTECODE": "",  # what one process has compiled, the others needn't
 }
 
-# Small models are called a few times: compiling them is nearly all there is to do. On JAX tests/small.py sees to it too.
+# Small models are called a few times: compiling them is nearly all there is to do. For JAX see also tests/small.py.
 OF_BACKEND = {
     "jax": {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),  # also for the next run
