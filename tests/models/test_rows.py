@@ -82,7 +82,7 @@ def ready(optimizer, owner=None, model=None):
     return model
 
 
-ALIKE = pytest.mark.repeats("name") if BACKEND != "tensorflow" else pytest.mark.usefixtures()
+ALIKE = pytest.mark.repeats("name") if BACKEND != "tensorflow" else pytest.mark.repeats()
 """Elsewhere all gradients are dense."""
 
 

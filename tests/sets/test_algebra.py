@@ -192,7 +192,7 @@ def test_the_backend_finds_it_too(name: str) -> None:
     np.testing.assert_allclose(found, owner.project(draws(name)), atol=3e-5)
 
 
-LONG = pytest.mark.repetition if BACKEND == "tensorflow" else pytest.mark.usefixtures()
+LONG = pytest.mark.repetition if BACKEND == "tensorflow" else pytest.mark.repeats()
 """TensorFlow takes half a minute to trace 100 rounds."""
 
 

@@ -360,7 +360,7 @@ def both(case: Case) -> Callable[[Any], Any]:
 
 
 # On JAX the next test compiles too.
-PROVEN = pytest.mark.repetition if BACKEND == "jax" else pytest.mark.usefixtures()
+PROVEN = pytest.mark.repetition if BACKEND == "jax" else pytest.mark.repeats()
 
 
 @PROVEN
