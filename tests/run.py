@@ -10,7 +10,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -29,9 +28,15 @@ SETTINGS = {
     "PYTHONDONTWRITEBYTECODE": "",  # what one process has compiled, the others needn't
 }
 
-SHARED = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # likewise
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+# Small models are called a few times: compiling them is nearly all there is to do. For JAX see also tests/small.py.
+OF_BACKEND = {
+    "jax": {
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),  # also for the next run
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    },
+    "torch": {},
+    "tensorflow": {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"},
 }
 
 
@@ -50,11 +55,10 @@ def main() -> int:
     given, arguments = parser.parse_known_args()
     ended = {} if given.backend else {name: run(check) for name, check in CHECKS.items()}
     once: list[str] = []
-    with tempfile.TemporaryDirectory() as cache:
-        settings = {**SETTINGS, **SHARED, "JAX_COMPILATION_CACHE_DIR": cache}
-        for backend in given.backend or BACKENDS:
-            ended[backend] = run([*TESTS, *once, *arguments], KERAS_BACKEND=backend, **settings)
-            once = ["--once-done"]
+    for backend in given.backend or BACKENDS:
+        settings = SETTINGS | OF_BACKEND[backend]
+        ended[backend] = run([*TESTS, *once, *arguments], KERAS_BACKEND=backend, **settings)
+        once = ["--once-done"]
     print("\n" + ", ".join(f"{name}: {how}" for name, how in ended.items()))
     return 0 if all(how.startswith("passed") for how in ended.values()) else 1
 

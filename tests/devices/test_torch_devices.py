@@ -5,6 +5,7 @@ import sys
 import keras
 import pytest
 
+import repetition
 from devices.process import told_by_each
 
 pytestmark = [
@@ -13,6 +14,9 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="processes meet in a file, which gloo does on POSIX"),
 ]
 
+TRAININGS = ["keras, optimizer", "torch, euclidean"]
+if repetition.everything:
+    TRAININGS += ["keras, euclidean", "torch, optimizer"]
 UNITS = 16
 KERNEL = 64 * UNITS
 REDUCED = ("max_norm", "joint", "l1_ball", "simplex", "both", "sum_to", "box")
@@ -22,13 +26,13 @@ GATHERED = ("spectral", "monotone", "sparse")
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     meeting = str(tmp_path_factory.mktemp("torch") / "meeting")
-    first, _ = told_by_each("torch_processes.py", [("0", meeting), ("1", meeting)])
+    first, _ = told_by_each("torch_processes.py", [(rank, meeting, *TRAININGS) for rank in ("0", "1")])
     return first
 
 
-@pytest.mark.parametrize("case", ["keras, optimizer", "keras, euclidean", "torch, optimizer", "torch, euclidean"])
-def test_replicas_are_alike_and_end_where_one_process_does(found, case):
-    told = found["replicated"][case]
+@pytest.mark.parametrize("training", TRAININGS)
+def test_replicas_are_alike_and_end_where_one_process_does(found, training):
+    told = found["replicated"][training]
     assert told["replicas alike"]
     assert all(far < 1e-5 for far in told["apart"].values()), told["apart"]
     assert {status for status, _ in told["audit"].values()} == {"holds"}

@@ -371,6 +371,11 @@ def both(case: Case) -> Callable[[Any], Any]:
     return lambda rows: (case.set.project(rows), case.set.violation(rows))
 
 
+# On JAX the next test compiles too.
+PROVEN = pytest.mark.repetition if BACKEND == "jax" else pytest.mark.repeats()
+
+
+@PROVEN
 @every_set_and_dtype
 def test_law_6_works_where_functions_are_compiled(case: Case, dtype: str) -> None:
     rows = array(rows_of_many_sizes(case, ordinary(case)), dtype, BACKEND)
