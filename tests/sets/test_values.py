@@ -212,3 +212,58 @@ def test_the_metric_does_not_matter_to_entries() -> None:
     for name, case in SETS.items():
         if case.by_entry and case.convex:
             np.testing.assert_allclose(case.set.project(rows, metric), case.nearest(rows), rtol=1e-12, err_msg=name)
+
+
+# What is compared, and what can't be.
+
+
+def test_large_arrays_are_compared_by_value() -> None:
+    low = np.full(70, -1.0)
+    a, b = ib.Joint(ib.Box(low, 1)), ib.Joint(ib.Box(0.5 * low, 1))
+    assert a != b
+    assert len({a, b, ib.Joint(ib.Box(low.astype("float32"), 1))}) == 2
+    mask = np.eye(9) > 0
+    assert ib.NonNeg().where(mask) == ib.NonNeg().where(mask.copy()) != ib.NonNeg().where(~mask)
+
+
+@every_set
+def test_it_has_no_truth_value(owner: ib.Set) -> None:
+    with pytest.raises(ib.SetError, match="a & b"):
+        bool(owner)
+
+
+def test_a_large_array_is_no_wall() -> None:
+    assert repr(ib.NonNeg().where(np.eye(8) > 0)) == "NonNeg().where(<array of shape (8, 8): True, False, False, ...>)"
+    assert "..." in repr(ib.NonNeg().on(inputs=range(99)))
+
+
+@pytest.mark.parametrize("axis", [1, None, [0, 1], (0, 1)], ids=repr)
+def test_a_config_has_the_axis_as_it_was_given(axis: Any) -> None:
+    for name in ("MaxNorm", "UnitNorm", "MinMaxNorm"):
+        assert getattr(ib, name)(axis=axis).get_config() == getattr(keras.constraints, name)(axis=axis).get_config()
+
+
+def test_constraints_of_keras_become_sets() -> None:
+    theirs = keras.constraints
+    assert theirs.MaxNorm(1.5, axis=1) & ib.NonNeg() == ib.MaxNorm(1.5, axis=1) & ib.NonNeg()
+    assert ib.NonNeg() & theirs.MinMaxNorm(0.5, 2.0) == ib.NonNeg() & ib.MinMaxNorm(0.5, 2.0, axis=0)
+
+
+@pytest.mark.parametrize(
+    "field", [{"every": 0}, {"every": 1.5}, {"metric": "evil"}, {"metric": 7}, {"radius": 1}], ids=repr
+)
+def test_a_config_is_checked_when_it_is_read(field: dict[str, Any]) -> None:
+    ((name, value),) = field.items()
+    with pytest.raises(ib.SetError, match=rf"MaxNorm.*Received: {name}={value!r}"):
+        ib.MaxNorm.from_config({"max_value": 1.0} | field)
+
+
+def test_which_sets_swallow_steps_is_handed_on() -> None:
+    for grid in (ib.Grid(0.5) & ib.Box(-1, 1), ib.Grid(0.5).where([True, False]), ib.Joint(ib.Grid(0.5))):
+        assert grid.swallows == ib.Grid(0.5).swallows != ""
+    assert (ib.NonNeg() & ib.MaxNorm(1)).swallows == ""
+
+
+def test_a_shell_without_an_upper_bound() -> None:
+    found = ib.MinMaxNorm(1.0, np.inf).project([[0.3, 0.4], [30.0, 40.0]])
+    np.testing.assert_allclose(found, [[0.6, 0.8], [30.0, 40.0]], rtol=1e-12)
