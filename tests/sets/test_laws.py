@@ -178,21 +178,23 @@ def test_law_2_projecting_again_changes_no_bit(case: Case, dtype: str, library: 
 # 3. A nearest point.
 
 SCALES = (1e-3, 1e-1, 1.0, 1e1, 1e3)
-FEW_SOLVED = {(1, 9): 1, (3, 4): 1, (16, 8): 1}
-"""Of a usual run; each of the places below has its turn."""
 
 
 @of_numpy
 @convex_sets
 def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
     rng = np.random.default_rng(3)
-    instances = sure = 0
-    for given_shape, count in (case.solved if repetition.everything else FEW_SOLVED).items():
+    drawn = instances = sure = 0
+    for given_shape, count in case.solved.items():
         (shape,) = case.shapes(given_shape)
         assert case.program is not None
-        solve = solver(case.program, shape)
+        solve = None
         for scale in SCALES * count:
-            rows = PLACES[instances % len(PLACES)](case, rng.standard_normal(shape) * scale)
+            rows = PLACES[drawn % len(PLACES)](case, rng.standard_normal(shape) * scale)
+            drawn += 1
+            if not repetition.everything and drawn % 13:
+                continue
+            solve = solve or solver(case.program, shape)
             expected, exact_enough = solve(rows)
             found = case.set.project(rows)
             # A point that is inside, and no farther than the solver's, is the nearest to the root of the solver's gap.
@@ -205,8 +207,9 @@ def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
             np.testing.assert_allclose(found, answer, rtol=0, atol=within)
             sure += exact_enough
             instances += 1
-    assert instances >= (200 if repetition.everything else 15)
-    assert sure >= instances / 3  # how often differs between machines
+    assert drawn >= 200
+    assert instances >= drawn // 13
+    assert sure >= instances / 3 or not repetition.everything  # how often differs between machines
 
 
 PLACES: tuple[Callable[[Case, Any], Any], ...] = (
