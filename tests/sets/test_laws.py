@@ -103,14 +103,18 @@ def members(case: Case, shape: tuple[int, int], seed: int = 1) -> Any:
     return case.nearest(rng.standard_normal(shape) * rng.choice([0.1, 1.0, 10.0], (shape[0], 1)) / np.sqrt(shape[1]))
 
 
-def shapes(case: Case, dtype: str, library: str) -> list[tuple[int, int]]:
-    """Of NumPy's arrays all; of a backend's, which compiles each shape anew, in a usual run the ordinary one."""
+def shapes(case: Case, dtype: str, library: str) -> list[tuple[int, tuple[int, int]]]:
+    """With the seed of each.
+
+    Of NumPy's arrays all; of a backend's, which compiles each shape anew, in a usual run the ordinary one.
+    """
     few = library != "numpy" and (not repetition.everything or (case.slow and dtype == "bfloat16"))
-    return case.shapes(*([ORDINARY] if few else SHAPES))
+    every = enumerate(case.shapes(*SHAPES))
+    return [(seed, shape) for seed, shape in every if not few or shape == ordinary(case)]
 
 
 def each_shape(case: Case, make: Callable[..., Any], dtype: str, library: str) -> Iterator[Any]:
-    for seed, shape in enumerate(shapes(case, dtype, library)):
+    for seed, shape in shapes(case, dtype, library):
         yield array(make(case, shape, seed), dtype, library)
 
 
@@ -172,7 +176,7 @@ def test_law_1_violation_is_the_distance_beyond_the_bound(case: Case, dtype: str
 def test_law_2_inside_stays_bit_for_bit(case: Case, dtype: str, library: str) -> None:
     # Bounds of entries are met to rounding, so that a member is all that is inside; norms, to 4 ulp at each bound.
     for nudge in (0,) if case.by_entry else (0, 1.5, -1.5):
-        for seed, shape in enumerate(shapes(case, dtype, library)):
+        for seed, shape in shapes(case, dtype, library):
             nudged = exact(array(members(case, shape, seed), dtype, "numpy")) * (1 + nudge * EPSILON[dtype])
             given = array(nudged, dtype, library)
             held = case.inside(exact(given), dtype, case.held)
@@ -190,21 +194,23 @@ def test_law_2_projecting_again_changes_no_bit(case: Case, dtype: str, library: 
 # 3. A nearest point.
 
 SCALES = (1e-3, 1e-1, 1.0, 1e1, 1e3)
-FEW_SOLVED = {(1, 9): 1, (3, 4): 1, (16, 8): 1}
-"""Of a usual run; each of the places below has its turn."""
 
 
 @of_numpy
 @convex_sets
 def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
     rng = np.random.default_rng(3)
-    instances = sure = 0
-    for given_shape, count in (case.solved if repetition.everything else FEW_SOLVED).items():
+    drawn = instances = sure = 0
+    for given_shape, count in case.solved.items():
         (shape,) = case.shapes(given_shape)
         assert case.program is not None
-        solve = solver(case.program, shape)
+        solve = None
         for scale in SCALES * count:
-            rows = PLACES[instances % len(PLACES)](case, rng.standard_normal(shape) * scale)
+            rows = PLACES[drawn % len(PLACES)](case, rng.standard_normal(shape) * scale)
+            drawn += 1
+            if not repetition.everything and drawn % 13:
+                continue
+            solve = solve or solver(case.program, shape)
             expected, exact_enough = solve(rows)
             found = case.set.project(rows)
             # A point that is inside, and no farther than the solver's, is the nearest to the root of the solver's gap.
@@ -217,8 +223,9 @@ def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
             np.testing.assert_allclose(found, answer, rtol=0, atol=within)
             sure += exact_enough
             instances += 1
-    assert instances >= (200 if repetition.everything else 15)
-    assert sure >= instances / 3  # how often differs between machines
+    assert drawn >= 200
+    assert instances >= drawn // 13
+    assert sure >= instances / 3 or not repetition.everything  # how often differs between machines
 
 
 PLACES: tuple[Callable[[Case, Any], Any], ...] = (
@@ -290,7 +297,7 @@ def test_law_4_half_precision_is_rounded_once(case: Case, dtype: str, library: s
 @in_formats(SETS, [pair for pair in FORMATS if pair[0] != "float16"])
 def test_law_4_no_scale_overflows_or_vanishes(case: Case, dtype: str, library: str, scale: float) -> None:
     scale = max(min(scale if case.any_scale else scale**0.25, case.largest), case.smallest)
-    for seed, shape in enumerate(shapes(case, dtype, library)):
+    for seed, shape in shapes(case, dtype, library):
         rng = np.random.default_rng(seed)
         rows = array(rng.uniform(0.5, 1, shape) * rng.choice([-1, 1], shape) * scale, dtype, library)
         projected = exact(case.set.project(rows))
@@ -308,7 +315,7 @@ def test_law_4_no_scale_overflows_or_vanishes(case: Case, dtype: str, library: s
 
 @every_set_and_format
 def test_law_5_a_zero_unit_ends_where_it_is_documented(case: Case, dtype: str, library: str) -> None:
-    for shape in shapes(case, dtype, library):
+    for _, shape in shapes(case, dtype, library):
         projected = exact(case.set.project(array(np.zeros(shape), dtype, library)))
         assert_near(projected, case.nearest(np.zeros(shape)), 2 * EPSILON[dtype], case.mixes * EPSILON[dtype])
         assert case.inside(projected, dtype).all()
@@ -343,7 +350,7 @@ def test_law_5_what_is_not_finite_stays_and_is_violated(case: Case, dtype: str, 
 
 @in_formats({name: case for name, case in SETS.items() if not case.square and not case.ambiguous}, FORMATS)
 def test_law_6_units_are_independent(case: Case, dtype: str, library: str) -> None:
-    for seed, shape in enumerate(shapes(case, dtype, library)):
+    for seed, shape in shapes(case, dtype, library):
         rows = array(rows_of_many_sizes(case, shape, seed), dtype, "numpy")
         order = np.random.default_rng(0).permutation(len(rows))
         all_at_once = numbers(case.set.project(array(rows, dtype, library)))
@@ -357,7 +364,7 @@ def test_law_6_units_are_independent(case: Case, dtype: str, library: str) -> No
 
 @every_set_and_dtype
 def test_law_6_the_backend_computes_what_numpy_does(case: Case, dtype: str) -> None:
-    for seed, shape in enumerate(case.shapes(*SHAPES)):
+    for seed, shape in enumerate(case.shapes(*(SHAPES if repetition.everything else SHAPES[1:]))):
         values = rows_of_many_sizes(case, shape, seed)
         ours, numpys = array(values, dtype, BACKEND), array(values, dtype, "numpy")
         close = 6 * EPSILON[dtype], mixing(case, exact(numpys), dtype)
