@@ -273,7 +273,7 @@ def test_a_model_with_layers_of_ones_own(command, saved, tmp_path, monkeypatch):
         ('[layers]\nhiden = "Joint(NonNeg)"\n', "hidden"),
         ('[layers]\nDense = "NonNeg"\n', "Joint(NonNeg())"),
         ('[layers]\nDense = {kernl = "NonNeg"}\n', "kernel"),
-        ('[rules]\n"hidden/*" = "Joint(NonNeg)"\n', "selects layers"),
+        ('[rules]\n"hidden/*" = "Joint(NonNeg)"\n', "A Joint is for a layer"),
         ('[rules]\n"hidden/kernel" = "Box(0, [1, 2])"\n', "hidden/kernel"),
         ('[rules]\n"hidden/kernel" = "MaxNorm(1, axis=2)"\n', "axis"),
     ],
