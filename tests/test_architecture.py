@@ -12,7 +12,7 @@ pytestmark = pytest.mark.once
 PACKAGE = Path(inbounds.__file__).parent
 
 FAMILIES = ("entries", "grid", "matrices", "norms", "order", "sparsity", "spectral", "sums")
-FAMILY = {"_arguments", "_arrays", "_errors", "_laid", "_set", "_units"}
+FAMILY = {"_arguments", "_arrays", "_errors", "_judgement", "_laid", "_set", "_units"}
 
 # The inner ring is mathematics: it sees numbers and the public names of Keras, never a model.
 INNER = {
@@ -20,7 +20,8 @@ INNER = {
     "_arguments": {"_errors"},
     "_arrays": {"_errors"},
     "_decompositions": {"_arrays"},
-    "_units": {"_arrays", "_errors"},
+    "_judgement": {"_arrays"},
+    "_units": {"_arrays", "_errors", "_judgement"},
     "_laid": {"_arrays", "_errors"},
     "_proximal": {"_arrays", "_units"},
     "_set": {"_arguments", "_arrays", "_errors", "_laid", "_proximal", "_units"},

@@ -16,9 +16,9 @@ def norms(*parts):
     return np.sqrt(np.sum(squares, axis=0))
 
 
-def slack(bound):
-    """4 ulp of float32 at a bound: what rounding may cost."""
-    return 4 * float(np.spacing(np.float32(bound)))
+def slack(bound, size=128):
+    """What rounding to float32 may cost at a bound: 4 ulp, and three errors of the norm of so many entries."""
+    return 4 * float(np.spacing(np.float32(bound))) + 3 * 0.75 * (2 + np.log2(size)) * 2.0**-24 * bound
 
 
 def inside(values, bound):
