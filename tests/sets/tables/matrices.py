@@ -147,6 +147,7 @@ def doubly_stochastic() -> Case:
         square=True,
         exact=1e-9,
         mixes=8,
+        audited=8,
     )
 
 
