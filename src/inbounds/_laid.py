@@ -102,7 +102,7 @@ class Laid:
         except ValueError as error:
             raise SetError(
                 explain(
-                    "An array does not broadcast to the weight, nor, for a Joint, has it a row for each unit",
+                    "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
                     f"shape={array.shape}",
                     where=f"weights of shape {' and '.join(map(str, self.shapes))}",
                 )

@@ -416,7 +416,7 @@ class Units:
         weights = " and ".join(str(tuple(part.shape)) for part in self.parts)
         raise SetError(
             explain(
-                "An array does not broadcast to the weight, nor, for a Joint, has it a row for each unit",
+                "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
                 f"shape={shape}",
                 where=f"weights of shape {weights}: {self.count} units of {self.size} entries",
                 instead=f"an array of shape {tuple(self.parts[0].shape)}"
@@ -453,7 +453,7 @@ class Units:
         else:
             raise SetError(
                 explain(
-                    "An array in a set has no entry for each entry of a unit, nor a shape that broadcasts to it",
+                    "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it",
                     f"shape={shape}",
                     where=f"units of {self.size} entries, of shape {' and '.join(map(str, spans))}",
                     instead=f"give a number, or an array of shape ({self.size},)",

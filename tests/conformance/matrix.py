@@ -87,7 +87,7 @@ REFUSALS = [
         "a set of matrices needs one, and a scale isn't",
         lambda cell: cell.set == "SpectralNorm" and cell.layer == "BatchNormalization",
         ib.RuleError,
-        "take a weight with units and a fan-in",
+        "this weight has no units with a fan-in",
     ),
     Refusal(
         "a file or a copy of such a model has no sets, which constrain says",

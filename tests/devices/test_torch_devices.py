@@ -80,7 +80,7 @@ def test_fully_shard_is_refused_since_keras_layers_do_not_compute_with_what_it_s
     kind, text = found["refused"][door]
     assert not any(found["refused"]["gradients"]), "else Keras follows it now, and it needn't be refused"
     assert kind == "RuleError"
-    assert "The parameters of a model on PyTorch are the values of its Keras variables. Received: " in text
+    assert "A parameter of the model is not the value of its Keras variable. Received: " in text
     assert "is a DTensor, which its layer doesn't compute with: it gets no gradient" in text
     assert "Instead: DistributedDataParallel, or variables whose values are DTensors" in text
 
@@ -88,5 +88,5 @@ def test_fully_shard_is_refused_since_keras_layers_do_not_compute_with_what_it_s
 def test_a_set_that_dtensors_have_no_operations_for_is_an_error(found):
     kind, text = found["refused"]["orthogonal"]
     assert kind == "RuleError"
-    assert text.startswith("A set on DTensors takes operations that PyTorch has for DTensors. Received: aten.")
+    assert text.startswith("The set takes an operation that PyTorch lacks for DTensors. Received: aten.")
     assert "Where: Orthogonal" in text

@@ -325,7 +325,7 @@ def test_a_weight_in_the_plan_of_another_model_is_an_error_that_touches_nothing(
     outer = keras.Sequential([keras.Input((64,)), inner, keras.layers.Dense(10, activation="softmax", name="out")])
     ib.constrain(inner, {"deep/kernel": ib.MaxNorm(0.1)})
     before = values_of(outer)
-    with pytest.raises(ib.RuleError, match=r"in the plan of one model.*deep/kernel.*'inner'.*release"):
+    with pytest.raises(ib.RuleError, match=r"in the plan of another model.*deep/kernel.*'inner'.*release"):
         ib.constrain(outer, KERNELS)
     assert same_bits(values_of(outer), before)
     outer.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")

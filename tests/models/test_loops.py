@@ -285,7 +285,7 @@ def test_freezing_behind_the_back_of_keras_keeps_a_weight_and_is_an_error_within
     optimizer.step()
     assert np.array_equal(numbers(kernel), before)
     ib.constrain(model, JOINT)
-    with pytest.raises(ib.RuleError, match=r"frozen by Keras' `trainable`.*dense/kernel.*layer.trainable = False"):
+    with pytest.raises(ib.RuleError, match=r"frozen by `requires_grad`.*dense/kernel.*layer.trainable = False"):
         optimizer.step()
 
 
@@ -427,7 +427,7 @@ def test_what_is_no_loop_of_torch_is_refused_before_a_weight_is_touched():
     import torch
 
     model = network()
-    with pytest.raises(ib.RuleError, match=r"A model to project has a plan or sets.*without.*inbounds.constrain"):
+    with pytest.raises(ib.RuleError, match=r"Nothing is constrained.*inbounds.constrain"):
         ib.project_after(model, adam(model))
     with pytest.raises(ib.RuleError, match=r"A model is a keras\.Model or a layer"):
         ib.project_after(torch.nn.Linear(2, 2), adam(model))
@@ -650,7 +650,7 @@ ONE, THIRTY = np.ones((1,), "float32"), np.ones((30, 1), "float32")
     ("values", "told"),
     [
         ([THIRTY], r"`trainable_variables` is not a list with one value for each.*1 values for 2 variables"),
-        (THIRTY, r"`trainable_variables` is a list.*ndarray for 2 variables"),
+        (THIRTY, r"`trainable_variables` is not a list.*ndarray for 2 variables"),
         ({"kernel": THIRTY, "bias": ONE}, "dict for 2 variables"),
         ([ONE, THIRTY], r"shapes of model.trainable_variables.*shape=\(1,\).*dense/kernel of shape \(30, 1\)"),
         ([THIRTY.astype("int32"), ONE], r"floating point values.*dtype=int32.*dense/kernel"),
@@ -667,7 +667,7 @@ def test_values_that_are_not_like_the_variables_are_refused(values, told):
 
 def test_metrics_and_models_that_do_not_fit_are_refused():
     model = network()
-    with pytest.raises(ib.RuleError, match="A model to project has a plan or sets"):
+    with pytest.raises(ib.RuleError, match="Nothing is constrained"):
         ib.stateless_project(model, [THIRTY, ONE])
     ib.constrain(model, KERNELS)
     with pytest.raises(ib.RuleError, match=r"`metric` is a list.*1 values"):

@@ -285,7 +285,7 @@ def test_a_name_alone_makes_no_set_that_needs_arguments() -> None:
 
 @pytest.mark.parametrize("shape", [(2,), (4, 1), (2, 2)], ids=repr)
 def test_an_array_fits_the_unit(shape: tuple[int, ...]) -> None:
-    rule = "An array in a set has no entry for each entry of a unit, nor a shape that broadcasts to it."
+    rule = "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it."
     owner = ib.Fixed(np.zeros(shape))
     assert_says(lambda: owner.project(ROWS), rule, f"shape={shape}", "an array of shape (3,)")
     assert "Where: units of 3 entries, of shape (3,)." in raised(lambda: owner.project(ROWS))

@@ -322,7 +322,7 @@ def raised(bad: Callable[[], Any]) -> str:
 @pytest.mark.parametrize("value", [0, 0.0, -1, float("nan"), float("inf"), "1", True, None, [1.0]], ids=repr)
 def test_a_bound_is_above_0(make: Any, value: Any) -> None:
     text = raised(lambda: make(value))
-    assert text.startswith(f"`max_value` of {make.__name__} is a number")
+    assert text.startswith(f"`max_value` of {make.__name__} is not a number above 0")
     assert f"Received: max_value={value!r}." in text
     assert f"{make.__name__}(max_value=1.0)" in text
 
@@ -345,7 +345,7 @@ def test_a_stack_is_a_positive_integer(make: Any, value: Any) -> None:
 
 def test_a_rank_fits_the_matrix() -> None:
     text = raised(lambda: LowRank(4).project(np.ones((3, 5))))
-    assert text.startswith("`rank` of LowRank is above the number of rows and of columns. Received: rank=4.")
+    assert text.startswith("`rank` of LowRank is above the number of rows or of columns. Received: rank=4.")
     assert "on a matrix of shape (3, 5)" in text
     text = raised(lambda: LowRank(4, stack=2).project(np.ones((6, 5))))
     assert "on a matrix of shape (3, 5)" in text

@@ -298,7 +298,7 @@ def test_an_array_of_another_shape_is_an_error(shape: Shape) -> None:
         view.entries(np.zeros(shape))
     text = str(caught.value)
     assert text.startswith(
-        "An array in a set has no entry for each entry of a unit, nor a shape that broadcasts to it."
+        "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it."
     )
     assert f"Received: shape={shape}. Where: units of 24 entries, of shape (3, 2, 4)." in text
     assert "Instead: give a number, or an array of shape (24,)." in text
