@@ -334,7 +334,7 @@ def test_a_weight_in_the_plan_of_another_model_is_an_error_that_touches_nothing(
     ib.release(inner)
     ib.constrain(outer, KERNELS)
     assert inside(norms((outer.get_layer("out").kernel, (0,))), BOUND)
-    with pytest.raises(ib.RuleError, match="in the plan of one model"):
+    with pytest.raises(ib.RuleError, match="in the plan of another model"):
         ib.constrain(inner, KERNELS)
 
 

@@ -429,7 +429,7 @@ def test_what_is_no_loop_of_torch_is_refused_before_a_weight_is_touched():
     model = network()
     with pytest.raises(ib.RuleError, match=r"Nothing is constrained.*inbounds.constrain"):
         ib.project_after(model, adam(model))
-    with pytest.raises(ib.RuleError, match=r"A model is a keras\.Model or a layer"):
+    with pytest.raises(ib.RuleError, match=r"`model` is not a keras\.Model or a layer"):
         ib.project_after(torch.nn.Linear(2, 2), adam(model))
     ib.constrain(model, KERNELS)
     model.layers[0].kernel.assign(numbers(model.layers[0].kernel) + 1)
@@ -670,7 +670,7 @@ def test_metrics_and_models_that_do_not_fit_are_refused():
     with pytest.raises(ib.RuleError, match="Nothing is constrained"):
         ib.stateless_project(model, [THIRTY, ONE])
     ib.constrain(model, KERNELS)
-    with pytest.raises(ib.RuleError, match=r"`metric` is a list.*1 values"):
+    with pytest.raises(ib.RuleError, match=r"`metric` is not a list.*1 values"):
         ib.stateless_project(model, [THIRTY, ONE], [THIRTY])
     with pytest.raises(ib.RuleError, match=r"`metric` has the shapes.*shape=\(1,\)"):
         ib.stateless_project(model, [THIRTY, ONE], [ONE, None])

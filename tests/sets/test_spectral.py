@@ -322,7 +322,7 @@ def raised(bad: Callable[[], Any]) -> str:
 @pytest.mark.parametrize("value", [0, 0.0, -1, float("nan"), float("inf"), "1", True, None, [1.0]], ids=repr)
 def test_a_bound_is_above_0(make: Any, value: Any) -> None:
     text = raised(lambda: make(value))
-    assert text.startswith(f"`max_value` of {make.__name__} is not a number above 0")
+    assert text.startswith(f"`max_value` of {make.__name__} is not a")
     assert f"Received: max_value={value!r}." in text
     assert f"{make.__name__}(max_value=1.0)" in text
 
