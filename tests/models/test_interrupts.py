@@ -215,8 +215,8 @@ def callback(event):
 
 
 FITS = {
-    "a loader, at once": lambda: {"x": loader(0)},
-    "a loader, in the midst": lambda: {"x": loader(3)},
+    "a loader, at once": lambda: {"x": loader(0), "shuffle": False},
+    "a loader, in the midst": lambda: {"x": loader(3), "shuffle": False},
     "before a step": lambda: {"x": X, "y": Y, **callback("on_train_batch_begin")},
     "after a step": lambda: {"x": X, "y": Y, **callback("on_train_batch_end")},
     "an epoch's begin": lambda: {"x": X, "y": Y, **callback("on_epoch_begin")},
@@ -435,7 +435,7 @@ def test_a_layer_of_a_model_that_another_thread_fits_is_part_of_it_and_other_mod
 def test_a_fit_that_died_in_a_thread_blocks_nothing(fitted):
     def die():
         with pytest.raises(Stop):
-            fitted.fit(loader(1), verbose=0)
+            fitted.fit(loader(1), verbose=0, shuffle=False)
 
     thread = threading.Thread(target=die)
     thread.start()
