@@ -605,11 +605,11 @@ def test_on_jax_a_fit_empties_the_variables_which_have_no_initializer_any_more()
             with pytest.raises(TypeError):
                 _ = variable.value
             seen.append(variable.path)
-        raise OSError
+        raise OSError("it is over")
 
     model.make_train_function()
     model.train_function = lost
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="it is over"):
         model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
     assert len(seen) == 2
 
