@@ -13,6 +13,8 @@ import inbounds as ib
 
 from .conftest import small_model
 
+pytestmark = pytest.mark.once
+
 ROW = {
     "paths": list,
     "set": str,

@@ -11,6 +11,8 @@ from inbounds.constraints import SETS
 
 from .conftest import small_model
 
+pytestmark = pytest.mark.once
+
 PRINTED = [
     ib.NonNeg(),
     ib.NonPos(),
