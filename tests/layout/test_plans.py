@@ -13,6 +13,7 @@ from inbounds import _layout
 from .layers import BY_NAME, CASES, find, read
 
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning"),  # nothing is saved here
     pytest.mark.filterwarnings("ignore:.*You passed `rms_scaling=True`"),  # deprecated, but models that have it exist
 ]
