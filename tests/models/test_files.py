@@ -121,7 +121,7 @@ class Runs:
     """Training runs in processes that a server forks, which has imported everything."""
 
     def __init__(self, cache):
-        paths = [str(Path(ib.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        paths = [str(Path(ib.__file__).parents[1]), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         self.server = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(Path(__file__).parent)],
             stdin=subprocess.PIPE,

@@ -54,10 +54,12 @@ def in_formats(cases: dict[str, Case], formats: list[tuple[str, str]]) -> Any:
     return pytest.mark.parametrize(("case", "dtype", "library"), rows)
 
 
-def in_dtypes(cases: dict[str, Case]) -> Any:
-    """Every case in every dtype of the backend; those that are slow in float32."""
+def in_dtypes(cases: dict[str, Case], long: tuple[str, ...] = ()) -> Any:
+    """Every case in every dtype of the backend; those that are slow in float32, and those named only with `--all`."""
     rows = [
-        pytest.param(case, dtype, id=f"{name}-{dtype}-{BACKEND}")
+        pytest.param(
+            case, dtype, id=f"{name}-{dtype}-{BACKEND}", marks=[pytest.mark.repetition] if name in long else []
+        )
         for name, case in cases.items()
         for dtype in BACKEND_DTYPES
         if not case.slow or dtype == "float32"
@@ -382,8 +384,12 @@ def both(case: Case) -> Callable[[Any], Any]:
 PROVEN = pytest.mark.repetition if BACKEND == "jax" else pytest.mark.repeats()
 
 
+UNROLLED = ("Box-L1Ball", "Box-SumTo", "DoublyStochastic", "Halfspace-MaxNorm", "L1Ball-MaxNorm")
+"""Sets whose loops PyTorch writes out when it traces, for up to half a minute. The law of `vmap` has them too."""
+
+
 @PROVEN
-@every_set_and_dtype
+@in_dtypes(SETS, long=UNROLLED if BACKEND == "torch" else ())
 def test_law_6_works_where_functions_are_compiled(case: Case, dtype: str) -> None:
     rows = array(rows_of_many_sizes(case, ordinary(case)), dtype, BACKEND)
     for result, eager, rtol in zip(
