@@ -1,12 +1,14 @@
 """What a usual run leaves out: the same proof again, of another dtype, shape or number of steps. `--all` has it too.
 
-Of tests that differ only in parameters named in `REPEATED`, or by the marker `repeats`, one stays for each choice of
+Backends take turns at the tests of modules marked `by_turns`: what they prove doesn't depend on the backend, and each is
+run on one. Of tests that differ only in parameters named in `REPEATED`, or by the marker `repeats`, one stays for each choice of
 the others. Which one goes round, so that each value has its turn.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Any
@@ -14,6 +16,9 @@ from typing import Any
 REPEATED = ("dtype", "scale", "seed", "shape", "size")
 USUAL = {"numpy": "float64"}
 """The dtype of three samples in four, by library; float32 for the others."""
+
+TURNS = ("torch", "tensorflow", "torch", "jax")
+"""Whose turn it is, by test function; PyTorch has two, since it compiles nothing."""
 
 everything = False
 """Whether this run leaves nothing out. A test that repeats itself in a loop of its own looks here."""
@@ -34,6 +39,12 @@ def left_out(items: Iterable[Any]) -> list[Any]:
         turns[function] += 1
         repeated += [item for item in same if item is not kept]
     return repeated
+
+
+def is_of_another_backend(item: Any, backend: str) -> bool:
+    """Whether it is another backend's turn; what a backend skips is of the others."""
+    turn = TURNS[zlib.crc32(item.nodeid.partition("[")[0].encode()) % len(TURNS)]
+    return item.get_closest_marker("by_turns") is not None and turn != backend and not any(item.iter_markers("skipif"))
 
 
 def _claim(item: Any) -> tuple[Hashable, ...]:

@@ -10,6 +10,8 @@ from measure import norms, numbers, same_bits, slack, values_of
 
 import inbounds as ib
 
+pytestmark = pytest.mark.by_turns
+
 EXACT = 1e-12  # what sums in float64 may differ by
 
 

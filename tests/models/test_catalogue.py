@@ -8,6 +8,8 @@ import pytest
 
 import inbounds as ib
 
+pytestmark = pytest.mark.by_turns
+
 IN, UNITS = 6, 5
 MASK = np.random.default_rng(0).uniform(size=(IN, UNITS)) < 0.6
 

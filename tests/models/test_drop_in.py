@@ -19,6 +19,8 @@ from inbounds.constraints import (
     unit_norm,
 )
 
+pytestmark = pytest.mark.by_turns
+
 BOUND = 0.5
 
 # Every layer of Keras with a `*_constraint` argument: its other arguments, an input, and for each of its constraint

@@ -20,6 +20,8 @@ from measure import inside, norms, numbers, on_bound, same_bits, slack, values_o
 import inbounds as ib
 import repetition
 
+pytestmark = pytest.mark.by_turns
+
 BACKEND = keras.backend.backend()
 BOUND = 0.4
 RULES = {"hidden": ib.Joint(ib.MaxNorm(BOUND)), "out": ib.UnitNorm()}

@@ -9,6 +9,8 @@ from measure import inside, joint_projection, norms, numbers, on_bound, slack
 
 import inbounds as ib
 
+pytestmark = pytest.mark.by_turns
+
 BOUND = 0.4
 BACKEND = keras.backend.backend()
 

@@ -9,6 +9,8 @@ import inbounds as ib
 from inbounds._bound import projected
 from models.measure import numbers
 
+pytestmark = pytest.mark.by_turns
+
 BOUND = 0.6
 
 

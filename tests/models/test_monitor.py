@@ -10,6 +10,8 @@ import pytest
 
 import inbounds as ib
 
+pytestmark = pytest.mark.by_turns
+
 
 class Logs(keras.callbacks.Callback):
     """Keeps what callbacks after the Monitor are told."""

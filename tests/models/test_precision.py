@@ -10,6 +10,8 @@ from measure import numbers
 
 import inbounds as ib
 
+pytestmark = pytest.mark.by_turns
+
 BACKEND = keras.backend.backend()
 ULP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 WIDE = ("MaxNorm", "Simplex", "NonNeg & MaxNorm", "Joint")

@@ -14,6 +14,8 @@ from measure import inside, norms, numbers, on_bound, same_bits, values_of
 
 import inbounds as ib
 
+pytestmark = pytest.mark.by_turns
+
 BACKEND = keras.backend.backend()
 BOUND = 0.4
 

@@ -236,6 +236,7 @@ def test_steps_that_run_out_end_inside(monkeypatch: pytest.MonkeyPatch) -> None:
                     assert same_bits(DoublyStochastic().project(projected), projected)
 
 
+@pytest.mark.repetition  # the law of traced functions has one matrix
 def test_the_same_where_functions_are_traced_or_vectorized() -> None:
     values = np.stack([inputs(12)[name] for name in ("normal", "far", "step")])
     given = array(values, "float32", BACKEND)
