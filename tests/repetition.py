@@ -1,8 +1,8 @@
 """What a usual run leaves out: the same proof again, of another dtype, shape or number of steps. `--all` has it too.
 
-Backends take turns at the tests of modules marked `by_turns`: what they prove doesn't depend on the backend, and each is
-run on one. Of tests that differ only in parameters named in `REPEATED`, or by the marker `repeats`, one stays for each choice of
-the others. Which one goes round, so that each value has its turn.
+Backends take turns at the tests of modules marked `by_turns`: what they prove doesn't depend on the backend, and each
+test function is run on one. Of tests that differ only in parameters named in `REPEATED`, or by the marker `repeats`,
+one stays for each choice of the others. Which one goes round, so that each value has its turn.
 """
 
 from __future__ import annotations

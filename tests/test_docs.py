@@ -12,6 +12,8 @@ import pytest
 
 import inbounds as ib
 
+pytestmark = pytest.mark.by_turns
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [f"inbounds.{module.name}" for module in pkgutil.walk_packages(ib.__path__, "") if module.name != "__main__"]

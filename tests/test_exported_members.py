@@ -10,6 +10,8 @@ import pytest
 import inbounds as ib
 from inbounds import constraints
 
+pytestmark = pytest.mark.once
+
 MODULES = [ib, constraints]
 
 

@@ -16,6 +16,8 @@ from inbounds._units import Units
 from sets.solver import solver
 from sets.tensors import BACKEND, array, compiled, exact, gradient, mapped, of_numpy, same_bits
 
+pytestmark = pytest.mark.by_turns
+
 NORMAL = np.array([0.5, -2.0, 0.0, 1.0, 0.25])
 LOWS = np.array([-1.0, -0.5, -0.2, 0.0, 0.0])
 Program = Callable[[cp.Variable], list[cp.Constraint]]

@@ -12,6 +12,8 @@ import pytest
 import inbounds as ib
 from sets.tensors import same_bits
 
+pytestmark = pytest.mark.by_turns
+
 NAN, INF = float("nan"), float("inf")
 ROWS = np.ones((2, 3), dtype="float32")
 Bad = Callable[[], Any]

@@ -13,6 +13,8 @@ from inbounds._sets.grid import Grid
 from sets.case import ulp
 from sets.tensors import BACKEND_DTYPES, FORMATS, LIBRARIES, NUMPY_DTYPES, array, exact, same_bits
 
+pytestmark = pytest.mark.by_turns
+
 every_format = pytest.mark.parametrize(("dtype", "library"), FORMATS, ids=["-".join(pair) for pair in FORMATS])
 STEPS = [0.1, 1 / 3, 0.25, 7e-4, 3.3]
 

@@ -27,6 +27,8 @@ from sets.tensors import (
     same_bits,
 )
 
+pytestmark = pytest.mark.by_turns
+
 Make = Callable[..., Any]
 MAKE: dict[str, Make] = {cls.__name__: cls for cls in (Symmetric, SkewSymmetric, ZeroDiagonal, DoublyStochastic)}
 every_matrix_set = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)

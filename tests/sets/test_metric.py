@@ -15,6 +15,8 @@ from sets.solver import weighted_solver
 from sets.table import SETS
 from sets.tensors import BACKEND, LIBRARIES, array, compiled, exact, gradient, mapped, of_numpy, same_bits
 
+pytestmark = pytest.mark.by_turns
+
 CONVEX = {name: case for name, case in SETS.items() if case.convex}
 WEIGHED = {name: case for name, case in CONVEX.items() if case.set.weighs}
 OF_UNITS = {name: case for name, case in WEIGHED.items() if not case.by_entry}

@@ -13,6 +13,8 @@ import inbounds as ib
 from inbounds._sets.order import Monotone
 from sets.tensors import BACKEND, EPSILON, LIBRARIES, array, exact, gradient, numbers, same_bits
 
+pytestmark = pytest.mark.by_turns
+
 
 def fitted(rows: Any, increasing: bool = True) -> Any:
     """The nearest rows as scikit-learn finds them."""

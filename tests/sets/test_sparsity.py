@@ -12,6 +12,8 @@ import inbounds as ib
 from inbounds._sets.sparsity import Sparse
 from sets.tensors import BACKEND, LIBRARIES, array, compiled, exact, numbers, same_bits
 
+pytestmark = pytest.mark.by_turns
+
 
 def nearest_distance(row: Any, k: int) -> float:
     """To the nearest vector with at most k entries that are not 0, of all sets of k places."""

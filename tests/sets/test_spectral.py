@@ -29,6 +29,8 @@ from sets.tensors import (
     same_bits,
 )
 
+pytestmark = pytest.mark.by_turns
+
 OWNERS: dict[str, tuple[Any, Any]] = {name: (case.set, case) for name, case in SETS.items() if "small" not in name}
 every_set = pytest.mark.parametrize(("owner", "case"), OWNERS.values(), ids=OWNERS)
 SIZES = ((64, 64), (256, 256), (100, 784), (784, 100))

@@ -14,6 +14,8 @@ import inbounds as ib
 from sets.table import SETS
 from sets.tables.combine import clip01
 
+pytestmark = pytest.mark.by_turns
+
 OTHERS = [
     ib.Box([[-1.0, 0.0]], np.inf),
     ib.Box(np.float32(0.1), 1),
