@@ -41,6 +41,11 @@ def left_out(items: Iterable[Any]) -> list[Any]:
     return repeated
 
 
+def first_of(backends: Iterable[str]) -> str:
+    """The backend that compiles least, of some."""
+    return min(backends, key=["torch", "tensorflow", "jax"].index)
+
+
 def is_of_another_backend(item: Any, backend: str) -> bool:
     """Whether it is another backend's turn; what a backend skips is of the others."""
     turn = TURNS[zlib.crc32(item.nodeid.partition("[")[0].encode()) % len(TURNS)]

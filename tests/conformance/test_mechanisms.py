@@ -8,6 +8,7 @@ import random
 import keras
 import pytest
 
+import repetition
 from conformance import matrix
 from conformance.mechanisms import MECHANISMS
 
@@ -45,6 +46,8 @@ def test_each_mechanism_is_needed(name, tmp_path, monkeypatch, record_property, 
     mechanism = MECHANISMS[name]
     if BACKEND not in mechanism.backends:
         pytest.skip(f"on {BACKEND}, {mechanism.why}")
+    if not repetition.everything and repetition.first_of(mechanism.backends) != BACKEND:
+        pytest.skip(f"a usual run tries it on {repetition.first_of(mechanism.backends)}")
     with monkeypatch.context() as patch:
         mechanism.off(patch)
         tried = [*mechanism.witnesses, *sample(request.config)]
