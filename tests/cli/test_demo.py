@@ -12,6 +12,7 @@ from .conftest import in_subprocess
 MODELS = ("dense_sequential", "dense_functional", "conv_functional", "conv3d_subclassed", "dense_joint")
 
 
+@pytest.mark.once
 def test_the_demo_trains_and_audits_every_model(command, monkeypatch):
     train = _demo.train
     monkeypatch.setattr(_demo, "train", lambda model, images, labels, epochs: train(model, images, labels, 1))

@@ -17,8 +17,8 @@ pytestmark = [
 
 ROOT = Path(__file__).parent.parent.parent
 PART_OF_A_KERNEL = {"data": [64, 16], "units": [64, 2], "fan-in": [8, 16], "both": [32, 4]}
-FITS = ["optimizer/both", "euclidean/data"]
-REDUCED = ["MaxNorm", "L1Ball"]
+FITS = ["optimizer/both"]
+REDUCED = ["MaxNorm"]
 GATHERED = ["Sparse(3)"]
 SHARDINGS = ["units", "fan-in"]
 if repetition.everything:  # each takes seconds to compile

@@ -123,7 +123,7 @@ def test_project_in_a_traced_function_is_an_error_and_leaves_no_tracer_behind():
 
     model = network()
     ib.constrain(model, KERNELS)
-    with pytest.raises(ib.RuleError, match=r"jax.jit traces can't.*stateless_project"):
+    with pytest.raises(ib.RuleError, match=r"jax.jit traces.*stateless_project"):
         jax.jit(lambda x: (ib.project(model), x)[1])(1.0)
     assert isinstance(model.layers[0].kernel.value, jax.Array)
     assert not isinstance(model.layers[0].kernel.value, jax.core.Tracer)
