@@ -58,6 +58,7 @@ MATRICES = {
 
 
 @pytest.mark.repeats("policy")
+@(pytest.mark.repetition if keras.backend.backend() == "tensorflow" else pytest.mark.repeats())  # traced for 2 minutes
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "float16"])
 @pytest.mark.parametrize("sets", [VECTORS, MATRICES], ids=["vectors", "matrices"])
 def test_weights_are_inside_at_every_rate(sets, policy):

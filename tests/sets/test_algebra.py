@@ -161,6 +161,7 @@ def test_the_way_is_said(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cone, ball", "two l1", "spectral, frobenius"])  # the others are rows of the table
+@(pytest.mark.repetition if BACKEND == "tensorflow" else pytest.mark.repeats())  # traced for half a minute
 def test_it_is_compiled(name: str) -> None:
     if BACKEND == "torch" and name == "two l1":
         pytest.skip("100 rounds of 24 looks, unrolled, take minutes to export; vectorizing takes the same way")

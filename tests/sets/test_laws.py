@@ -403,7 +403,14 @@ def loose(case: Case, rows: Any) -> float:
     return 1e-6 + case.mixes * EPSILON["float32"] * float(np.abs(exact(rows)).max())
 
 
-@every_set_and_dtype
+TRACED_LONG = (
+    *UNROLLED,
+    *("LowRank", "NuclearNorm", "NuclearNorm-small", "Orthogonal", "SpectralNorm", "SpectralNorm-small"),
+)
+"""Sets whose vectorized loops TensorFlow traces for 10 to 25 seconds each."""
+
+
+@in_dtypes(SETS, long=TRACED_LONG if BACKEND == "tensorflow" else ())
 def test_law_6_works_where_functions_are_vectorized(case: Case, dtype: str) -> None:
     rows = array(np.stack([rows_of_many_sizes(case, ordinary(case), seed) for seed in range(3)]), dtype, BACKEND)
     one_by_one = zip(*[both(case)(rows[i]) for i in range(3)], strict=True)
