@@ -26,7 +26,6 @@ from inbounds._weights import Weight, layers_of, weights_of
 _IN_A_CALLBACK = "call it in a callback of that fit, such as on_epoch_end, or once the fit has ended"
 
 
-@visits(_IN_A_CALLBACK)
 def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every: int | str = 1) -> Plan:
     """Keeps weights of a model inside sets, from now on.
 
@@ -63,6 +62,26 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
     """
+    plan = _constrain(model, rules, metric, every)
+    if text := guesses(plan.entries):
+        warnings.warn(text, LayoutWarning, stacklevel=2)
+    for weight_paths, why in not_carried(model, plan):
+        warnings.warn(
+            explain(
+                "A .keras file does not carry the whole plan",
+                weight_paths,
+                where=why,
+                instead="call constrain again with the same rules after loading",
+            ),
+            PlanNotSavedWarning,
+            stacklevel=2,
+        )
+    return plan
+
+
+@visits(_IN_A_CALLBACK)
+def _constrain(model: Any, rules: Any, metric: str, every: int | str) -> Plan:
+    """What `constrain` does to a model, but for its warnings, which name the line that calls it."""
     every = interval("constrain", every, "steps", "constrain(model, rules, every=100)")
     plan = _in_training(model, _centred(resolve(model, rules, given_constraint, metric)), metric, every)
     if not plan.entries:
@@ -84,19 +103,6 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
         for weight in entry.weights:
             _set_argument(weight, entry.set)
     _renew(model)
-    if text := guesses(plan.entries):
-        warnings.warn(text, LayoutWarning, stacklevel=2)
-    for weight_paths, why in not_carried(model, plan):
-        warnings.warn(
-            explain(
-                "A .keras file does not carry the whole plan",
-                weight_paths,
-                where=why,
-                instead="call constrain again with the same rules after loading",
-            ),
-            PlanNotSavedWarning,
-            stacklevel=3,
-        )
     return plan
 
 

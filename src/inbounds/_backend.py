@@ -27,7 +27,7 @@ def import_keras() -> None:
     given = os.environ.get("KERAS_BACKEND")
     os.environ["KERAS_BACKEND"] = _chosen(given)
     try:
-        import keras  # noqa: F401
+        importlib.import_module("keras")
     finally:
         if given is None:
             del os.environ["KERAS_BACKEND"]

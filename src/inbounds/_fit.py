@@ -54,7 +54,7 @@ Keras empties the variables before that step, and forgets what they were where i
 
 def _trained(kind: Literal["fit", "step"], train: Callable[..., Any], model: Any, *arguments: Any, **named: Any) -> Any:
     """A `fit` or a `train_on_batch`; where it raises, all weights that can be are inside."""
-    use = Use(kind, train.__name__, lambda: variables_of(model), sync=getattr(model, "jax_state_sync", int))
+    use = Use(kind, train.__name__, lambda: variables_of(model), sync=getattr(model, "jax_state_sync", lambda: None))
     return used(
         use,
         lambda: train(model, *arguments, **named),
@@ -128,7 +128,8 @@ def _remember(model: Any) -> None:
 
 
 def _forget(model: Any) -> list[tuple[Any, Any]]:
-    return vars(model).pop(_BEGUN, [])  # type: ignore[no-any-return]
+    remembered: list[tuple[Any, Any]] = vars(model).pop(_BEGUN, [])
+    return remembered
 
 
 def _begin(model: Any) -> None:

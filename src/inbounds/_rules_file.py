@@ -202,7 +202,8 @@ def _set(node: ast.expr) -> Set:
             pass
         case ast.Name(id=name):
             _set_named(name)
-            return without_arguments(name)  # type: ignore[no-any-return]
+            named: Set = without_arguments(name)
+            return named
         case _:
             raise _not_a_set(ast.unparse(node))
     cls = _set_named(name)

@@ -626,7 +626,7 @@ def key_of(value: Any) -> Any:
         return value  # its config, if it has one, doesn't say what it is
     try:
         return cls, key_of(value.get_config())
-    except NotImplementedError:
+    except NotImplementedError:  # Keras' base classes raise it: then the object is only equal to itself
         return value
 
 

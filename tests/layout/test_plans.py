@@ -218,6 +218,9 @@ def test_a_guess_is_a_warning_with_the_line_that_ends_it(registry):
     layer = built(Rows(), 4)
     with pytest.warns(ib.LayoutWarning) as caught:
         ib.constrain(layer, {"kernel": ib.MaxNorm(0.1)})
+    ours = (ib.LayoutWarning, ib.PlanNotSavedWarning)
+    named = {warning.filename for warning in caught if issubclass(warning.category, ours)}
+    assert named == {__file__}, "warnings name the line that constrains"
     (text,) = [str(warning.message) for warning in caught if warning.category is ib.LayoutWarning]
     assert "Received: rows/kernel of shape (3, 4). Where: Rows." in text
     line = text.split("Instead: inbounds.")[1].split(" with the axes")[0]
