@@ -1,5 +1,6 @@
 """What every test starts from: a clean Keras state, a fixed seed, and the backend that KERAS_BACKEND names."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # channels first, on processors where it isn't the default
@@ -21,13 +22,17 @@ def pytest_configure(config):
     repetition.everything = config.getoption("--all")
 
 
-@pytest.hookimpl(trylast=True)  # of what -k and -m select
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
     import keras  # here, so that the process that only hands out tests starts without
 
     backend = keras.backend.backend()
     if os.environ.get("KERAS_BACKEND", backend) != backend:
         raise RuntimeError(f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}, but Keras runs on {backend}")
+    for item, group in zip(items, groups_of(items), strict=True):
+        if item.get_closest_marker("xdist_group") is None and group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    yield  # pytest-xdist looks at groups, -k and -m select
     out = set()
     if config.getoption("--once-done"):
         out |= {item for item in items if is_once(item)}
@@ -36,9 +41,8 @@ def pytest_collection_modifyitems(config, items):
         out |= set(repetition.left_out(item for item in items if item not in out))
     config.hook.pytest_deselected(items=[item for item in items if item in out])
     items[:] = [item for item in items if item not in out]
-    for item, group in zip(items, groups_of(items), strict=True):
-        if item.get_closest_marker("xdist_group") is None and group is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
+    gc.freeze()  # of what is imported by now nothing is freed: looking for it again and again takes a tenth of the time
+    gc.set_threshold(50_000, 20, 20)
 
 
 def is_once(item):

@@ -17,8 +17,8 @@ REPEATED = ("dtype", "scale", "seed", "shape", "size")
 USUAL = {"numpy": "float64"}
 """The dtype of three samples in four, by library; float32 for the others."""
 
-TURNS = ("torch", "tensorflow", "torch", "jax")
-"""Whose turn it is, by test function; PyTorch has two, since it compiles nothing."""
+TURNS = ("torch", "tensorflow", "torch", "torch", "jax", "torch")
+"""Whose turn it is, by test function; PyTorch has most, since it compiles nothing."""
 
 everything = False
 """Whether this run leaves nothing out. A test that repeats itself in a loop of its own looks here."""
@@ -48,16 +48,20 @@ def first_of(backends: Iterable[str]) -> str:
 
 def is_of_another_backend(item: Any, backend: str) -> bool:
     """Whether it is another backend's turn; what a backend skips is of the others."""
-    turn = TURNS[zlib.crc32(item.nodeid.partition("[")[0].encode()) % len(TURNS)]
+    turn = TURNS[zlib.crc32(_function_of(item).encode()) % len(TURNS)]
     return item.get_closest_marker("by_turns") is not None and turn != backend and not any(item.iter_markers("skipif"))
 
 
 def _claim(item: Any) -> tuple[Hashable, ...]:
     """What a test proves: its function, and the parameters that don't just repeat the proof."""
-    function = item.nodeid.partition("[")[0]
     repeated = {*REPEATED, *(name for mark in item.iter_markers("repeats") for name in mark.args)}
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return function, *((name, _same(value)) for name, value in parameters.items() if name not in repeated)
+    return _function_of(item), *((name, _same(value)) for name, value in parameters.items() if name not in repeated)
+
+
+def _function_of(item: Any) -> str:
+    """Without parameters, and without the group that pytest-xdist adds."""
+    return re.split(r"\[|@", item.nodeid)[0]
 
 
 def _same(value: Any) -> Hashable:

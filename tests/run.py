@@ -28,7 +28,8 @@ SETTINGS = {
     "PYTHONDONTWRITEBYTECODE": "",  # what one process has compiled, the others needn't
 }
 
-# Small models are called a few times: compiling them is nearly all there is to do. For JAX see also tests/small.py.
+# Small models are called a few times: compiling them is nearly all there is to do. With --all XLA optimizes, as it does
+# for users.
 OF_BACKEND = {
     "jax": {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),  # also for the next run
@@ -36,8 +37,9 @@ OF_BACKEND = {
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     },
     "torch": {},
-    "tensorflow": {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"},
+    "tensorflow": {},
 }
+FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
 
 
 def run(command: list[str], **environment: str) -> str:
@@ -56,7 +58,7 @@ def main() -> int:
     ended = {} if given.backend else {name: run(check) for name, check in CHECKS.items()}
     once: list[str] = []
     for backend in given.backend or BACKENDS:
-        settings = SETTINGS | OF_BACKEND[backend]
+        settings = SETTINGS | OF_BACKEND[backend] | ({} if "--all" in arguments else FAST)
         ended[backend] = run([*TESTS, *once, *arguments], KERAS_BACKEND=backend, **settings)
         once = ["--once-done"]
     print("\n" + ", ".join(f"{name}: {how}" for name, how in ended.items()))

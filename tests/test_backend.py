@@ -1,7 +1,6 @@
 """The backend that `import inbounds` takes, and the README, pasted into an empty file, on one backend by itself."""
 
 import importlib.util
-import json
 import os
 import re
 import subprocess
@@ -28,7 +27,8 @@ class Finder(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 before = dict(os.environ)
-exec(compile(open({file!r}, encoding="utf-8").read(), {file!r}, "exec"), {{"__name__": "__main__"}})
+for file in [f"pasted_{{number}}.py" for number in range({count})]:
+    exec(compile(open(file, encoding="utf-8").read(), file, "exec"), {{"__name__": "__main__"}})
 assert sys.modules["keras"].backend.backend() == {backend!r}
 assert os.environ.get("KERAS_BACKEND") == before.get("KERAS_BACKEND")
 """
@@ -95,17 +95,15 @@ def test_a_finder_that_refuses_a_name_means_that_it_is_not_installed(monkeypatch
     assert not _backend._installed("jax")
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_the_readme_runs_with_this_backend_alone_and_none_named(snippet, tmp_path):
-    """keras.json is missing or names TensorFlow, as on a machine where Keras was imported before."""
-    file, backend = str(tmp_path / "pasted.py"), keras.backend.backend()
-    Path(file).write_text(snippet, encoding="utf-8")
+def test_the_readme_runs_with_this_backend_alone_and_none_named(tmp_path):
+    """Keras' settings name TensorFlow, as on a machine where Keras was imported before."""
+    (tmp_path / "keras.json").write_text('{"backend": "tensorflow"}', encoding="utf-8")
+    for number, snippet in enumerate(SNIPPETS):
+        (tmp_path / f"pasted_{number}.py").write_text(snippet, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     environment |= {"KERAS_HOME": str(tmp_path), "PYTHONPATH": str(Path(_backend.__file__).parent.parent)}
-    if snippet == SNIPPETS[0]:
-        (tmp_path / "keras.json").write_text(json.dumps({"backend": "tensorflow"}), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", ALONE.format(backend=backend, file=file)],
+        [sys.executable, "-c", ALONE.format(backend=keras.backend.backend(), count=len(SNIPPETS))],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -383,6 +383,7 @@ def test_a_plain_attribute_of_a_variable_holds_its_constraint():
     assert variable.constraint is mark
 
 
+@pytest.mark.by_turns
 def test_quantization_replaces_the_variable_and_forgets_its_constraint():
     """If it kept it, an audit could stop saying that the set is unenforced."""
     layer = dense(kernel_constraint=keras.constraints.NonNeg())
@@ -409,6 +410,7 @@ def test_only_these_layers_of_keras_quantize():
     } == set(QUANTIZED)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("name", "mode"), [(name, mode) for name, (_, _, modes) in QUANTIZED.items() for mode in modes]
 )

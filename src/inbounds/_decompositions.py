@@ -275,6 +275,17 @@ def largest(values: Array) -> Array:
     return namespace(values).max(values, axis=1)
 
 
+def top(values: Array) -> Array:
+    """The largest of each row, its gradient that of one entry: shapes (stack, k) and (stack,).
+
+    JAX's gradient of `max` asks which entries equal it. A compiler may compute them once more with another rounding:
+    then none does, and the gradient is 0.
+    """
+    xp = namespace(values)
+    chosen = cast(xp.argmax(values, axis=1), dtype_of(values))[:, None] == constant(values, np.arange(values.shape[1]))
+    return xp.sum(xp.where(chosen, values, xp.zeros_like(values)), axis=1)
+
+
 def ratio(a: Array, b: Array) -> Array:
     """The quotient a / b, finite, and 0 where b is not above 0."""
     xp = namespace(a)

@@ -46,6 +46,7 @@ class Case:
         samples: how many members near an answer are tried, whether one is nearer.
         held: within how many ulp at each bound a unit has to be to come back bit for bit.
         audited: how many epsilons of float64 an audit's own numbers are off, beside those of sums.
+        unseen: what an audit of float64 can't see, where the set computes in float32.
         summed: how much of the error of a sum over a unit its numbers have: 1 for sums, 0.5 for norms, else 0.
         mixes: for a set whose answers are made of several entries, by how many ulp of the largest entry one may be off.
     """
@@ -72,6 +73,7 @@ class Case:
     held: float = 4.0
     summed: float = 0.0
     audited: float = 0.0
+    unseen: float = 0.0
 
     @property
     def convex(self) -> bool:
@@ -99,7 +101,8 @@ class Case:
         smallest = 2.0 ** (LEAST_EXPONENT[dtype] - SIGNIFICAND_BITS[dtype])
         errors = 4 if dtype == "float64" else 3.001  # an audit has its own in float64
         relative = errors * error + (self.audited * 2.0**-52 if dtype == "float64" else 0)
-        return 4 * ulp(bound, dtype) + relative * np.abs(np.where(np.isfinite(bound), bound, 0)) + entries * smallest
+        absolute = entries * smallest + (self.unseen if dtype == "float64" else 0)
+        return 4 * ulp(bound, dtype) + absolute + relative * np.abs(np.where(np.isfinite(bound), bound, 0))
 
     def shapes(self, *shapes: tuple[int, int]) -> list[tuple[int, int]]:
         """These shapes of rows, as far as the set's arrays let them."""

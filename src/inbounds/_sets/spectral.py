@@ -50,6 +50,7 @@ from inbounds._decompositions import (
     scale_of,
     singular_values,
     spectrum_of,
+    top,
     transposed,
 )
 from inbounds._errors import SetError, explain, shown
@@ -255,7 +256,7 @@ class SpectralNorm(_Ball):
         return 0.5 * self.max_value / scale
 
     def _beyond(self, values: Array) -> Array:
-        return largest(values) - self.max_value
+        return top(values) - self.max_value
 
 
 @registered
@@ -375,7 +376,7 @@ class Orthogonal(_Spectral):
         return ULPS * epsilon(dtype)
 
     def _beyond(self, values: Array) -> Array:
-        return largest(namespace(values).abs(values - 1))
+        return top(namespace(values).abs(values - 1))
 
 
 @registered
@@ -461,7 +462,7 @@ class LowRank(_Shrinking):
 
     def _beyond(self, values: Array) -> Array:
         others = values[:, self.rank :]
-        return largest(others) if others.shape[1] else 0 * largest(values)
+        return top(others) if others.shape[1] else 0 * largest(values)
 
 
 @registered
