@@ -156,7 +156,7 @@ class Trial:
 
     def check(self, model: keras.Model) -> None:
         """That the weights were inside whenever they had to be, by two accounts, and that this took doing."""
-        for _ in range(3):
+        for _ in range(12):
             if model.compiled and self.moves and self.reaches and not any(self.driven(m).any() for m in self.moments):
                 self.fit(model)  # on, until a step leads outside
         self.look(model, "end")
