@@ -24,7 +24,7 @@ from inbounds._monitor import Monitor
 from inbounds._plan import Entry, Plan
 from inbounds._report import Report, Row
 from inbounds._set import Set
-from inbounds._stateless import stateless_project
+from inbounds._stateless import stateless_project, stateless_reduce
 from inbounds._step import watch_optimizers
 from inbounds._torch_optim import project_after
 from inbounds.constraints import (
@@ -120,6 +120,7 @@ __all__ = [
     "register_metric",
     "release",
     "stateless_project",
+    "stateless_reduce",
     "unit_norm",
 ]
 

@@ -131,12 +131,29 @@ def metric_name(owner: str, value: Any, error: type[InboundsError] = SetError) -
     Raises:
         SetError: it is something else; or the error that is given.
     """
-    if not isinstance(value, str) or value not in METRICS:
+    return _one_of("metric", METRICS, owner, value, error)
+
+
+GRADIENTS = ("full", "reduced")
+"""What an optimizer may see of a gradient."""
+
+
+def gradient_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> str:
+    """What an optimizer shall see of gradients.
+
+    Raises:
+        SetError: it is something else; or the error that is given.
+    """
+    return _one_of("gradient", GRADIENTS, owner, value, error)
+
+
+def _one_of(name: str, choices: tuple[str, ...], owner: str, value: Any, error: type[InboundsError]) -> str:
+    if not isinstance(value, str) or value not in choices:
         raise error(
             explain(
-                f"`metric` of {owner} is not " + " or ".join(map(repr, METRICS)),
-                f"metric={shown(value)}",
-                instead="metric='optimizer'",
+                f"`{name}` of {owner} is not " + " or ".join(map(repr, choices)),
+                f"{name}={shown(value)}",
+                instead=f"{name}={choices[0]!r}",
             )
         )
     return value

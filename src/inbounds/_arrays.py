@@ -195,6 +195,11 @@ def constant(like: Array, value: Any) -> Array:
     return keras.ops.convert_to_tensor(value, dtype=dtype_of(like))
 
 
+def is_sparse(x: Any) -> bool:
+    """Whether it is a gradient of TensorFlow that has the rows that were used only, as that of an Embedding."""
+    return hasattr(x, "indices") and hasattr(x, "values") and not callable(x.values)
+
+
 def dense(x: Array) -> Array:
     """A gradient as a tensor: TensorFlow's of an Embedding has the rows that were used only."""
     if keras.backend.backend() != "tensorflow":

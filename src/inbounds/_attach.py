@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from inbounds._arguments import interval
+from inbounds._arguments import gradient_name, interval
 from inbounds._arrays import as_written, is_concrete, no_gradient, to_numpy
 from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected, value_once
 from inbounds._carry import not_carried
@@ -26,7 +26,9 @@ from inbounds._weights import Weight, layers_of, weights_of
 _IN_A_CALLBACK = "call it in a callback of that fit, such as on_epoch_end, or once the fit has ended"
 
 
-def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every: int | str = 1) -> Plan:
+def constrain(
+    model: Any, rules: Any = None, *, metric: str = "optimizer", every: int | str = 1, gradient: str = "full"
+) -> Plan:
     """Keeps weights of a model inside sets, from now on.
 
     The weights are inside at once, after every step of every Keras optimizer, and after `fit`, also with moving
@@ -46,6 +48,9 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
         every: the number of steps after which weights are projected, or "epoch". Above 1, weights may be outside in
             between, also in files that are saved then; at the end of each epoch, before an evaluation within `fit` and
             after `fit` they are inside. It is saved with the sets too.
+        gradient: what the optimizer sees. "reduced": not the part that points out of the set, so that any optimizer
+            ends at the constrained optimum, also where `metric` is "euclidean"; "full": all of it. The plan says which
+            sets that makes no difference to, and why. It is saved with the sets.
 
     Returns:
         The plan; `print(plan)` shows every weight, its set, its units and axes, or why it has none.
@@ -62,7 +67,7 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
     """
-    plan = _constrain(model, rules, metric, every)
+    plan = _constrain(model, rules, metric, every, gradient)
     if text := guesses(plan.entries):
         warnings.warn(text, LayoutWarning, stacklevel=2)
     for weight_paths, why in not_carried(model, plan):
@@ -80,10 +85,11 @@ def constrain(model: Any, rules: Any = None, *, metric: str = "optimizer", every
 
 
 @visits(_IN_A_CALLBACK)
-def _constrain(model: Any, rules: Any, metric: str, every: int | str) -> Plan:
+def _constrain(model: Any, rules: Any, metric: str, every: int | str, gradient: str) -> Plan:
     """What `constrain` does to a model, but for its warnings, which name the line that calls it."""
     every = interval("constrain", every, "steps", "constrain(model, rules, every=100)")
-    plan = _in_training(model, _centred(resolve(model, rules, given_constraint, metric)), metric, every)
+    gradient = gradient_name("constrain", gradient, RuleError)
+    plan = _in_training(model, _centred(resolve(model, rules, given_constraint, metric)), metric, every, gradient)
     if not plan.entries:
         raise RuleError(
             explain(
@@ -119,9 +125,9 @@ def _centred(plan: Plan) -> Plan:
     return replace(plan, entries=tuple(map(about, plan.entries)))
 
 
-def _in_training(model: Any, plan: Plan, metric: str, every: int | str) -> Plan:
-    entries = (replace(entry, set=entry.set.in_training(metric, every)) for entry in plan.entries)
-    return replace(plan, entries=tuple(entries), every=every, metrics=partial(_measured_by, model))
+def _in_training(model: Any, plan: Plan, metric: str, every: int | str, gradient: str) -> Plan:
+    entries = (replace(entry, set=entry.set.in_training(metric, every, gradient)) for entry in plan.entries)
+    return replace(plan, entries=tuple(entries), every=every, gradient=gradient, metrics=partial(_measured_by, model))
 
 
 def _check_alone(model: Any) -> None:

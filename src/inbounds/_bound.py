@@ -6,13 +6,13 @@ What `variable.constraint` is while a plan holds: who reads the variable, an opt
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 
-from inbounds._arrays import Array, cast, dtype_of, epsilon, is_sharded, quiet
+from inbounds._arrays import Array, cast, dtype_of, epsilon, is_sharded, is_sparse, quiet
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
@@ -143,6 +143,35 @@ def projected(
             others = [part if other is None else other for part, other in zip(given.parts, step.instead, strict=True)]
             units = applied.nearest(given.with_parts(others)).chosen(inside, given)
         return _of_variables(variables, units, free)
+
+
+def reduced_gradients(
+    entry: Entry, gradients: Mapping[int, Any], read: Callable[[Any], Array], at: Any
+) -> dict[int, Array]:
+    """What the set of an entry leaves of gradients, by variables' ids; nothing where that is all, see `leaves_all`.
+
+    Args:
+        entry: the set and its weights.
+        gradients: by variables' ids; what has none isn't stepped, and stays.
+        read: gives the value of a variable, at which the gradients were taken.
+        at: how many steps there are with this one, for a set that changes with them.
+    """
+    if entry.set.leaves_all:
+        return {}
+    found = [gradients.get(id(variable)) for variable in entry.variables]
+    free = [gradient is not None for gradient in found]
+    if not any(free) or any(is_sparse(gradient) for gradient in found):
+        return {}
+    values = [read(variable) for variable in entry.variables]
+    units = Units.of(values, entry.axes, free)
+    parts = [
+        keras.ops.zeros_like(part) if gradient is None else cast(gradient, dtype_of(part))
+        for part, gradient in zip(units.parts, found, strict=True)
+    ]
+    with quiet(values[0]), _said_of_dtensors(entry):
+        left = entry.applied.at(at).reduced(units, units.with_parts(parts))
+    pairs = zip(entry.variables, found, left.parts, strict=True)
+    return {id(variable): cast(part, dtype_of(old)) for variable, old, part in pairs if old is not None}
 
 
 @contextmanager

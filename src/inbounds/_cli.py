@@ -173,7 +173,7 @@ def _project(options: argparse.Namespace) -> int:
     model = _load(options, compiled=True)
     rules = read_rules(options.rules, model)
     given = model.get_weights()
-    constrain(model, rules.rules, metric=rules.metric, every=rules.every)
+    constrain(model, rules.rules, metric=rules.metric, every=rules.every, gradient=rules.gradient)
     projected = model.get_weights()
     model.set_weights(given)
     before = audit(model)

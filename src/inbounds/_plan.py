@@ -69,6 +69,7 @@ class Plan:
         free: the weights without a set, each with the reason.
         metric: the norm in which "nearest" is meant in training.
         every: the number of steps after which weights are projected, or "epoch".
+        gradient: what the optimizer sees, "full" or "reduced".
         metrics: says of an entry what that norm is, with the optimizer that the model has when it is asked.
     """
 
@@ -76,6 +77,7 @@ class Plan:
     free: tuple[tuple[Weight, str], ...]
     metric: str = "optimizer"
     every: int | str = 1
+    gradient: str = "full"
     metrics: Callable[[Entry], str] = lambda entry: ""
 
     def __iter__(self) -> Iterator[Entry]:
@@ -97,22 +99,26 @@ class Plan:
         prefix = common_parts(weight.path for weight in weights)
         rows: list[tuple[Any, ...]] = []
         notes = []
-        metrics = []
+        metrics, seen = [], []
         for entry in self.entries:
             paths = [path.removeprefix(prefix) for path in entry.paths]
             spans = [f"{_axes(axes)} of {weight.shape}" for weight, axes in zip(entry.weights, entry.axes, strict=True)]
             rows.append(("\n".join(paths), repr(entry.set), entry.units, "\n".join(spans), entry.source))
             notes.append((" + ".join(paths), entry.note))
             metrics.append((" + ".join(paths), self.metrics(entry)))
+            why = entry.set.leaves_all
+            seen.append((" + ".join(paths), f"gradient: all of it, {why}" if why else ""))
         words = {said for _, said in metrics if said}
         in_all = f" ({next(iter(words))})" if len(words) == 1 else ""
         if len(words) > 1:
             notes += [(paths, f"metric: {said}") for paths, said in metrics]
+        reduced = self.gradient == "reduced"
+        notes += seen if reduced else []
         notes += [(weight.path.removeprefix(prefix), f"free, {why}") for weight, why in self.free]
         under = f", under {prefix}" if prefix else ""
         when = {1: "", "epoch": ", projected at the end of each epoch"}.get(self.every, f", each {self.every} steps")
         return table(
-            f"{self._title}, {self.metric} metric{in_all}{when}{under}",
+            f"{self._title}{', reduced gradient' if reduced else ''}, {self.metric} metric{in_all}{when}{under}",
             ("weight", "set", "units", "axes of a unit", "rule"),
             rows,
             grouped(notes),

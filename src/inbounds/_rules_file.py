@@ -2,6 +2,7 @@
 
     metric = "euclidean"                     # of training, as the arguments of `constrain`; may be left out
     every = 10
+    gradient = "reduced"
 
     [rules]                                  # weights: a glob on the end of a path
     "conv*/kernel" = "MaxNorm(1.5)"
@@ -34,7 +35,7 @@ from typing import Any
 import keras
 
 from inbounds import constraints
-from inbounds._arguments import interval, metric_name
+from inbounds._arguments import gradient_name, interval, metric_name
 from inbounds._errors import FileError, SetError, explain, shown
 from inbounds._set import Set
 from inbounds._sets.combine import Custom
@@ -42,7 +43,7 @@ from inbounds._weights import layers_of
 from inbounds.constraints import without_arguments
 
 TABLES = ("rules", "layers")
-SETTINGS = ("metric", "every")
+SETTINGS = ("metric", "every", "gradient")
 
 EXAMPLE = 'a table [rules] with "**/kernel" = "MaxNorm(2.0)", or [layers] with Dense = "Joint(MaxNorm(2.0))"'
 
@@ -55,11 +56,13 @@ class RulesFile:
         rules: the mapping from selectors to sets.
         metric: the norm in which "nearest" is meant in training.
         every: the number of steps after which weights are projected, or "epoch".
+        gradient: what the optimizer sees, "full" or "reduced".
     """
 
     rules: dict[Any, Any]
     metric: str
     every: int | str
+    gradient: str
 
 
 def _sets() -> dict[str, type[Set]]:
@@ -94,7 +97,7 @@ def read_rules(path: Path, model: Any) -> RulesFile:
         if entry not in TABLES:
             raise FileError(
                 explain(
-                    f"A rules file has no entry {entry!r}, only [rules], [layers], metric and every",
+                    f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every and gradient",
                     f"{entry} = {shown(content)}",
                     where=str(path),
                     instead=_near(entry, (*TABLES, *SETTINGS)),
@@ -116,9 +119,10 @@ def read_rules(path: Path, model: Any) -> RulesFile:
     try:
         metric = metric_name("a rules file", document.get("metric", Set.metric))
         every = interval("a rules file", document.get("every", Set.every), "steps", "every = 10")
+        gradient = gradient_name("a rules file", document.get("gradient", Set.gradient))
     except SetError as error:
         raise FileError(f"{error} In: {path}.") from error
-    return RulesFile(rules, metric, every)
+    return RulesFile(rules, metric, every, gradient)
 
 
 def parse_set(text: str) -> Set:

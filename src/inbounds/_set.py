@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import keras
 import numpy as np
 
-from inbounds._arguments import GivenAxes, interval, metric_name
+from inbounds._arguments import GivenAxes, gradient_name, interval, metric_name
 from inbounds._arrays import (
     MANTISSA_BITS,
     Array,
@@ -36,6 +36,7 @@ from inbounds._arrays import (
 from inbounds._errors import FEW, SetError, explain, shown
 from inbounds._laid import Laid, constant_mask
 from inbounds._proximal import in_steps
+from inbounds._reduced import difference
 from inbounds._units import Axes, Units
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
@@ -43,7 +44,7 @@ SetClass = TypeVar("SetClass", bound="type[Set]")
 ULPS = 4
 """What rounding may cost where no sum is compared with a bound, in units in the last place."""
 
-TRAINING = ("metric", "every")
+TRAINING = ("metric", "every", "gradient")
 """What a set says of its training; it is saved with it, and makes no difference to the values that it holds."""
 
 CURRENT = "current"
@@ -85,6 +86,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     """In training, the norm in which nearest is meant: "optimizer" or "euclidean"; see `in_training`."""
     every: int | str = 1
     """In training, the number of steps after which it is projected, or "epoch"; see `in_training`."""
+    gradient: str = "full"
+    """In training, what the optimizer sees: the "full" gradient or the "reduced" one; see `in_training`."""
     changes: bool = False
     """Whether the set is another one as training goes on; see `at`."""
     whole: ClassVar[bool] = False
@@ -141,6 +144,18 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def same_in_every_metric(self) -> bool:
         """Whether each entry is projected by itself, so that the metric doesn't matter."""
         return False
+
+    @property
+    def reduces(self) -> bool:
+        """Whether there is a reduced gradient: the set is convex, or smooth as a sphere is."""
+        return self.convex
+
+    @property
+    def leaves_all(self) -> str:
+        """Why an optimizer sees all of a gradient where the reduced one is asked for, in words; empty: it doesn't."""
+        if self.same_in_every_metric:
+            return "each entry is projected by itself"
+        return "" if self.reduces else "the set is neither convex nor smooth"
 
     @property
     def warm_starts(self) -> bool:
@@ -255,6 +270,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             shifted,
             centers,
         )
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        """What the set leaves of a gradient at some units, for an optimizer to see: see `_reduced`."""
+        return difference(self.nearest, units, gradient, together=self.couples)
 
     def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         """`nearest` after a step of training, from what the projection after the step before handed on, with `warm`.
@@ -552,6 +571,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return made.in_training(
             metric=metric_name(owner, config.get("metric", Set.metric)),
             every=interval(owner, config.get("every", Set.every), "steps", "every=1"),
+            gradient=gradient_name(owner, config.get("gradient", Set.gradient)),
         )
 
     def _config(self) -> dict[str, Any]:
@@ -562,12 +582,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def _of_config(cls, config: dict[str, Any]) -> Set:
         return cls(**{name: _revived(cls.__name__, name, value) for name, value in config.items()})
 
-    def in_training(self, metric: str, every: int | str) -> Set:
-        """The same set, to be projected on in one metric or the other and so often; what `constrain` makes of sets."""
-        if (metric, every) == (self.metric, self.every):
+    def in_training(self, metric: str, every: int | str, gradient: str = "full") -> Set:
+        """The same set with these arguments of `constrain`, which makes them of sets."""
+        wanted = {"metric": metric, "every": every, "gradient": gradient}
+        if all(getattr(self, name) == value for name, value in wanted.items()):
             return self
         other = copy.copy(self)
-        other.__dict__.update(metric=metric, every=every)
+        other.__dict__.update(wanted)
         return other
 
     def __setattr__(self, name: str, value: Any) -> None:

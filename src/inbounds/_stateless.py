@@ -9,7 +9,7 @@ import keras
 
 from inbounds._arrays import MANTISSA_BITS, Array, as_written, dtype_of, no_gradient, without_gradient, working_dtype
 from inbounds._attach import in_force
-from inbounds._bound import projected
+from inbounds._bound import projected, reduced_gradients
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
@@ -56,6 +56,48 @@ def stateless_project(
     return values
 
 
+def stateless_reduce(model: Any, trainable_variables: Any, gradients: Any, *, step: Any = None) -> list[Array]:
+    """What the sets of a model leave of gradients: a pure function, for the optimizer of a functional loop to see.
+
+    Called before the optimizer, with `stateless_project` after it, it makes any optimizer end at the constrained
+    optimum, and no metric has to be passed: `(P(x) - P(x - e g)) / e`, see docs/optimizers.md.
+
+    Args:
+        model: as for `stateless_project`.
+        trainable_variables: the values at which the gradients were taken.
+        gradients: a list or tuple like them; None for a variable that isn't stepped.
+        step: how many steps there are with the coming one, for sets that change with them.
+
+    Returns:
+        The gradients in a list, those bit for bit of which all is left: units that stay inside when they follow it,
+        sets of single entries, and sets that are neither convex nor smooth.
+
+    Raises:
+        RuleError: the model has no plan, the values or gradients aren't like its variables, or `step` is missing.
+
+    Example:
+        >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
+        >>> values = [v.value for v in model.trainable_variables]
+        >>> gradients = stateless_reduce(model, values, [keras.ops.ones_like(value) for value in values])
+    """
+    left: list[Array] = as_written(_reduced_values)(model, trainable_variables, gradients, step)
+    return left
+
+
+def _reduced_values(model: Any, trainable_variables: Any, gradients: Any, step: Any) -> list[Array]:
+    entries = in_force(model)
+    variables = model.trainable_variables
+    values = _like(variables, trainable_variables, "trainable_variables")
+    read = _reading(variables, values)
+    seen = dict(zip(map(id, variables), _like(variables, gradients, "gradients", optional=True), strict=True))
+    result = dict(zip(map(id, variables), gradients, strict=True))
+    with no_gradient():
+        for entry in entries:
+            _check_step(entry, step, "stateless_reduce(model, values, gradients, step=count)")
+            result |= reduced_gradients(entry, seen, read, 0 if step is None else step)
+    return list(result.values())
+
+
 def _projected_values(model: Any, trainable_variables: Any, metric: Any, before: Any, step: Any) -> list[Array]:
     entries = in_force(model)
     variables = model.trainable_variables
@@ -67,25 +109,32 @@ def _projected_values(model: Any, trainable_variables: Any, metric: Any, before:
     places = {id(variable): place for place, variable in enumerate(variables)}
     result = list(trainable_variables)
 
-    def read(variable: Any) -> Array:
-        place = places.get(id(variable))
-        return keras.ops.convert_to_tensor(variable if place is None else values[place])
-
+    read = _reading(variables, values)
     with no_gradient():
         for entry in entries:
-            if entry.set.changes and step is None:
-                raise RuleError(
-                    explain(
-                        "The set changes with the steps of training, and `step` doesn't say how many there were",
-                        "step=None",
-                        where=repr(entry),
-                        instead="stateless_project(model, values, step=count)",
-                    )
-                )
+            _check_step(entry, step, "stateless_project(model, values, step=count)")
             known = _given_step(entry, places, costs, old, read)
             for variable, value in projected(entry, read=read, step=known, at=0 if step is None else step):
                 result[places[id(variable)]] = without_gradient(value)
     return result
+
+
+def _reading(variables: Sequence[Any], values: Sequence[Any]) -> Callable[[Any], Array]:
+    """What gives the value of a variable: the one given for it, or that of the model."""
+    given = dict(zip(map(id, variables), values, strict=True))
+    return lambda variable: keras.ops.convert_to_tensor(given.get(id(variable), variable))
+
+
+def _check_step(entry: Entry, step: Any, instead: str) -> None:
+    if entry.set.changes and step is None:
+        raise RuleError(
+            explain(
+                "The set changes with the steps of training, and `step` doesn't say how many there were",
+                "step=None",
+                where=repr(entry),
+                instead=instead,
+            )
+        )
 
 
 def _given_step(

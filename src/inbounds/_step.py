@@ -19,7 +19,7 @@ import math
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +30,7 @@ import numpy as np
 from keras.src.backend.common.stateless_scope import in_stateless_scope  # no public name tells
 
 from inbounds._arrays import dtype_of, is_concrete, is_sharded, no_gradient
-from inbounds._bound import Bound, bind, entries_of, given_constraint, projected
+from inbounds._bound import Bound, bind, entries_of, given_constraint, projected, reduced_gradients
 from inbounds._errors import LayoutWarning, RuleError, explain
 from inbounds._metrics import REGISTERED, UNKNOWN, Step, lead_of, looks_back, step_of
 from inbounds._optimizers import WRAPPERS
@@ -316,6 +316,8 @@ def put_inside(entry: Entry, at: int) -> list[tuple[Any, np.ndarray[Any, Any]]]:
 
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
     """The update, and the projection of what it left outside, in the metric in which it stepped."""
+    if not hasattr(type(optimizer), _OF_TENSORFLOW):
+        grads = _seen(optimizer, grads, trainable_variables)
     entries = [entry for entry in _hooked_entries(optimizer) if entry.set.every != "epoch"]
     leads = _leads(optimizer, [entry for entry in entries if entry.set.every == 1])
     before = {
@@ -363,9 +365,20 @@ def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
 
     Read of a replica's own gradients, it would differ between replicas, and so would their weights.
     """
-    reduced = list(type(optimizer)._all_reduce_sum_gradients(optimizer, grads_and_vars))
-    _of_replica.gradients = [gradient for gradient, _ in reduced]
-    return reduced
+    summed = list(type(optimizer)._all_reduce_sum_gradients(optimizer, grads_and_vars))
+    variables = [variable for _, variable in summed]
+    _of_replica.gradients = _seen(optimizer, [gradient for gradient, _ in summed], variables)
+    return list(zip(_of_replica.gradients, variables, strict=True))
+
+
+def _seen(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """The gradients as the optimizer is to see them: what their sets leave of them, where that was asked for."""
+    known, read = _known(optimizer, variables), _reader(optimizer)
+    seen = {id(variable): gradient for variable, gradient in zip(known, gradients, strict=True)}
+    with no_gradient():
+        for entry in reducing(_hooked_entries(optimizer)):
+            seen |= reduced_gradients(entry, seen, read, optimizer.iterations + 1)
+    return [seen[id(variable)] for variable in known]
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
@@ -401,6 +414,11 @@ def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
         raise
 
 
+def reducing(entries: Iterable[Entry]) -> list[Entry]:
+    """Those of which an optimizer is to see reduced gradients."""
+    return [entry for entry in entries if entry.set.gradient == "reduced" and not entry.set.leaves_all]
+
+
 def _known(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
     """The variables that an optimizer was built with, where it is handed their values."""
     own = optimizer._trainable_variables
@@ -416,14 +434,15 @@ def _hooked_entries(optimizer: Any) -> list[Entry]:
 def _leads(optimizer: Any, entries: Sequence[Entry]) -> dict[int, Leads]:
     """By entries' ids, the leads of their weights, where the optimizer steps none of those themselves.
 
-    Only for convex sets: weights that are averages of what is inside are inside.
+    Only for convex sets: weights that are averages of what is inside are inside. Where the optimizer sees reduced
+    gradients nothing leads it out of the set, and the weights are projected as they are.
     """
     lead = lead_of(optimizer)
     if lead is None:
         return {}
     found = {}
     for entry in entries:
-        if entry.set.convex and _owns(optimizer, entry):
+        if entry.set.convex and _owns(optimizer, entry) and not reducing([entry]):
             free = [weight.variable for weight in entry.weights if weight.variable.trainable]
             found[id(entry)] = {id(variable): lead(optimizer, variable) for variable in free}
     return found

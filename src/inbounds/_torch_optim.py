@@ -16,11 +16,11 @@ import keras
 
 from inbounds._arrays import cast, dtype_of, no_gradient, working_dtype
 from inbounds._attach import in_force, project
-from inbounds._bound import Bound, bind, entries_of, projected
+from inbounds._bound import Bound, bind, entries_of, projected, reduced_gradients
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
-from inbounds._step import mend, project_entries
+from inbounds._step import mend, project_entries, reducing
 from inbounds._threads import Use, used
 from inbounds._weights import variables_of
 
@@ -40,6 +40,9 @@ def project_after(model: Any, optimizer: Any) -> Any:
     projected after in the Euclidean metric; so is a unit some of whose weights the optimizer doesn't step, or that had
     no gradient in the step.
 
+    Under `constrain(gradient="reduced")` each step sees the reduced gradients, whatever the optimizer is; what
+    `parameter.grad` holds after it is the gradient itself. LBFGS is refused there.
+
     Args:
         model: a built Keras model or layer, constrained, or with sets given to its layers.
         optimizer: a `torch.optim.Optimizer` that steps at least one weight of the plan.
@@ -50,7 +53,7 @@ def project_after(model: Any, optimizer: Any) -> Any:
     Raises:
         RuleError: the backend is another one, an argument is something else, the model has no plan, or the optimizer
             steps none of its weights; no weight has been touched. In a step: a weight of a Joint is frozen by
-            `requires_grad` only, or `every` is "epoch".
+            `requires_grad` only, or `every` is "epoch". With reduced gradients the optimizer is LBFGS.
 
     Example:
         >>> import torch  # doctest: +SKIP
@@ -71,6 +74,7 @@ def project_after(model: Any, optimizer: Any) -> Any:
             )
         )
     _check_intervals(entries)
+    _check_reduces(optimizer, entries)
     project(model)  # sets that were given to layers haven't been yet
     for entry in entries:
         if not all(isinstance(weight.variable.constraint, Bound) for weight in entry.weights):
@@ -97,7 +101,7 @@ def _guard(optimizer: Any, after: weakref.ref[_AfterStep]) -> None:
             return step(*arguments, **named)
         return used(
             Use("step", f"a step of {type(self).__name__}", lambda: hook.variables),
-            lambda: step(*arguments, **named),
+            lambda: hook.stepped(step, *arguments, **named),
             lambda error: mend(entries_of(hook.variables), lambda: hook.steps, error),
         )
 
@@ -117,6 +121,39 @@ class _AfterStep:
         self.variables = variables
         self.steps = 0
         self.before: dict[int, list[Any]] = {}
+
+    def stepped(self, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
+        """A step that sees what sets leave of the gradients; afterwards the gradients are what they were."""
+        given: dict[int, tuple[Any, Any]] = {}
+
+        def reduce() -> None:
+            gradients = {id(v): v.value.grad for v in self.variables}
+            with no_gradient():
+                for entry in reducing(entries_of(self.variables)):
+                    seen = reduced_gradients(entry, gradients, lambda v: v.value.detach(), self.steps + 1)
+                    for variable in (v for v in entry.variables if id(v) in seen):
+                        parameter = variable.value
+                        given.setdefault(id(parameter), (parameter, parameter.grad))
+                        parameter.grad = seen[id(variable)]
+
+        def reclosed() -> Any:
+            restore()
+            loss = closure()
+            reduce()
+            return loss
+
+        def restore() -> None:
+            for parameter, gradient in given.values():
+                parameter.grad = gradient
+            given.clear()
+
+        try:
+            if closure is not None:
+                return step(reclosed, **named)
+            reduce()
+            return step(**named)
+        finally:
+            restore()
 
     def look(self, optimizer: Any) -> None:
         """Copies, before the step, what is needed after it."""
@@ -194,6 +231,21 @@ def _check_intervals(entries: Sequence[Entry]) -> None:
                     instead="constrain(model, rules, every=100), or inbounds.project(model) at the end of each epoch",
                 )
             )
+
+
+def _check_reduces(optimizer: Any, entries: Sequence[Entry]) -> None:
+    import torch
+
+    reduced = reducing(entries)
+    if reduced and isinstance(optimizer, torch.optim.LBFGS):
+        raise RuleError(
+            explain(
+                "LBFGS compares gradients with losses along a line, and a reduced gradient is not that of the loss",
+                "gradient='reduced'",
+                where=repr(reduced[0]),
+                instead="constrain(model, rules, gradient='full'), or another optimizer",
+            )
+        )
 
 
 def _moves(entry: Entry) -> bool:

@@ -200,6 +200,10 @@ class Units:
             lambda x, moved, *by: namespace(x).where(moved, reduce(lambda a, b: a * b, by, x), x), moved, *factors
         )
 
+    def as_computed(self) -> Units:
+        """The units as those of weights in the dtype that they are computed in."""
+        return self._but(dtype=dtype_of(self.parts[0]))
+
     def with_parts(self, parts: Sequence[Array]) -> Units:
         """The units with other entries."""
         return self._but(parts=tuple(parts))

@@ -249,10 +249,10 @@ def test_a_file_with_a_mistake_is_an_error_that_says_where_and_what_instead(rule
 
 def test_a_file_says_how_the_sets_are_trained(rules):
     text = '[rules]\n"kernel" = "NonNeg"\n'
-    found = read_rules(rules(f'metric = "euclidean"\nevery = 10\n{text}'), small_model())
-    assert (found.metric, found.every) == ("euclidean", 10)
+    found = read_rules(rules(f'metric = "euclidean"\nevery = 10\ngradient = "reduced"\n{text}'), small_model())
+    assert (found.metric, found.every, found.gradient) == ("euclidean", 10, "reduced")
     found = read_rules(rules(f'every = "epoch"\n{text}'), small_model())
-    assert (found.metric, found.every) == ("optimizer", "epoch")
+    assert (found.metric, found.every, found.gradient) == ("optimizer", "epoch", "full")
 
 
 def test_files_that_are_not_text_or_not_there(tmp_path):

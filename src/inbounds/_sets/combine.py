@@ -45,6 +45,7 @@ class Made(Set):
     whole = _true_of(all, "whole")
     has_boundary = _true_of(all, "has_boundary")
     holds_frozen = _true_of(all, "holds_frozen")
+    reduces = _true_of(all, "reduces")
     couples = _true_of(any, "couples")
     matrix = _true_of(any, "matrix")
     centers = _true_of(any, "centers")
@@ -207,6 +208,9 @@ class Joint(Made):
     @property
     def warm_starts(self) -> bool:
         return self.inner.warm_starts
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        return self.inner.reduced(units, gradient)
 
     def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         return self.inner.go_on(units, in_metric, steady)

@@ -25,6 +25,7 @@ from inbounds._arrays import (
 )
 from inbounds._errors import SetError, explain, shown
 from inbounds._judgement import Judgement
+from inbounds._reduced import radial
 from inbounds._set import Set, registered
 from inbounds._units import Units
 
@@ -59,6 +60,17 @@ class _NormInterval(Set):
     def warm_starts(self) -> bool:
         plain = 1 / PLAIN < self.high**2 < PLAIN
         return self.low == 0 and self.rate == 1 and self.center is None and plain
+
+    @property
+    def reduces(self) -> bool:
+        return self.rate == 1
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        if self.high == 0 or units.only(free=False) is not None:
+            return super().reduced(units, gradient)
+        centred = units if self.center is None else units.about(self.centers_of(units))
+        one = centred.together(self.whole)
+        return radial(one, gradient.together(self.whole), self.low, self.high).apart(units)
 
     def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         def together() -> Units:

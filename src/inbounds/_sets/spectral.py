@@ -357,6 +357,10 @@ class Orthogonal(_Spectral):
         self.axis = axes("Orthogonal", axis)
         self.stack = stack_of("Orthogonal", stack)
 
+    @property
+    def reduces(self) -> bool:
+        return True
+
     def _nearest_wide(self, matrices: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(matrices)
         fixed = without_gradient(matrices)

@@ -1,0 +1,91 @@
+"""What a set leaves of a gradient, for the optimizer to see.
+
+At the constrained optimum the gradient isn't 0: it points straight out of the set. An optimizer that measures that part
+scales its steps by what can't be used, and ends elsewhere. The reduced gradient of a set with the projection P, at x,
+
+    (P(x) - P(x - e g)) / e    for a small e,
+
+is g inside, g less what points out of the set on the boundary, and 0 at the optimum: Nesterov's gradient mapping; for a
+smooth set the Riemannian gradient. Given it, any optimizer behaves as it does without constraints, and the projection
+after its step, in the Euclidean norm, keeps the weights inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from inbounds._arrays import HUGE, Array, cast, dtype_of, epsilon, namespace
+from inbounds._units import Units
+
+SHARE = 1e-3
+"""How far `e g` reaches at least, as a share of the unit's largest entry; two grains of the weight where that is more.
+
+Farther, noise of small batches pushes units inside; less far, the difference of two projections loses its digits."""
+
+
+def difference(project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool) -> Units:
+    """The reduced gradient by two projections, right wherever the units are.
+
+    A unit that stays inside when it takes the step has its gradient bit for bit. So has one whose gradient is 0, or
+    where something isn't finite.
+
+    Args:
+        project: on the set, in the Euclidean norm.
+        units: where the gradient is taken.
+        gradient: the gradient, in units of the same parts.
+        together: whether the set looks at all units at once, which then take steps of the same length.
+    """
+    fine = units.as_computed()  # else what is a grain of the weights outside would be left there
+    one, slope = fine.together(together), gradient.together(together)
+    e, usable = _reach(units.together(together), slope)
+    stepped = one.map(lambda x, g, e: x - e * g, slope, e).apart(units)
+    ended = project(stepped).together(together)
+    stays = stepped.together(together).sum(lambda x, y: cast(x != y, dtype_of(x)), ended) == 0
+    left = project(fine).together(together).map(lambda x, y, e: (x - y) / e, ended, e)
+    return slope.chosen(usable & ~stays, left).apart(units)
+
+
+def radial(units: Units, gradient: Units, low: float, high: float) -> Units:
+    """The reduced gradient of {w : low <= |w| <= high}: without what points out of it along the ray of a unit.
+
+    A unit that is off a bound by less than the step of `difference` is long loses a part of that, as there.
+
+    Args:
+        units: where the gradient is taken, all free.
+        gradient: the gradient, in units of the same parts.
+        low: the smallest norm, or 0.
+        high: the largest, or infinity.
+    """
+    xp = namespace(units.parts[0])
+    inverse = 1 / xp.clip(units.max(xp.abs), 1 / HUGE, HUGE)
+    scaled = units.map(lambda x, inverse: x * inverse, inverse)
+    length = xp.sqrt(scaled.total(lambda u: u * u))
+    some = length > 0
+    length = xp.where(some, length, xp.ones_like(length))
+    outwards = scaled.total(lambda u, g: -u * g, gradient) / length
+    e, usable = _reach(units, gradient)
+    norm, none = length / inverse, xp.zeros_like(length)
+    rounding = 2 * units.judged(root=True).held(1.0)
+
+    def gap(left: Array) -> Array:
+        """What is left to a bound; rounding is nothing, nor is what the other bound takes from both sides."""
+        return none if low == high else xp.where(left > rounding * norm, left, none)
+
+    left = xp.minimum(outwards, gap(high - norm) / e) if high < float("inf") else outwards
+    left = xp.maximum(left, -gap(norm - low) / e) if low > 0 else left
+    taken = xp.where(some & usable, (outwards - left) / length, none)
+    return gradient.chosen(taken != 0, gradient.map(lambda g, u, t: g + t * u, scaled, taken))
+
+
+def _reach(units: Units, gradient: Units) -> tuple[Array, Array]:
+    """For each unit e, and whether there is one: whether the gradient is neither 0 nor infinite."""
+    free, pull = units.only(free=True), gradient.only(free=True)
+    assert free is not None
+    assert pull is not None
+    xp = namespace(free.parts[0])
+    size, slope = free.max(xp.abs), pull.max(xp.abs)
+    size = xp.where(size > 0, size, xp.max(size))  # a unit of zeros reaches as far as the others do
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)
+    e = max(SHARE, 2 * epsilon(units.dtype)) * size / xp.where(usable, slope, xp.ones_like(slope))
+    return xp.where(usable, e, xp.ones_like(e)), usable

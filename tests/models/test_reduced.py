@@ -1,0 +1,283 @@
+"""The reduced gradient: what a set leaves of the gradient for an optimizer to see."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import inbounds as ib
+from inbounds._units import Units
+from sets.case import Case
+from sets.solver import solver
+from sets.table import SETS
+from sets.tensors import BACKEND, array, exact, of_numpy, same_bits
+
+REDUCING = {name: case for name, case in SETS.items() if not case.set.leaves_all}
+CONVEX = {name: case for name, case in REDUCING.items() if case.convex}
+every_set = pytest.mark.parametrize("case", REDUCING.values(), ids=REDUCING)
+
+
+def reduced(owner: ib.Set, rows, gradient):
+    x, g = (Units.of([given], [(1,)]) for given in (rows, gradient))
+    return exact(owner.reduced(x, g).parts[0])
+
+
+def on_the_boundary(case: Case):
+    """Rows, and gradients that point out of the set and along it."""
+    (shape,) = case.shapes((3, 5))
+    rng = np.random.default_rng(0)
+    given = rng.standard_normal(shape) * 3
+    x = case.set.project(given)
+    away = given - x
+    return x, rng.standard_normal(shape) / 2 - away / max(np.abs(away).max(), 1e-30)
+
+
+# Of one set.
+
+
+LARGE = {name: case for name, case in CONVEX.items() if not name.endswith(("-small", "-tiny"))}
+"""A solver is exact in absolute numbers."""
+
+
+@of_numpy
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_it_is_what_a_solver_projects_on_the_tangent_cone(case: Case):
+    """That is minus the way from x to the nearest point of x - e g, over e, as e goes to 0."""
+    x, g = on_the_boundary(case)
+    e = 1e-4 * (np.abs(x).max() or 1)  # so short that a curved bound is straight
+    expected = (x - solver(case.program, x.shape)(x - e * g)[0]) / e
+    found = reduced(case.set, x, g)
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert np.abs(found - g).max() > 0.05
+
+
+@every_set
+def test_it_is_0_where_no_member_is_better(case: Case):
+    """At the nearest point to any other, the gradient of the distance points straight out of the set."""
+    (shape,) = case.shapes((3, 5))
+    y = np.random.default_rng(1).standard_normal(shape) * 3
+    x = case.set.project(y)
+    left = reduced(case.set, array(x, "float32", BACKEND), array(x - y, "float32", BACKEND))
+    assert np.abs(left).max() <= 2e-3 * np.abs(x - y).max()
+
+
+@pytest.mark.by_turns
+@pytest.mark.parametrize("case", CONVEX.values(), ids=CONVEX)
+def test_a_gradient_that_leads_to_a_member_is_seen_bit_for_bit(case: Case):
+    (shape,) = case.shapes((3, 5))
+    rng = np.random.default_rng(2)
+    here, there = (case.set.project(rng.standard_normal(shape)) for _ in range(2))
+    x, g = (array(rows, "float32", BACKEND) for rows in (here, here - there))
+    assert same_bits(case.set.reduced(*(Units.of([rows], [(1,)]) for rows in (x, g))).parts[0], g)
+
+
+@pytest.mark.by_turns
+@every_set
+@pytest.mark.repeats("bad")
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays(case: Case, bad: float):
+    x, g = on_the_boundary(case)
+    g[0, 0] = bad
+    left = reduced(case.set, array(x, "float32", BACKEND), array(g, "float32", BACKEND))
+    assert np.array_equal(left[0, 0], bad, equal_nan=True)
+    assert np.isfinite(left[1:]).all()
+
+
+@pytest.mark.by_turns
+@every_set
+def test_zeros_are_finite(case: Case):
+    x, g = on_the_boundary(case)
+    for rows, gradient in ((0 * x, g), (x, 0 * g), (0 * x, 0 * g)):
+        left = reduced(case.set, array(rows, "float32", BACKEND), array(gradient, "float32", BACKEND))
+        assert np.isfinite(left).all()
+        assert gradient.any() or not left.any()
+
+
+# In training.
+
+SIZE, UNITS = 6, 3
+SCALES = np.geomspace(0.5, 1.5, SIZE)
+TARGET = np.random.default_rng(3).standard_normal((SIZE, UNITS))
+TRAINED = {
+    "MaxNorm": ib.MaxNorm(1.0),
+    "Simplex": ib.Simplex(),
+    "SpectralNorm": ib.SpectralNorm(1.0),
+    "cone and ball": ib.NonNeg() & ib.MaxNorm(1.0),
+    "centre": ib.MaxNorm(1.0, center=0.1),
+    "where": ib.L1Ball(1.0).where(np.arange(SIZE)[:, None] % 3 > 0),
+    "sphere": ib.UnitNorm(),
+}
+
+
+def optimum(owner: ib.Set):
+    """Of the sum of squares `SCALES * (w - TARGET)`: the nearest point to the target in that metric."""
+    owner = ib.MaxNorm(1.0) if isinstance(owner, ib.UnitNorm) else owner  # the target is outside of the ball
+    if not owner.matrix:
+        columns = [Units.of([TARGET], [(0,)], metric=[np.tile(SCALES[:, None] ** 2, UNITS)])]
+        return owner.nearest(columns[0]).parts[0]
+    return owner.project(TARGET.T, np.tile(SCALES**2, (UNITS, 1))).T
+
+
+def linear(**how):
+    return keras.Sequential([keras.Input((SIZE,)), keras.layers.Dense(UNITS, use_bias=False, **how)])
+
+
+def fitted(model, optimizer, steps=400):
+    model.compile(optimizer, loss=lambda y, z: keras.ops.sum(keras.ops.square(y - z)))
+    x = np.tile(np.diag(SCALES).astype("float32"), (steps, 1))
+    model.fit(x, x @ TARGET, batch_size=SIZE, shuffle=False, verbose=0)
+    assert ib.audit(model).ok
+    return np.asarray(keras.ops.convert_to_numpy(model.layers[0].kernel), "float64")
+
+
+def decaying(kind, rate, steps=400, **how):
+    return kind(keras.optimizers.schedules.CosineDecay(rate, steps), **how)
+
+
+def loss_at(kernel):
+    return np.sum(np.square(SCALES[:, None] * (kernel - TARGET)))
+
+
+ADAM = keras.optimizers.Adam
+
+
+@pytest.mark.repeats("name")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, ADAM) for name in TRAINED),
+        ("MaxNorm", keras.optimizers.Lion),
+        ("cone and ball", keras.optimizers.Muon),
+        ("Simplex", keras.optimizers.ScheduleFreeAdamW),
+    ],
+)
+def test_any_optimizer_ends_at_the_constrained_optimum_and_without_it_does_not(name, kind):
+    owner, gaps = TRAINED[name], {}
+    for gradient in ("reduced", "full"):
+        keras.utils.set_random_seed(0)
+        model = linear()
+        ib.constrain(model, {"**/kernel": owner}, gradient=gradient, metric="euclidean")
+        gaps[gradient] = loss_at(fitted(model, decaying(kind, 0.03))) - loss_at(optimum(owner))
+    assert -1e-4 < gaps["reduced"] < 5e-3
+    assert gaps["full"] > 10 * gaps["reduced"]
+
+
+def test_kernel_and_bias_are_one_vector():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((SIZE,)), keras.layers.Dense(UNITS)])
+    ib.constrain(model, {keras.layers.Dense: ib.Joint(ib.MaxNorm(1.0))}, gradient="reduced", metric="euclidean")
+    fitted(model, decaying(ADAM, 0.03))
+    kernel, bias = (np.asarray(value, "float64") for value in model.get_weights())
+    residual = SCALES[:, None] * kernel + bias - SCALES[:, None] * TARGET
+    slope, point = np.vstack([SCALES[:, None] * residual, residual.sum(axis=0)]), np.vstack([kernel, bias])
+    along = np.sum(slope * point, axis=0)  # at the optimum the gradient is along the vector, which has the norm 1
+    assert np.abs(slope - along * point).max() < 0.02 * np.abs(slope).max()
+
+
+@pytest.mark.repeats("policy")
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
+def test_half_precision_sees_it_too(policy):
+    keras.utils.set_random_seed(0)
+    gaps = {}
+    for gradient in ("reduced", "full"):
+        model = linear(dtype=policy)
+        ib.constrain(model, {"**/kernel": ib.Simplex()}, gradient=gradient, metric="euclidean")
+        kernel = fitted(model, decaying(ADAM, 0.03, beta_2=0.9))  # 0.999 is 1 in bfloat16
+        gaps[gradient] = loss_at(kernel) - loss_at(optimum(ib.Simplex()))
+    assert gaps["reduced"] < 0.3 * gaps["full"]
+
+
+def test_it_comes_after_accumulation_and_in_a_loss_scale():
+    for optimizer in (
+        ADAM(0.03, gradient_accumulation_steps=2),
+        keras.optimizers.LossScaleOptimizer(ADAM(0.03), initial_scale=8.0),
+    ):
+        model = linear()
+        ib.constrain(model, {"**/kernel": ib.Simplex()}, gradient="reduced", metric="euclidean")
+        assert loss_at(fitted(model, optimizer, 300)) - loss_at(optimum(ib.Simplex())) < 0.02
+
+
+def test_the_plan_says_what_is_seen_and_a_file_keeps_it(tmp_path):
+    model = keras.Sequential([keras.Input((SIZE,)), *(keras.layers.Dense(SIZE, name=name) for name in "abc")])
+    rules = {"a/kernel": ib.MaxNorm(1.0), "b/kernel": ib.NonNeg(), "c/kernel": ib.Sparse(2)}
+    plan = ib.constrain(model, rules, gradient="reduced")
+    assert "reduced gradient" in str(plan)
+    assert "gradient: all of it, each entry is projected by itself" in str(plan)
+    assert "gradient: all of it, the set is neither convex nor smooth" in str(plan)
+    assert "reduced" not in str(ib.constrain(model, rules, gradient="full"))
+    ib.constrain(model, rules, gradient="reduced")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert {layer.kernel_constraint.gradient for layer in loaded.layers} == {"reduced"}
+
+
+@pytest.mark.parametrize("bad", ["small", None, 1, True])
+def test_something_else_is_an_error_before_anything_is_done(bad):
+    model = linear()
+    with pytest.raises(ib.RuleError, match="`gradient` of constrain is not 'full' or 'reduced'"):
+        ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, gradient=bad)
+    assert model.layers[0].kernel.constraint is None
+
+
+# In loops.
+
+
+@pytest.mark.by_turns
+def test_a_pure_function_reduces_gradients_and_says_what_is_wrong():
+    model = linear()
+    ib.constrain(model, {"**/kernel": ib.Simplex()})
+    (value,) = [keras.ops.convert_to_tensor(variable) for variable in model.trainable_variables]
+    target, squares = (keras.ops.convert_to_tensor(x, dtype="float32") for x in (TARGET, SCALES[:, None] ** 2))
+    moment = keras.ops.zeros_like(value)
+    for step in range(400):
+        (seen,) = ib.stateless_reduce(model, [value], [squares * (value - target)])
+        moment = 0.9 * moment + 0.1 * seen * seen  # RMSprop, of which nobody knows
+        moved = value - 0.05 * 0.99**step * seen / (keras.ops.sqrt(moment) + 1e-7)
+        (value,) = ib.stateless_project(model, [moved])
+    assert loss_at(exact(value)) - loss_at(optimum(ib.Simplex())) < 1e-3
+    assert ib.stateless_reduce(model, [value], [None]) == [None]
+    with pytest.raises(ib.RuleError, match="`gradients`"):
+        ib.stateless_reduce(model, [value], [value[:1]])
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.optim is PyTorch's")
+def test_torch_optimizers_see_it_and_leave_the_gradient_to_its_owner():
+    import torch
+
+    for closes in (False, True):
+        model = linear()
+        ib.constrain(model, {"**/kernel": ib.Simplex()}, gradient="reduced", metric="euclidean")
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+        ib.project_after(model, optimizer)
+        rate = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+        x = torch.diag(torch.tensor(SCALES, dtype=torch.float32))
+        target = x @ torch.tensor(TARGET, dtype=torch.float32)
+
+        def closure(model=model, optimizer=optimizer, x=x, target=target):
+            optimizer.zero_grad()
+            loss = ((model(x) - target) ** 2).sum()
+            loss.backward()
+            return loss
+
+        for _ in range(400):
+            if closes:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+            rate.step()
+        kernel = model.layers[0].kernel.value
+        assert loss_at(exact(kernel.detach())) - loss_at(optimum(ib.Simplex())) < 1e-3
+        assert np.abs(exact(kernel.grad)).max() > 0.1, "the loss's own"
+    with pytest.raises(ib.RuleError, match="LBFGS compares gradients"):
+        ib.project_after(model, torch.optim.LBFGS(model.parameters()))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="rows that were used are a gradient of TensorFlow only")
+def test_an_embedding_whose_gradient_has_some_rows_only_sees_all_of_it():
+    model = keras.Sequential([keras.Input((2,), dtype="int32"), keras.layers.Embedding(9, 4), keras.layers.Flatten()])
+    ib.constrain(model, {"**/embeddings": ib.MaxNorm(0.1)}, gradient="reduced")
+    model.compile(ADAM(0.1), "mse")
+    model.fit(np.array([[1, 2], [3, 1]]), np.ones((2, 8)), epochs=3, verbose=0)
+    assert ib.audit(model).ok
