@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=[item for item in items if item in out])
     items[:] = [item for item in items if item not in out]
     gc.freeze()  # of what is imported by now nothing is freed: looking for it again and again takes a tenth of the time
-    gc.set_threshold(5_000, 10, 10)
+    gc.set_threshold(20_000, 10, 10)
 
 
 def is_once(item):
