@@ -197,7 +197,11 @@ def constant(like: Array, value: Any) -> Array:
 
 def is_sparse(x: Any) -> bool:
     """Whether it is a gradient of TensorFlow that has the rows that were used only, as that of an Embedding."""
-    return hasattr(x, "indices") and hasattr(x, "values") and not callable(x.values)
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return isinstance(x, tf.IndexedSlices)
 
 
 def dense(x: Array) -> Array:

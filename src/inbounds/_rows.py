@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from inbounds._arrays import is_sparse
 from inbounds._bound import projected
 from inbounds._metrics import Step
 from inbounds._plan import Entry
@@ -36,7 +37,7 @@ def rows_moved(optimizer: Any, entry: Entry, gradient: Any) -> Any:
 
     leaves_others = _LEAVES_OTHERS.get(type(optimizer), lambda optimizer: False)
     enough = (
-        isinstance(gradient, tf.IndexedSlices)
+        is_sparse(gradient)
         and leaves_others(optimizer)
         and not optimizer.weight_decay
         and 0 not in entry.axes[0]

@@ -387,7 +387,12 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
     The average of weights inside is inside but of a set that isn't convex, one that was larger before, or one on
     weights that two optimizers step and average by turns.
     """
+    others = _of_others(optimizer)
+    real = others and (optimizer._iterations + 1) % optimizer.gradient_accumulation_steps == 0
+    before = [variable.value for variable in others]
     type(optimizer)._backend_apply_gradients(optimizer, grads, trainable_variables)
+    for variable, value in zip(others, before, strict=True):
+        variable.assign(keras.ops.where(real, variable.value, value))
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
         entries = [
             entry
@@ -396,6 +401,18 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
         ]
         for every, due in _by_interval([entry for entry in entries if entry.set.every != "epoch"]).items():
             _project_when_due(optimizer, math.lcm(every, optimizer.ema_overwrite_frequency), due)
+
+
+def _of_others(optimizer: Any) -> list[Any]:
+    """On JAX with accumulation, what the projection of a Joint moves though another optimizer steps it.
+
+    There Keras computes the update in every step, and takes back what it does to the optimizer's own variables.
+    """
+    if keras.backend.backend() != "jax" or not optimizer.gradient_accumulation_steps:
+        return []
+    own = set(map(id, optimizer._trainable_variables))
+    moved = [v for entry in _hooked_entries(optimizer) for v in entry.variables if v.trainable]
+    return [variable for variable in moved if id(variable) not in own]
 
 
 def finalize_variable_values(optimizer: Any, var_list: Any) -> None:

@@ -173,6 +173,12 @@ MECHANISMS = {
     "lead of ScheduleFreeAdamW": Mechanism(without_a_lead, [cell("at the optimum", "MaxNorm", "ScheduleFreeAdamW")]),
     "force of Muon": Mechanism(muon_is_unknown, [cell("at the optimum", "MaxNorm", "Muon")]),
     "once for each real step": Mechanism(each_micro_step, [cell("accumulation in a loop")]),
+    "what another optimizer steps, given back": Mechanism(
+        replaced(_step, _of_others=lambda optimizer: []),
+        [cell("accumulation in a loop", "Joint(L1Ball)", "kernels before the rest")],
+        ("jax",),
+        "Keras computes an update in real steps only",
+    ),
     "constraints hidden from Keras": Mechanism(
         replaced(_step, hidden_constraints=nullcontext), [cell("accumulation in a loop")]
     ),
