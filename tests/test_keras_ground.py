@@ -120,6 +120,18 @@ def test_accumulation_updates_once_per_real_step():
     assert np.allclose(keras.ops.convert_to_numpy(layer.kernel.value), 0.8)
 
 
+def test_a_real_step_is_told_by_the_count_of_all_steps():
+    """Else `_step.backend_apply_gradients` would give weights back that a real step has moved."""
+    layer = dense()
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=3)
+    for taken in range(6):
+        before = keras.ops.convert_to_numpy(layer.kernel).copy()
+        assert int(optimizer._iterations) == taken
+        assert int(optimizer.iterations) == taken // 3
+        optimizer.apply(ones(layer.trainable_variables), layer.trainable_variables)
+        assert np.any(keras.ops.convert_to_numpy(layer.kernel).copy() != before) == ((taken + 1) % 3 == 0)
+
+
 @pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")  # the case under test
 def test_a_variable_without_a_gradient_is_left_out_of_the_update():
     """The hook asks the optimizer, not the update, which variables there are."""
@@ -622,6 +634,7 @@ def test_no_other_private_name_of_keras_is_used():
         "_backend_update_step",
         "_backend_apply_gradients",
         "_all_reduce_sum_gradients",
+        "_iterations",
         "_trainable_variables",
         "_non_trainable_variables",
         "_variables",  # of an optimizer
