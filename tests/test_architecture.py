@@ -29,7 +29,7 @@ INNER = {
     "_sets.__init__": set(),
     "_sets.entries": FAMILY,
     "_sets.norms": FAMILY | {"_reduced"},
-    "_sets.sums": FAMILY | {"_sets.entries"},
+    "_sets.sums": FAMILY | {"_reduced", "_sets.entries"},
     "_sets.grid": FAMILY,
     "_sets.order": FAMILY,
     "_sets.sparsity": FAMILY,

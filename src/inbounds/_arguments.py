@@ -121,7 +121,7 @@ def center_of(owner: str, value: Any) -> Any:
     return number_or_array(owner, "center", value)
 
 
-METRICS = ("optimizer", "euclidean")
+METRICS = ("auto", "optimizer", "euclidean")
 """The norms in which "nearest" may be meant in training."""
 
 
@@ -134,7 +134,7 @@ def metric_name(owner: str, value: Any, error: type[InboundsError] = SetError) -
     return _one_of("metric", METRICS, owner, value, error)
 
 
-GRADIENTS = ("full", "reduced")
+GRADIENTS = ("reduced", "full")
 """What an optimizer may see of a gradient."""
 
 
@@ -151,7 +151,7 @@ def _one_of(name: str, choices: tuple[str, ...], owner: str, value: Any, error: 
     if not isinstance(value, str) or value not in choices:
         raise error(
             explain(
-                f"`{name}` of {owner} is not " + " or ".join(map(repr, choices)),
+                f"`{name}` of {owner} is not {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}",
                 f"{name}={shown(value)}",
                 instead=f"{name}={choices[0]!r}",
             )

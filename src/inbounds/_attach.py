@@ -27,7 +27,7 @@ _IN_A_CALLBACK = "call it in a callback of that fit, such as on_epoch_end, or on
 
 
 def constrain(
-    model: Any, rules: Any = None, *, metric: str = "optimizer", every: int | str = 1, gradient: str = "full"
+    model: Any, rules: Any = None, *, gradient: str = "reduced", metric: str = "auto", every: int | str = 1
 ) -> Plan:
     """Keeps weights of a model inside sets, from now on.
 
@@ -42,15 +42,16 @@ def constrain(
             the value is a set (or a callable from tensor to tensor); for layers it is a `Joint`, or a mapping from
             weights' names to sets. A weight obeys the last rule that matches it. None: the constraints given to layers
             as arguments.
-        metric: the norm in which "nearest" is meant in training: "optimizer", the one in which the optimizer steps, or
-            "euclidean". The first makes the constrained optimum a fixed point, see docs/optimizers.md; the plan shows
-            what it is for each weight. It is saved with the sets.
+        gradient: what the optimizer sees. "reduced": not the part that points out of the set, so that any optimizer
+            ends at the constrained optimum, see docs/optimizers.md; "full": all of it. The plan says which sets that
+            makes no difference to, and why. It is saved with the sets, as all of these are.
+        metric: the norm in which "nearest" is meant in training. "optimizer": the one in which the optimizer steps,
+            where that and the set have one, which makes the constrained optimum a fixed point by itself; "euclidean";
+            "auto": the optimizer's where gradients are full, or the set is made of a 1-norm, whose faces steps drag
+            along otherwise. The plan shows what it is for each weight.
         every: the number of steps after which weights are projected, or "epoch". Above 1, weights may be outside in
             between, also in files that are saved then; at the end of each epoch, before an evaluation within `fit` and
-            after `fit` they are inside. It is saved with the sets too.
-        gradient: what the optimizer sees. "reduced": not the part that points out of the set, so that any optimizer
-            ends at the constrained optimum, also where `metric` is "euclidean"; "full": all of it. The plan says which
-            sets that makes no difference to, and why. It is saved with the sets.
+            after `fit` they are inside.
 
     Returns:
         The plan; `print(plan)` shows every weight, its set, its units and axes, or why it has none.

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays import Array, cast, dtype_of, epsilon, is_sharded, is_sparse, quiet
+from inbounds._arrays import Array, cast, dtype_of, is_sharded, is_sparse, quiet
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
@@ -89,7 +89,6 @@ def projected(
     concrete: bool = False,
     step: Step = UNKNOWN,
     at: Any = 0,
-    strict: bool = False,
 ) -> list[tuple[Any, Array]]:
     """The variables of an entry with their nearest values in the set; all are computed before any is assigned.
 
@@ -102,8 +101,6 @@ def projected(
         concrete: as in `Units`.
         step: that led to the values; see `step_of`.
         at: how many steps have been taken, for a set that changes with them.
-        strict: whether units that are within rounding of a bound are put on it too, so that the rounding of many steps
-            doesn't add up.
 
     Raises:
         RuleError: the weights are DTensors of PyTorch, and the set takes an operation that those don't have.
@@ -114,7 +111,6 @@ def projected(
         return []
     values = [read(variable) for variable in variables]
     applied = entry.applied.at(at)
-    couples = applied.couples
 
     def in_metric(costs: Sequence[Array] | None, warm: Any = None) -> Units:
         return Units.of(
@@ -123,7 +119,6 @@ def projected(
             free,
             concrete=concrete,
             metric=costs,
-            before=step.before,
             training=step is not UNKNOWN,
             warm=warm,
         )
@@ -133,15 +128,7 @@ def projected(
             last = keras.ops.convert_to_tensor(step.warm)
             units = applied.go_on(in_metric(None, last), lambda: in_metric(anew()), step.steady)
             return [*_of_variables(variables, units, free), (step.warm, units.warm)]
-        given = in_metric(step.costs).comparable(couples)
-        if strict:
-            wide = given.map(lambda x: x * (1 + 8 * epsilon(given.dtype)))
-            given = given.chosen(~wide.together(couples).same(applied.nearest(wide)), wide)
-        units = applied.nearest(given)
-        if step.instead is not None:
-            inside = given.together(couples).same(units)
-            others = [part if other is None else other for part, other in zip(given.parts, step.instead, strict=True)]
-            units = applied.nearest(given.with_parts(others)).chosen(inside, given)
+        units = applied.nearest(in_metric(step.costs).comparable(applied.couples))
         return _of_variables(variables, units, free)
 
 

@@ -69,15 +69,15 @@ class Plan:
         free: the weights without a set, each with the reason.
         metric: the norm in which "nearest" is meant in training.
         every: the number of steps after which weights are projected, or "epoch".
-        gradient: what the optimizer sees, "full" or "reduced".
+        gradient: what the optimizer sees, "reduced" or "full".
         metrics: says of an entry what that norm is, with the optimizer that the model has when it is asked.
     """
 
     entries: tuple[Entry, ...]
     free: tuple[tuple[Weight, str], ...]
-    metric: str = "optimizer"
+    metric: str = Set.metric
     every: int | str = 1
-    gradient: str = "full"
+    gradient: str = Set.gradient
     metrics: Callable[[Entry], str] = lambda entry: ""
 
     def __iter__(self) -> Iterator[Entry]:

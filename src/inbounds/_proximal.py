@@ -12,22 +12,22 @@ from collections.abc import Callable
 from inbounds._arrays import Array, epsilon, iterate, namespace, repeat, working_dtype
 from inbounds._units import Units, joined
 
-TO_THE_END = 2000
-"""At most so many steps where the point before is not known, from the Euclidean projection."""
+MOST = 2000
+"""At most so many steps."""
 
-IN_TRAINING = 3
-"""So many from the weights before the training step, which are near."""
+UNROLLED = 3
+"""So many where PyTorch exports or vectorizes, and no loop can end early."""
 
 LIVE = 40
 """Plain steps that are gone through again, from where it ended, to be differentiated."""
 
 
 def in_steps(project: Callable[[Units], Units], units: Units, *, couples: bool) -> Units:
-    """The units at the nearest point in their metric, or on the way to it; what is inside stays.
+    """The units at the nearest point in their metric; what is inside stays.
 
     Args:
         project: on the set, in the Euclidean metric.
-        units: with costs of at most 1; where they have parts from before, steps begin there, and are few.
+        units: with costs of at most 1.
         couples: whether the set looks at all units together.
     """
     xp = namespace(units.parts[0])
@@ -52,10 +52,8 @@ def in_steps(project: Callable[[Units], Units], units: Units, *, couples: bool) 
         moved = one(new).max(lambda y, o: xp.abs(y - o), old)
         return (*joined([new, ahead]), age), moved > rounding * one(new).max(xp.abs)
 
-    known = units.before is not None
-    start = fixed.with_parts(units.before) if units.before is not None else near
-    state = (*joined([start, start]), xp.zeros_like(one(fixed).max(xp.abs)))
-    ended, _ = fixed.split(iterate(look, state, IN_TRAINING if known else TO_THE_END, IN_TRAINING)[:-1])
+    state = (*joined([near, near]), xp.zeros_like(one(fixed).max(xp.abs)))
+    ended, _ = fixed.split(iterate(look, state, MOST, UNROLLED)[:-1])
     ended = one(fixed).chosen(~one(fixed).same(near), ended).apart(plain)
     if units.differentiable:
         live = plain.with_parts(repeat(lambda state: pulled(plain.with_parts(state), plain).parts, ended.parts, LIVE))

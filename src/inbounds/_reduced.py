@@ -23,6 +23,10 @@ SHARE = 1e-3
 Farther, noise of small batches pushes units inside; less far, the difference of two projections loses its digits."""
 
 
+NEAR = 1e-5
+"""The same where no digits are lost."""
+
+
 def difference(project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool) -> Units:
     """The reduced gradient by two projections, right wherever the units are.
 
@@ -77,15 +81,53 @@ def radial(units: Units, gradient: Units, low: float, high: float) -> Units:
     return gradient.chosen(taken != 0, gradient.map(lambda g, u, t: g + t * u, scaled, taken))
 
 
-def _reach(units: Units, gradient: Units) -> tuple[Array, Array]:
+def on_a_face(project: Callable[[Units], Units], units: Units, gradient: Units, total: float) -> Units:
+    """The reduced gradient of {w : |w|_1 <= total}, or of its face where w >= 0.
+
+    The second projection of `difference` lowers what it doesn't make 0 by `e t` in size, for one t a unit, which is
+    known but for a division by e: no digit is lost, however small that is.
+
+    Args:
+        project: on the set, in the Euclidean norm.
+        units: where the gradient is taken.
+        gradient: the gradient, in units of the same parts.
+        total: the largest sum of sizes.
+    """
+    xp = namespace(units.parts[0])
+    e, usable = _reach(units, gradient, NEAR)
+    fine = units.as_computed()
+    here = project(fine)
+    stepped = here.map(lambda x, g, e: x - e * g, gradient, e)
+    ended = project(stepped)
+    stays = stepped.sum(lambda x, y: cast(x != y, dtype_of(x)), ended) == 0
+    free, pull, left = (given.only(free=True) for given in (here, gradient, ended))
+    assert free is not None
+    assert pull is not None
+    assert left is not None
+    gap = here.total(xp.abs) - total
+    gap = xp.where(gap < -units.judged().held(total), gap, xp.zeros_like(gap))
+    lost, count, pushed = (
+        xp.reshape(number, units.shape)
+        for number in (
+            free.total(lambda x, y: xp.abs(x) - x * xp.sign(y), left),
+            xp.maximum(free.sum(lambda x, y: cast(y != 0, dtype_of(x)), left), 1),
+            left.sum(lambda y, g: xp.sign(y) * g, pull),
+        )
+    )
+    lowered = ((gap - lost) / e - pushed) / count
+    seen = pull.map(lambda g, x, y, t, e: xp.where(y != 0, g + t * xp.sign(y), x / e), free, left, lowered, e)
+    return gradient.chosen(usable & ~stays, gradient.with_free(seen))
+
+
+def _reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array]:
     """For each unit e, and whether there is one: whether the gradient is neither 0 nor infinite."""
     free, pull = units.only(free=True), gradient.only(free=True)
     assert free is not None
     assert pull is not None
     xp = namespace(free.parts[0])
-    size, slope = free.max(xp.abs), pull.max(xp.abs)
+    size, slope = (xp.reshape(given.max(xp.abs), units.shape) for given in (free, pull))
     size = xp.where(size > 0, size, xp.max(size))  # a unit of zeros reaches as far as the others do
     size = xp.where(size > 0, size, xp.ones_like(size))
     usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)
-    e = max(SHARE, 2 * epsilon(units.dtype)) * size / xp.where(usable, slope, xp.ones_like(slope))
+    e = max(share, 2 * epsilon(units.dtype)) * size / xp.where(usable, slope, xp.ones_like(slope))
     return xp.where(usable, e, xp.ones_like(e)), usable

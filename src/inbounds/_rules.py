@@ -26,7 +26,7 @@ Given = Callable[[Any], Any]
 """The constraint that a variable was given by its layer, before any rule."""
 
 
-def resolve(model: Any, rules: Any, given: Given, metric: str = "optimizer", *, strict: bool = True) -> Plan:
+def resolve(model: Any, rules: Any, given: Given, metric: str = Set.metric, *, strict: bool = True) -> Plan:
     """The plan that rules make on a model, on top of the constraints given to its layers.
 
     Args:

@@ -82,12 +82,12 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     """The axes that a unit spans where the user says so; None: the layer's, see `span`."""
     center: Any = None
     """What the set is moved by: a number or an array for the weight; None: nothing. "current" until constrained."""
-    metric: str = "optimizer"
-    """In training, the norm in which nearest is meant: "optimizer" or "euclidean"; see `in_training`."""
+    metric: str = "auto"
+    """In training, the norm in which nearest is meant: "auto", "optimizer" or "euclidean"; see `in_training`."""
     every: int | str = 1
     """In training, the number of steps after which it is projected, or "epoch"; see `in_training`."""
-    gradient: str = "full"
-    """In training, what the optimizer sees: the "full" gradient or the "reduced" one; see `in_training`."""
+    gradient: str = "reduced"
+    """In training, what the optimizer sees: the "reduced" gradient or the "full" one; see `in_training`."""
     changes: bool = False
     """Whether the set is another one as training goes on; see `at`."""
     whole: ClassVar[bool] = False
@@ -99,6 +99,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     """Whether it can be told if a unit lies on the boundary."""
     weighs: ClassVar[bool] = False
     """Whether `_project` heeds the metric of the units."""
+    has_faces: ClassVar[bool] = False
+    """Whether its boundary is made of the flat faces of a 1-norm, which steps of one size drag along."""
     holds_frozen: ClassVar[bool] = True
     """Whether the free entries of a unit can make up for those that are frozen."""
     swallows: ClassVar[str] = ""
@@ -156,6 +158,20 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if self.same_in_every_metric:
             return "each entry is projected by itself"
         return "" if self.reduces else "the set is neither convex nor smooth"
+
+    def follows(self, averages: bool) -> bool:
+        """Whether a projection after a step of training is in the optimizer's metric, where that is known.
+
+        With reduced gradients the plain one ends at the constrained optimum as well, and takes less. But steps of one
+        size, as Lion's, drag a face along with them; and noise that is not averaged away moves weights inwards, from
+        where the way back isn't straight out in the plain metric.
+
+        Args:
+            averages: whether the optimizer steps along an average of gradients, as momentum is.
+        """
+        if self.metric == "euclidean" or self.same_in_every_metric or not self.weighs:
+            return False
+        return self.metric == "optimizer" or self.gradient == "full" or self.has_faces or not averages
 
     @property
     def warm_starts(self) -> bool:
@@ -582,7 +598,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def _of_config(cls, config: dict[str, Any]) -> Set:
         return cls(**{name: _revived(cls.__name__, name, value) for name, value in config.items()})
 
-    def in_training(self, metric: str, every: int | str, gradient: str = "full") -> Set:
+    def in_training(self, metric: str, every: int | str, gradient: str) -> Set:
         """The same set with these arguments of `constrain`, which makes them of sets."""
         wanted = {"metric": metric, "every": every, "gradient": gradient}
         if all(getattr(self, name) == value for name, value in wanted.items()):

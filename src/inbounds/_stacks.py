@@ -9,7 +9,7 @@ from typing import Any
 
 from inbounds._arrays import dtype_of
 from inbounds._bound import projected
-from inbounds._metrics import Step, looks_back
+from inbounds._metrics import Step
 from inbounds._plan import Entry
 from inbounds._units import Units
 
@@ -25,22 +25,18 @@ def stacks_of(optimizer: Any, entries: Sequence[Entry]) -> list[list[Entry]]:
     if known != signature:
         alike: dict[Any, list[Entry]] = defaultdict(list)
         for entry in entries:
-            alike[_likeness(optimizer, entry)].append(entry)
+            alike[_likeness(entry)].append(entry)
         stacks = list(alike.values())
         vars(optimizer)["_inbounds_stacks"] = (signature, stacks)
     return stacks
 
 
-def _likeness(optimizer: Any, entry: Entry) -> Any:
+def _likeness(entry: Entry) -> Any:
     """What entries of one stack share; its own id for an entry that is large, or whose set takes one weight."""
-    if (
-        sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL
-        or not entry.applied.stackable
-        or looks_back(optimizer, entry.set, entry.variables)
-    ):
+    if sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL or not entry.applied.stackable:
         return id(entry)
     weights = tuple((w.shape, dtype_of(w.variable), bool(w.variable.trainable)) for w in entry.weights)
-    return entry.applied, entry.set.metric, entry.axes, weights
+    return entry.applied, entry.set.metric, entry.set.gradient, entry.axes, weights
 
 
 def project_stack(stack: Sequence[Entry], steps: Sequence[Step], at: Any) -> None:

@@ -13,7 +13,6 @@ from inbounds._bound import projected, reduced_gradients
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
-from inbounds._set import Set
 
 
 def stateless_project(
@@ -21,7 +20,6 @@ def stateless_project(
     trainable_variables: Any,
     metric: Any = None,
     *,
-    before: Any = None,
     step: Any = None,
 ) -> list[Array]:
     """The values of a model's trainable variables, projected: a pure function, as `stateless_call` is.
@@ -35,9 +33,9 @@ def stateless_project(
         trainable_variables: the values, a list or tuple in the order of `model.trainable_variables`.
         metric: for each value what the optimizer's step was divided by, entry by entry, above 0, or None; a list like
             the values. With optax's Adam `sqrt(nu_hat) + eps`. A set is projected on in the Euclidean metric where
-            that of one of its weights is None, or where the plan's is "euclidean".
-        before: the values before the step, a list like the others. Only read for sets that are projected on by steps
-            (the plan's matrix sets, in a metric): from there a few are enough; without it up to 2,000 are taken.
+            that of one of its weights is None, or where the plan's is "euclidean". With `stateless_reduce` before the
+            optimizer none is needed, and on sets of matrices, whose projection in a metric takes up to 2,000 steps,
+            none should be given.
         step: how many steps have been taken, a number or a tensor, for sets that change with them.
 
     Returns:
@@ -45,14 +43,14 @@ def stateless_project(
         projects whenever it is called.
 
     Raises:
-        RuleError: the model has no plan, the values, metrics or values before aren't like the model's variables, or
-            `step` is missing.
+        RuleError: the model has no plan, the values or metrics aren't like the model's variables, or `step` is
+            missing.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
         >>> values = stateless_project(model, [10 * v for v in model.trainable_variables])
     """
-    values: list[Array] = as_written(_projected_values)(model, trainable_variables, metric, before, step)
+    values: list[Array] = as_written(_projected_values)(model, trainable_variables, metric, step)
     return values
 
 
@@ -98,14 +96,11 @@ def _reduced_values(model: Any, trainable_variables: Any, gradients: Any, step: 
     return list(result.values())
 
 
-def _projected_values(model: Any, trainable_variables: Any, metric: Any, before: Any, step: Any) -> list[Array]:
+def _projected_values(model: Any, trainable_variables: Any, metric: Any, step: Any) -> list[Array]:
     entries = in_force(model)
     variables = model.trainable_variables
     values = _like(variables, trainable_variables, "trainable_variables")
-    costs, old = (
-        [None] * len(variables) if given is None else _like(variables, given, name, optional=optional)
-        for name, given, optional in (("metric", metric, True), ("before", before, False))
-    )
+    costs = [None] * len(variables) if metric is None else _like(variables, metric, "metric", optional=True)
     places = {id(variable): place for place, variable in enumerate(variables)}
     result = list(trainable_variables)
 
@@ -113,7 +108,7 @@ def _projected_values(model: Any, trainable_variables: Any, metric: Any, before:
     with no_gradient():
         for entry in entries:
             _check_step(entry, step, "stateless_project(model, values, step=count)")
-            known = _given_step(entry, places, costs, old, read)
+            known = _given_step(entry, places, costs)
             for variable, value in projected(entry, read=read, step=known, at=0 if step is None else step):
                 result[places[id(variable)]] = without_gradient(value)
     return result
@@ -137,22 +132,18 @@ def _check_step(entry: Entry, step: Any, instead: str) -> None:
         )
 
 
-def _given_step(
-    entry: Entry, places: Mapping[int, int], costs: Sequence[Any], old: Sequence[Any], read: Callable[[Any], Array]
-) -> Step:
+def _given_step(entry: Entry, places: Mapping[int, int], costs: Sequence[Any]) -> Step:
     """What is known of the step of an entry from what the loop gave."""
     variables = entry.variables
     own = [places.get(id(variable)) for variable in variables]
-    owner: Set = entry.set
-    if owner.metric == "euclidean" or any(place is not None and costs[place] is None for place in own):
+    if entry.set.metric == "euclidean" or any(place is not None and costs[place] is None for place in own):
         return UNKNOWN
-    spent = [
-        keras.ops.ones(variable.shape, working_dtype(dtype_of(variable))) if place is None else costs[place]
-        for variable, place in zip(variables, own, strict=True)
-    ]
-    known = all(place is None or old[place] is not None for place in own)
-    start = [read(v) if place is None else old[place] for v, place in zip(variables, own, strict=True)]
-    return Step(spent, start if known else None)
+    return Step(
+        [
+            keras.ops.ones(variable.shape, working_dtype(dtype_of(variable))) if place is None else costs[place]
+            for variable, place in zip(variables, own, strict=True)
+        ]
+    )
 
 
 def _like(variables: Sequence[Any], given: Any, name: str, *, optional: bool = False) -> list[Any]:

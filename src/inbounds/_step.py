@@ -32,7 +32,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope  # no pu
 from inbounds._arrays import dtype_of, is_concrete, is_sharded, no_gradient
 from inbounds._bound import Bound, bind, entries_of, given_constraint, projected, reduced_gradients
 from inbounds._errors import LayoutWarning, RuleError, explain
-from inbounds._metrics import REGISTERED, UNKNOWN, Step, lead_of, looks_back, step_of
+from inbounds._metrics import REGISTERED, UNKNOWN, Step, step_of
 from inbounds._optimizers import WRAPPERS
 from inbounds._plan import Entry
 from inbounds._rows import project_rows, rows_moved
@@ -42,9 +42,6 @@ from inbounds._stacks import project_stack, stacks_of
 from inbounds._threads import Use, used
 from inbounds._warm_starts import prepare, warm_of, without_warm_starts
 from inbounds._weights import owners_of, variables_behind
-
-Leads = dict[int, tuple[Any, Any]]
-"""By variables' ids, what an optimizer steps in place of them, and its share in them."""
 
 _HOOKED = ("_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
 
@@ -315,14 +312,10 @@ def put_inside(entry: Entry, at: int) -> list[tuple[Any, np.ndarray[Any, Any]]]:
 
 
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
-    """The update, and the projection of what it left outside, in the metric in which it stepped."""
+    """The update, of what sets leave of the gradients, and the projection of what it left outside."""
     if not hasattr(type(optimizer), _OF_TENSORFLOW):
         grads = _seen(optimizer, grads, trainable_variables)
     entries = [entry for entry in _hooked_entries(optimizer) if entry.set.every != "epoch"]
-    leads = _leads(optimizer, [entry for entry in entries if entry.set.every == 1])
-    before = {
-        id(entry): _read_all(entry, leads.get(id(entry), {})) for entry in entries if _looks_back(optimizer, entry)
-    }
     type(optimizer)._backend_update_step(optimizer, grads, trainable_variables, learning_rate)
     grads = vars(_of_replica).pop("gradients", grads)
     stepped_ones = _known(optimizer, trainable_variables)
@@ -330,20 +323,14 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
 
     def step(entry: Entry) -> Step:
         variables = entry.variables
-        stepped = [gradients.get(id(variable)) for variable in variables]
-        return step_of(optimizer, entry.set, variables, stepped, before.get(id(entry)))
+        return step_of(optimizer, entry.set, variables, [gradients.get(id(variable)) for variable in variables])
 
-    with no_gradient():
-        for entry in entries:
-            if id(entry) in leads:
-                _follow(optimizer, entry, step(entry), leads[id(entry)])
     rows = _rows_moved(optimizer, entries, gradients)
     for entry in entries:
         if id(entry) in rows:
             project_rows(entry, rows[id(entry)], step(entry), optimizer.iterations + 1)
     for every, due in _by_interval(entries).items():
-        rest = [entry for entry in due if id(entry) not in leads and id(entry) not in rows]
-        _project_when_due(optimizer, every, rest, step)
+        _project_when_due(optimizer, every, [entry for entry in due if id(entry) not in rows], step)
 
 
 def _rows_moved(optimizer: Any, entries: Sequence[Entry], gradients: dict[int, Any]) -> dict[int, Any]:
@@ -376,7 +363,10 @@ def _seen(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) ->
     known, read = _known(optimizer, variables), _reader(optimizer)
     seen = {id(variable): gradient for variable, gradient in zip(known, gradients, strict=True)}
     with no_gradient():
-        for entry in reducing(_hooked_entries(optimizer)):
+        entries = [
+            entry for entry in _hooked_entries(optimizer) if _owns(optimizer, entry)
+        ]  # else some has no gradient
+        for entry in reducing(entries):
             seen |= reduced_gradients(entry, seen, read, optimizer.iterations + 1)
     return [seen[id(variable)] for variable in known]
 
@@ -448,47 +438,10 @@ def _hooked_entries(optimizer: Any) -> list[Entry]:
     return entries_of(optimizer._trainable_variables) if lifted is None else lifted.entries
 
 
-def _leads(optimizer: Any, entries: Sequence[Entry]) -> dict[int, Leads]:
-    """By entries' ids, the leads of their weights, where the optimizer steps none of those themselves.
-
-    Only for convex sets: weights that are averages of what is inside are inside. Where the optimizer sees reduced
-    gradients nothing leads it out of the set, and the weights are projected as they are.
-    """
-    lead = lead_of(optimizer)
-    if lead is None:
-        return {}
-    found = {}
-    for entry in entries:
-        if entry.set.convex and _owns(optimizer, entry) and not reducing([entry]):
-            free = [weight.variable for weight in entry.weights if weight.variable.trainable]
-            found[id(entry)] = {id(variable): lead(optimizer, variable) for variable in free}
-    return found
-
-
 def _owns(optimizer: Any, entry: Entry) -> bool:
     """Whether an optimizer steps all weights of an entry that are trained."""
     own = set(map(id, optimizer._trainable_variables))
     return own.issuperset(id(weight.variable) for weight in entry.weights if weight.variable.trainable)
-
-
-def _read_all(entry: Entry, leads: Leads) -> list[Any]:
-    """Copies of what is stepped, as it is now: PyTorch and TensorFlow would change it under the reader."""
-    return [keras.ops.copy(leads.get(id(weight.variable), (weight.variable,))[0]) for weight in entry.weights]
-
-
-def _follow(optimizer: Any, entry: Entry, step: Step, leads: Leads) -> None:
-    """Puts inside what is stepped in place of an entry's weights, and lets them follow."""
-    read, at = _reader(optimizer), optimizer.iterations + 1
-    for variable, value in projected(entry, read=lambda v: read(leads.get(id(v), (v,))[0]), step=step, at=at):
-        sequence, share = leads[id(variable)]
-        variable.assign_add(share * (value - sequence))
-        sequence.assign(value)
-    for variable, value in projected(entry, read=read, strict=True, at=at):
-        variable.assign(value)
-
-
-def _looks_back(optimizer: Any, entry: Entry) -> bool:
-    return looks_back(optimizer, entry.set, entry.variables)
 
 
 def _by_interval(entries: Sequence[Entry]) -> dict[int, list[Entry]]:
@@ -535,7 +488,7 @@ def project_entries(
 
     def warm(entry: Entry) -> Step:
         known, kept = step(entry), warm_of(optimizer, entry)
-        if kept is None or known.costs is None or known.instead is not None:
+        if kept is None or known.costs is None:
             return known
         ready = [known.costs] if eager else []  # what has been computed serves the first time; a trace drops it
         return replace(known, warm=kept, anew=lambda: ready.pop() if ready else step(entry).costs)

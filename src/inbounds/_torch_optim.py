@@ -16,7 +16,7 @@ import keras
 
 from inbounds._arrays import cast, dtype_of, no_gradient, working_dtype
 from inbounds._attach import in_force, project
-from inbounds._bound import Bound, bind, entries_of, projected, reduced_gradients
+from inbounds._bound import Bound, bind, entries_of, reduced_gradients
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
 from inbounds._plan import Entry
@@ -34,14 +34,14 @@ def project_after(model: Any, optimizer: Any) -> Any:
     Nothing else is to be called. What holds is looked up at each step, so that `constrain` and `release` are followed.
     Steps are counted from this call on, for `constrain(every=...)` and for sets that change with the steps.
 
-    The metric of the optimizer counts where the plan's is "optimizer": it is known for Adam, AdamW, NAdam, RAdam,
-    Adamax, RMSprop and Adagrad, and that of SGD is the Euclidean one; where the groups of a unit's parameters have
-    rates that differ, over those. All others (LBFGS, Muon, classes of one's own with a `step` of their own) are
-    projected after in the Euclidean metric; so is a unit some of whose weights the optimizer doesn't step, or that had
-    no gradient in the step.
+    Each step sees the reduced gradients, whatever the optimizer is, unless the plan's is "full"; what `parameter.grad`
+    holds after it is the gradient itself. LBFGS is refused where gradients are reduced.
 
-    Under `constrain(gradient="reduced")` each step sees the reduced gradients, whatever the optimizer is; what
-    `parameter.grad` holds after it is the gradient itself. LBFGS is refused there.
+    Where the projection follows the optimizer's metric, see `constrain`, it is known for Adam, AdamW, NAdam, RAdam,
+    Adamax, RMSprop and Adagrad, and that of SGD is the Euclidean one; where the groups of a unit's parameters have
+    rates that differ, over those. After all others (Muon, classes of one's own with a `step` of their own) the
+    projection is the Euclidean one; so is that of a unit some of whose weights the optimizer doesn't step, or that had
+    no gradient in the step.
 
     Args:
         model: a built Keras model or layer, constrained, or with sets given to its layers.
@@ -81,8 +81,6 @@ def project_after(model: Any, optimizer: Any) -> Any:
             bind(entry)
     after = _AfterStep(variables_of(model))
     handle = optimizer.register_step_post_hook(after)
-    before = optimizer.register_step_pre_hook(functools.partial(_look, weakref.ref(after)))
-    weakref.finalize(after, before.remove)  # once the handle is removed, nothing else holds it
     _guard(optimizer, weakref.ref(after))
     return handle
 
@@ -114,13 +112,11 @@ class _AfterStep:
     Attributes:
         variables: of the model.
         steps: how many have been taken.
-        before: by entries' ids, the values before the step, where the projection starts from them.
     """
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self.variables = variables
         self.steps = 0
-        self.before: dict[int, list[Any]] = {}
 
     def stepped(self, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
         """A step that sees what sets leave of the gradients; afterwards the gradients are what they were."""
@@ -155,15 +151,6 @@ class _AfterStep:
         finally:
             restore()
 
-    def look(self, optimizer: Any) -> None:
-        """Copies, before the step, what is needed after it."""
-        groups = _groups(optimizer)
-        self.before = {
-            id(entry): [weight.variable.value.detach().clone() for weight in entry.weights]
-            for entry in entries_of(self.variables)
-            if not entry.set.weighs and _measured(optimizer, entry, groups)
-        }
-
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.steps += 1
         groups = _groups(optimizer)
@@ -171,20 +158,7 @@ class _AfterStep:
         _check_intervals(entries)
         due = [entry for entry in entries if self.steps % int(entry.set.every) == 0]
         with no_gradient():
-            for entry in due:
-                if id(entry) in self.before:
-                    step = _step(optimizer, entry, groups, self.before[id(entry)])
-                    for variable, value in projected(entry, concrete=True, step=step, at=self.steps):
-                        variable.assign(value)
-            alike = [entry for entry in due if id(entry) not in self.before]
-            project_entries(optimizer, alike, self.steps, lambda entry: _step(optimizer, entry, groups))
-        self.before = {}
-
-
-def _look(after: weakref.ref[_AfterStep], optimizer: Any, args: Any, kwargs: Any) -> None:
-    hook = after()
-    if hook is not None:
-        hook.look(optimizer)
+            project_entries(optimizer, due, self.steps, lambda entry: _step(optimizer, entry, groups))
 
 
 def _check_torch(optimizer: Any) -> None:
@@ -325,6 +299,9 @@ _READERS: dict[str, Reader] = {
 }
 """By their names in `torch.optim`."""
 
+_UNAVERAGED = (_rmsprop, _adagrad)
+"""Of optimizers that step along each gradient as it comes, and no average."""
+
 
 def _reader_of(optimizer: Any) -> Reader | None:
     """What reads the metric of an optimizer; None: it is of an unknown kind."""
@@ -344,21 +321,20 @@ def _groups(optimizer: Any) -> Groups:
 
 def _measured(optimizer: Any, entry: Entry, groups: Groups) -> bool:
     """Whether the projection of an entry follows the optimizer's metric."""
-    owner = entry.set
-    if owner.metric == "euclidean" or owner.same_in_every_metric or not (owner.weighs or owner.convex):
-        return False
     stepped = [groups.get(id(weight.variable.value)) for weight in entry.weights if weight.variable.trainable]
     if not stepped or any(found is None or found[0].grad is None for found in stepped):
         return False
     reader = _reader_of(optimizer)
-    return reader is not None and (reader is not _sgd or _rates_differ(stepped))
+    if reader is None or not entry.set.follows(averages=reader not in _UNAVERAGED):
+        return False
+    return reader is not _sgd or _rates_differ(stepped)
 
 
 def _rates_differ(stepped: Sequence[Any]) -> bool:
     return len({float(group["lr"]) for _, group in stepped}) > 1
 
 
-def _step(optimizer: Any, entry: Entry, groups: Groups, before: Sequence[Any] | None = None) -> Step:
+def _step(optimizer: Any, entry: Entry, groups: Groups) -> Step:
     """What is known of the step that an optimizer has just taken."""
     reader = _reader_of(optimizer)
     if reader is None or not _measured(optimizer, entry, groups):
@@ -375,4 +351,4 @@ def _step(optimizer: Any, entry: Entry, groups: Groups, before: Sequence[Any] | 
             cost = cost if read is None else cast(read, dtype_of(cost))
             cost = cost / max(float(group["lr"]), least) if rates_differ else cost
         costs.append(cost)
-    return Step(costs, before)
+    return Step(costs)

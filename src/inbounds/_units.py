@@ -60,7 +60,6 @@ class Units:
             None for all. What doesn't belong is neither seen nor changed.
         metric: for each part, what the square of a move of each entry costs, above 0 and shaped like the part; None
             where all cost the same. Nearest is meant in the norm `sum metric * (y - x)^2`.
-        before: the parts before the step that led to these, where a projection starts from them; None: unknown.
         moved_from: the parts before they were moved by a centre, at whose size the entries are rounded; None: there is
             no centre.
         training: whether these are weights after a step of training: in a metric, nearest to the root of rounding is
@@ -80,7 +79,6 @@ class Units:
     differentiable: bool = False
     masks: tuple[Array | None, ...] = ()
     metric: tuple[Array, ...] | None = None
-    before: tuple[Array, ...] | None = None
     moved_from: tuple[Array, ...] | None = None
     training: bool = False
     warm: Array | None = None
@@ -95,7 +93,6 @@ class Units:
         concrete: bool = False,
         differentiable: bool = False,
         metric: Sequence[Array] | None = None,
-        before: Sequence[Array] | None = None,
         training: bool = False,
         warm: Array | None = None,
     ) -> Units:
@@ -105,9 +102,6 @@ class Units:
             tuple(sorted(axis % len(part.shape) for axis in span)) for part, span in zip(arrays, axes, strict=True)
         )
         coarsest = min((dtype_of(part) for part in parts), key=MANTISSA_BITS.__getitem__)
-        costs, old = (
-            None if given is None else tuple(map(cast, given, map(dtype_of, arrays))) for given in (metric, before)
-        )
         return cls(
             arrays,
             spans,
@@ -116,8 +110,7 @@ class Units:
             concrete=concrete,
             differentiable=differentiable and namespace(arrays[0]) is not np,
             masks=(None,) * len(arrays),
-            metric=costs,
-            before=old,
+            metric=None if metric is None else tuple(map(cast, metric, map(dtype_of, arrays))),
             training=training,
             warm=warm,
         )
@@ -240,7 +233,6 @@ class Units:
             free=(free,) * len(keep),
             masks=tuple(self.masks[i] for i in keep),
             metric=self.metric and tuple(self.metric[i] for i in keep),
-            before=self.before and tuple(self.before[i] for i in keep),
             moved_from=self.moved_from and tuple(self.moved_from[i] for i in keep),
         )
 

@@ -75,10 +75,9 @@ def _starts_warm(optimizer: Any, entry: Entry) -> bool:
     return (
         entry.applied.warm_starts
         and entry.set.every == 1
-        and entry.set.metric != "euclidean"
         and metric is not None
         and metric.reader is not None
-        and metric.lead is None
+        and entry.set.follows(metric.averages)
         and not any(is_sharded(weight.variable.value) for weight in entry.weights)
         and not _in_replicas(entry)
     )

@@ -219,7 +219,10 @@ def test_a_name_that_is_a_class_and_a_layer_is_an_error(rules):
         ('[rules]\n"**/kernel" = NonNeg\n', "line 2, column 15"),
         ('[rules]\n"kernel" = "NonNeg"\n"kernel" = "NonPos"\n', "line 3"),
         ('[rule]\n"kernel" = "NonNeg"\n', "Instead: rules"),
-        ('metric = "evil"\n[rules]\n"kernel" = "NonNeg"\n', "`metric` of a rules file is not 'optimizer'"),
+        (
+            'metric = "evil"\n[rules]\n"kernel" = "NonNeg"\n',
+            "`metric` of a rules file is not 'auto', 'optimizer' or",
+        ),
         ('metric = 7\n[rules]\n"kernel" = "NonNeg"\n', "metric=7"),
         ('every = 0\n[rules]\n"kernel" = "NonNeg"\n', '`every` of a rules file is not "epoch"'),
         ('every = -1\n[rules]\n"kernel" = "NonNeg"\n', "every=-1"),
@@ -249,10 +252,10 @@ def test_a_file_with_a_mistake_is_an_error_that_says_where_and_what_instead(rule
 
 def test_a_file_says_how_the_sets_are_trained(rules):
     text = '[rules]\n"kernel" = "NonNeg"\n'
-    found = read_rules(rules(f'metric = "euclidean"\nevery = 10\ngradient = "reduced"\n{text}'), small_model())
-    assert (found.metric, found.every, found.gradient) == ("euclidean", 10, "reduced")
+    found = read_rules(rules(f'metric = "euclidean"\nevery = 10\ngradient = "full"\n{text}'), small_model())
+    assert (found.metric, found.every, found.gradient) == ("euclidean", 10, "full")
     found = read_rules(rules(f'every = "epoch"\n{text}'), small_model())
-    assert (found.metric, found.every, found.gradient) == ("optimizer", "epoch", "full")
+    assert (found.metric, found.every, found.gradient) == ("auto", "epoch", "reduced")
 
 
 def test_files_that_are_not_text_or_not_there(tmp_path):

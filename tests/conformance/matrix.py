@@ -139,6 +139,18 @@ LEFT_OUT = [
         lambda cell: cell.situation == "at the optimum" and cell.optimizer in ("AdamW", "Ftrl"),
     ),
     LeftOut(
+        "it has no metric that is known: it is to see reduced gradients",
+        lambda cell: cell.situation == "at the optimum" and cell.optimizer in ("Muon", "ScheduleFreeAdamW"),
+    ),
+    LeftOut(
+        "the metric of a set of matrices has no formula: it is to have reduced gradients",
+        lambda cell: cell.situation == "at the optimum" and cell.set == "SpectralNorm",
+    ),
+    LeftOut(
+        "steps of each weight are multiplied by a number that its metric doesn't tell",
+        lambda cell: cell.situation == "at the optimum" and cell.optimizer in ("Lamb", "Adafactor") and cell.joint,
+    ),
+    LeftOut(
         "two optimizers step the weights of one unit, whose metric is then the Euclidean one",
         lambda cell: cell.situation == "at the optimum" and cell.optimizer in MULTI and cell.joint,
     ),

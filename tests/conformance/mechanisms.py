@@ -9,7 +9,7 @@ import pytest
 
 import inbounds as ib
 from conformance.matrix import Cell
-from inbounds import _attach, _fit, _layout, _metrics, _step
+from inbounds import _attach, _fit, _layout, _step
 from inbounds._metrics import UNKNOWN
 from inbounds._sets.combine import Joint
 from inbounds._sets.scaled import Scaled
@@ -85,10 +85,6 @@ def swaps_as_keras_does(patch):
     patch.setattr(keras.callbacks.SwapEMAWeights, "_swap_variables", original)
 
 
-def muon_is_unknown(patch):
-    patch.setitem(_metrics._METRICS, keras.optimizers.Muon, _metrics.Metric(None))
-
-
 def transposed_like_the_others(patch):
     axes = {"kernel": (0, 1, 2), "bias": ()}
     patch.setitem(_layout._REGISTRY, keras.layers.Conv2DTranspose, lambda layer: _layout.Layout(axes))
@@ -105,7 +101,6 @@ def part_by_part(patch):
                 free=(units.free[place],),
                 masks=units.masks[place : place + 1],
                 metric=None,
-                before=None,
             )
             moved += self.inner.nearest(alone).parts
         return units.with_parts(moved)
@@ -115,10 +110,6 @@ def part_by_part(patch):
 
 def always_due(patch):
     patch.setattr(_step, "_by_interval", lambda entries: {1: list(entries)})
-
-
-def without_a_lead(patch):
-    patch.setattr(_step, "lead_of", lambda optimizer: None)
 
 
 def as_at_first(patch):
@@ -166,12 +157,6 @@ MECHANISMS = {
         replaced(_step, step_of=lambda *arguments: UNKNOWN),
         [cell("at the optimum")],
     ),
-    "weights before the step": Mechanism(
-        replaced(_step, looks_back=lambda *arguments: False),
-        [cell("at the optimum", "Joint(MaxNorm)", "Lamb")],
-    ),
-    "lead of ScheduleFreeAdamW": Mechanism(without_a_lead, [cell("at the optimum", "MaxNorm", "ScheduleFreeAdamW")]),
-    "force of Muon": Mechanism(muon_is_unknown, [cell("at the optimum", "MaxNorm", "Muon")]),
     "once for each real step": Mechanism(each_micro_step, [cell("accumulation in a loop")]),
     "what another optimizer steps, given back": Mechanism(
         replaced(_step, _of_others=lambda optimizer: []),

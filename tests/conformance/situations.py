@@ -438,7 +438,7 @@ def in_the_euclidean_metric(trial):
 
 
 def at_the_optimum(trial):
-    """Where the gradient is normal to the set, a step and the projection lead back: in the optimizer's own metric.
+    """Where the gradient is normal to the set, a step along all of it and the projection in its metric lead back.
 
     When the gradient turns, the weights leave the boundary again: nothing has gone on behind it.
     """
@@ -456,7 +456,7 @@ def at_the_optimum(trial):
             gradients[id(variable)] = unlaid(pull[:, part], variable, axes)
             place += width
     model.optimizer = optimizer = trial.make_optimizer()
-    trial.constrain(model)
+    trial.constrain(model, gradient="full")
     trial.begin(model)
     trial.moves = False
     given = [gradients.get(id(v), np.ones(tuple(v.shape), "float32")) for v in variables]

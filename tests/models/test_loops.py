@@ -90,7 +90,7 @@ def test_torch_optimizers_end_at_the_constrained_optimum_and_without_the_metric_
     kind, ends = getattr(torch.optim, arguments.pop("kind")), {}
     for metric in ("optimizer", "euclidean"):
         model = network()
-        ib.constrain(model, KERNELS, metric=metric)
+        ib.constrain(model, KERNELS, gradient="full", metric=metric)
         optimizer = kind(model.parameters(), **arguments)
         ib.project_after(model, optimizer)
         ends[metric] = gap_of(trained(model, optimizer))
@@ -118,7 +118,7 @@ def test_groups_with_rates_of_their_own_are_part_of_the_metric(kind):
     rate, ends = {"SGD": 2.0, "Adam": 0.05}[kind], {}
     for metric in ("optimizer", "euclidean"):
         model = network()
-        ib.constrain(model, JOINT, metric=metric)
+        ib.constrain(model, JOINT, gradient="full", metric=metric)
         kernel, bias = (variable.value for variable in model.trainable_variables)
         groups = [{"params": [kernel], "lr": rate}, {"params": [bias], "lr": rate / 20}]
         optimizer = getattr(torch.optim, kind)(groups)
@@ -134,7 +134,7 @@ def test_a_group_at_a_rate_of_0_hardly_moves():
     import torch
 
     model = network()
-    ib.constrain(model, JOINT)
+    ib.constrain(model, JOINT, gradient="full")
     kernel, bias = (variable.value for variable in model.trainable_variables)
     before = numbers(bias)
     optimizer = torch.optim.SGD([{"params": [kernel], "lr": 2.0}, {"params": [bias], "lr": 0.0}])
@@ -142,48 +142,6 @@ def test_a_group_at_a_rate_of_0_hardly_moves():
     grown(model, optimizer)
     ib.check(model)
     assert np.abs(numbers(bias) - before).max() < 1e-3
-
-
-@ONLY["torch"]
-def test_a_matrix_set_starts_from_the_weights_before_the_step():
-    ends = {}
-    for metric in ("optimizer", "euclidean"):
-        model = network()
-        ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)}, metric=metric)  # of one column: its norm
-        optimizer = adam(model)
-        ib.project_after(model, optimizer)
-        ends[metric] = gap_of(trained(model, optimizer))
-        ib.check(model)
-    assert ends["optimizer"] < 0.05
-    assert ends["euclidean"] > 0.1
-
-
-@ONLY["torch"]
-def test_a_matrix_set_takes_few_looks_at_each_step(monkeypatch):
-    """To the end, without the weights before the step, it would take dozens and up to 2,000."""
-    model, looks = network(), []
-    ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)})
-    optimizer = adam(model, 1.0)
-    ib.project_after(model, optimizer)
-    original = ib.SpectralNorm._project
-    monkeypatch.setattr(ib.SpectralNorm, "_project", lambda self, units: (looks.append(1), original(self, units))[1])
-    trained(model, optimizer, 5)
-    assert 5 <= len(looks) <= 5 * 5
-
-
-@ONLY["torch"]
-def test_what_a_step_starts_from_is_what_the_weights_were_just_before_it():
-    """Weights that were loaded between two steps aren't pulled back to where they had been."""
-    model = network()
-    ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)})
-    optimizer = adam(model, 1e-4)
-    ib.project_after(model, optimizer)
-    trained(model, optimizer, 2)
-    loaded = -numbers(model.layers[0].kernel)
-    loaded *= BOUND / np.linalg.norm(loaded)
-    model.layers[0].kernel.assign(loaded)
-    trained(model, optimizer, 1)
-    np.testing.assert_allclose(numbers(model.layers[0].kernel), loaded, atol=0.01)
 
 
 @ONLY["torch"]
@@ -200,7 +158,7 @@ def test_a_class_with_a_step_of_its_own_is_euclidean_and_one_without_is_not():
     ends = {}
     for kind in (Renamed, Changed):
         model = network()
-        ib.constrain(model, KERNELS)
+        ib.constrain(model, KERNELS, gradient="full")
         optimizer = kind(model.parameters(), lr=0.03)
         ib.project_after(model, optimizer)
         ends[kind] = gap_of(trained(model, optimizer))
@@ -214,7 +172,7 @@ def test_lbfgs_with_its_closure_is_held():
     import torch
 
     model = network()
-    ib.constrain(model, KERNELS)
+    ib.constrain(model, KERNELS, gradient="full")
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5)
     ib.project_after(model, optimizer)
     x, y = (torch.as_tensor(part) for part in problem())
@@ -350,18 +308,6 @@ def test_the_plan_is_looked_up_at_each_step_until_the_handle_is_removed():
     handle.remove()
     grown(model, optimizer)
     assert length(model) > 1
-
-
-@ONLY["torch"]
-def test_the_hook_before_the_step_goes_with_the_handle():
-    model = network()
-    ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)})
-    optimizer = adam(model)
-    hooks = optimizer._optimizer_step_pre_hooks  # torch has no public way to count them
-    handle = ib.project_after(model, optimizer)
-    assert len(hooks) == 1
-    handle.remove()
-    assert len(hooks) == 0
 
 
 @ONLY["torch"]
@@ -501,12 +447,11 @@ def test_a_hand_written_sgd_ends_at_the_constrained_optimum_and_leaves_the_varia
     assert all(isinstance(v.value, type(w.value)) for v, w in zip(model.variables, network().variables, strict=True))
 
 
-@pytest.mark.parametrize("given", [ib.MaxNorm(BOUND), ib.SpectralNorm(BOUND)], ids=["ball", "by steps"])
-def test_a_hand_written_adam_that_gives_its_metric_ends_there_and_without_it_does_not(given):
+def test_a_hand_written_adam_that_gives_its_metric_ends_there_and_without_it_does_not():
     ends = {}
     for name in ("metric", "none"):
         model = network()
-        ib.constrain(model, {"**/kernel": given})
+        ib.constrain(model, KERNELS)
         x, y = map(keras.ops.convert_to_tensor, problem())
 
         @compiled
@@ -517,7 +462,7 @@ def test_a_hand_written_adam_that_gives_its_metric_ends_there_and_without_it_doe
             metric = [keras.ops.sqrt(s / (1 - 0.999**count)) + 1e-8 for s in squares]
             moved = [v - rate * m / (1 - 0.9**count) / d for v, m, d in zip(values, means, metric, strict=True)]
             known = None if name == "none" else [metric[0], None]
-            return ib.stateless_project(model, moved, known, before=values), means, squares
+            return ib.stateless_project(model, moved, known), means, squares
 
         values = tensors(model)
         means = [keras.ops.zeros_like(v) for v in values]
@@ -531,7 +476,7 @@ def test_a_hand_written_adam_that_gives_its_metric_ends_there_and_without_it_doe
     assert ends["none"] > 0.1
 
 
-def test_a_matrix_set_in_a_metric_is_projected_on_to_the_end_without_the_values_before():
+def test_a_matrix_set_in_a_metric_is_projected_on_to_the_end():
     model = network()
     rng = np.random.default_rng(0)
     ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)})
@@ -540,9 +485,6 @@ def test_a_matrix_set_in_a_metric_is_projected_on_to_the_end_without_the_values_
     found, _ = ib.stateless_project(model, values, metric)
     nearest = ib.MaxNorm(BOUND).project(values[0].T.astype("float64"), metric[0].T.astype("float64")).T
     np.testing.assert_allclose(numbers(found), nearest, atol=1e-4)
-    far, _ = ib.stateless_project(model, values, metric, before=[-v for v in values])  # a few looks from there
-    assert inside(norms((far, (0,))), BOUND)
-    assert not np.allclose(numbers(far), nearest, atol=1e-3)
 
 
 @ONLY["jax"]
@@ -674,8 +616,6 @@ def test_metrics_and_models_that_do_not_fit_are_refused():
         ib.stateless_project(model, [THIRTY, ONE], [THIRTY])
     with pytest.raises(ib.RuleError, match=r"`metric` has the shapes.*shape=\(1,\)"):
         ib.stateless_project(model, [THIRTY, ONE], [ONE, None])
-    with pytest.raises(ib.RuleError, match=r"`before` is not a list.*ndarray"):
-        ib.stateless_project(model, [THIRTY, ONE], before=THIRTY)
 
 
 # Raw variables of TensorFlow.

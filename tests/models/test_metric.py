@@ -1,4 +1,4 @@
-"""The optimizer's metric in training: what the plan says of it, whom it follows, what is saved, whether it is right."""
+"""The optimizer's metric in training, of full gradients: what the plan says, whom it follows, whether it is right."""
 
 import keras
 import numpy as np
@@ -6,7 +6,6 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
 import inbounds as ib
-from inbounds._bound import projected
 from models.measure import numbers
 
 pytestmark = pytest.mark.by_turns
@@ -70,61 +69,16 @@ def test_training_ends_at_the_constrained_optimum_and_without_the_metric_it_does
     for metric in ("optimizer", "euclidean"):
         schedule = o.schedules.CosineDecay(0.02, 400, alpha=1e-3)
         model = network(ADAPTIVE[name](schedule))
-        ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, metric=metric)
+        ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full", metric=metric)
         ends[metric] = gap_to_stationarity(trained(model, 400))
         ib.check(model)
     assert ends["optimizer"] < 0.02
     assert ends["euclidean"] > 0.1
 
 
-@pytest.mark.repetition
-def test_a_matrix_set_gets_there_in_steps_from_the_weights_before():
-    ends = {}
-    for metric in ("optimizer", "euclidean"):
-        model = network(o.Adam(o.schedules.CosineDecay(0.02, 400, alpha=1e-3)))
-        ib.constrain(model, {"**/kernel": ib.SpectralNorm(BOUND)}, metric=metric)  # of one column: its norm
-        ends[metric] = gap_to_stationarity(trained(model, 400))
-        ib.check(model)
-    assert ends["optimizer"] < 0.05
-    assert ends["euclidean"] > 0.1
-
-
-def softmax_gap(model, bound):
-    """As `gap_to_stationarity` for a softmax of the digits: the largest over the columns of the kernel."""
-    x, y = digits()
-    kernel, bias = (numbers(weight) for weight in model.get_weights())
-    scores = np.exp(x @ kernel + bias)
-    gradient = x.T @ (scores / scores.sum(axis=1, keepdims=True) - y)
-    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), bound, rtol=1e-5)
-    cosines = -np.sum(gradient * kernel, axis=0) / np.linalg.norm(gradient, axis=0) / np.linalg.norm(kernel, axis=0)
-    return np.sqrt(np.maximum(0, 1 - cosines**2)).max()
-
-
-def digits():
+def test_two_optimizers_on_one_unit_see_all_of_their_gradients_and_hold_it():
     x, y = load_digits(return_X_y=True)
-    return (x / 16).astype("float32"), np.eye(10, dtype="float32")[y]
-
-
-@pytest.mark.repetition  # of the cell of Muon "at the optimum"
-def test_muon_which_steps_by_a_matrix_ends_at_the_constrained_optimum():
-    ends = {}
-    for metric in ("optimizer", "euclidean"):
-        keras.utils.set_random_seed(0)
-        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
-        schedule = o.schedules.CosineDecay(0.05, 400, alpha=1e-3)
-        model.compile(o.Muon(schedule, weight_decay=None), keras.losses.CategoricalCrossentropy(from_logits=True))
-        plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, metric=metric)
-        trained(model, 400, digits())
-        ib.check(model)
-        ends[metric] = softmax_gap(model, 1.0)
-    assert ends["optimizer"] < 0.02
-    assert ends["euclidean"] > 0.1
-    assert "Euclidean, as asked for" in str(plan)
-    assert "go as far along the momentum instead" in str(ib.constrain(model, {"**/kernel": ib.Box(-1, 1)}))
-
-
-def test_two_optimizers_on_one_unit_hold_it_in_the_euclidean_metric():
-    x, y = digits()
+    x, y = (x / 16).astype("float32"), np.eye(10, dtype="float32")[y]
     by_map = o.OptimizerMap(o.Adam(0.05))
     by_map[".*/kernel"] = o.Muon(0.05)
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
@@ -132,55 +86,12 @@ def test_two_optimizers_on_one_unit_hold_it_in_the_euclidean_metric():
     plan = ib.constrain(model, {keras.layers.Dense: ib.Joint(ib.MaxNorm(0.5))})
     model.fit(x, y, batch_size=600, epochs=2, verbose=0)
     ib.check(model)
-    assert "Euclidean: 2 optimizers step weights of one unit" in str(plan)
-
-
-@pytest.mark.repetition  # of the cell of ScheduleFreeAdamW "at the optimum"
-def test_schedule_free_whose_weights_are_an_average_of_what_it_steps_gets_near_the_optimum():
-    ends = {}
-    for metric in ("optimizer", "euclidean"):
-        model = network(o.ScheduleFreeAdamW(0.3))
-        ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, metric=metric)
-        trained(model, 400)
-        ends[metric] = gap_to_stationarity(model, rtol=5e-3)  # an average comes from inside
-    assert ends["optimizer"] < 0.05
-    assert ends["euclidean"] > 0.1
-
-
-def test_what_schedule_free_steps_is_inside_too():
-    """With the average alone inside, it would run away."""
-    model = network(o.ScheduleFreeAdamW(0.3))
-    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
-    trained(model, 30)
-    ib.check(model)
-    assert np.linalg.norm(numbers(model.optimizer._momentums[0])) <= BOUND * (1 + 1e-6)
-
-
-def test_rounding_of_an_average_does_not_add_up():
-    """What is within rounding of a bound stays, but for an average: in 3,000 steps it would leave the tolerance."""
-    above = np.zeros((4, 2), "float32")
-    above[0] = np.nextafter(np.float32(1), np.float32(2)), 0.5
-    layer = keras.layers.Dense(2)
-    layer.build((None, 4))
-    layer.kernel.assign(above)
-    (entry,) = ib.constrain(layer, {"**/kernel": ib.MaxNorm(1.0)}).entries
-    ((_, stays),) = projected(entry)
-    ((_, put),) = projected(entry, strict=True)
-    np.testing.assert_array_equal(numbers(stays), above)
-    assert numbers(put)[0].tolist() == [1.0, 0.5]
-
-
-def test_sets_given_to_layers_are_projected_in_the_optimizers_metric():
-    keras.utils.set_random_seed(0)
-    given = keras.layers.Dense(1, kernel_constraint=ib.MaxNorm(BOUND))
-    model = keras.Sequential([keras.Input((30,)), given])
-    compiled(model, o.Adam(o.schedules.CosineDecay(0.02, 400, alpha=1e-3)))
-    assert gap_to_stationarity(trained(model, 400)) < 0.02
+    assert "Euclidean, gradients are seen whole: 2 optimizers step weights of one unit" in str(plan)
 
 
 def test_the_plan_says_what_the_metric_is_and_follows_the_optimizer():
     model = network()
-    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0), "**/bias": ib.NonNeg()})
+    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0), "**/bias": ib.NonNeg()}, gradient="full")
     assert "once the model is compiled" in str(plan)
     assert "the same in all" in str(plan)
     compiled(model, "adam")
@@ -189,13 +100,25 @@ def test_the_plan_says_what_the_metric_is_and_follows_the_optimizer():
     assert "Lion: size of what the sign is taken of" in str(plan)
     compiled(model, "sgd")
     assert "Euclidean: SGD steps all entries alike" in str(plan)
-    assert "Euclidean, as asked for" in str(ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, metric="euclidean"))
+    assert "Euclidean, as asked for" in str(
+        ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, gradient="full", metric="euclidean")
+    )
     assert "Euclidean: the set is not convex" in str(ib.constrain(model, {"**/kernel": ib.Sparse(2)}))
+    matrices = ib.constrain(model, {"**/kernel": ib.SpectralNorm()}, metric="optimizer")
+    assert "Euclidean: in another the set has no formula" in str(matrices)
+
+
+def test_where_gradients_are_reduced_faces_of_a_1_norm_alone_follow_the_optimizer():
+    model = network("adam")
+    assert "Adam: root of the second moment" in str(ib.constrain(model, {"**/kernel": ib.L1Ball(1.0) & ib.NonNeg()}))
+    assert "Euclidean: the optimizer sees the reduced" in str(ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}))
+    assert "Adam" in str(ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, metric="optimizer"))
+    assert "as asked for" in str(ib.constrain(model, {"**/kernel": ib.L1Ball(1.0)}, metric="euclidean"))
 
 
 def test_a_model_compiled_again_is_projected_in_the_metric_of_the_new_optimizer():
     model = network("sgd")
-    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full")
     trained(model, 2)
     compiled(model, o.Adam(o.schedules.CosineDecay(0.02, 400, alpha=1e-3)))
     assert gap_to_stationarity(trained(model, 400)) < 0.02
@@ -203,12 +126,12 @@ def test_a_model_compiled_again_is_projected_in_the_metric_of_the_new_optimizer(
 
 def test_the_choice_of_the_euclidean_metric_is_saved(tmp_path):
     model = network(o.Adam(o.schedules.CosineDecay(0.02, 300, alpha=1e-3)))
-    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, metric="euclidean")
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full", metric="euclidean")
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
     compiled(loaded, o.Adam(o.schedules.CosineDecay(0.02, 300, alpha=1e-3)))
     assert gap_to_stationarity(trained(loaded, 300)) > 0.1
-    again = ib.constrain(loaded)  # the choice is made anew
+    again = ib.constrain(loaded, gradient="full")  # the choice is made anew
     assert "Adam" in str(again)
 
 
@@ -226,15 +149,15 @@ def metric_of_halved(optimizer, variable, gradient):
 
 def test_an_unknown_optimizer_is_euclidean_and_says_so_until_its_metric_is_registered(monkeypatch):
     model = network(Halved(0.1))
-    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
-    assert "Euclidean: Halved is unknown, see register_metric" in str(plan)
+    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full")
+    assert "Euclidean: that of Halved is not known, see register_metric" in str(plan)
     assert gap_to_stationarity(trained(model, 300)) > 0.05
     monkeypatch.setattr("inbounds._metrics._METRICS", dict(ib._metrics._METRICS))
     ib.register_metric(Halved, metric_of_halved, "twice for odd entries")
     assert "Halved: twice for odd entries" in str(plan)
     assert gap_to_stationarity(trained(model, 300)) < 0.02
     model = network(Halved(0.1))
-    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full")
     assert gap_to_stationarity(trained(model, 300)) < 0.02
 
 
@@ -265,7 +188,7 @@ def test_what_a_reader_may_not_return_is_said_in_the_first_step(told, monkeypatc
     ib.register_metric(Halved, lambda optimizer, variable, gradient: told)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
     model.compile(Halved(0.1), "mse")
-    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full")
     with pytest.raises(ib.RuleError, match=r"a tensor of real numbers.*Received: \w+ with shape=.*dtype="):
         model.fit(np.ones((4, 6)), np.ones((4, 2)), verbose=0)
 
@@ -276,7 +199,7 @@ def test_before_a_step_the_plan_tells_what_can_be_known():
     by_map = o.OptimizerMap(o.Adam())
     by_map[".*b/kernel"] = o.SGD()
     model.compile(o.MultiOptimizer(by_map), "mse")
-    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full")
     assert "known once the optimizers are built" in str(plan)
     model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
     assert "Adam: root of the second moment" in str(plan)
@@ -286,7 +209,7 @@ def test_before_a_step_the_plan_tells_what_can_be_known():
     model.spare = keras.optimizers.SGD()
     model.compile("adam", "mse")
     model.get_layer("a").trainable = False
-    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full")
     assert "a/kernel: metric: none: frozen, no step moves it" in str(plan)
     assert "b/kernel: metric: Adam: root of the second moment" in str(plan)
 
@@ -297,7 +220,7 @@ def test_a_metric_of_another_shape_is_refused_in_the_first_step(shape, monkeypat
     ib.register_metric(Halved, lambda optimizer, variable, gradient: keras.ops.ones(shape))
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
     model.compile(Halved(0.1), "mse")
-    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)})
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full")
     with pytest.raises(ib.RuleError, match=r"shaped like the variable. Received: \w+ with shape=\("):
         model.fit(np.ones((4, 6)), np.ones((4, 2)), verbose=0)
 

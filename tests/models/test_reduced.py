@@ -166,7 +166,7 @@ def test_any_optimizer_ends_at_the_constrained_optimum_and_without_it_does_not(n
 def test_kernel_and_bias_are_one_vector():
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((SIZE,)), keras.layers.Dense(UNITS)])
-    ib.constrain(model, {keras.layers.Dense: ib.Joint(ib.MaxNorm(1.0))}, gradient="reduced", metric="euclidean")
+    ib.constrain(model, {keras.layers.Dense: ib.Joint(ib.MaxNorm(1.0))})
     fitted(model, decaying(ADAM, 0.03))
     kernel, bias = (np.asarray(value, "float64") for value in model.get_weights())
     residual = SCALES[:, None] * kernel + bias - SCALES[:, None] * TARGET
@@ -194,19 +194,19 @@ def test_it_comes_after_accumulation_and_in_a_loss_scale():
         keras.optimizers.LossScaleOptimizer(ADAM(0.03), initial_scale=8.0),
     ):
         model = linear()
-        ib.constrain(model, {"**/kernel": ib.Simplex()}, gradient="reduced", metric="euclidean")
+        ib.constrain(model, {"**/kernel": ib.Simplex()})
         assert loss_at(fitted(model, optimizer, 300)) - loss_at(optimum(ib.Simplex())) < 0.02
 
 
 def test_the_plan_says_what_is_seen_and_a_file_keeps_it(tmp_path):
     model = keras.Sequential([keras.Input((SIZE,)), *(keras.layers.Dense(SIZE, name=name) for name in "abc")])
     rules = {"a/kernel": ib.MaxNorm(1.0), "b/kernel": ib.NonNeg(), "c/kernel": ib.Sparse(2)}
-    plan = ib.constrain(model, rules, gradient="reduced")
+    plan = ib.constrain(model, rules)
     assert "reduced gradient" in str(plan)
     assert "gradient: all of it, each entry is projected by itself" in str(plan)
     assert "gradient: all of it, the set is neither convex nor smooth" in str(plan)
     assert "reduced" not in str(ib.constrain(model, rules, gradient="full"))
-    ib.constrain(model, rules, gradient="reduced")
+    ib.constrain(model, rules)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert {layer.kernel_constraint.gradient for layer in loaded.layers} == {"reduced"}
@@ -215,7 +215,7 @@ def test_the_plan_says_what_is_seen_and_a_file_keeps_it(tmp_path):
 @pytest.mark.parametrize("bad", ["small", None, 1, True])
 def test_something_else_is_an_error_before_anything_is_done(bad):
     model = linear()
-    with pytest.raises(ib.RuleError, match="`gradient` of constrain is not 'full' or 'reduced'"):
+    with pytest.raises(ib.RuleError, match="`gradient` of constrain is not 'reduced' or 'full'"):
         ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, gradient=bad)
     assert model.layers[0].kernel.constraint is None
 
@@ -247,7 +247,7 @@ def test_torch_optimizers_see_it_and_leave_the_gradient_to_its_owner():
 
     for closes in (False, True):
         model = linear()
-        ib.constrain(model, {"**/kernel": ib.Simplex()}, gradient="reduced", metric="euclidean")
+        ib.constrain(model, {"**/kernel": ib.Simplex()})
         optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
         ib.project_after(model, optimizer)
         rate = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
@@ -277,7 +277,7 @@ def test_torch_optimizers_see_it_and_leave_the_gradient_to_its_owner():
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="rows that were used are a gradient of TensorFlow only")
 def test_an_embedding_whose_gradient_has_some_rows_only_sees_all_of_it():
     model = keras.Sequential([keras.Input((2,), dtype="int32"), keras.layers.Embedding(9, 4), keras.layers.Flatten()])
-    ib.constrain(model, {"**/embeddings": ib.MaxNorm(0.1)}, gradient="reduced")
+    ib.constrain(model, {"**/embeddings": ib.MaxNorm(0.1)})
     model.compile(ADAM(0.1), "mse")
     model.fit(np.array([[1, 2], [3, 1]]), np.ones((2, 8)), epochs=3, verbose=0)
     assert ib.audit(model).ok

@@ -59,7 +59,7 @@ STEPS = {"adam": (keras.optimizers.Adam, adams_step), "lion": (keras.optimizers.
 def test_small_steps_end_near_the_nearest_point_in_the_metric(kind, step):
     held = model()
     held.compile(kind(1e-3), "mse")
-    ib.constrain(held, BALL)
+    ib.constrain(held, BALL, gradient="full")
     optimizer = built_optimizer(held)
     kernel, kept, off, off_without_metric = held.layers[0].kernel, (0.0, 0.0), 0.0, 0.0
     for seed in range(12):
@@ -79,7 +79,7 @@ def test_at_a_constant_rate_training_ends_where_the_gradient_is_along_the_weight
     x, y = load_breast_cancer(return_X_y=True)
     x, y = ((x - x.mean(axis=0)) / x.std(axis=0)).astype("float32"), np.eye(2, dtype="float32")[y]
     held = model(0.02, units=2)
-    ib.constrain(held, {"**/kernel": ib.MaxNorm(0.1)}, metric=metric)
+    ib.constrain(held, {"**/kernel": ib.MaxNorm(0.1)}, gradient="full", metric=metric)
     # One epoch: one that has a single step takes many times as long.
     held.fit(np.tile(x, (600, 1)), np.tile(y, (600, 1)), batch_size=len(x), shuffle=False, verbose=0)
     kernel, bias = map(numbers, held.get_weights())
@@ -92,7 +92,7 @@ def test_at_a_constant_rate_training_ends_where_the_gradient_is_along_the_weight
 
 def test_a_step_that_is_larger_than_squares_can_be_ends_on_the_ball():
     held = model(1e25)
-    ib.constrain(held, BALL)
+    ib.constrain(held, BALL, gradient="full")
     optimizer = built_optimizer(held)
     for seed in range(2):
         optimizer.apply(pulls(held, seed), held.trainable_variables)
@@ -102,7 +102,7 @@ def test_a_step_that_is_larger_than_squares_can_be_ends_on_the_ball():
 
 def test_what_is_not_finite_stays_in_its_unit():
     held = model(0.1)
-    ib.constrain(held, BALL)
+    ib.constrain(held, BALL, gradient="full")
     optimizer = built_optimizer(held)
     for seed in range(3):
         gradients = pulls(held, seed)
@@ -130,7 +130,7 @@ def test_costs_that_make_no_sense_leave_units_on_the_ball(cost, inputs, eager):
     ib.register_metric(Told, lambda optimizer, variable, gradient: keras.ops.where(optimizer.iterations < 8, 1.0, told))
     held = model()
     held.compile(Told(1e-3), "mse", run_eagerly=eager)
-    ib.constrain(held, BALL)
+    ib.constrain(held, BALL, gradient="full")
     noise = np.random.default_rng(0)
     x, y = noise.normal(size=(64, 30)).astype("float32"), 9 * noise.normal(size=(64, 8)).astype("float32")
     held.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
@@ -144,7 +144,7 @@ def test_a_reader_may_hand_over_what_the_optimizer_keeps():
     ib.register_metric(Told, kept)
     held = model()
     held.compile(Told(1e-3), "mse")
-    ib.constrain(held, BALL)
+    ib.constrain(held, BALL, gradient="full")
     optimizer, expected = built_optimizer(held), 0.0
     for seed in range(4):
         gradients = pulls(held, seed)
@@ -156,7 +156,7 @@ def test_a_reader_may_hand_over_what_the_optimizer_keeps():
 
 def test_units_inside_stay_as_the_step_left_them():
     held, free = model(), model()
-    ib.constrain(held, {"**/kernel": ib.MaxNorm(50.0)})
+    ib.constrain(held, {"**/kernel": ib.MaxNorm(50.0)}, gradient="full")
     for one in (held, free):
         for seed in range(3):
             built = one.optimizer if one.optimizer.built else built_optimizer(one)
@@ -167,7 +167,7 @@ def test_units_inside_stay_as_the_step_left_them():
 def test_files_are_those_of_the_optimizer_by_itself(tmp_path):
     x, y = np.ones((32, 30), "float32"), np.ones((32, 8), "float32")
     held, free = model(), model()
-    ib.constrain(held, BALL)
+    ib.constrain(held, BALL, gradient="full")
     for one in (held, free):
         one.fit(x, y, verbose=0)
         one.save_weights(tmp_path / f"{one.name}.weights.h5")
@@ -191,7 +191,7 @@ def test_an_optimizer_and_one_around_it_save_as_many_numbers_as_without_a_plan(w
         held = model()
         held.compile(wrap(keras.optimizers.Adam()), "mse")
         if rules:
-            ib.constrain(held, rules)
+            ib.constrain(held, rules, gradient="full")
         store = {}
         built_optimizer(held).save_own_variables(store)
         held.optimizer.load_own_variables(store)
@@ -204,7 +204,7 @@ def test_the_optimizer_lists_them_on_jax_only_and_while_a_plan_holds():
     held = model()
     before = len(built_optimizer(held).variables)
     for _ in range(2):
-        ib.constrain(held, BALL)
+        ib.constrain(held, BALL, gradient="full")
         assert len(held.optimizer.variables) == before + JAX
     ib.release(held)
     assert len(held.optimizer.variables) == before
@@ -213,7 +213,7 @@ def test_the_optimizer_lists_them_on_jax_only_and_while_a_plan_holds():
 def test_each_has_a_path_of_its_own():
     held = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(3)])
     held.compile("adam", "mse")
-    ib.constrain(held, BALL)
+    ib.constrain(held, BALL, gradient="full")
     held.optimizer.build(held.trainable_variables)
     assert sum("warm_start" in variable.path for variable in held.optimizer.variables) == 2 * JAX
     assert len(held.get_state_tree()["optimizer_variables"]) == 1  # Keras raises where a path is found twice
@@ -224,7 +224,7 @@ def test_stateless_steps_hand_them_on():
     import jax
 
     held = model()
-    ib.constrain(held, BALL)
+    ib.constrain(held, BALL, gradient="full")
     optimizer = built_optimizer(held)
     step = jax.jit(optimizer.stateless_apply)
     trained, state = [v.value for v in held.trainable_variables], [v.value for v in optimizer.variables]

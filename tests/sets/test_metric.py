@@ -227,9 +227,3 @@ def test_part_of_the_way_is_part_of_the_way_in_a_metric_too() -> None:
     half = ib.MinMaxNorm(0.0, 1.0, rate=0.5).project(rows, metric)
     np.testing.assert_allclose(half, (rows + whole) / 2)
     assert same_bits(half[1], rows[1])
-
-
-def test_steps_start_from_the_weights_before_and_leave_what_is_inside() -> None:
-    kernel, before = np.full((3, 2), 0.1), np.full((3, 2), 0.3)
-    units = Units.of([kernel], [(0,)], metric=[np.array([[1.0, 0.1]] * 3)], before=[before])
-    assert same_bits(ib.SpectralNorm(1.0).nearest(units).parts[0], kernel)

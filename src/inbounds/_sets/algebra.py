@@ -233,6 +233,10 @@ class Where(Made):
     def _project(self, units: Units) -> Units:
         return self.set.nearest(units.where(self.mask)).everywhere(units)
 
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        marked = units.where(self.mask)
+        return self.set.reduced(marked, gradient.everywhere(marked)).everywhere(units)
+
     def edges(self, laid: Laid) -> list[Edge]:
         return self.set.edges(laid.where(self.mask))
 

@@ -47,6 +47,7 @@ class Made(Set):
     holds_frozen = _true_of(all, "holds_frozen")
     reduces = _true_of(all, "reduces")
     couples = _true_of(any, "couples")
+    has_faces = _true_of(any, "has_faces")
     matrix = _true_of(any, "matrix")
     centers = _true_of(any, "centers")
     changes = _true_of(any, "changes")

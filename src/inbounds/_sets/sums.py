@@ -26,6 +26,7 @@ from inbounds._arrays import (
 from inbounds._errors import SetError, explain, shown
 from inbounds._judgement import Judgement
 from inbounds._laid import Laid
+from inbounds._reduced import on_a_face
 from inbounds._set import Edge, Set, registered
 from inbounds._sets.entries import flat
 from inbounds._units import Units
@@ -268,6 +269,9 @@ class Simplex(Set):
         self.total = _positive("Simplex", "total", total)
         self.axis = axes("Simplex", axis)
 
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        return on_a_face(self._project, units, gradient, self.total)
+
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
         least = units.constants().max(lambda x: -x)
@@ -310,11 +314,16 @@ class L1Ball(Set):
     """
 
     weighs: ClassVar[bool] = True
+    has_faces: ClassVar[bool] = True
 
     def __init__(self, radius: Any = 1.0, axis: Any = None, center: Any = None) -> None:
         self.radius = _positive("L1Ball", "radius", radius)
         self.axis = axes("L1Ball", axis)
         self.center = center_of("L1Ball", center)
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        centred = units if self.center is None else units.about(self.centers_of(units))
+        return on_a_face(self._project, centred, gradient, self.radius)
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
