@@ -2,11 +2,10 @@
 
 Logistic regression with a bias (softmax, one Dense layer) on scikit-learn's digits or breast cancer data: convex, so
 that there is one optimum. Each optimizer trains with a cosine schedule that ends at 1e-4 of its rate, but those that
-lower their steps by themselves. A cell has the final loss over all data, in float64, above the optimum in percent: with
-the projection in the Euclidean metric / in the optimizer's. `--gradient reduced`: what an optimizer sees. One backend a
-process:
+lower their steps by themselves. A cell has the final loss over all data, in float64, above the optimum in percent: for
+each pair of `--how`, what the optimizer sees of the gradient and the metric of the projection. One backend a process:
 
-    KERAS_BACKEND=jax python benchmarks/optimum.py --batch 32
+    KERAS_BACKEND=jax python benchmarks/optimum.py --batch 32 --how full/euclidean full/optimizer reduced/auto
 """
 
 import argparse
@@ -121,11 +120,10 @@ def trained(
     data: Data,
     rules: Any,
     kind: str,
-    metric: str,
+    how: str,
     size: int | None,
     steps: int,
     callbacks: Sequence[Any] = (),
-    gradient: str = "full",
 ) -> float:
     """The loss after training."""
     keras.utils.clear_session()
@@ -134,7 +132,8 @@ def trained(
     make, rate = OPTIMIZERS[kind]
     schedule = rate if kind in CONSTANT else keras.optimizers.schedules.CosineDecay(rate, steps, alpha=1e-4)
     model.compile(make(schedule), keras.losses.CategoricalCrossentropy(from_logits=True))
-    ib.constrain(model, rules, metric=metric, gradient=gradient)
+    gradient, metric = how.split("/")
+    ib.constrain(model, rules, gradient=gradient, metric=metric)
     model.fit(batches(data, size), steps_per_epoch=steps, shuffle=False, callbacks=list(callbacks), verbose=0)
     ib.check(model)
     return loss(data, *model.get_weights())
@@ -147,21 +146,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS), metavar="SET")
     parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS), choices=list(OPTIMIZERS), metavar="NAME")
-    parser.add_argument("--gradient", choices=("full", "reduced"), default="full", help="that the optimizer sees")
+    parser.add_argument("--how", nargs="*", default=["full/euclidean", "reduced/auto"], metavar="GRADIENT/METRIC")
     given = parser.parse_args()
     data = {"digits": digits, "cancer": cancer}[given.data]()
     least = functools.cache(lambda name: optimum(data, SETS[name][1]))
-    told = f"batch {given.batch or 'all'}, {given.steps} steps, {given.gradient} gradient"
+    told = f"batch {given.batch or 'all'}, {given.steps} steps, {' and '.join(given.how)}"
     print(f"{keras.backend.backend()}, {given.data}, {told}\n")
     print("| optimizer | " + " | ".join(f"`{name}`" for name in given.sets) + " |")
     print("|---" * (len(given.sets) + 1) + "|", flush=True)
     for kind in given.optimizers:
         cells = []
         for name in given.sets:
-            ends = (
-                trained(data, SETS[name][0], kind, metric, given.batch, given.steps, gradient=given.gradient)
-                for metric in ("euclidean", "optimizer")
-            )
+            ends = (trained(data, SETS[name][0], kind, how, given.batch, given.steps) for how in given.how)
             cells.append(" / ".join(f"{round(100 * (end / least(name) - 1), 4) + 0.0:.4f}" for end in ends))
         print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
 

@@ -363,10 +363,8 @@ def _seen(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) ->
     known, read = _known(optimizer, variables), _reader(optimizer)
     seen = {id(variable): gradient for variable, gradient in zip(known, gradients, strict=True)}
     with no_gradient():
-        entries = [
-            entry for entry in _hooked_entries(optimizer) if _owns(optimizer, entry)
-        ]  # else some has no gradient
-        for entry in reducing(entries):
+        whole = [entry for entry in _hooked_entries(optimizer) if _owns(optimizer, entry)]  # of others some is unknown
+        for entry in reducing(whole):
             seen |= reduced_gradients(entry, seen, read, optimizer.iterations + 1)
     return [seen[id(variable)] for variable in known]
 
