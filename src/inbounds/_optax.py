@@ -24,8 +24,8 @@ class Wrapped(NamedTuple):
 def optax_wrap(model: Any, optimizer: Any) -> Any:
     """An optimizer of optax whose updates lead from inside the sets of a model to inside; on the JAX backend.
 
-    Nothing else of a loop changes, and any optimizer ends at the constrained optimum: it sees what the sets leave of
-    the gradients, as by `stateless_reduce`, and the point that its update leads to is projected, as by
+    Nothing else of a loop changes, and any optimizer comes to rest at the constrained optimum: it sees what the sets
+    leave of the gradients, as by `stateless_reduce`, and the point that its update leads to is projected, as by
     `stateless_project`. An entry that the projection leaves alone keeps its update bit for bit.
 
     The updates are for `optax.apply_updates`. What changes gradients (clipping, `optax.MultiSteps`,
@@ -35,9 +35,10 @@ def optax_wrap(model: Any, optimizer: Any) -> Any:
     `jax.jit` has compiled keeps the plan that it saw.
 
     The sum of a value and an update is rounded. An entry that loses most of its size in one step can't always be led to
-    the projected value: it ends up to one rounding of the old value short of it, on the side of the old value. Balls,
-    boxes and sums bear that within an audit's tolerance; of `Monotone`, whose order is exact, two entries may end in
-    the other order by that much, until the next step.
+    the projected value: it ends up to one rounding of the old value short of it, on the side of the old value. From
+    inside, balls, boxes and sums bear that within an audit's tolerance; of `Monotone`, whose order is exact, entries
+    may end in the other order by that much, until the next step. So may units that `every` let go to a multiple of
+    their bound end that much outside.
 
     Args:
         model: a built Keras model or layer, constrained, or with sets given to its layers.
@@ -64,23 +65,24 @@ def optax_wrap(model: Any, optimizer: Any) -> Any:
     _interval(model)
     inner = optax.with_extra_args_support(optimizer)
 
-    def init(values: Any) -> Wrapped:
-        return Wrapped(inner.init(values), jnp.zeros([], "int32"))
+    def init(params: Any) -> Wrapped:
+        return Wrapped(inner.init(params), jnp.zeros([], "int32"))
 
-    def update(gradients: Any, state: Wrapped, values: Any = None, **extra: Any) -> tuple[Any, Wrapped]:
-        _check_update(values, extra)
+    def update(updates: Any, state: Wrapped, params: Any = None, **extra: Any) -> tuple[Any, Wrapped]:
+        """Its arguments have optax's names, by which other transformations hand them on."""
+        _check_update(params, extra)
         every, count = _interval(model), optax.safe_increment(state.count)
-        like = tuple if isinstance(gradients, tuple) else list
-        reduced = like(stateless_reduce(model, values, gradients, step=count))
-        given, kept = inner.update(reduced, state.inner, values, **extra)
-        updates = [_rounded(u.astype(jnp.promote_types(u, x))) for x, u in zip(values, given, strict=True)]
+        like = tuple if isinstance(updates, tuple) else list
+        seen = like(stateless_reduce(model, params, updates, step=count))
+        given, kept = inner.update(seen, state.inner, params, **extra)
+        given = [_rounded(u.astype(jnp.promote_types(u.dtype, x.dtype))) for x, u in zip(params, given, strict=True)]
 
         def inwards() -> list[Array]:
-            moved = list(map(_added, values, updates))
+            moved = list(map(_added, params, given))
             ends = stateless_project(model, moved, step=count)
-            return list(map(_leading, values, updates, moved, ends))
+            return list(map(_leading, params, given, moved, ends))
 
-        due = inwards() if every == 1 else branch(count % every == 0, inwards, lambda: updates)
+        due = inwards() if every == 1 else branch(count % every == 0, inwards, lambda: given)
         return like(due), Wrapped(kept, count)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -156,12 +158,12 @@ def _check_optax(optimizer: Any) -> None:
         )
 
 
-def _check_update(values: Any, extra: Mapping[str, Any]) -> None:
-    if values is None:
+def _check_update(params: Any, extra: Mapping[str, Any]) -> None:
+    if params is None:
         raise RuleError(
             explain(
                 "An update of optax_wrap needs the values that it leads from",
-                "values=None",
+                "params=None",
                 instead="optimizer.update(gradients, state, values)",
             )
         )
