@@ -21,6 +21,7 @@ from inbounds._fit import watch_fits
 from inbounds._layout import Layout, register_layout
 from inbounds._metrics import register_metric
 from inbounds._monitor import Monitor
+from inbounds._optax import optax_wrap
 from inbounds._plan import Entry, Plan
 from inbounds._report import Report, Row
 from inbounds._set import Set
@@ -114,6 +115,7 @@ __all__ = [
     "max_norm",
     "min_max_norm",
     "non_neg",
+    "optax_wrap",
     "project",
     "project_after",
     "register_layout",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -398,6 +399,178 @@ def test_other_backends_are_told_what_to_use():
         ib.project_after(model, object())
 
 
+# optax.
+
+
+def wants_optax(test):
+    missing = importlib.util.find_spec("optax") is None
+    return ONLY["jax"](pytest.mark.skipif(missing, reason="optax is not installed")(test))
+
+
+def of_ones_own():
+    """The signs of the momentum."""
+    import jax
+    import optax
+
+    def update(gradients, means, values=None):
+        means = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, means, gradients)
+        return jax.tree.map(lambda m: -jax.numpy.sign(m), means), means
+
+    return optax.GradientTransformation(lambda values: jax.tree.map(jax.numpy.zeros_like, values), update)
+
+
+def made(name, wrap):
+    """An optimizer with what may be inside and outside of the wrapper; rates fall as a cosine to a thousandth."""
+    import optax
+
+    falling = optax.cosine_decay_schedule(0.02, 400, alpha=1e-3)
+    return {
+        "one's own": lambda: wrap(optax.chain(of_ones_own(), optax.scale_by_schedule(falling))),
+        "lion": lambda: optax.chain(optax.clip_by_global_norm(1.0), wrap(optax.lion(falling))),
+        "adam, accumulated": lambda: optax.MultiSteps(wrap(optax.adam(falling)), 2),
+        "adam, where finite": lambda: optax.apply_if_finite(wrap(optax.adam(falling)), 3),
+    }[name]()
+
+
+@wants_optax
+@pytest.mark.parametrize("name", ["one's own", "lion", "adam, accumulated", "adam, where finite"])
+def test_optimizers_of_optax_end_at_the_constrained_optimum_and_unwrapped_they_do_not(name):
+    import jax
+    import optax
+
+    x, y = problem()
+    ends = {}
+    for wrapped in (True, False):
+        model = network()
+        ib.constrain(model, KERNELS)
+        optimizer = made(name, partial(ib.optax_wrap, model) if wrapped else lambda inner: inner)
+
+        @jax.jit
+        def trained(values, model=model, optimizer=optimizer, wrapped=wrapped):
+            def loss(values):
+                scores, _ = model.stateless_call(values, [], x)
+                return optax.sigmoid_binary_cross_entropy(scores, y).mean()
+
+            def step(_, carried):
+                values, state = carried
+                updates, state = optimizer.update(jax.grad(loss)(values), state, values)
+                values = optax.apply_updates(values, updates)
+                return (values if wrapped else ib.stateless_project(model, values)), state
+
+            steps = 800 if "accumulated" in name else 400
+            return jax.lax.fori_loop(0, steps, step, (values, optimizer.init(values)))[0]
+
+        for variable, value in zip(model.trainable_variables, trained(tensors(model)), strict=True):
+            variable.assign(value)
+        ib.check(model)
+        ends[wrapped] = gap_of(model)
+    assert ends[True] < 0.02
+    assert ends[False] > 0.1
+
+
+@wants_optax
+@pytest.mark.parametrize(("dtype", "rate"), [("float32", 0.3), ("bfloat16", 0.1)])
+def test_updates_lead_inside_in_every_step(dtype, rate):
+    """Entries lose most of their size at once, which a rounded sum doesn't follow to the end."""
+    import jax
+    import optax
+
+    sets = [ib.MaxNorm(1.0), ib.UnitNorm(), ib.Simplex(), ib.Box(0.001, 1.0)]
+    model = keras.Sequential([keras.Input((6,)), *(keras.layers.Dense(6, dtype=dtype) for _ in sets)])
+    ib.constrain(model, {layer: {"kernel": one} for layer, one in zip(model.layers, sets, strict=True)})
+    optimizer = ib.optax_wrap(model, optax.adam(rate))
+    values = tuple(tensors(model))
+    state, rng = optimizer.init(values), np.random.default_rng(0)
+    update = jax.jit(optimizer.update)
+    for _ in range(60):
+        pull = tuple(jax.numpy.asarray(rng.standard_normal(v.shape), v.dtype) for v in values)
+        updates, state = update(pull, state, values)
+        values = optax.apply_updates(values, updates)
+        for variable, value in zip(model.trainable_variables, values, strict=True):
+            variable.assign(value)
+        ib.check(model)
+    assert all(row.active > 0 for row in ib.audit(model).rows if row.set)
+
+
+@wants_optax
+@pytest.mark.parametrize("traced", [False, True])
+def test_what_is_inside_and_steps_in_between_have_the_updates_of_the_optimizer(traced):
+    import jax
+    import optax
+
+    model = network()
+    ib.constrain(model, KERNELS, every=3)
+    optimizer = ib.optax_wrap(model, optax.sgd(0.125))
+    values, held = tensors(model), []
+    state = optimizer.init(values)
+    update = jax.jit(optimizer.update) if traced else optimizer.update
+    for _ in range(6):
+        updates, state = update([-keras.ops.ones_like(v) for v in values], state, values)
+        values = optax.apply_updates(values, updates)
+        held.append(inside(norms((values[0], (0,))), BOUND))
+    assert held == [False, False, True] * 2
+    assert np.all(numbers(updates[1]) == 0.125)
+    assert int(state.count) == 6
+
+
+@wants_optax
+def test_sets_that_change_follow_the_steps_that_are_counted():
+    import optax
+
+    model = network()
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0).scaled(keras.optimizers.schedules.InverseTimeDecay(1.0, 1, 1.0))})
+    optimizer = ib.optax_wrap(model, optax.sgd(5.0))
+    values = tensors(model)
+    state = optimizer.init(values)
+    for count in (1, 2):
+        updates, state = optimizer.update([-keras.ops.ones_like(v) for v in values], state, values)
+        values = optax.apply_updates(values, updates)
+        np.testing.assert_allclose(norms((values[0], (0,))), 1.0 / (1 + count), rtol=1e-5)
+
+
+@wants_optax
+def test_what_is_no_loop_of_optax_is_refused():
+    import optax
+
+    model = network()
+    with pytest.raises(ib.RuleError, match=r"Nothing is constrained.*inbounds.constrain"):
+        ib.optax_wrap(model, optax.adam(0.1))
+    ib.constrain(model, KERNELS)
+    with pytest.raises(ib.RuleError, match=r"not given an optimizer of optax.*optimizer='adam'.*optax\.adam"):
+        ib.optax_wrap(model, "adam")
+    values = tensors(model)
+    optimizer = ib.optax_wrap(model, optax.adam(0.1))
+    state = optimizer.init(values)
+    with pytest.raises(ib.RuleError, match=r"needs the values.*params=None.*update\(gradients, state, values\)"):
+        optimizer.update(values, state)
+    with pytest.raises(ib.RuleError, match=r"`trainable_variables` is not a list.*dict for 2 variables"):
+        optimizer.update(values, state, {"kernel": values[0]})
+    searching = ib.optax_wrap(model, optax.lbfgs())
+    with pytest.raises(ib.RuleError, match=r"searches along a line.*linesearch=None"):
+        searching.update(values, searching.init(values), values, value=1.0, grad=values, value_fn=len)
+    ib.constrain(model, KERNELS, every="epoch")
+    with pytest.raises(ib.RuleError, match=r"optax knows no epochs.*every='epoch'.*every=100"):
+        ib.optax_wrap(model, optax.adam(0.1))
+
+
+@ONLY["jax"]
+def test_without_optax_it_is_said(monkeypatch):
+    model = network()
+    ib.constrain(model, KERNELS)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ib.RuleError, match=r"isn't installed.*pip install optax"):
+        ib.optax_wrap(model, object())
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="of the backends that optax doesn't train on")
+def test_other_backends_are_told_what_to_use_in_place_of_optax():
+    model = network()
+    ib.constrain(model, KERNELS)
+    other = {"torch": r"project_after\(model, optimizer\)", "tensorflow": r"project\(model\) after the step"}
+    with pytest.raises(ib.RuleError, match=f"the backend is not JAX.*backend='{BACKEND}'.*{other[BACKEND]}"):
+        ib.optax_wrap(model, object())
+
+
 # Functional loops.
 
 
@@ -485,41 +658,6 @@ def test_a_matrix_set_in_a_metric_is_projected_on_to_the_end():
     found, _ = ib.stateless_project(model, values, metric)
     nearest = ib.MaxNorm(BOUND).project(values[0].T.astype("float64"), metric[0].T.astype("float64")).T
     np.testing.assert_allclose(numbers(found), nearest, atol=1e-4)
-
-
-@ONLY["jax"]
-@pytest.mark.skipif(importlib.util.find_spec("optax") is None, reason="optax is not installed")
-def test_optax_ends_at_the_constrained_optimum():
-    import jax
-    import optax
-
-    ends = {}
-    for metric in ("optimizer", "euclidean"):
-        model = network()
-        ib.constrain(model, KERNELS, metric=metric)
-        x, y = problem()
-        optimizer = optax.adam(optax.cosine_decay_schedule(0.02, 400, alpha=1e-3))
-
-        def loss(values, model=model, x=x, y=y):
-            scores, _ = model.stateless_call(values, [], x)
-            return optax.sigmoid_binary_cross_entropy(scores, y).mean()
-
-        @jax.jit
-        def step(values, state, model=model, optimizer=optimizer, loss=loss):
-            updates, state = optimizer.update(jax.grad(loss)(values), state, values)
-            spent = [jax.numpy.sqrt(nu / (1 - 0.999 ** state[0].count)) + 1e-8 for nu in state[0].nu]
-            return ib.stateless_project(model, optax.apply_updates(values, updates), spent), state
-
-        values = [variable.value for variable in model.trainable_variables]
-        state = optimizer.init(values)
-        for _ in range(400):
-            values, state = step(values, state)
-        for variable, value in zip(model.trainable_variables, values, strict=True):
-            variable.assign(value)
-        ib.check(model)
-        ends[metric] = gap_of(model)
-    assert ends["optimizer"] < 0.02
-    assert ends["euclidean"] > 0.1
 
 
 def test_frozen_members_of_a_joint_are_read_from_the_model():
@@ -659,7 +797,7 @@ def pages():
 
 def test_the_page_has_a_snippet_for_each_backend():
     assert list(pages()) == ["torch", "jax", "tensorflow"]
-    assert PAGE.count("```python") == 3
+    assert PAGE.count("```python title") == 3
 
 
 @pytest.mark.skipif(
