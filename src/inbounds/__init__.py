@@ -22,6 +22,7 @@ from inbounds._layout import Layout, register_layout
 from inbounds._metrics import register_metric
 from inbounds._monitor import Monitor
 from inbounds._plan import Entry, Plan
+from inbounds._pressure import Pressure, PressureRow, pressure
 from inbounds._report import Report, Row
 from inbounds._set import Set
 from inbounds._stateless import stateless_project, stateless_reduce
@@ -93,6 +94,8 @@ __all__ = [
     "Plan",
     "PlanNotSavedWarning",
     "PositiveSemidefinite",
+    "Pressure",
+    "PressureRow",
     "Report",
     "Row",
     "RuleError",
@@ -114,6 +117,7 @@ __all__ = [
     "max_norm",
     "min_max_norm",
     "non_neg",
+    "pressure",
     "project",
     "project_after",
     "register_layout",

@@ -233,6 +233,9 @@ class Where(Made):
     def _project(self, units: Units) -> Units:
         return self.set.nearest(units.where(self.mask)).everywhere(units)
 
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        return self.set.multiplier(units.where(self.mask), taken.where(self.mask))
+
     def edges(self, laid: Laid) -> list[Edge]:
         return self.set.edges(laid.where(self.mask))
 
