@@ -16,7 +16,7 @@ import numpy as np
 
 from inbounds._arrays import MANTISSA_BITS, cast, dense, dtype_of, quiet, to_numpy
 from inbounds._attach import in_force
-from inbounds._errors import RuleError, explain, printable
+from inbounds._errors import RuleError, explain, printable, shown
 from inbounds._optimizers import steps_taken
 from inbounds._plan import Entry
 from inbounds._table import common_parts, counted, grouped, table
@@ -120,8 +120,8 @@ def pressure(model: Any, x: Any, y: Any = None, sample_weight: Any = None, batch
         `note` says so.
 
     Raises:
-        RuleError: the model isn't built or compiled, has neither plan nor sets, the data have different numbers of
-            samples, or another thread fits the model.
+        RuleError: the model isn't built or compiled, has neither plan nor sets, the data aren't arrays of the same
+            number of samples, `batch_size` is no positive number, or another thread fits the model.
 
     The loss is that of `model.evaluate` with this batch size, with the losses of regularizers; nothing is in training
     mode. A unit within a thousandth of its size of a bound counts in part.
@@ -229,26 +229,27 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
     """Inputs, targets and weights of so many samples each, as tensors, and how many there are.
 
     Raises:
-        RuleError: there are no samples, or the arrays have different numbers of them.
+        RuleError: the data aren't arrays, of the same number of samples, one or more; or `batch_size` isn't positive.
     """
-    counts = [len(array) for array in keras.tree.flatten(data) if array is not None]
-    if len(set(counts)) != 1 or counts[0] == 0:
+    shapes = [tuple(getattr(leaf, "shape", ())) for leaf in keras.tree.flatten(data) if leaf is not None]
+    counts = {shape[:1] for shape in shapes}
+    if len(counts) != 1 or not all(counts) or 0 in min(counts) or not batch_size >= 1:
         raise RuleError(
             explain(
-                "The data don't have the same number of samples, one or more, in each array",
-                f"arrays of {', '.join(map(str, counts)) or 'no'} samples",
+                "The data aren't arrays with the same number of samples, one or more, or `batch_size` isn't 1 or more",
+                f"shapes={', '.join(map(str, shapes))}, batch_size={shown(batch_size)}",
                 where="`x`, `y` and `sample_weight` of pressure",
                 instead="inbounds.pressure(model, x, y), with arrays as for model.evaluate",
             )
         )
-    for start in range(0, counts[0], batch_size):
-        batch = keras.tree.map_structure(lambda array, start=start: _tensor(array, start, start + batch_size), data)
-        yield batch, min(batch_size, counts[0] - start)
 
+    def taken(array: Any, start: int) -> Any:
+        if array is None:
+            return None
+        tensor = keras.ops.convert_to_tensor(array[start : start + batch_size])
+        return cast(tensor, keras.config.floatx()) if dtype_of(tensor) in MANTISSA_BITS else tensor  # as Keras does
 
-def _tensor(array: Any, start: int, stop: int) -> Any:
-    """Some samples as Keras hands them to a model: floating point numbers in its usual dtype."""
-    if array is None:
-        return None
-    tensor = keras.ops.convert_to_tensor(array[start:stop])
-    return cast(tensor, keras.config.floatx()) if dtype_of(tensor) in MANTISSA_BITS else tensor
+    (samples,) = min(counts)
+    for start in range(0, samples, batch_size):
+        batch = keras.tree.map_structure(lambda array, start=start: taken(array, start), data)
+        yield batch, min(batch_size, samples - start)

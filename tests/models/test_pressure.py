@@ -19,6 +19,8 @@ X = (RNG.standard_normal((SAMPLES, SIZE)) * [0.6, 1.0, 1.3, 0.8]).astype("float3
 SCALE = np.array([0.05, 1.0, 1.6])  # the first unit's best weights are inside of most sets
 Y = (X @ RNG.standard_normal((SIZE, UNITS)) * SCALE + 0.05 * RNG.standard_normal((SAMPLES, UNITS))).astype("float32")
 NORMAL = np.array([1.0, -2.0, 0.5, 1.0])
+ON_BALL = np.linalg.lstsq(X, Y, rcond=None)[0]
+ON_BALL *= 0.7 / np.linalg.norm(ON_BALL, axis=0)
 HALF = keras.optimizers.schedules.ExponentialDecay(0.5, decay_steps=1, decay_rate=0.5)
 SOME = np.array([True, True, False, True])
 
@@ -111,7 +113,7 @@ def test_it_is_the_fall_of_the_optimal_loss_of_each_unit(name):
     x = np.hstack([X, np.ones((SAMPLES, 1))]) if isinstance(owner, ib.Joint) else X
     found = [falls(program, bound, 1e-3, Y[:, i], x) for i in range(UNITS)]
     values = pressure_of(owner, np.stack([w for w, _ in found], axis=1))
-    np.testing.assert_allclose(values, [fall for _, fall in found], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(values, [fall for _, fall in found], rtol=2e-4, atol=1e-5)
     assert np.abs(values).max() > 0.02
     if isinstance(owner, (ib.SumTo, ib.Simplex, ib.Hyperplane)):
         assert values.min() < 0, "smaller is better"
@@ -125,14 +127,14 @@ def test_of_other_sets_it_is_the_fall_when_they_are_widened(name):
     solves = [optimum(program, Y[:, i]) for i in range(UNITS)]
     (best, least), (_, less) = (zip(*(solve(b) for solve in solves), strict=True) for b in (0.0, 1e-5))
     expected = (np.array(least) - less) / 1e-5
-    np.testing.assert_allclose(pressure_of(owner, np.stack(best, axis=1)), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(pressure_of(owner, np.stack(best, axis=1)), expected, rtol=2e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_of_a_whole_matrix_it_is_one_number(name):
     owner, program, bound = WHOLE[name]
     weights, fall = falls(program, bound, 1e-3, Y)
-    np.testing.assert_allclose(pressure_of(owner, weights), [fall], rtol=1e-3)
+    np.testing.assert_allclose(pressure_of(owner, weights), [fall], rtol=2e-4)
 
 
 def on_sphere(y, radius):
@@ -155,9 +157,9 @@ def test_of_norms_from_below_and_of_spheres():
     weights, fall = np.stack(best, axis=1), np.array(fall)
     assert fall[0] < -0.02
     assert fall[2] > 0.02
-    np.testing.assert_allclose(pressure_of(ib.UnitNorm(), weights), fall, rtol=1e-3)
-    np.testing.assert_allclose(pressure_of(ib.MinMaxNorm(1.0, 9.0), weights), np.maximum(-fall, 0), rtol=1e-3)
-    np.testing.assert_allclose(pressure_of(ib.MinMaxNorm(0.1, 1.0), weights), np.maximum(fall, 0), rtol=1e-3)
+    np.testing.assert_allclose(pressure_of(ib.UnitNorm(), weights), fall, rtol=2e-4)
+    np.testing.assert_allclose(pressure_of(ib.MinMaxNorm(1.0, 9.0), weights), np.maximum(-fall, 0), rtol=2e-4)
+    np.testing.assert_allclose(pressure_of(ib.MinMaxNorm(0.1, 1.0), weights), np.maximum(fall, 0), rtol=2e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -209,7 +211,7 @@ def test_the_loss_is_the_one_that_an_evaluation_gives():
             moved = given.copy()
             moved[index] += step
             variable.assign(moved)
-            found = model.evaluate(x, y, sample_weight=weights, batch_size=7, verbose=0, return_dict=True)
+            found = model.evaluate(x, y, sample_weight=weights, batch_size=SAMPLES, verbose=0, return_dict=True)
             values.append(found["loss"])
         variable.assign(given)
         return (values[0] - values[1]) / 2e-2
@@ -218,26 +220,31 @@ def test_the_loss_is_the_one_that_an_evaluation_gives():
         (variable,) = [v for v in model.trainable_variables if v.path.endswith(name)]
         np.testing.assert_allclose(rows[variable.path].values[index], abs(slope(variable, index)), rtol=1e-2)
     kernel = model.layers[1].kernel
-    units = np.abs([[slope(kernel, (i, j)) for i in range(SIZE)] for j in range(2)]).sum(axis=1)
-    np.testing.assert_allclose(rows[kernel.path].values[:2], units, rtol=1e-2)
+    unit = sum(abs(slope(kernel, (i, 0))) for i in range(SIZE))
+    np.testing.assert_allclose(rows[kernel.path].values[0], unit, rtol=1e-2)
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_nothing_of_the_model_changes(trained):
+def test_nothing_of_the_model_changes():
     model, x, y = deep()
-    if trained:
-        model.fit(x, y, verbose=0)
     ib.pressure(model, x, y)  # Keras makes the metrics of losses in the first call
-    before = values_of(model), [np.array(keras.ops.convert_to_numpy(v)) for v in model.metrics_variables]
-    states = [np.array(keras.ops.convert_to_numpy(v)) for v in model.non_trainable_variables]
-    gradients = [getattr(v.value, "grad", None) for v in model.trainable_variables] if BACKEND == "torch" else []
+    model.fit(x, y, verbose=0)
+
+    def state():
+        return values_of(model) + [
+            np.array(keras.ops.convert_to_numpy(variable.value))
+            for variables in (model.non_trainable_variables, model.metrics_variables, model.optimizer.variables)
+            for variable in variables
+        ]
+
+    before = state()
+    gradients = [variable.value.grad for variable in model.trainable_variables] if BACKEND == "torch" else []
+    copies = [gradient.clone() for gradient in gradients]
     found = [ib.pressure(model, x, y) for _ in range(2)]
     assert same_bits(*([row.values for row in rows] for rows in found))
-    after = values_of(model), [np.array(keras.ops.convert_to_numpy(v)) for v in model.metrics_variables]
-    assert all(map(same_bits, before, after))
-    assert same_bits(states, [np.array(keras.ops.convert_to_numpy(v)) for v in model.non_trainable_variables])
-    for variable, gradient in zip(model.trainable_variables, gradients, strict=bool(gradients)):
+    assert same_bits(before, state())
+    for variable, gradient, copy in zip(model.trainable_variables, gradients, copies, strict=BACKEND == "torch"):
         assert variable.value.grad is gradient
+        assert bool((gradient == copy).all())
     model.fit(x, y, verbose=0)
     assert ib.audit(model).ok
 
@@ -256,13 +263,28 @@ def test_a_model_with_a_loss_of_its_own():
 
     model = Own()
     model(X)
-    weights = np.full((SIZE, UNITS), 0.35)
-    model.dense.set_weights([weights])
+    model.dense.set_weights([ON_BALL])
     with pytest.warns(ib.PlanNotSavedWarning):
         ib.constrain(model, {"**/kernel": ib.MaxNorm(0.7)})
     model.compile("sgd")
     (row,) = ib.pressure(model, X.astype("float32"), Y, batch_size=5)
-    np.testing.assert_allclose(row.values, 2 * pressure_of(ib.MaxNorm(0.7), weights), rtol=1e-4)
+    np.testing.assert_allclose(row.values, 2 * pressure_of(ib.MaxNorm(0.7), ON_BALL), rtol=1e-4)
+    assert row.values.max() > 0.1
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the modules are PyTorch's")
+def test_a_module_of_pytorch_computes_with_its_own_parameters():
+    import torch
+
+    module = torch.nn.Linear(SIZE, UNITS, bias=False)
+    model = keras.Sequential([keras.Input((SIZE,)), keras.layers.TorchModuleWrapper(module)])
+    model.trainable_variables[0].assign(ON_BALL.T)
+    model.compile("sgd", "mse")
+    with pytest.warns(ib.PlanNotSavedWarning):
+        ib.constrain(model, [(model.trainable_variables[0], ib.MaxNorm(0.7, axis=1))])
+    (row,) = ib.pressure(model, X, Y)
+    np.testing.assert_allclose(row.values, pressure_of(ib.MaxNorm(0.7), ON_BALL), rtol=1e-5)
+    assert row.values.max() > 0.1
 
 
 def test_within_a_fit_a_callback_sees_what_was_trained_so_far():
@@ -330,9 +352,18 @@ def test_errors():
     with pytest.raises(ib.RuleError, match=r"^Nothing is constrained: .*\. Instead: inbounds\.constrain"):
         ib.pressure(bare, X, Y)
     model = model_with(ib.MaxNorm(0.7), np.ones((SIZE, UNITS)))
-    for data, counts in (((X, Y[:9]), "24, 9"), ((X, Y, np.ones(25)), "24, 24, 25"), ((X[:0], Y[:0]), "0, 0")):
-        with pytest.raises(ib.RuleError, match=rf"^The data don't have the same number .* arrays of {counts} samples"):
-            ib.pressure(model, *data)
+    wrong = [
+        ({"x": X, "y": Y[:9]}, r"\(24, 4\), \(9, 3\)"),
+        ({"x": X, "y": Y, "sample_weight": np.ones(25)}, r"\(24, 4\), \(24, 3\), \(25,\)"),
+        ({"x": X[:0], "y": Y[:0]}, r"\(0, 4\), \(0, 3\)"),
+        ({"x": X, "y": 1.0}, r"\(24, 4\), \(\)"),
+        ({"x": iter([X])}, r"\(\)"),
+        ({"x": X, "y": Y, "batch_size": 0}, r".*, batch_size=0"),
+        ({"x": X, "y": Y, "batch_size": -1}, r".*, batch_size=-1"),
+    ]
+    for data, shapes in wrong:
+        with pytest.raises(ib.RuleError, match=rf"^The data aren't arrays with the same number .*shapes={shapes}"):
+            ib.pressure(model, **data)
     with pytest.raises(Exception, match=r"(?i)incompatible|shape") as caught:
         ib.pressure(model, X[:, :2], Y)
     assert not isinstance(caught.value, ib.InboundsError), "Keras' own"

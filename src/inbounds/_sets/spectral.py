@@ -147,8 +147,8 @@ class _Ball(_Shrinking):
     max_value: float
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the norm; of a norm of 0 that of a distance."""
-        return self._by_scale(units, taken, self.max_value) if self.max_value else super().multiplier(units, taken)
+        """That of the norm."""
+        return self._by_scale(units, taken, self.max_value)
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         own = (
