@@ -23,6 +23,7 @@ def loss_at(w: np.ndarray) -> np.ndarray:
 
 
 def inside(w: np.ndarray) -> np.ndarray:
+    """The nearest weights in the ball."""
     return BALL.project(w[None])[0]
 
 

@@ -23,6 +23,7 @@ from inbounds._metrics import register_metric
 from inbounds._monitor import Monitor
 from inbounds._optax import optax_wrap
 from inbounds._plan import Entry, Plan
+from inbounds._pressure import Pressure, PressureRow, pressure
 from inbounds._report import Report, Row
 from inbounds._set import Set
 from inbounds._stateless import stateless_project, stateless_reduce
@@ -94,6 +95,8 @@ __all__ = [
     "Plan",
     "PlanNotSavedWarning",
     "PositiveSemidefinite",
+    "Pressure",
+    "PressureRow",
     "Report",
     "Row",
     "RuleError",
@@ -116,6 +119,7 @@ __all__ = [
     "min_max_norm",
     "non_neg",
     "optax_wrap",
+    "pressure",
     "project",
     "project_after",
     "register_layout",

@@ -291,6 +291,30 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """What the set leaves of a gradient at some units, for an optimizer to see: see `_reduced`."""
         return difference(self.nearest, units, gradient, together=self.couples)
 
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        """For each thing that a report counts, the fall of the loss for each unit by which its bound is loosened.
+
+        Here, of bounds on single entries all are loosened at once; any other set is widened by a distance on all sides.
+
+        Args:
+            units: in the set, of NumPy.
+            taken: the normal of the set that it takes of the descent direction, in units of the same parts.
+        """
+        if self.same_in_every_metric:
+            return self._by_count(taken.sum(np.abs))
+        length: np.ndarray[Any, Any] = np.sqrt(self._by_count(taken.total(np.square)))
+        return length
+
+    def _by_scale(self, units: Units, taken: Units, size: float) -> np.ndarray[Any, Any]:
+        """`multiplier` of the size of a set that is this size times another one, about its centre."""
+        about = units if self.center is None else units.about(self.centers_of(units))
+        return self._by_count(taken.total(lambda n, x: n * x, about)) / size
+
+    def _by_count(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """One number for each unit, added up to one for each thing that a report counts."""
+        sums: np.ndarray[Any, Any] = np.sum(np.reshape(numbers, (self.counted(numbers.size), -1)), axis=1)
+        return sums
+
     def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         """`nearest` after a step of training, from what the projection after the step before handed on, with `warm`.
 

@@ -237,6 +237,9 @@ class Where(Made):
         marked = units.where(self.mask)
         return self.set.reduced(marked, gradient.everywhere(marked)).everywhere(units)
 
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        return self.set.multiplier(units.where(self.mask), taken.where(self.mask))
+
     def edges(self, laid: Laid) -> list[Edge]:
         return self.set.edges(laid.where(self.mask))
 

@@ -213,6 +213,9 @@ class Joint(Made):
     def reduced(self, units: Units, gradient: Units) -> Units:
         return self.inner.reduced(units, gradient)
 
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        return self.inner.multiplier(units, taken)
+
     def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         return self.inner.go_on(units, in_metric, steady)
 

@@ -72,6 +72,13 @@ class _NormInterval(Set):
         one = centred.together(self.whole)
         return radial(one, gradient.together(self.whole), self.low, self.high).apart(units)
 
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        """Of a sphere that of its radius, below 0 where a smaller one is better."""
+        length = super().multiplier(units, taken)
+        if self.low < self.high:
+            return length
+        return np.where(self._by_scale(units, taken, 1.0) < 0, -length, length)
+
     def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         def together() -> Units:
             return in_metric().together(self.whole)

@@ -133,6 +133,10 @@ class _Multiple(Made):
             lambda x, new, old, grown: namespace(x).where((new == old) | (new != new), x, grown), moved, inner, grown
         )
 
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        """That of the bound times the factor."""
+        return self.set.multiplier(units.with_parts([part / self.factor for part in units.parts]), taken)
+
     def edges(self, laid: Laid) -> list[Edge]:
         factor = self._factor(laid.rows)
         inner = replace(laid, rows=laid.rows / factor)

@@ -146,6 +146,10 @@ class _Ball(_Shrinking):
 
     max_value: float
 
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        """That of the norm."""
+        return self._by_scale(units, taken, self.max_value)
+
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         own = (
             3 * self._off(math.sqrt(size), dtype) * self.max_value if dtype == "float64" else 0.0

@@ -46,6 +46,8 @@ class Linear(Set):
     slope: Any
     """The normal, and the offset, over the normal's largest entry."""
     level: float
+    largest: float
+    """The normal's largest entry, in size."""
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
@@ -108,6 +110,12 @@ class Linear(Set):
         )
         return xp.reshape(free.constants().sum(lambda x, a, b: a * b * xp.ones_like(x), slope, along), units.shape)
 
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        """That of the offset."""
+        along = taken.total(lambda n, a: n * a, units.with_parts(units.entries(self.slope)))
+        squares = self.squares(units)
+        return self._by_count(along / np.where(squares > 0, squares, 1.0)) / self.largest
+
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         apart = _beyond(rows, constant(rows, flat(self.slope, span)), self.level)
         return (namespace(rows).abs(apart) if self.equal else apart) / self._length(span)
@@ -151,7 +159,7 @@ class SumTo(Linear):
     """
 
     equal = True
-    slope = 1.0
+    slope = largest = 1.0
 
     def __init__(self, total: Any = 0.0, axis: Any = None) -> None:
         self.total = self.level = number("SumTo", "total", total)
@@ -170,8 +178,8 @@ class _WithNormal(Linear):
         self.normal = number_or_array(name, "normal", normal)
         self.offset = number(name, "offset", offset, instead=f"{name}(normal=[1.0, -1.0], offset=0.0)")
         self.axis = axes(name, axis)
-        largest = float(np.max(np.abs(self.normal), initial=0.0))
-        if largest == 0:
+        self.largest = float(np.max(np.abs(self.normal), initial=0.0))
+        if self.largest == 0:
             raise SetError(
                 explain(
                     f"`normal` of {name} has no entry that is not 0",
@@ -179,7 +187,7 @@ class _WithNormal(Linear):
                     instead=f"{name}(normal=[1.0, -1.0], offset=0.0)",
                 )
             )
-        self.slope, self.level = self.normal / largest, self.offset / largest
+        self.slope, self.level = self.normal / self.largest, self.offset / self.largest
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
         """Under a mask the normal is what the mask leaves of it."""
@@ -289,6 +297,10 @@ class Simplex(Set):
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         return Judgement(size, dtype).tolerated(self.total)
 
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        """That of the total."""
+        return self._by_scale(units, taken, self.total)
+
 
 @registered
 class L1Ball(Set):
@@ -338,6 +350,10 @@ class L1Ball(Set):
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         return Judgement(size, dtype).tolerated(self.radius)
+
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        """That of the radius."""
+        return self._by_scale(units, taken, self.radius)
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return 0.0 if self.center is None else np.sum(np.abs(rows), axis=1)
