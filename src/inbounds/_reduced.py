@@ -95,9 +95,8 @@ def on_a_face(project: Callable[[Units], Units], units: Units, gradient: Units, 
     """
     xp = namespace(units.parts[0])
     e, usable = _reach(units, gradient, NEAR)
-    fine = units.as_computed()
-    here = project(fine)
-    stepped = here.map(lambda x, g, e: x - e * g, gradient, e)
+    here = project(units)
+    stepped = here.as_computed().map(lambda x, g, e: x - e * g, gradient, e)
     ended = project(stepped)
     stays = stepped.sum(lambda x, y: cast(x != y, dtype_of(x)), ended) == 0
     free, pull, left = (given.only(free=True) for given in (here, gradient, ended))
@@ -105,7 +104,7 @@ def on_a_face(project: Callable[[Units], Units], units: Units, gradient: Units, 
     assert pull is not None
     assert left is not None
     gap = here.total(xp.abs) - total
-    gap = xp.where(gap < -units.judged().held(total), gap, xp.zeros_like(gap))
+    gap = xp.where(gap < -units.judged().held(total), gap, xp.zeros_like(gap))  # rounding is nothing
     lost, count, pushed = (
         xp.reshape(number, units.shape)
         for number in (
