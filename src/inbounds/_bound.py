@@ -135,7 +135,7 @@ def projected(
 def reduced_gradients(
     entry: Entry, gradients: Mapping[int, Any], read: Callable[[Any], Array], at: Any
 ) -> dict[int, Array]:
-    """What the set of an entry leaves of gradients, by variables' ids; nothing where that is all, see `leaves_all`.
+    """What the set of an entry leaves of gradients, by variables' ids; nothing where none is known, or its rows are.
 
     Args:
         entry: the set and its weights.
@@ -143,8 +143,6 @@ def reduced_gradients(
         read: gives the value of a variable, at which the gradients were taken.
         at: how many steps there are with this one, for a set that changes with them.
     """
-    if entry.set.leaves_all:
-        return {}
     found = [gradients.get(id(variable)) for variable in entry.variables]
     free = [gradient is not None for gradient in found]
     if not any(free) or any(is_sparse(gradient) for gradient in found):

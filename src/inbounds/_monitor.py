@@ -11,13 +11,14 @@ import numpy as np
 from inbounds._arguments import interval
 from inbounds._arrays import to_numpy
 from inbounds._audit import audit, nothing_constrained
-from inbounds._bound import current_constraint
-from inbounds._errors import WeightNotMovedWarning, explain
-from inbounds._optimizers import stepping
+from inbounds._bound import current_constraint, entries_of
+from inbounds._errors import RuleError, WeightNotMovedWarning, explain
+from inbounds._optimizers import WRAPPERS, optimizers_of, stepping
 from inbounds._plan import Entry
 from inbounds._report import Report
 from inbounds._rules import resolve
 from inbounds._table import counted
+from inbounds._warm_starts import lengths_of, measure_gradients
 from inbounds._weights import Weight, layers_of
 
 
@@ -35,6 +36,9 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
     Args:
         every: "epoch", or a number of training batches after which the model is audited too.
         stop_on_violation: ends the training when a set is violated or unenforced.
+        stationarity: puts `stationarity` into the logs too: the length of what the sets leave of the last gradient over
+            that of all of it, over all weights that are trained. It is 0 at the constrained optimum, where the gradient
+            points straight out of the sets; of a batch it is an estimate. The step measures it from then on.
 
     Attributes:
         report: the last audit; None before the first.
@@ -43,6 +47,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
     Raises:
         SetError: `every` is something else.
         ConstraintViolation: when training begins, nothing is constrained.
+        RuleError: when training begins, `stationarity` is asked for on several devices.
 
     Warns:
         WeightNotMovedWarning: the steps of an epoch have not moved a weight.
@@ -57,10 +62,11 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         ['active', 'loss', 'violation']
     """
 
-    def __init__(self, every: str | int = "epoch", stop_on_violation: bool = False) -> None:
+    def __init__(self, every: str | int = "epoch", stop_on_violation: bool = False, stationarity: bool = False) -> None:
         super().__init__()
         self.every = interval("Monitor", every, "batches", "Monitor(every=100)")
         self.stop_on_violation = stop_on_violation
+        self.stationarity = stationarity
         self.report: Report | None = None
         self.unmoved: tuple[str, ...] = ()
         self._batches = 0
@@ -72,6 +78,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self._warned = set()
         self._seen = {}
         self._asked = False
+        if self.stationarity:
+            _measure(self.model)
         if self._is_built():  # TensorFlow builds a subclassed model with its first batch
             self._ask()
 
@@ -113,6 +121,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         if self.report is not None and logs is not None:
             logs["violation"] = self.report.violation
             logs["active"] = self.report.active
+            if self.stationarity:
+                logs["stationarity"] = _stationarity(self.model)
 
     def _compare(self, epoch: int) -> None:
         """Warns of the weights that have the same values as an epoch ago, though steps were taken."""
@@ -138,6 +148,32 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
             for weight in entry.weights
             if weight.variable.trainable and not weight.quantized
         ]
+
+
+def _measure(model: Any) -> None:
+    """Has the steps of a model measure their gradients, and be compiled anew where they didn't."""
+    replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
+    if keras.distribution.distribution() is not None or replicas > 1:
+        raise RuleError(
+            explain(
+                "The stationarity is not measured on several devices",
+                "stationarity=True",
+                where=f"{type(model).__name__} {model.name!r}",
+                instead="inbounds.Monitor()",
+            )
+        )
+    new = [one for one in optimizers_of(model) if not isinstance(one, WRAPPERS) and lengths_of(one) is None]
+    for optimizer in new:
+        measure_gradients(optimizer, entries_of(optimizer._trainable_variables) if optimizer.built else ())
+    if new and model.train_function is not None:
+        model.make_train_function(force=True)
+
+
+def _stationarity(model: Any) -> float:
+    """What the sets leave of the last gradient, as a share of its length; NaN before the first step."""
+    kept = [lengths_of(one) for one in optimizers_of(model) if not isinstance(one, WRAPPERS)]
+    left, whole = np.sum([np.full(2, np.nan) if one is None else to_numpy(one) for one in kept], axis=0)
+    return float(np.sqrt(left / whole)) if whole > 0 else float("nan")
 
 
 def _same(entry: Entry, was: np.ndarray[Any, Any], value: np.ndarray[Any, Any]) -> bool:

@@ -92,7 +92,8 @@ def _reduced_values(model: Any, trainable_variables: Any, gradients: Any, step: 
     with no_gradient():
         for entry in entries:
             _check_step(entry, step, "stateless_reduce(model, values, gradients, step=count)")
-            result |= reduced_gradients(entry, seen, read, 0 if step is None else step)
+            if not entry.set.leaves_all:
+                result |= reduced_gradients(entry, seen, read, 0 if step is None else step)
     return list(result.values())
 
 

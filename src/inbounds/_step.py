@@ -29,7 +29,7 @@ import keras
 import numpy as np
 from keras.src.backend.common.stateless_scope import in_stateless_scope  # no public name tells
 
-from inbounds._arrays import dtype_of, is_concrete, is_sharded, no_gradient
+from inbounds._arrays import dense, dtype_of, is_concrete, is_sharded, no_gradient
 from inbounds._bound import Bound, bind, entries_of, given_constraint, projected, reduced_gradients
 from inbounds._errors import LayoutWarning, RuleError, explain
 from inbounds._metrics import REGISTERED, UNKNOWN, Step, step_of
@@ -40,7 +40,7 @@ from inbounds._rules import guesses, resolve_given
 from inbounds._set import Set
 from inbounds._stacks import project_stack, stacks_of
 from inbounds._threads import Use, used
-from inbounds._warm_starts import prepare, warm_of, without_warm_starts
+from inbounds._warm_starts import lengths_of, prepare, warm_of, without_warm_starts
 from inbounds._weights import owners_of, variables_behind
 
 _HOOKED = ("_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
@@ -366,7 +366,18 @@ def _seen(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) ->
         whole = [entry for entry in _hooked_entries(optimizer) if _owns(optimizer, entry)]  # of others some is unknown
         for entry in reducing(whole):
             seen |= reduced_gradients(entry, seen, read, optimizer.iterations + 1)
+        if (lengths := lengths_of(optimizer)) is not None:
+            left = dict(seen)
+            for entry in whole:
+                if entry.set.reduces and entry not in reducing(whole):
+                    left |= reduced_gradients(entry, left, read, optimizer.iterations + 1)
+            lengths.assign(keras.ops.stack([_squares(left.values()), _squares(gradients)]))
     return [seen[id(variable)] for variable in known]
+
+
+def _squares(gradients: Iterable[Any]) -> Any:
+    """The sum of all squares."""
+    return sum(keras.ops.sum(keras.ops.square(keras.ops.cast(dense(g), "float32"))) for g in gradients)
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:

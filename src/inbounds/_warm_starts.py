@@ -1,8 +1,9 @@
-"""Warm starts: state carried from the projection after one training step to that after the next, a number per unit.
+"""State of inbounds that a training step hands to the next, or to who asks: beside the optimizer's own.
 
-It lives beside the optimizer's state, in variables of the optimizer. On JAX a compiled step hands back only what the
-optimizer lists, so there they are listed. They are not saved, so that files are those of the optimizer by itself; after
-loading, the first step finds the numbers anew.
+A warm start is carried from the projection after one step to that after the next, a number per unit. A Monitor may ask
+how long the last gradient was, and what the sets left of it. Both live in variables of the optimizer. On JAX a compiled
+step hands back only what the optimizer lists, so there they are listed. They are not saved, so that files are those of
+the optimizer by itself; after loading, the first step finds the numbers anew.
 """
 
 from __future__ import annotations
@@ -20,17 +21,23 @@ from inbounds._metrics import metric_of
 from inbounds._optimizers import with_inner
 from inbounds._plan import Entry
 
-_KEPT = "_inbounds_warm"
-"""In an optimizer, pairs of an entry and the variable that keeps its warm start."""
+_KEPT = "_inbounds_kept"
+"""In an optimizer, pairs of an entry and the variable with its warm start; of None and what a Monitor asks for."""
+
+_ASKED = "_inbounds_asked"
+"""In an optimizer that measures its gradients."""
 
 
 def prepare(optimizer: Any, entries: Sequence[Entry]) -> None:
     """Gives a built optimizer variables for those of the entries that start warm; takes away all others."""
     old = vars(optimizer).pop(_KEPT, [])
-    pairs = []
+    pairs: list[tuple[Entry | None, Any]] = []
     for entry in filter(partial(_starts_warm, optimizer), entries):
-        known = [kept for before, kept in old if _first(before) is _first(entry) and tuple(kept.shape) == _shape(entry)]
+        of_first = [kept for before, kept in old if before is not None and _first(before) is _first(entry)]
+        known = [kept for kept in of_first if tuple(kept.shape) == _shape(entry)]
         pairs.append((entry, known[0] if known else _made(optimizer, entry)))
+    if _ASKED in vars(optimizer):
+        pairs.append((None, next((kept for before, kept in old if before is None), None) or _lengths(optimizer)))
     if keras.backend.backend() == "jax":
         listed = optimizer._variables
         listed[:] = [one for one in listed if not _among(one, old)] + [kept for _, kept in pairs]
@@ -41,6 +48,18 @@ def prepare(optimizer: Any, entries: Sequence[Entry]) -> None:
 def warm_of(optimizer: Any, entry: Entry) -> Any:
     """The variable that keeps the warm start of an entry; None: it has none."""
     return next((kept for known, kept in vars(optimizer).get(_KEPT, ()) if known is entry), None)
+
+
+def measure_gradients(optimizer: Any, entries: Sequence[Entry]) -> None:
+    """Has an optimizer measure the gradients of its steps from now on, or once it is built."""
+    vars(optimizer)[_ASKED] = True
+    if optimizer.built:
+        prepare(optimizer, entries)
+
+
+def lengths_of(optimizer: Any) -> Any:
+    """The variable with the squares of what sets left of the last gradient, and of all of it; None: nobody asked."""
+    return next((kept for known, kept in vars(optimizer).get(_KEPT, ()) if known is None), None)
 
 
 def without_warm_starts(method: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
@@ -101,6 +120,11 @@ def _made(optimizer: Any, entry: Entry) -> Any:
         return keras.Variable(zeros, trainable=False, name=name)
 
 
+def _lengths(optimizer: Any) -> Any:
+    with keras.name_scope(optimizer.name):
+        return keras.Variable(np.full(2, np.nan, "float32"), trainable=False, name="squares_of_gradients")
+
+
 def _shape(entry: Entry) -> tuple[int, ...]:
     """That of one number per unit."""
     if entry.applied.whole:
@@ -112,5 +136,5 @@ def _first(entry: Entry) -> Any:
     return entry.weights[0].variable
 
 
-def _among(variable: Any, pairs: Sequence[tuple[Entry, Any]]) -> bool:
+def _among(variable: Any, pairs: Sequence[tuple[Entry | None, Any]]) -> bool:
     return any(variable is kept for _, kept in pairs)

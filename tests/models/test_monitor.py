@@ -60,6 +60,21 @@ def test_history_has_violation_and_active_of_every_epoch_as_the_audit_says(digit
     assert history.history["active"][-1] == report.active > 0
 
 
+@pytest.mark.parametrize("owner", [ib.MaxNorm(0.5), ib.NonNeg(), ib.Simplex()], ids=lambda owner: type(owner).__name__)
+def test_the_stationarity_falls_to_0_where_the_sets_leave_nothing_of_the_gradient(owner):
+    x, y = np.eye(4, dtype="float32"), np.array([[1.0, -1.0], [2.0, 0.5], [-1.0, 2.0], [0.3, 1.0]], "float32")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, use_bias=False)])
+    ib.constrain(model, {"**/kernel": owner})
+    model.compile(keras.optimizers.SGD(0.8), "mse")
+    model.fit(x, y, epochs=2, verbose=0)  # without it at first
+    history = model.fit(x, y, epochs=150, verbose=0, callbacks=[ib.Monitor(stationarity=True)]).history
+    assert 0.05 < history["stationarity"][0] < 1
+    assert history["stationarity"][-1] < 1e-2
+    (found,) = [row.values for row in ib.pressure(model, x, y)]
+    assert np.abs(found).max() > 0.1, "the gradient itself is not 0"
+
+
 def test_the_progress_bar_shows_them(digits, capsys):
     fit(digits, ib.Monitor(), epochs=1, verbose=2)
     shown = capsys.readouterr().out
