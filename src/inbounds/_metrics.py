@@ -2,13 +2,13 @@
 
 An optimizer that steps entry by entry moves a weight by `-m / d`. In the norm `sum d (y - x)^2` the nearest point of a
 convex set makes the constrained optimum a fixed point of step and projection, see docs/optimizers.md. A reader gives
-`d` up to a factor: what a factor does to all of a unit's entries does nothing to the nearest point. (Lamb and Adafactor
-have a factor for each weight, which the metric of a Joint leaves out.)
+`d` up to a factor: what a factor does to all of a unit's entries does nothing to the nearest point.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -253,8 +253,26 @@ def _adadelta(optimizer: Any, variable: Any, gradient: Any) -> Any:
     return keras.ops.sqrt(squares * (optimizer.rho + (1 - optimizer.rho) * share) / steps)
 
 
+def _lamb(optimizer: Any, variable: Any, gradient: Any) -> Any:
+    """Over the trust ratio, which differs between the weights of a Joint."""
+    cost, momentum = _corrected_root(optimizer, variable, gradient), _kept(optimizer, "_momentums", variable)
+    step = keras.ops.cast(optimizer.iterations + 1, momentum.dtype)
+    stepped = _length(momentum / (1 - keras.ops.power(optimizer.beta_1, step)) / cost)
+    size = _length(variable)
+    usual = (size > 0) & (stepped > 0)
+    return cost * keras.ops.where(usual, stepped / keras.ops.where(usual, size, 1.0), 1.0)
+
+
 def _adafactor(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    return keras.ops.sqrt(_kept(optimizer, "_v", variable))
+    """Over the root mean square of the variable, and what clipping leaves of the step: they differ likewise."""
+    cost = keras.ops.sqrt(_kept(optimizer, "_v", variable))
+    size, stepped = (_length(x) / math.prod(variable.shape) ** 0.5 for x in (variable, gradient / cost))
+    clipped = keras.ops.maximum(stepped / optimizer.clip_threshold, 1.0)
+    return cost * clipped / keras.ops.maximum(size, optimizer.epsilon_2)
+
+
+def _length(x: Any) -> Any:
+    return keras.ops.sqrt(keras.ops.sum(keras.ops.square(x)))
 
 
 def _ftrl(optimizer: Any, variable: Any, gradient: Any) -> Any:
@@ -276,7 +294,7 @@ _METRICS: dict[type, Metric] = {
     o.SGD: Metric(None),
     o.Adam: Metric(_adam, _SECOND_MOMENT),
     o.Nadam: Metric(_corrected_root, _SECOND_MOMENT),
-    o.Lamb: Metric(_corrected_root, _SECOND_MOMENT),
+    o.Lamb: Metric(_lamb, _SECOND_MOMENT),
     o.Adamax: Metric(_adamax, "largest gradient"),
     o.RMSprop: Metric(_rmsprop, _SECOND_MOMENT, averages=False),
     o.Adagrad: Metric(_adagrad, "root of the sum of squared gradients", averages=False),

@@ -147,10 +147,6 @@ LEFT_OUT = [
         lambda cell: cell.situation == "at the optimum" and cell.set == "SpectralNorm",
     ),
     LeftOut(
-        "steps of each weight are multiplied by a number that its metric doesn't tell",
-        lambda cell: cell.situation == "at the optimum" and cell.optimizer in ("Lamb", "Adafactor") and cell.joint,
-    ),
-    LeftOut(
         "two optimizers step the weights of one unit, whose metric is then the Euclidean one",
         lambda cell: cell.situation == "at the optimum" and cell.optimizer in MULTI and cell.joint,
     ),
