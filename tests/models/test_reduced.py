@@ -107,12 +107,13 @@ TRAINED = {
     "centre": ib.MaxNorm(1.0, center=0.1),
     "where": ib.L1Ball(1.0).where(np.arange(SIZE)[:, None] % 3 > 0),
     "sphere": ib.UnitNorm(),
+    "custom": ib.Custom(lambda w: w / keras.ops.maximum(keras.ops.norm(w, axis=0), 1.0), projection=True),
 }
 
 
 def optimum(owner: ib.Set):
     """Of the sum of squares `SCALES * (w - TARGET)`: the nearest point to the target in that metric."""
-    owner = ib.MaxNorm(1.0) if isinstance(owner, ib.UnitNorm) else owner  # the target is outside of the ball
+    owner = ib.MaxNorm(1.0) if isinstance(owner, (ib.UnitNorm, ib.Custom)) else owner  # all end on the ball
     if not owner.matrix:
         columns = [Units.of([TARGET], [(0,)], metric=[np.tile(SCALES[:, None] ** 2, UNITS)])]
         return owner.nearest(columns[0]).parts[0]

@@ -251,6 +251,8 @@ class Custom(Set):
         fn: takes a tensor (of the dtype it is computed in: float32 for half precision), returns one of the same shape;
             written with `keras.ops`, it works on every backend.
         axis: for reports, the axes that a unit spans; see `MaxNorm`.
+        projection: whether `fn` gives the nearest point of a convex set. Then an optimizer is shown the reduced
+            gradient, else all of it.
 
     A function that is registered with `keras.saving.register_keras_serializable` is saved with a model; a lambda is
     not, and `constrain` says so. The tolerance is 4 ulp at 1.
@@ -266,7 +268,7 @@ class Custom(Set):
     convex: ClassVar[bool] = False
     has_boundary: ClassVar[bool] = False
 
-    def __init__(self, fn: Callable[[Any], Any], axis: Any = None) -> None:
+    def __init__(self, fn: Callable[[Any], Any], axis: Any = None, projection: Any = False) -> None:
         if isinstance(fn, Set) or not callable(fn) or isinstance(fn, type):
             raise SetError(
                 explain(
@@ -275,12 +277,34 @@ class Custom(Set):
                     instead="Custom(lambda w: ...)",
                 )
             )
+        if not isinstance(projection, (bool, np.bool_)):
+            raise SetError(
+                explain(
+                    "`projection` of Custom is neither True nor False",
+                    f"projection={shown(projection)}",
+                    instead="Custom(fn, projection=True) where fn gives the nearest point of a convex set",
+                )
+            )
         self.fn = fn
         self.axis = axes("Custom", axis)
+        self.projection = bool(projection)
 
     @property
     def entrywise(self) -> bool:
         return self.axis is None
+
+    @property
+    def reduces(self) -> bool:
+        return self.projection
+
+    @property
+    def leaves_all(self) -> str:
+        return "" if self.projection else "the callable isn't said to be a projection"
+
+    @property
+    def couples(self) -> bool:
+        """Always, as far as one can tell: the callable sees the whole weight."""
+        return True
 
     def _project(self, units: Units) -> Units:
         (part,) = units.parts
@@ -332,6 +356,7 @@ class Custom(Set):
         return {
             "fn": keras.saving.serialize_keras_object(self.fn),
             "axis": plain(self.axis),
+            "projection": self.projection,
         }
 
     def __repr__(self) -> str:
