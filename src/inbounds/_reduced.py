@@ -73,7 +73,7 @@ def radial(units: Units, gradient: Units, low: float, high: float) -> Units:
 
     def gap(left: Array) -> Array:
         """What is left to a bound; rounding is nothing, nor is what the other bound takes from both sides."""
-        return none if low == high else xp.where(left > rounding * norm, left, none)
+        return none if low == high else xp.maximum(left - rounding * norm, none)
 
     left = xp.minimum(outwards, gap(high - norm) / e) if high < float("inf") else outwards
     left = xp.maximum(left, -gap(norm - low) / e) if low > 0 else left
@@ -103,8 +103,7 @@ def on_a_face(project: Callable[[Units], Units], units: Units, gradient: Units, 
     assert free is not None
     assert pull is not None
     assert left is not None
-    gap = here.total(xp.abs) - total
-    gap = xp.where(gap < -units.judged().held(total), gap, xp.zeros_like(gap))  # rounding is nothing
+    gap = xp.minimum(here.total(xp.abs) - total + units.judged().held(total), 0)  # rounding is nothing
     lost, count, pushed = (
         xp.reshape(number, units.shape)
         for number in (

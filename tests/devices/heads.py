@@ -41,7 +41,8 @@ def constrained(model, metric, without=()):
         for name, owner in SETS.items()
         if name not in without
     ]
-    ib.constrain(model, rules, metric=metric)
+    # Adam steps by its rate along what is left of a gradient, however little: a step sooner or later is seen.
+    ib.constrain(model, rules, gradient="full" if metric == "optimizer" else "reduced", metric=metric)
     return model
 
 

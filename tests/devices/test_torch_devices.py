@@ -34,7 +34,7 @@ def found(tmp_path_factory):
 def test_replicas_are_alike_and_end_where_one_process_does(found, training):
     told = found["replicated"][training]
     assert told["replicas alike"]
-    assert all(far < 1e-4 for far in told["apart"].values()), told["apart"]
+    assert all(far < 1e-5 for far in told["apart"].values()), told["apart"]
     assert {status for status, _ in told["audit"].values()} == {"holds"}
     assert told["audit"]["max_norm"][1] == told["audit"]["joint"][1] == 1.0
 
