@@ -52,7 +52,8 @@ def difference(project: Callable[[Units], Units], units: Units, gradient: Units,
 def radial(units: Units, gradient: Units, low: float, high: float) -> Units:
     """The reduced gradient of {w : low <= |w| <= high}: without what points out of it along the ray of a unit.
 
-    A unit that is off a bound by less than the step of `difference` is long loses a part of that, as there.
+    Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two sums and a map; numbers
+    are measured by the bound, so that what is small enough to vanish is far inside.
 
     Args:
         units: where the gradient is taken, all free.
@@ -61,24 +62,20 @@ def radial(units: Units, gradient: Units, low: float, high: float) -> Units:
         high: the largest, or infinity.
     """
     xp = namespace(units.parts[0])
-    inverse = 1 / xp.clip(units.max(xp.abs), 1 / HUGE, HUGE)
-    scaled = units.map(lambda x, inverse: x * inverse, inverse)
-    length = xp.sqrt(scaled.total(lambda u: u * u))
-    some = length > 0
-    length = xp.where(some, length, xp.ones_like(length))
-    outwards = scaled.total(lambda u, g: -u * g, gradient) / length
-    e, usable = _reach(units, gradient)
-    norm, none = length / inverse, xp.zeros_like(length)
+    bound = min(max(high if high < float("inf") else low, 1 / HUGE), HUGE)
+    squares = units.total(lambda x: (x * (1 / bound)) ** 2)
+    length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
+    outwards = units.total(lambda x, g: (x * (-1 / bound)) * g, gradient) / length
     rounding = 2 * units.judged(root=True).held(1.0)
 
-    def gap(left: Array) -> Array:
-        """What is left to a bound; rounding is nothing, nor is what the other bound takes from both sides."""
-        return none if low == high else xp.maximum(left - rounding * norm, none)
+    def taken_at(gap: Array) -> Array:
+        """The share that is taken so far from a bound; rounding is nothing, nor is what a sphere's other side holds."""
+        return xp.ones_like(gap) if low == high else xp.clip(1 - (gap / length - rounding) / SHARE, 0, 1)
 
-    left = xp.minimum(outwards, gap(high - norm) / e) if high < float("inf") else outwards
-    left = xp.maximum(left, -gap(norm - low) / e) if low > 0 else left
-    taken = xp.where(some & usable, (outwards - left) / length, none)
-    return gradient.chosen(taken != 0, gradient.map(lambda g, u, t: g + t * u, scaled, taken))
+    none = xp.zeros_like(length)
+    share = xp.where(outwards > 0, taken_at(high / bound - length), taken_at(length - low / bound) if low > 0 else none)
+    taken = xp.where((squares > 0) & xp.isfinite(outwards), outwards * share / length, none)
+    return gradient.chosen(taken != 0, gradient.map(lambda g, x, t: g + (x * (1 / bound)) * t, units, taken))
 
 
 def on_a_face(project: Callable[[Units], Units], units: Units, gradient: Units, total: float) -> Units:
