@@ -68,15 +68,15 @@ def compiled(rule_set, sharding, metric, inputs, units):
     mesh = Mesh(np.array(jax.devices()).reshape(shape), ("batch", "model"))
     places = [NamedSharding(mesh, specs[len(v.shape) == 1]) for v in variables]
 
-    def step(values, costs, before):
+    def step(values, costs):
         given = {id(variable): value for variable, value in zip(variables, values, strict=True)}
-        known = Step(costs, before) if metric == "optimizer" and entry.set.convex else UNKNOWN
+        known = Step(costs) if metric == "optimizer" and entry.set.weighs else UNKNOWN
         return [value for _, value in projected(entry, read=lambda v: given[id(v)], step=known)]
 
     args = [
         jax.ShapeDtypeStruct(v.shape, "float32", sharding=place) for v, place in zip(variables, places, strict=True)
     ]
-    return jax.jit(step, out_shardings=places).lower(args, args, args).compile()
+    return jax.jit(step, out_shardings=places).lower(args, args).compile()
 
 
 def collectives(text):
@@ -154,7 +154,7 @@ def looks(name, metric):
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(256, "relu"), keras.layers.Dense(10)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.005), loss, run_eagerly=True)  # else Python doesn't see the loop
-    ib.constrain(model, {"**/kernel": SETS[name]}, metric=metric)
+    ib.constrain(model, {"**/kernel": SETS[name]}, gradient="full", metric=metric)
     norms.iterate = sums.iterate = iterate
     try:
         model.fit((x / 16).astype("float32"), y, batch_size=64, epochs=3, verbose=0)

@@ -1,4 +1,4 @@
-"""Draws `docs/convergence.svg`: the loss above the constrained optimum, step by step, with either projection.
+"""Draws `docs/convergence.svg`: the loss above the constrained optimum, by steps along all of the gradient or the rest.
 
 The first row of the table of `optimum.py`, full batches of digits under `MaxNorm(1)`; matplotlib draws it.
 
@@ -37,14 +37,15 @@ def main() -> None:
     least = optimum(digits(), SETS[OWNER][1])
     made = Figure(figsize=(5.4, 3.2), layout="constrained")
     axes = made.subplots()
-    for (kind, color), metric in itertools.product(COLORS.items(), ("euclidean", "optimizer")):
-        if kind == "SGD" and metric == "optimizer":
+    for (kind, color), how in itertools.product(COLORS.items(), ("full/euclidean", "reduced/auto")):
+        if kind == "SGD" and how == "reduced/auto":
             continue
         watch = Watch()
-        trained(digits(), SETS[OWNER][0], kind, metric, None, STEPS, [watch])
+        trained(digits(), SETS[OWNER][0], kind, how, None, STEPS, [watch])
         above = np.maximum(np.array(watch.losses) / least - 1, FLOOR)
-        name = kind if kind == "SGD" else f"{kind}, {'its metric' if metric == 'optimizer' else 'Euclidean'}"
-        axes.plot(SEEN, above, color=color, linestyle="-" if metric == "optimizer" else "--", linewidth=1.3, label=name)
+        reduced = how == "reduced/auto"
+        name = kind if kind == "SGD" else f"{kind}, {'what is left' if reduced else 'all'}"
+        axes.plot(SEEN, above, color=color, linestyle="-" if reduced else "--", linewidth=1.3, label=name)
     axes.set(xscale="log", yscale="log", xlabel="step", ylabel="loss above the optimum, relative")
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=8, frameon=False)

@@ -1,4 +1,4 @@
-"""What the least cost of an entry does to new data: the table of docs/optimizers.md on entries without a gradient.
+"""What the least cost of an entry does to new data: the table of docs/measurements.md on them.
 
 Logistic regression on 200 of scikit-learn's digits, some of whose pixels are always 0, with Adam in batches of 32 and a
 set on the kernel; the loss on the other digits, mean of several draws, and its standard error.
@@ -27,10 +27,10 @@ def test_loss(owner: ib.Set, share: float | str, seed: int) -> float:
     schedule = keras.optimizers.schedules.CosineDecay(0.02, STEPS, alpha=1e-3)
     model.compile(keras.optimizers.Adam(schedule), keras.losses.CategoricalCrossentropy(from_logits=True))
     if share == "Euclidean":
-        ib.constrain(model, {KERNEL: owner}, metric="euclidean")
+        ib.constrain(model, {KERNEL: owner}, gradient="full", metric="euclidean")
     else:
         _units.LEAST = share
-        ib.constrain(model, {KERNEL: owner})
+        ib.constrain(model, {KERNEL: owner}, gradient="full")
     model.fit(batches(known, 32), steps_per_epoch=STEPS, shuffle=False, verbose=0)
     return loss(new, *model.get_weights())
 

