@@ -76,6 +76,19 @@ def test_the_update_sums_the_gradients_of_all_replicas_first():
     assert [v is w.value for (_, v), w in zip(pairs, layer.trainable_variables, strict=True)] == [True, True]
 
 
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+def test_weights_decay_in_a_method_of_their_own_before_the_update(name):
+    """Else gradients would be reduced at weights that have left the boundary: `_step.apply_weight_decay`."""
+    layer, told = dense(), []
+    optimizer = listening(listening(made(name), "_apply_weight_decay", told), "_backend_update_step", told)
+    assert optimizer.weight_decay, "what says that there is any"
+    optimizer.apply(ones(layer.trainable_variables), layer.trainable_variables)
+    assert [one if isinstance(one, str) else one[0] for one in told][::2] == [
+        "before _apply_weight_decay",
+        "before _backend_update_step",
+    ]
+
+
 def test_the_update_comes_after_weight_decay_and_before_the_moving_average():
     """Else the decay would leave the set, or the average would be of weights outside it."""
     layer, seen = dense(use_bias=False), {}
@@ -634,6 +647,7 @@ def test_no_other_private_name_of_keras_is_used():
         "_backend_update_step",
         "_backend_apply_gradients",
         "_all_reduce_sum_gradients",
+        "_apply_weight_decay",
         "_iterations",
         "_trainable_variables",
         "_non_trainable_variables",

@@ -162,16 +162,16 @@ def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any]) ->
     if not any(variable.trainable for variable in variables):
         return "none: frozen, no step moves it"
     if not optimizers:
-        return "the optimizer's, once the model is compiled"
+        return "known once the model is compiled"
     if len(optimizers) > 1 and not any(optimizer.built for optimizer in optimizers):
         return "that of the one that steps it, known once the optimizers are built"
     if len(optimizers) > 1:
         return f"{EUCLIDEAN}, gradients are seen whole: {len(optimizers)} optimizers step weights of one unit"
     name, found = type(optimizers[0]).__name__, metric_of(optimizers[0])
+    if not owner.follows(found is None or found.averages):
+        return f"{EUCLIDEAN}: {name} sees the reduced gradient"
     if found is None:
         return f"{EUCLIDEAN}: that of {name} is not known, see register_metric"
-    if not owner.follows(found.averages):
-        return f"{EUCLIDEAN}: {name} sees the reduced gradient"
     if found.reader is None:
         return f"{EUCLIDEAN}: {name} steps all entries alike"
     return f"{name}: {found.words}"

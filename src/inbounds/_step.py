@@ -43,7 +43,7 @@ from inbounds._threads import Use, used
 from inbounds._warm_starts import lengths_of, prepare, warm_of, without_warm_starts
 from inbounds._weights import owners_of, variables_behind
 
-_HOOKED = ("_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
+_HOOKED = ("_apply_weight_decay", "_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
 
 _OF_TENSORFLOW = "_all_reduce_sum_gradients"
 """Hooked too where there is one: from there the gradients are those of all replicas."""
@@ -64,7 +64,8 @@ class _Lifted:
 
 _lifting = threading.Lock()
 _of_replica = threading.local()
-"""The gradients of a step summed over replicas, as the thread of one replica has them."""
+"""What one part of a step hands to a later one, in the thread of one replica: the weights before their decay, and the
+gradients summed over replicas."""
 
 
 def watch_optimizers() -> None:
@@ -311,6 +312,15 @@ def put_inside(entry: Entry, at: int) -> list[tuple[Any, np.ndarray[Any, Any]]]:
 # The hooked methods; each is bound to an optimizer instance with `partial`, which `copy.deepcopy` follows.
 
 
+def apply_weight_decay(optimizer: Any, variables: Any) -> None:
+    """The decay, which is no part of the gradient: that is reduced at the weights as they were before."""
+    if optimizer.weight_decay is not None or getattr(optimizer, "adam_weight_decay", None) is not None:
+        kept = [v for entry in reducing(_hooked_entries(optimizer)) for v in entry.variables if v.trainable]
+        read = _reader(optimizer)
+        _of_replica.undecayed = {id(variable): keras.ops.copy(read(variable)) for variable in kept}
+    type(optimizer)._apply_weight_decay(optimizer, variables)
+
+
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
     """The update, of what sets leave of the gradients, and the projection of what it left outside."""
     if not hasattr(type(optimizer), _OF_TENSORFLOW):
@@ -360,7 +370,11 @@ def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
 
 def _seen(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """The gradients as the optimizer is to see them: what their sets leave of them, where that was asked for."""
-    known, read = _known(optimizer, variables), _reader(optimizer)
+    known, undecayed, now = _known(optimizer, variables), vars(_of_replica).pop("undecayed", {}), _reader(optimizer)
+
+    def read(variable: Any) -> Any:
+        return undecayed[id(variable)] if id(variable) in undecayed else now(variable)
+
     seen = {id(variable): gradient for variable, gradient in zip(known, gradients, strict=True)}
     with no_gradient():
         whole = [entry for entry in _hooked_entries(optimizer) if _owns(optimizer, entry)]  # of others some is unknown

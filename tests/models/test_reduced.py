@@ -148,8 +148,9 @@ ADAM = keras.optimizers.Adam
     ("name", "kind"),
     [
         *((name, ADAM) for name in TRAINED),
+        ("Simplex", lambda rate: keras.optimizers.AdamW(rate, weight_decay=0.1)),
         ("MaxNorm", keras.optimizers.Lion),
-        ("cone and ball", keras.optimizers.Muon),
+        ("cone and ball", lambda rate: keras.optimizers.Muon(rate, weight_decay=None)),
         ("Simplex", keras.optimizers.ScheduleFreeAdamW),
     ],
 )
