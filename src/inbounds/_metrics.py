@@ -35,12 +35,15 @@ class Metric:
         words: what it is.
         steady: whether it hardly changes from one step to the next, as a mean over many does.
         averages: whether the steps follow an average of gradients, as momentum is, and not each as it comes.
+        whole: whether the optimizer is to see whole gradients: it goes where sums of all of them lead, from wherever the
+            weights are.
     """
 
     reader: Reader | None
     words: str = ""
     steady: bool = True
     averages: bool = True
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,13 @@ def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any]) ->
         return f"{EUCLIDEAN}: that of {name} is not known, see register_metric"
     if found.reader is None:
         return f"{EUCLIDEAN}: {name} steps all entries alike"
-    return f"{name}: {found.words}"
+    return f"{name}: {found.words}{', gradients are seen whole' * (found.whole and owner.gradient == 'reduced')}"
+
+
+def sees_whole(optimizer: Any) -> bool:
+    """Whether reduced gradients would lead an optimizer astray."""
+    metric = metric_of(optimizer)
+    return metric is not None and metric.whole
 
 
 def step_of(optimizer: Any, owner: Set, variables: Sequence[Any], gradients: Sequence[Any]) -> Step:
@@ -300,6 +309,6 @@ _METRICS: dict[type, Metric] = {
     o.Adagrad: Metric(_adagrad, "root of the sum of squared gradients", averages=False),
     o.Adadelta: Metric(_adadelta, "root of squared gradients over squared steps", averages=False),
     o.Adafactor: Metric(_adafactor, "root of the factored second moment", averages=False),
-    o.Ftrl: Metric(_ftrl, "accumulated squared gradients to its learning_rate_power", averages=False),
+    o.Ftrl: Metric(_ftrl, "accumulated squared gradients to its learning_rate_power", averages=False, whole=True),
     o.Lion: Metric(_lion, "size of what the sign is taken of", steady=False),
 }

@@ -32,7 +32,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope  # no pu
 from inbounds._arrays import dense, dtype_of, is_concrete, is_sharded, no_gradient
 from inbounds._bound import Bound, bind, entries_of, given_constraint, projected, reduced_gradients
 from inbounds._errors import LayoutWarning, RuleError, explain
-from inbounds._metrics import REGISTERED, UNKNOWN, Step, step_of
+from inbounds._metrics import REGISTERED, UNKNOWN, Step, sees_whole, step_of
 from inbounds._optimizers import WRAPPERS
 from inbounds._plan import Entry
 from inbounds._rows import project_rows, rows_moved
@@ -378,12 +378,13 @@ def _seen(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) ->
     seen = {id(variable): gradient for variable, gradient in zip(known, gradients, strict=True)}
     with no_gradient():
         whole = [entry for entry in _hooked_entries(optimizer) if _owns(optimizer, entry)]  # of others some is unknown
-        for entry in reducing(whole):
+        reduced = [] if sees_whole(optimizer) else reducing(whole)
+        for entry in reduced:
             seen |= reduced_gradients(entry, seen, read, optimizer.iterations + 1)
         if (lengths := lengths_of(optimizer)) is not None:
             left = dict(seen)
             for entry in whole:
-                if entry.set.reduces and entry not in reducing(whole):
+                if entry.set.reduces and entry not in reduced:
                     left |= reduced_gradients(entry, left, read, optimizer.iterations + 1)
             lengths.assign(keras.ops.stack([_squares(left.values()), _squares(gradients)]))
     return [seen[id(variable)] for variable in known]

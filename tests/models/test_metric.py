@@ -113,6 +113,8 @@ def test_where_gradients_are_reduced_faces_of_a_1_norm_alone_follow_the_optimize
     assert "Adam: root of the second moment" in str(ib.constrain(model, {"**/kernel": ib.L1Ball(1.0) & ib.NonNeg()}))
     assert "Euclidean: Adam sees the reduced gradient" in str(ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}))
     assert "Adam" in str(ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, metric="optimizer"))
+    compiled(model, "ftrl")
+    assert "gradients are seen whole" in str(ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}))
     assert "as asked for" in str(ib.constrain(model, {"**/kernel": ib.L1Ball(1.0)}, metric="euclidean"))
 
 
