@@ -35,7 +35,7 @@ class Metric:
         words: what it is.
         steady: whether it hardly changes from one step to the next, as a mean over many does.
         averages: whether the steps follow an average of gradients, as momentum is, and not each as it comes.
-        whole: whether the optimizer is to see whole gradients: it goes where their sums lead, from wherever weights are.
+        whole: whether the optimizer is to see whole gradients: it goes where their sums lead, wherever weights are.
     """
 
     reader: Reader | None
