@@ -497,22 +497,6 @@ def test_torch_tells_what_is_vectorized():
     assert not asked(torch.ones(3))
 
 
-def test_the_share_in_the_weights_of_what_schedule_free_steps():
-    """But on JAX, Keras reads its sequence after the step in place of before, which makes beta_1 as good as 1.
-
-    When that is mended, `_metrics._schedule_free_lead` has to follow.
-    """
-    steps, weights = [], keras.Variable(np.ones(1, "float32"))
-    optimizer = keras.optimizers.ScheduleFreeAdamW(0.1)
-    optimizer.build([weights])
-    for pull in (1.0, 0.5, -0.2, 0.7):
-        optimizer.apply([keras.ops.convert_to_tensor(np.full(1, pull, "float32"))], [weights])
-        steps.append(float(keras.ops.convert_to_numpy(optimizer._momentums[0])[0]))
-    beta = optimizer.beta_1 if BACKEND == "jax" else 1.0
-    found = float(keras.ops.convert_to_numpy(weights)[0])
-    assert np.isclose(found, beta * np.mean(steps) + (1 - beta) * steps[-1], rtol=1e-5)
-
-
 def test_every_list_of_callbacks_is_handed_its_model_by_set_model(monkeypatch):
     """Else no fit would have a Keeper: `_fit.watch_fits`."""
     handed = []

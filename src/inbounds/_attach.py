@@ -13,7 +13,7 @@ from inbounds._arrays import as_written, is_concrete, no_gradient, to_numpy
 from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected, value_once
 from inbounds._carry import not_carried
 from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, explain, shown
-from inbounds._metrics import words_of
+from inbounds._metrics import whole_of, words_of
 from inbounds._optimizers import optimizers_of, stepping, steps_taken
 from inbounds._plan import Entry, Plan
 from inbounds._rules import guesses, resolve
@@ -128,7 +128,8 @@ def _centred(plan: Plan) -> Plan:
 
 def _in_training(model: Any, plan: Plan, metric: str, every: int | str, gradient: str) -> Plan:
     entries = (replace(entry, set=entry.set.in_training(metric, every, gradient)) for entry in plan.entries)
-    return replace(plan, entries=tuple(entries), every=every, gradient=gradient, metrics=partial(_measured_by, model))
+    measured, seen = partial(_measured_by, model), partial(_seen_by, model)
+    return replace(plan, entries=tuple(entries), every=every, gradient=gradient, metrics=measured, whole=seen)
 
 
 def _check_alone(model: Any) -> None:
@@ -158,6 +159,11 @@ def _measured_by(model: Any, entry: Entry) -> str:
     """What the metric of an entry is in the steps of the optimizers that the model has now."""
     variables = entry.variables
     return words_of(stepping(model, variables), entry.set, variables)
+
+
+def _seen_by(model: Any, entry: Entry) -> str:
+    """Why those optimizers see all of the gradient of an entry."""
+    return whole_of(stepping(model, entry.variables), entry.set)
 
 
 @visits(_IN_A_CALLBACK)

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays import Array, dense, dtype_of, working_dtype
+from inbounds._arrays import Array, dense, dtype_of, is_sparse, working_dtype
 from inbounds._errors import RuleError, explain, shown
 from inbounds._optimizers import WRAPPERS
 from inbounds._set import Set
@@ -35,14 +35,12 @@ class Metric:
         words: what it is.
         steady: whether it hardly changes from one step to the next, as a mean over many does.
         averages: whether the steps follow an average of gradients, as momentum is, and not each as it comes.
-        whole: whether the optimizer is to see whole gradients: it goes where their sums lead, wherever weights are.
     """
 
     reader: Reader | None
     words: str = ""
     steady: bool = True
     averages: bool = True
-    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any]) ->
         return f"{EUCLIDEAN}, as asked for"
     if owner.same_in_every_metric:
         return "the same in all: each entry by itself"
-    if not owner.convex and not owner.weighs:
+    if not owner.reduces and not owner.weighs:
         return f"{EUCLIDEAN}: the set is not convex"
     if not owner.weighs:
         return f"{EUCLIDEAN}: in another the set has no formula"
@@ -168,7 +166,7 @@ def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any]) ->
     if len(optimizers) > 1 and not any(optimizer.built for optimizer in optimizers):
         return "that of the one that steps it, known once the optimizers are built"
     if len(optimizers) > 1:
-        return f"{EUCLIDEAN}, gradients are seen whole: {len(optimizers)} optimizers step weights of one unit"
+        return f"{EUCLIDEAN}: {len(optimizers)} optimizers step weights of one unit"
     name, found = type(optimizers[0]).__name__, metric_of(optimizers[0])
     if not owner.follows(found is None or found.averages):
         return f"{EUCLIDEAN}: {name} sees the reduced gradient"
@@ -176,13 +174,25 @@ def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any]) ->
         return f"{EUCLIDEAN}: that of {name} is not known, see register_metric"
     if found.reader is None:
         return f"{EUCLIDEAN}: {name} steps all entries alike"
-    return f"{name}: {found.words}{', gradients are seen whole' * (found.whole and owner.gradient == 'reduced')}"
+    return f"{name}: {found.words}"
 
 
-def sees_whole(optimizer: Any) -> bool:
-    """Whether reduced gradients would lead an optimizer astray."""
-    metric = metric_of(optimizer)
-    return metric is not None and metric.whole
+def whole_of(optimizers: Sequence[Any], owner: Set) -> str:
+    """Why optimizers see all of a gradient, in words; empty: they see what the set leaves of it.
+
+    Args:
+        optimizers: those that step the variables of a unit; none, where the model isn't compiled.
+        owner: the set.
+    """
+    if owner.gradient == "full":
+        return "as asked for"
+    if len(optimizers) > 1 and any(optimizer.built for optimizer in optimizers):
+        return f"{len(optimizers)} optimizers step weights of one unit"
+    if any(isinstance(optimizer, _SUMS_UP) for optimizer in optimizers):
+        return f"{type(optimizers[0]).__name__} goes where the sums of whole gradients lead"
+    if owner.reduces and any(isinstance(optimizer, _STEPS_ELSEWHERE) for optimizer in optimizers):
+        return ""
+    return owner.leaves_all
 
 
 def step_of(optimizer: Any, owner: Set, variables: Sequence[Any], gradients: Sequence[Any]) -> Step:
@@ -195,7 +205,8 @@ def step_of(optimizer: Any, owner: Set, variables: Sequence[Any], gradients: Seq
         gradients: for each, its gradient in the step; None for one that wasn't stepped, as one that is frozen.
     """
     metric = metric_of(optimizer)
-    if metric is None or metric.reader is None or not owner.follows(metric.averages):
+    rows_only = any(is_sparse(gradient) for gradient in gradients)  # of which none is reduced
+    if metric is None or metric.reader is None or not owner.follows(metric.averages and not rows_only):
         return UNKNOWN
     costs: list[Array] = []
     for variable, gradient in zip(variables, gradients, strict=True):
@@ -308,6 +319,12 @@ _METRICS: dict[type, Metric] = {
     o.Adagrad: Metric(_adagrad, "root of the sum of squared gradients", averages=False),
     o.Adadelta: Metric(_adadelta, "root of squared gradients over squared steps", averages=False),
     o.Adafactor: Metric(_adafactor, "root of the factored second moment", averages=False),
-    o.Ftrl: Metric(_ftrl, "accumulated squared gradients to its learning_rate_power", averages=False, whole=True),
+    o.Ftrl: Metric(_ftrl, "accumulated squared gradients to its learning_rate_power", averages=False),
     o.Lion: Metric(_lion, "size of what the sign is taken of", steady=False),
 }
+
+_SUMS_UP = (o.Ftrl,)
+"""Optimizers that go where the sums of whole gradients lead, wherever the weights are."""
+
+_STEPS_ELSEWHERE = (o.ScheduleFreeAdamW,)
+"""Optimizers that step a sequence, which the weights follow: nothing but the gradient keeps its entries inside."""

@@ -38,7 +38,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         stop_on_violation: ends the training when a set is violated or unenforced.
         stationarity: puts `stationarity` into the logs too: the length of what the sets leave of the last gradient over
             that of all of it, over all weights that are trained. It is 0 at the constrained optimum, where the gradient
-            points straight out of the sets; of a batch it is an estimate. The step measures it from then on.
+            points straight out of the sets; of a batch it is an estimate. The steps of the
+            model measure it from then on, for which its optimizers keep one variable more, that isn't saved.
 
     Attributes:
         report: the last audit; None before the first.
@@ -71,6 +72,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self.unmoved: tuple[str, ...] = ()
         self._batches = 0
         self._asked = False
+        self._left = float("nan")
         self._warned: set[str] = set()
         self._seen: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}
 
@@ -114,6 +116,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
 
     def _look(self) -> None:
         self.report = audit(self.model)
+        self._left = _stationarity(self.model) if self.stationarity else self._left
         if self.stop_on_violation and any(row.status in ("violated", "unenforced") for row in self.report.rows):
             self.model.stop_training = True
 
@@ -122,7 +125,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
             logs["violation"] = self.report.violation
             logs["active"] = self.report.active
             if self.stationarity:
-                logs["stationarity"] = _stationarity(self.model)
+                logs["stationarity"] = self._left
 
     def _compare(self, epoch: int) -> None:
         """Warns of the weights that have the same values as an epoch ago, though steps were taken."""

@@ -118,7 +118,7 @@ def _interval(model: Any) -> int:
     if entry.set.every == "epoch":
         raise RuleError(
             explain(
-                "optax knows no epochs, and the plan is projected at the end of each",
+                "every='epoch' can't be used with optax, which counts no epochs",
                 "every='epoch'",
                 where=repr(entry),
                 instead="constrain(model, rules, every=100), or inbounds.stateless_project at the end of each epoch",
@@ -170,8 +170,7 @@ def _check_update(params: Any, extra: Mapping[str, Any]) -> None:
     if "value_fn" in extra:
         raise RuleError(
             explain(
-                "The optimizer searches along a line: it compares gradients with losses, and what the sets leave of a"
-                " gradient is not that of the loss",
+                "The optimizer can't be given reduced gradients: it compares gradients with losses along a line",
                 "value_fn",
                 instead="optax.lbfgs(1e-2, linesearch=None), or another optimizer",
             )

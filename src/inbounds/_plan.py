@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -71,6 +71,7 @@ class Plan:
         every: the number of steps after which weights are projected, or "epoch".
         gradient: what the optimizer sees, "reduced" or "full".
         metrics: says of an entry what that norm is, with the optimizer that the model has when it is asked.
+        whole: says of one likewise why the optimizer sees all of the gradient; nothing where it doesn't.
     """
 
     entries: tuple[Entry, ...]
@@ -79,6 +80,7 @@ class Plan:
     every: int | str = 1
     gradient: str = Set.gradient
     metrics: Callable[[Entry], str] = lambda entry: ""
+    whole: Callable[[Entry], str] = lambda entry: ""
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -106,7 +108,7 @@ class Plan:
             rows.append(("\n".join(paths), repr(entry.set), entry.units, "\n".join(spans), entry.source))
             notes.append((" + ".join(paths), entry.note))
             metrics.append((" + ".join(paths), self.metrics(entry)))
-            why = entry.set.leaves_all
+            why = self.whole(entry)
             seen.append((" + ".join(paths), f"gradient: all of it, {why}" if why else ""))
         words = {said for _, said in metrics if said}
         in_all = f" ({next(iter(words))})" if len(words) == 1 else ""
@@ -123,6 +125,11 @@ class Plan:
             rows,
             grouped(notes),
         )
+
+
+def reducing(entries: Iterable[Entry]) -> list[Entry]:
+    """Those of which an optimizer is to see reduced gradients, whichever it is."""
+    return [entry for entry in entries if entry.set.gradient == "reduced" and not entry.set.leaves_all]
 
 
 def _axes(axes: Axes) -> str:

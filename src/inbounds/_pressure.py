@@ -116,8 +116,8 @@ def pressure(model: Any, x: Any, y: Any = None, sample_weight: Any = None, batch
 
     Returns:
         The pressure: a row for every set with `paths`, `set` and `values`, one number for each unit. They are NaN for
-        sets that are neither convex nor smooth (Sparse, Grid, LowRank, Custom), and where a weight is frozen; the row's
-        `note` says so.
+        sets that are neither convex nor smooth (Sparse, Grid, LowRank, a Custom that isn't said to be a projection),
+        and where a weight is frozen; the row's `note` says so.
 
     Raises:
         RuleError: the model isn't built or compiled, has neither plan nor sets, the data aren't arrays of the same
@@ -164,9 +164,10 @@ def _row(model: Any, entry: Entry, gradients: Mapping[int, Any]) -> PressureRow:
     with quiet(units.parts[0]):
         taken = owner.reduced(units, gradient).map(lambda left, g: left - g, gradient)
         values = owner.multiplier(units, taken)
-    largest = int(np.argmax(np.abs(values)))
+    largest = int(np.argmax(np.nan_to_num(np.abs(values))))
     shape = units.shape if units.count == values.size else values.shape
-    unit = tuple(int(i) for i in np.unravel_index(largest, shape)) if values[largest] else None
+    costs = np.isfinite(values[largest]) and values[largest] != 0
+    unit = tuple(int(i) for i in np.unravel_index(largest, shape)) if costs else None
     return PressureRow(entry.paths, repr(entry.set), values, unit)
 
 

@@ -24,7 +24,7 @@ Farther, noise of small batches pushes units inside; less far, the difference of
 
 
 NEAR = 1e-5
-"""The same where no digits are lost."""
+"""`SHARE` for formulas that don't subtract two projections, and so lose no digits."""
 
 
 def difference(project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool) -> Units:
@@ -49,24 +49,25 @@ def difference(project: Callable[[Units], Units], units: Units, gradient: Units,
     return slope.chosen(usable & ~stays, left).apart(units)
 
 
-def radial(units: Units, gradient: Units, low: float, high: float) -> Units:
+def radial(units: Units, gradient: Units, low: float, high: float, moved_by: Array | float) -> Units:
     """The reduced gradient of {w : low <= |w| <= high}: without what points out of it along the ray of a unit.
 
-    Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two sums and a map; numbers
-    are measured by the bound, so that what is small enough to vanish is far inside.
+    Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two sums and a map. Entries
+    are divided by the bound first, so that only units far inside it underflow.
 
     Args:
         units: where the gradient is taken, all free.
         gradient: the gradient, in units of the same parts.
         low: the smallest norm, or 0.
         high: the largest, or infinity.
+        moved_by: how far a centre may move the norm by rounding.
     """
     xp = namespace(units.parts[0])
     bound = min(max(high if high < float("inf") else low, 1 / HUGE), HUGE)
     squares = units.total(lambda x: (x * (1 / bound)) ** 2)
     length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
     outwards = units.total(lambda x, g: (x * (-1 / bound)) * g, gradient) / length
-    rounding = 2 * units.judged(root=True).held(1.0)
+    rounding = 2 * units.judged(root=True).held(1.0) + moved_by / bound / length
 
     def taken_at(gap: Array) -> Array:
         """The share that is taken so far from a bound; rounding is nothing, nor is what a sphere's other side holds."""
@@ -74,15 +75,16 @@ def radial(units: Units, gradient: Units, low: float, high: float) -> Units:
 
     none = xp.zeros_like(length)
     share = xp.where(outwards > 0, taken_at(high / bound - length), taken_at(length - low / bound) if low > 0 else none)
-    taken = xp.where((squares > 0) & xp.isfinite(outwards), outwards * share / length, none)
+    usable = (squares > 0) & xp.isfinite(squares) & xp.isfinite(outwards)
+    taken = xp.where(usable, outwards * share / length, none)
     return gradient.chosen(taken != 0, gradient.map(lambda g, x, t: g + (x * (1 / bound)) * t, units, taken))
 
 
 def on_a_face(project: Callable[[Units], Units], units: Units, gradient: Units, total: float) -> Units:
     """The reduced gradient of {w : |w|_1 <= total}, or of its face where w >= 0.
 
-    The second projection of `difference` lowers what it doesn't make 0 by `e t` in size, for one t a unit, which is
-    known but for a division by e: no digit is lost, however small that is.
+    Of entries that the second projection of `difference` doesn't make 0, it lowers the size by `e t`, with one t for
+    each unit. That is computed directly rather than as a difference, so that e can be small without a loss of digits.
 
     Args:
         project: on the set, in the Euclidean norm.
@@ -92,7 +94,8 @@ def on_a_face(project: Callable[[Units], Units], units: Units, gradient: Units, 
     """
     xp = namespace(units.parts[0])
     e, usable = _reach(units, gradient, NEAR)
-    here = project(units)
+    moved_by = units.rounding(lambda given: given.total(xp.abs))
+    here = project(units if units.moved_from is None else units.as_computed().uncentred())
     stepped = here.as_computed().map(lambda x, g, e: x - e * g, gradient, e)
     ended = project(stepped)
     stays = stepped.sum(lambda x, y: cast(x != y, dtype_of(x)), ended) == 0
@@ -100,7 +103,7 @@ def on_a_face(project: Callable[[Units], Units], units: Units, gradient: Units, 
     assert free is not None
     assert pull is not None
     assert left is not None
-    gap = xp.minimum(here.total(xp.abs) - total + units.judged().held(total), 0)  # rounding is nothing
+    gap = xp.minimum(here.total(xp.abs) - total + units.judged().held(total) + moved_by, 0)  # rounding is nothing
     lost, count, pushed = (
         xp.reshape(number, units.shape)
         for number in (

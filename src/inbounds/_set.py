@@ -171,7 +171,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         if self.metric == "euclidean" or self.same_in_every_metric or not self.weighs:
             return False
-        return self.metric == "optimizer" or self.gradient == "full" or self.has_faces or not averages
+        whole = self.gradient == "full" or bool(self.leaves_all)
+        return self.metric == "optimizer" or whole or self.has_faces or not averages
 
     @property
     def warm_starts(self) -> bool:

@@ -12,7 +12,7 @@ from inbounds._attach import in_force
 from inbounds._bound import projected, reduced_gradients
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
-from inbounds._plan import Entry
+from inbounds._plan import Entry, reducing
 
 
 def stateless_project(
@@ -68,7 +68,7 @@ def stateless_reduce(model: Any, trainable_variables: Any, gradients: Any, *, st
 
     Returns:
         The gradients in a list, those bit for bit of which all is left: units that stay inside when they follow it,
-        sets of single entries, and sets that are neither convex nor smooth.
+        sets of single entries, sets that are neither convex nor smooth, and all where the plan's is "full".
 
     Raises:
         RuleError: the model has no plan, the values or gradients aren't like its variables, or `step` is missing.
@@ -90,10 +90,9 @@ def _reduced_values(model: Any, trainable_variables: Any, gradients: Any, step: 
     seen = dict(zip(map(id, variables), _like(variables, gradients, "gradients", optional=True), strict=True))
     result = dict(zip(map(id, variables), gradients, strict=True))
     with no_gradient():
-        for entry in entries:
+        for entry in reducing(entries):
             _check_step(entry, step, "stateless_reduce(model, values, gradients, step=count)")
-            if not entry.set.leaves_all:
-                result |= reduced_gradients(entry, seen, read, 0 if step is None else step)
+            result |= reduced_gradients(entry, seen, read, 0 if step is None else step)
     return list(result.values())
 
 
@@ -173,8 +172,8 @@ def _like(variables: Sequence[Any], given: Any, name: str, *, optional: bool = F
         if shape != tuple(variable.shape) or not right:
             raise RuleError(
                 explain(
-                    f"`{name}` has the shapes of model.trainable_variables, in their order, and floating point values"
-                    " of their dtypes",
+                    f"A value in `{name}` has another shape or dtype than its variable, in the order of"
+                    " model.trainable_variables",
                     f"shape={shape}, dtype={dtype}",
                     where=f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}",
                     instead="[variable.value for variable in model.trainable_variables] to begin with",

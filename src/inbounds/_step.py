@@ -32,7 +32,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope  # no pu
 from inbounds._arrays import dense, dtype_of, is_concrete, is_sharded, no_gradient
 from inbounds._bound import Bound, bind, entries_of, given_constraint, projected, reduced_gradients
 from inbounds._errors import LayoutWarning, RuleError, explain
-from inbounds._metrics import REGISTERED, UNKNOWN, Step, sees_whole, step_of
+from inbounds._metrics import REGISTERED, UNKNOWN, Step, step_of, whole_of
 from inbounds._optimizers import WRAPPERS
 from inbounds._plan import Entry
 from inbounds._rows import project_rows, rows_moved
@@ -40,7 +40,7 @@ from inbounds._rules import guesses, resolve_given
 from inbounds._set import Set
 from inbounds._stacks import project_stack, stacks_of
 from inbounds._threads import Use, used
-from inbounds._warm_starts import lengths_of, prepare, warm_of, without_warm_starts
+from inbounds._warm_starts import is_asked, lengths_of, prepare, warm_of, without_warm_starts
 from inbounds._weights import owners_of, variables_behind
 
 _HOOKED = ("_apply_weight_decay", "_backend_update_step", "_backend_apply_gradients", "finalize_variable_values")
@@ -85,12 +85,13 @@ def watch_optimizers() -> None:
             given = None if trainable_variables is None else list(trainable_variables)
             if given and not self.built and len(grads):
                 self.build(given)  # as Keras is about to do, which is too late for this step
-            elif self.built and not _is_hooked(self) and entries_of(self._trainable_variables):
+            elif self.built and not _is_hooked(self) and (entries_of(self._trainable_variables) or is_asked(self)):
                 take_up(self, self._trainable_variables, begins=not in_stateless_scope())
             with hidden_constraints(self):
                 step(self, grads, given)
 
         def undo(error: BaseException) -> None:
+            vars(_of_replica).clear()
             _put_back(self)
             put_all_inside(self, error)
 
@@ -125,7 +126,7 @@ def take_up(optimizer: Any, variables: Sequence[Any], *, begins: bool = True) ->
         _check_room(entry)
     if begins and not isinstance(optimizer, WRAPPERS):
         prepare(optimizer, entries)
-    if entries and not isinstance(optimizer, WRAPPERS):
+    if (entries or is_asked(optimizer)) and not isinstance(optimizer, WRAPPERS):
         hooks: dict[str, Any] = {name: partial(globals()[name.strip("_")], optimizer) for name in _hooked(optimizer)}
         told = {"_inbounds_held": _frozen_values(entries), "_inbounds_metrics": len(REGISTERED)}
         vars(optimizer).update(hooks | told)  # not setattr, which TensorFlow tracks; at once, or an interrupt halves it
@@ -314,8 +315,9 @@ def put_inside(entry: Entry, at: int) -> list[tuple[Any, np.ndarray[Any, Any]]]:
 
 def apply_weight_decay(optimizer: Any, variables: Any) -> None:
     """The decay, which is no part of the gradient: that is reduced at the weights as they were before."""
+    vars(_of_replica).pop("undecayed", None)  # of a step that has raised
     if optimizer.weight_decay is not None or getattr(optimizer, "adam_weight_decay", None) is not None:
-        kept = [v for entry in reducing(_hooked_entries(optimizer)) for v in entry.variables if v.trainable]
+        kept = [v for entry in _reducing(optimizer) for v in entry.variables if v.trainable]
         read = _reader(optimizer)
         _of_replica.undecayed = {id(variable): keras.ops.copy(read(variable)) for variable in kept}
     type(optimizer)._apply_weight_decay(optimizer, variables)
@@ -358,9 +360,10 @@ def _rows_moved(optimizer: Any, entries: Sequence[Entry], gradients: dict[int, A
 
 
 def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
-    """On TensorFlow, the sum of the gradients over replicas, which the update is made of: the metric is read of it.
+    """On TensorFlow, the gradients summed over replicas, as the optimizer is to see them.
 
-    Read of a replica's own gradients, it would differ between replicas, and so would their weights.
+    They are kept for `backend_update_step`, which reads the metric of them: of a replica's own gradients, replicas
+    would read different ones.
     """
     summed = list(type(optimizer)._all_reduce_sum_gradients(optimizer, grads_and_vars))
     variables = [variable for _, variable in summed]
@@ -377,14 +380,13 @@ def _seen(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) ->
 
     seen = {id(variable): gradient for variable, gradient in zip(known, gradients, strict=True)}
     with no_gradient():
-        whole = [entry for entry in _hooked_entries(optimizer) if _owns(optimizer, entry)]  # of others some is unknown
-        reduced = [] if sees_whole(optimizer) else reducing(whole)
+        reduced = _reducing(optimizer)
         for entry in reduced:
             seen |= reduced_gradients(entry, seen, read, optimizer.iterations + 1)
         if (lengths := lengths_of(optimizer)) is not None:
             left = dict(seen)
-            for entry in whole:
-                if entry.set.reduces and entry not in reduced:
+            for entry in _hooked_entries(optimizer):
+                if entry.set.reduces and entry not in reduced and _owns(optimizer, entry):
                     left |= reduced_gradients(entry, left, read, optimizer.iterations + 1)
             lengths.assign(keras.ops.stack([_squares(left.values()), _squares(gradients)]))
     return [seen[id(variable)] for variable in known]
@@ -445,9 +447,13 @@ def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
         raise
 
 
-def reducing(entries: Iterable[Entry]) -> list[Entry]:
-    """Those of which an optimizer is to see reduced gradients."""
-    return [entry for entry in entries if entry.set.gradient == "reduced" and not entry.set.leaves_all]
+def _reducing(optimizer: Any) -> list[Entry]:
+    """The entries of which an optimizer is to see reduced gradients; not those of which another has a part of it."""
+    return [
+        entry
+        for entry in _hooked_entries(optimizer)
+        if _owns(optimizer, entry) and not whole_of([optimizer], entry.set)
+    ]
 
 
 def _known(optimizer: Any, variables: Sequence[Any]) -> list[Any]:

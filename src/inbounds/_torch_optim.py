@@ -19,8 +19,8 @@ from inbounds._attach import in_force, project
 from inbounds._bound import Bound, bind, entries_of, reduced_gradients
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
-from inbounds._plan import Entry
-from inbounds._step import mend, project_entries, reducing
+from inbounds._plan import Entry, reducing
+from inbounds._step import mend, project_entries
 from inbounds._threads import Use, used
 from inbounds._weights import variables_of
 
@@ -99,7 +99,7 @@ def _guard(optimizer: Any, after: weakref.ref[_AfterStep]) -> None:
             return step(*arguments, **named)
         return used(
             Use("step", f"a step of {type(self).__name__}", lambda: hook.variables),
-            lambda: hook.stepped(step, *arguments, **named),
+            lambda: hook.stepped(self, step, *arguments, **named),
             lambda error: mend(entries_of(hook.variables), lambda: hook.steps, error),
         )
 
@@ -118,19 +118,25 @@ class _AfterStep:
         self.variables = variables
         self.steps = 0
 
-    def stepped(self, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
+    def stepped(self, optimizer: Any, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
         """A step that sees what sets leave of the gradients; afterwards the gradients are what they were."""
+        _check_reduces(optimizer, entries_of(self.variables))
         given: dict[int, tuple[Any, Any]] = {}
+        upwards = {key for key, (_, group) in _groups(optimizer).items() if group.get("maximize")}
+
+        def descending(variable: Any, gradient: Any) -> Any:
+            """The other way round where the optimizer goes up; so is what is left of it."""
+            return -gradient if gradient is not None and id(variable.value) in upwards else gradient
 
         def reduce() -> None:
-            gradients = {id(v): v.value.grad for v in self.variables}
+            gradients = {id(v): descending(v, v.value.grad) for v in self.variables}
             with no_gradient():
                 for entry in reducing(entries_of(self.variables)):
                     seen = reduced_gradients(entry, gradients, lambda v: v.value.detach(), self.steps + 1)
                     for variable in (v for v in entry.variables if id(v) in seen):
                         parameter = variable.value
                         given.setdefault(id(parameter), (parameter, parameter.grad))
-                        parameter.grad = seen[id(variable)]
+                        parameter.grad = descending(variable, seen[id(variable)])
 
         def reclosed() -> Any:
             restore()
@@ -199,7 +205,7 @@ def _check_intervals(entries: Sequence[Entry]) -> None:
         if entry.set.every == "epoch":
             raise RuleError(
                 explain(
-                    "torch.optim knows no epochs, and the plan is projected at the end of each",
+                    "every='epoch' can't be used with torch.optim, which counts no epochs",
                     "every='epoch'",
                     where=repr(entry),
                     instead="constrain(model, rules, every=100), or inbounds.project(model) at the end of each epoch",
@@ -214,7 +220,7 @@ def _check_reduces(optimizer: Any, entries: Sequence[Entry]) -> None:
     if reduced and isinstance(optimizer, torch.optim.LBFGS):
         raise RuleError(
             explain(
-                "LBFGS compares gradients with losses along a line, and a reduced gradient is not that of the loss",
+                "LBFGS can't be given reduced gradients: it compares gradients with losses along a line",
                 "gradient='reduced'",
                 where=repr(reduced[0]),
                 instead="constrain(model, rules, gradient='full'), or another optimizer",

@@ -206,11 +206,15 @@ class Units:
         parts = (part - center for part, center in zip(self.parts, centers.parts, strict=True))
         return self._but(parts=tuple(parts), moved_from=self.parts)
 
+    def uncentred(self) -> Units:
+        """The units as if they had not been moved by a centre: as exact as their numbers."""
+        return self._but(moved_from=None)
+
     def rounding(self, norm: Callable[[Units], Array]) -> Array | float:
         """How far two grains of each entry, where it is moved by a centre, may move a norm of the unit."""
         if self.moved_from is None:
             return 0.0
-        return 2 * epsilon(self.dtype) * norm(self._but(parts=self.moved_from, moved_from=None).constants())
+        return 2 * epsilon(self.dtype) * norm(self.with_parts(self.moved_from).uncentred().constants())
 
     def with_free(self, moved: Units) -> Units:
         """The units with the parts of `moved`, which was `only(free=True)`, for those that are free."""

@@ -36,7 +36,7 @@ def prepare(optimizer: Any, entries: Sequence[Entry]) -> None:
         of_first = [kept for before, kept in old if before is not None and _first(before) is _first(entry)]
         known = [kept for kept in of_first if tuple(kept.shape) == _shape(entry)]
         pairs.append((entry, known[0] if known else _made(optimizer, entry)))
-    if _ASKED in vars(optimizer):
+    if is_asked(optimizer):
         pairs.append((None, next((kept for before, kept in old if before is None), None) or _lengths(optimizer)))
     if keras.backend.backend() == "jax":
         listed = optimizer._variables
@@ -55,6 +55,11 @@ def measure_gradients(optimizer: Any, entries: Sequence[Entry]) -> None:
     vars(optimizer)[_ASKED] = True
     if optimizer.built:
         prepare(optimizer, entries)
+
+
+def is_asked(optimizer: Any) -> bool:
+    """Whether it measures its gradients."""
+    return _ASKED in vars(optimizer)
 
 
 def lengths_of(optimizer: Any) -> Any:

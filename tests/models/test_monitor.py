@@ -75,6 +75,21 @@ def test_the_stationarity_falls_to_0_where_the_sets_leave_nothing_of_the_gradien
     assert np.abs(found).max() > 0.1, "the gradient itself is not 0"
 
 
+def test_the_stationarity_is_of_all_optimizers_and_of_batches_that_are_looked_at():
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="a"), layers.Dense(2, name="b")])
+    by_map = keras.optimizers.OptimizerMap(keras.optimizers.Adam(0.01))
+    by_map[".*b/kernel"] = keras.optimizers.SGD(0.01)
+    model.compile(keras.optimizers.MultiOptimizer(by_map), "mse")
+    ib.constrain(model, {"a/kernel": ib.MaxNorm(0.1)})
+    logs = Logs()
+    x, y = np.random.default_rng(0).random((2, 32, 4))
+    model.fit(x, y[:, :2], batch_size=8, epochs=1, verbose=0, callbacks=[ib.Monitor(2, stationarity=True), logs])
+    found = [batch.get("stationarity") for batch in logs.batches]
+    assert found[0] is None
+    assert all(0 < one < 1 for one in found[1:])
+
+
 def test_the_progress_bar_shows_them(digits, capsys):
     fit(digits, ib.Monitor(), epochs=1, verbose=2)
     shown = capsys.readouterr().out

@@ -361,4 +361,5 @@ class Custom(Set):
 
     def __repr__(self) -> str:
         name = callable_name(self.fn)
-        return f"Custom({name})" if self.axis is None else f"Custom({name}, axis={self.axis})"
+        axis = "" if self.axis is None else f", axis={self.axis}"
+        return f"Custom({name}{axis}{', projection=True' * self.projection})"

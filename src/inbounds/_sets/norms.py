@@ -70,7 +70,8 @@ class _NormInterval(Set):
             return super().reduced(units, gradient)
         centred = units if self.center is None else units.about(self.centers_of(units))
         one = centred.together(self.whole)
-        return radial(one, gradient.together(self.whole), self.low, self.high).apart(units)
+        moved_by = one.rounding(_norm)
+        return radial(one, gradient.together(self.whole), self.low, self.high, moved_by).apart(units)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """Of a sphere that of its radius, below 0 where a smaller one is better."""
