@@ -188,7 +188,7 @@ def whole_of(optimizers: Sequence[Any], owner: Set) -> str:
         return "as asked for"
     if len(optimizers) > 1 and any(optimizer.built for optimizer in optimizers):
         return f"{len(optimizers)} optimizers step weights of one unit"
-    if any(isinstance(optimizer, _SUMS_UP) for optimizer in optimizers):
+    if owner.follows(averages=False) and any(isinstance(optimizer, _SUMS_UP) for optimizer in optimizers):
         return f"{type(optimizers[0]).__name__} goes where the sums of whole gradients lead"
     if owner.reduces and any(isinstance(optimizer, _STEPS_ELSEWHERE) for optimizer in optimizers):
         return ""
@@ -324,7 +324,7 @@ _METRICS: dict[type, Metric] = {
 }
 
 _SUMS_UP = (o.Ftrl,)
-"""Optimizers that go where the sums of whole gradients lead, wherever the weights are."""
+"""Optimizers that go where the sums of whole gradients lead, wherever the weights are: in their metric they end best."""
 
 _STEPS_ELSEWHERE = (o.ScheduleFreeAdamW,)
 """Optimizers that step a sequence, which the weights follow: nothing but the gradient keeps its entries inside."""
