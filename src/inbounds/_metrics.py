@@ -324,7 +324,7 @@ _METRICS: dict[type, Metric] = {
 }
 
 _SUMS_UP = (o.Ftrl,)
-"""Optimizers that go where the sums of whole gradients lead, wherever the weights are: in their metric they end best."""
+"""Optimizers that go where the sums of whole gradients lead, wherever the weights are: best in their metric."""
 
 _STEPS_ELSEWHERE = (o.ScheduleFreeAdamW,)
 """Optimizers that step a sequence, which the weights follow: nothing but the gradient keeps its entries inside."""
