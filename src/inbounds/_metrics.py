@@ -188,8 +188,10 @@ def whole_of(optimizers: Sequence[Any], owner: Set) -> str:
         return "as asked for"
     if len(optimizers) > 1 and any(optimizer.built for optimizer in optimizers):
         return f"{len(optimizers)} optimizers step weights of one unit"
-    if owner.follows(averages=False) and any(isinstance(optimizer, _SUMS_UP) for optimizer in optimizers):
-        return f"{type(optimizers[0]).__name__} goes where the sums of whole gradients lead"
+    if owner.follows(averages=False):
+        for kind, why in _SEES_WHOLE.items():
+            if any(isinstance(optimizer, kind) for optimizer in optimizers):
+                return f"{kind.__name__} {why}"
     if owner.reduces and any(isinstance(optimizer, _STEPS_ELSEWHERE) for optimizer in optimizers):
         return ""
     return owner.leaves_all
@@ -323,8 +325,11 @@ _METRICS: dict[type, Metric] = {
     o.Lion: Metric(_lion, "size of what the sign is taken of", steady=False),
 }
 
-_SUMS_UP = (o.Ftrl,)
-"""Optimizers that go where the sums of whole gradients lead, wherever the weights are: best in their metric."""
+_SEES_WHOLE = {
+    o.Ftrl: "goes where the sums of whole gradients lead",
+    o.Adafactor: "divides 0 by 0 where a row and a column of a gradient are 0",
+}
+"""Optimizers that see whole gradients where they are projected in their metric, and why."""
 
 _STEPS_ELSEWHERE = (o.ScheduleFreeAdamW,)
 """Optimizers that step a sequence, which the weights follow: nothing but the gradient keeps its entries inside."""
