@@ -37,7 +37,8 @@ def prepare(optimizer: Any, entries: Sequence[Entry]) -> None:
         known = [kept for kept in of_first if tuple(kept.shape) == _shape(entry)]
         pairs.append((entry, known[0] if known else _made(optimizer, entry)))
     if is_asked(optimizer):
-        pairs.append((None, next((kept for before, kept in old if before is None), None) or _lengths(optimizer)))
+        lengths = [kept for before, kept in old if before is None]
+        pairs.append((None, lengths[0] if lengths else _lengths(optimizer)))
     if keras.backend.backend() == "jax":
         listed = optimizer._variables
         listed[:] = [one for one in listed if not _among(one, old)] + [kept for _, kept in pairs]

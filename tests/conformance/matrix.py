@@ -147,6 +147,10 @@ LEFT_OUT = [
         lambda cell: cell.situation == "at the optimum" and cell.set == "SpectralNorm",
     ),
     LeftOut(
+        "the rates of weights are read after the step, which is near enough for small ones only",
+        lambda cell: cell.situation == "at the optimum" and cell.optimizer in ("Lamb", "Adafactor") and cell.joint,
+    ),
+    LeftOut(
         "two optimizers step the weights of one unit, whose metric is then the Euclidean one",
         lambda cell: cell.situation == "at the optimum" and cell.optimizer in MULTI and cell.joint,
     ),

@@ -207,6 +207,8 @@ def test_wrapped_layers_obey_their_own_arguments(name):
     inner = {"RNN": keras.layers.LSTMCell, "Bidirectional": keras.layers.LSTM}.get(name, keras.layers.Dense)
     layer = getattr(keras.layers, name)(inner(3, kernel_constraint=MaxNorm(BOUND), bias_constraint=NonNeg()))
     layer.build((2, 4) if name == "SpectralNormalization" else (2, 4, 2))
+    for variable in layer.trainable_variables:
+        variable.assign(0.01 * numbers(variable))  # well inside, as in `built`
     layer, free = stepped(layer)
     ends = {v.path: v.name for v in layer.trainable_variables}
     kernels = [{path: (0,)} for path, end in ends.items() if end == "kernel"]

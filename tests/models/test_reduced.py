@@ -99,6 +99,14 @@ def test_zeros_are_finite(case: Case):
 SIZE, UNITS = 6, 3
 SCALES = np.geomspace(0.5, 1.5, SIZE)
 TARGET = np.random.default_rng(3).standard_normal((SIZE, UNITS))
+
+
+@keras.saving.register_keras_serializable("tests")
+def in_ball(w):
+    """The nearest kernel whose columns have a norm of at most 1."""
+    return w / keras.ops.maximum(keras.ops.norm(w, axis=0), 1.0)
+
+
 TRAINED = {
     "MaxNorm": ib.MaxNorm(1.0),
     "Simplex": ib.Simplex(),
@@ -107,7 +115,7 @@ TRAINED = {
     "centre": ib.MaxNorm(1.0, center=0.1),
     "where": ib.L1Ball(1.0).where(np.arange(SIZE)[:, None] % 3 > 0),
     "sphere": ib.UnitNorm(),
-    "custom": ib.Custom(lambda w: w / keras.ops.maximum(keras.ops.norm(w, axis=0), 1.0), projection=True),
+    "custom": ib.Custom(in_ball, projection=True),
 }
 
 
