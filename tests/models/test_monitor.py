@@ -87,7 +87,7 @@ def test_the_stationarity_is_of_all_optimizers_and_of_batches_that_are_looked_at
     model.fit(x, y[:, :2], batch_size=8, epochs=1, verbose=0, callbacks=[ib.Monitor(2, stationarity=True), logs])
     found = [batch.get("stationarity") for batch in logs.batches]
     assert found[0] is None
-    assert all(0 < one < 1 for one in found[1:])
+    assert all(0 < one <= 1 for one in found[1:]), found
 
 
 def test_the_progress_bar_shows_them(digits, capsys):
