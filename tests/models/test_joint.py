@@ -166,8 +166,8 @@ def test_fit_takes_the_same_step_as_numpy(digits):
         kernel, _ = joint_projection(layer.kernel, layer.bias, 0.98 * BOUND)  # not on it: gradients are whole
         layer.kernel.assign(kernel.astype("float32"))
     held.set_weights(free.get_weights())
-    train(free, digits, steps=1)
-    train(held, digits, steps=1)
+    for model in (free, held):
+        train(model, digits, keras.optimizers.SGD(5.0), steps=1)
     assert not all(inside(units(layer), BOUND) for layer in free.layers), "the step leads outside"
     for mine, theirs in zip(held.layers, free.layers, strict=True):
         kernel, bias = joint_projection(theirs.kernel, theirs.bias, BOUND)
