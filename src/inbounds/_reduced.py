@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from inbounds._arrays import HUGE, Array, cast, dtype_of, epsilon, is_eager_torch, namespace
+from inbounds._arrays import HUGE, Array, cast, dtype_of, epsilon, namespace
 from inbounds._units import Units
 
 SHARE = 1e-3
@@ -41,7 +41,7 @@ def difference(project: Callable[[Units], Units], units: Units, gradient: Units,
     """
     fine = units.as_computed()  # else what is a grain of the weights outside would be left there
     one, slope = fine.together(together), gradient.together(together)
-    e, usable = _reach(units.together(together), slope)
+    e, usable = reach(units.together(together), slope)
     stepped = one.map(lambda x, g, e: x - e * g, slope, e).apart(units)
     ended = project(stepped).together(together)
     stays = stepped.together(together).sum(lambda x, y: cast(x != y, dtype_of(x)), ended) == 0
@@ -64,14 +64,9 @@ def radial(units: Units, gradient: Units, low: float, high: float, moved_by: Arr
     """
     xp = namespace(units.parts[0])
     bound = min(max(high if high < float("inf") else low, 1 / HUGE), HUGE)
-    bound = 1.0 if 1e-9 < bound < 1e9 else bound  # whose squares are far from the ends: one pass less on PyTorch
-
-    def per(x: Array) -> Array:
-        return x if bound == 1 else x * (1 / bound)
-
-    squares = units.total(lambda x: per(x) * per(x))
+    squares = units.total(lambda x: (x * (1 / bound)) ** 2)
     length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
-    outwards = -units.total(lambda x, g: per(x) * g, gradient) / length
+    outwards = units.total(lambda x, g: (x * (-1 / bound)) * g, gradient) / length
     rounding = 2 * units.judged(root=True).held(1.0) + moved_by / bound / length
 
     def taken_at(gap: Array) -> Array:
@@ -82,50 +77,17 @@ def radial(units: Units, gradient: Units, low: float, high: float, moved_by: Arr
     share = xp.where(outwards > 0, taken_at(high / bound - length), taken_at(length - low / bound) if low > 0 else none)
     usable = (squares > 0) & xp.isfinite(squares) & xp.isfinite(outwards)
     taken = xp.where(usable, outwards * share / length, none)
-    if is_eager_torch(taken):  # plus 0 is exact, and a selection is slow
-        return gradient.map(lambda g, x, t: xp.torch.addcmul(g, per(x), t), units, taken)
-    return gradient.chosen(taken != 0, gradient.map(lambda g, x, t: g + per(x) * t, units, taken))
+    return gradient.chosen(taken != 0, gradient.map(lambda g, x, t: g + (x * (1 / bound)) * t, units, taken))
 
 
-def on_a_face(project: Callable[[Units], Units], units: Units, gradient: Units, total: float) -> Units:
-    """The reduced gradient of {w : |w|_1 <= total}, or of its face where w >= 0.
-
-    Of entries that the second projection of `difference` doesn't make 0, it lowers the size by `e t`, with one t for
-    each unit. That is computed directly rather than as a difference, so that e can be small without a loss of digits.
+def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array]:
+    """For each unit e, and whether there is one: whether the gradient is neither 0 nor infinite.
 
     Args:
-        project: on the set, in the Euclidean norm.
         units: where the gradient is taken.
         gradient: the gradient, in units of the same parts.
-        total: the largest sum of sizes.
+        share: how far `e g` reaches at least, see `SHARE`.
     """
-    xp = namespace(units.parts[0])
-    e, usable = _reach(units, gradient, NEAR)
-    moved_by = units.rounding(lambda given: given.total(xp.abs))
-    here = project(units if units.moved_from is None else units.as_computed().uncentred())
-    stepped = here.as_computed().map(lambda x, g, e: x - e * g, gradient, e)
-    ended = project(stepped)
-    stays = stepped.sum(lambda x, y: cast(x != y, dtype_of(x)), ended) == 0
-    free, pull, left = (given.only(free=True) for given in (here, gradient, ended))
-    assert free is not None
-    assert pull is not None
-    assert left is not None
-    gap = xp.minimum(here.total(xp.abs) - total + units.judged().held(total) + moved_by, 0)  # rounding is nothing
-    lost, count, pushed = (
-        xp.reshape(number, units.shape)
-        for number in (
-            free.total(lambda x, y: xp.abs(x) - x * xp.sign(y), left),
-            xp.maximum(free.sum(lambda x, y: cast(y != 0, dtype_of(x)), left), 1),
-            left.sum(lambda y, g: xp.sign(y) * g, pull),
-        )
-    )
-    lowered = ((gap - lost) / e - pushed) / count
-    seen = pull.map(lambda g, x, y, t, e: xp.where(y != 0, g + t * xp.sign(y), x / e), free, left, lowered, e)
-    return gradient.chosen(usable & ~stays, gradient.with_free(seen))
-
-
-def _reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array]:
-    """For each unit e, and whether there is one: whether the gradient is neither 0 nor infinite."""
     free, pull = units.only(free=True), gradient.only(free=True)
     assert free is not None
     assert pull is not None

@@ -316,7 +316,8 @@ def put_inside(entry: Entry, at: int) -> list[tuple[Any, np.ndarray[Any, Any]]]:
 def apply_weight_decay(optimizer: Any, variables: Any) -> None:
     """The decay, which is no part of the gradient: that is reduced at the weights as they were before."""
     vars(_of_replica).pop("undecayed", None)  # of a step that has raised
-    if optimizer.weight_decay is not None or getattr(optimizer, "adam_weight_decay", None) is not None:
+    own = type(optimizer)._apply_weight_decay is not keras.optimizers.Optimizer._apply_weight_decay  # as Muon's
+    if own or optimizer.weight_decay is not None:
         kept = [v for entry in _reducing(optimizer) for v in entry.variables if v.trainable]
         read = _reader(optimizer)
         _of_replica.undecayed = {id(variable): keras.ops.copy(read(variable)) for variable in kept}

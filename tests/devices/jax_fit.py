@@ -15,7 +15,7 @@ import jax
 import keras
 import numpy as np
 
-from devices.heads import BATCH, SETS, apart, audited, constrained, data, heads
+from devices.heads import BATCH, RATE, SETS, apart, audited, constrained, data, heads
 
 SHARDINGS = {  # the mesh, and how kernels and biases lie on it
     "units": ((1, 8), (None, "model"), ("model",)),
@@ -40,7 +40,7 @@ def fitted(metric, sharding=None):
     model = heads()
     if metric:  # a matrix in a metric takes long to compile; that it is right there is told elsewhere
         constrained(model, metric, without=["spectral"] if metric == "optimizer" else [])
-    model.compile(keras.optimizers.Adam(0.05), "mse")
+    model.compile(keras.optimizers.SGD(RATE) if metric == "reduced" else keras.optimizers.Adam(0.05), "mse")
     before = [str(weight.value.sharding) for weight in model.weights]
     model.fit(*data(), batch_size=BATCH, epochs=1, shuffle=False, verbose=0)
     return model, before
@@ -53,7 +53,7 @@ def weights(model):
 def main(*fits):
     jax.config.update("jax_disable_most_optimizations", True)  # of programs that run six times
     found = {}
-    free = weights(fitted(None)[0])
+    free = weights(fitted(None)[0])  # under Adam
     ones = {metric: weights(fitted(metric)[0]) for metric in dict.fromkeys(fit.split("/")[0] for fit in fits)}
     for fit in fits:
         metric, name = fit.split("/")

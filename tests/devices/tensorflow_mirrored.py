@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import inbounds as ib
-from devices.heads import BATCH, STEPS, apart, audited, constrained, data, heads
+from devices.heads import BATCH, RATE, STEPS, apart, audited, constrained, data, heads
 
 halves = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
@@ -25,6 +25,7 @@ o = keras.optimizers
 TRAININGS = {
     "Adam": (lambda: o.Adam(0.05), "optimizer"),
     "Adam, Euclidean": (lambda: o.Adam(0.05), "euclidean"),
+    "SGD, reduced": (lambda: o.SGD(RATE), "reduced"),
     "Lion": (lambda: o.Lion(0.05), "optimizer"),  # its metric is read from the gradient, which replicas have to share
     "loss scale": (lambda: o.LossScaleOptimizer(o.Adam(0.05), initial_scale=8.0), "optimizer"),
 }

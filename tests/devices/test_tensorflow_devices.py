@@ -4,6 +4,7 @@ import keras
 import pytest
 
 import repetition
+from devices.heads import near
 from devices.process import told_by
 
 pytestmark = [
@@ -11,9 +12,9 @@ pytestmark = [
     pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is of TensorFlow"),
 ]
 
-TRAININGS = ["Lion"]
+TRAININGS = ["Lion", "SGD, reduced"]
 if repetition.everything:  # each takes seconds to trace
-    TRAININGS = ["Lion", "Adam", "Adam, Euclidean", "loss scale"]
+    TRAININGS = ["Lion", "SGD, reduced", "Adam", "Adam, Euclidean", "loss scale"]
 CASES = [*TRAININGS, "loop"]
 
 
@@ -33,10 +34,8 @@ def test_replicas_are_alike_bit_for_bit(found, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_devices_end_where_one_does(found, case):
-    held = found[case]["apart"].keys() - ({"spectral"} if case != "Adam, Euclidean" else set())
-    # Of what a face leaves of a gradient, however little, Adam makes a step of its rate: one sooner or later is seen.
-    far = {name: 0.05 if "Euclidean" in case and name in ("l1_ball", "simplex") else 1e-5 for name in held}
-    assert all(found[case]["apart"][name] < far[name] for name in held), found[case]["apart"]
+    held = found[case]["apart"].keys() - ({"spectral"} if case not in ("Adam, Euclidean", "SGD, reduced") else set())
+    assert all(found[case]["apart"][name] < near(name, case) for name in held), found[case]["apart"]
 
 
 @pytest.mark.repetition

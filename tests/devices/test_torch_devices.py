@@ -6,6 +6,7 @@ import keras
 import pytest
 
 import repetition
+from devices.heads import near
 from devices.process import told_by_each
 
 pytestmark = [
@@ -14,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="processes meet in a file, which gloo does on POSIX"),
 ]
 
-TRAININGS = ["keras, optimizer", "torch, euclidean"]
+TRAININGS = ["keras, optimizer", "torch, euclidean", "keras, reduced", "torch, reduced"]
 if repetition.everything:
     TRAININGS += ["keras, euclidean", "torch, optimizer"]
 UNITS = 16
@@ -34,9 +35,7 @@ def found(tmp_path_factory):
 def test_replicas_are_alike_and_end_where_one_process_does(found, training):
     told = found["replicated"][training]
     assert told["replicas alike"]
-    # Of what a face leaves of a gradient, however little, Adam makes a step of its rate: one sooner or later is seen.
-    far = {name: 0.05 if "euclidean" in training and name in ("l1_ball", "simplex") else 1e-5 for name in told["apart"]}
-    assert all(apart < far[name] for name, apart in told["apart"].items()), told["apart"]
+    assert all(far < near(name, training) for name, far in told["apart"].items()), told["apart"]
     assert {status for status, _ in told["audit"].values()} == {"holds"}
     assert told["audit"]["max_norm"][1] == told["audit"]["joint"][1] == 1.0
 

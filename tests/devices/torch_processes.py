@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import inbounds as ib
-from devices.heads import BATCH, SETS, STEPS, apart, audited, constrained, data, heads
+from devices.heads import BATCH, RATE, SETS, STEPS, apart, audited, constrained, data, heads
 
 WORLD = 2
 
@@ -41,16 +41,23 @@ def batches(rank=None):
 
 
 def trained(optimizer, metric, rank=None):
-    """A model after a few steps of Keras' Adam, or of PyTorch's in one metric or the other; alone, or as one of two."""
+    """A model after a few steps of Keras' Adam, or of PyTorch's in one metric or the other; alone, or as one of two.
+
+    Where gradients are reduced, of SGD.
+    """
     # a matrix in a metric takes long; that it is right there is told elsewhere
     model = constrained(heads(), metric, without=["spectral"] if metric == "optimizer" else [])
     forward = model if rank is None else DistributedDataParallel(model)
     if optimizer == "keras":
-        stepper = keras.optimizers.Adam(0.05)
+        stepper = keras.optimizers.SGD(RATE) if metric == "reduced" else keras.optimizers.Adam(0.05)
         stepper.build(model.trainable_variables)
     else:
-        stepper = torch.optim.Adam(forward.parameters(), lr=0.05, eps=1e-7)
-        if metric == "optimizer":
+        stepper = (
+            torch.optim.SGD(forward.parameters(), lr=RATE)
+            if metric == "reduced"
+            else torch.optim.Adam(forward.parameters(), lr=0.05, eps=1e-7)
+        )
+        if metric != "euclidean":
             ib.project_after(model, stepper)
     for x, y in batches(rank):
         model.zero_grad()

@@ -17,7 +17,9 @@ from inbounds._arrays import (
     HUGE,
     SMALLEST_NORMAL,
     Array,
+    cast,
     constant,
+    dtype_of,
     iterate,
     namespace,
     without_gradient,
@@ -26,7 +28,7 @@ from inbounds._arrays import (
 from inbounds._errors import SetError, explain, shown
 from inbounds._judgement import Judgement
 from inbounds._laid import Laid
-from inbounds._reduced import on_a_face
+from inbounds._reduced import NEAR, reach
 from inbounds._set import Edge, Set, registered
 from inbounds._sets.entries import flat
 from inbounds._units import Units
@@ -278,7 +280,7 @@ class Simplex(Set):
         self.axis = axes("Simplex", axis)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        return on_a_face(self._project, units, gradient, self.total)
+        return _reduced_on_a_face(self._project(units), units, gradient, self.total, signed=False)
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
@@ -335,7 +337,8 @@ class L1Ball(Set):
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         centred = units if self.center is None else units.about(self.centers_of(units))
-        return on_a_face(self._project, centred, gradient, self.radius)
+        here = self._project(centred if self.center is None else centred.as_computed().uncentred())
+        return _reduced_on_a_face(here, centred, gradient, self.radius, signed=True)
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
@@ -392,6 +395,51 @@ def _above_threshold(units: Units, total: float, moved: Array, *, signed: bool) 
         moved,
     )
     return units.with_free(result)
+
+
+def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: float, *, signed: bool) -> Units:
+    """The reduced gradient of the entries of which `_above_threshold` makes the sum a total.
+
+    The point after a step `e g` has the entries of x - e g less e t in size, or 0, for one t a unit. That is looked for
+    in x / e - g: entries at 0, which a threshold on x - e g would lose in rounding, are compared with it exactly.
+
+    Args:
+        here: the nearest units in the set.
+        units: where the gradient is taken.
+        gradient: the gradient, in units of the same parts.
+        total: the sum of sizes; with `signed` the largest.
+        signed: as in `_above_threshold`.
+    """
+    xp = namespace(units.parts[0])
+    moved_by = units.rounding(lambda given: given.total(xp.abs))
+    e, usable = reach(units, gradient, NEAR)
+    gap = xp.minimum(here.total(xp.abs) - total + units.judged().held(total) + moved_by, 0)  # rounding is nothing
+    free, pull = here.only(free=True), gradient.only(free=True)
+    assert free is not None
+    assert pull is not None
+    ahead = free.map(lambda x, g, e: x / e - g, pull, e)
+
+    def sign(w: Array) -> Array:
+        return xp.sign(w) if signed else xp.ones_like(w)
+
+    def beyond(t: Array) -> tuple[Array, Array]:
+        def over(w: Array, t: Array) -> Array:
+            return cast(w * sign(w) > t, dtype_of(w))
+
+        count = xp.reshape(ahead.sum(over, t), units.shape)
+        lost = xp.reshape(ahead.total(lambda w, x, t: xp.abs(x) - over(w, t) * sign(w) * x, free, t), units.shape)
+        pushed = xp.reshape(ahead.total(lambda w, g, t: over(w, t) * sign(w) * g, pull, t), units.shape)
+        return (gap - lost) / e - pushed - count * t, xp.maximum(count, 1)
+
+    highest = xp.reshape(ahead.max(lambda w: w * sign(w)), units.shape)
+    left, slope = beyond(xp.zeros_like(highest))
+    start = xp.minimum(left / slope, highest)
+    t = _by_tangents(beyond, start, highest, usable)
+    seen = pull.map(lambda g, w, x, t, e: xp.where(w * sign(w) > t, g + t * sign(w), x / e), ahead, free, t, e)
+    rounding = units.judged().held(1.0) * xp.reshape(pull.total(xp.abs), units.shape) / beyond(t)[1]
+    cut = xp.reshape(pull.sum(lambda g, w, t: cast((w * sign(w) <= t) & (w != 0), dtype_of(g)), ahead, t), units.shape)
+    moved = (t > rounding) if signed else (xp.abs(t) > rounding) | (cut > 0)
+    return gradient.chosen(usable & moved, gradient.with_free(seen))
 
 
 def _above(free: Units, size: Callable[[Array], Array], moved: Array, budget: Array) -> Units:
