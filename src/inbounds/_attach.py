@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import keras
+
 from inbounds._arguments import gradient_name, interval
 from inbounds._arrays import as_written, is_concrete, no_gradient, to_numpy
 from inbounds._bound import Bound, bind, current_constraint, given_constraint, projected, value_once
@@ -158,12 +160,36 @@ def _projected(model: Any, entries: Sequence[Entry], **how: Any) -> list[tuple[A
 def _measured_by(model: Any, entry: Entry) -> str:
     """What the metric of an entry is in the steps of the optimizers that the model has now."""
     variables = entry.variables
-    return words_of(stepping(model, variables), entry.set, variables)
+    return words_of(stepping(model, variables), entry.set, variables, rows_only=bool(_rows_only(entry)))
 
 
 def _seen_by(model: Any, entry: Entry) -> str:
     """Why those optimizers see all of the gradient of an entry."""
-    return whole_of(stepping(model, entry.variables), entry.set)
+    return whole_of(stepping(model, entry.variables), entry.set) or _rows_only(entry)
+
+
+def _rows_only(entry: Entry) -> str:
+    """Why no gradient of an entry is reduced on TensorFlow, where that of an Embedding names rows."""
+    named = any(isinstance(weight.layer, keras.layers.Embedding) for weight in entry.weights)
+    return "it names rows of a batch only" if named and keras.backend.backend() == "tensorflow" else ""
+
+
+def check_steps(entries: Sequence[Entry], loop: str, instead: str) -> None:
+    """That a loop which counts steps can follow when entries are projected.
+
+    Raises:
+        RuleError: one is projected at the end of each epoch.
+    """
+    for entry in entries:
+        if entry.set.every == "epoch":
+            raise RuleError(
+                explain(
+                    f"every='epoch' can't be used with {loop}, which counts no epochs",
+                    "every='epoch'",
+                    where=repr(entry),
+                    instead=f"constrain(model, rules, every=100), or inbounds.{instead} at the end of each epoch",
+                )
+            )
 
 
 @visits(_IN_A_CALLBACK)

@@ -143,13 +143,14 @@ def metric_of(optimizer: Any) -> Metric | None:
     return None
 
 
-def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any]) -> str:
+def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any], *, rows_only: bool = False) -> str:
     """What the metric of a set is in training, or why it is the Euclidean one.
 
     Args:
         optimizers: those that step the variables; none, where the model isn't compiled.
         owner: the set.
         variables: that make its units together.
+        rows_only: whether their gradients name rows, and aren't reduced.
     """
     if owner.metric == "euclidean":
         return f"{EUCLIDEAN}, as asked for"
@@ -168,7 +169,7 @@ def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any]) ->
     if len(optimizers) > 1:
         return f"{EUCLIDEAN}: {len(optimizers)} optimizers step weights of one unit"
     name, found = type(optimizers[0]).__name__, metric_of(optimizers[0])
-    if not owner.follows(found is None or found.averages):
+    if not owner.follows((found is None or found.averages) and not rows_only):
         return f"{EUCLIDEAN}: {name} sees the reduced gradient"
     if found is None:
         return f"{EUCLIDEAN}: that of {name} is not known, see register_metric"

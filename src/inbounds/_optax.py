@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 
 from inbounds._arrays import Array, branch
-from inbounds._attach import in_force
+from inbounds._attach import check_steps, in_force
 from inbounds._errors import RuleError, explain
 from inbounds._stateless import stateless_project, stateless_reduce
 
@@ -113,18 +113,10 @@ def _rounded(x: Array) -> Array:
 
 
 def _interval(model: Any) -> int:
-    """The number of steps after which the plan of a model is projected."""
-    entry = in_force(model)[0]  # a plan has one for all its sets
-    if entry.set.every == "epoch":
-        raise RuleError(
-            explain(
-                "every='epoch' can't be used with optax, which counts no epochs",
-                "every='epoch'",
-                where=repr(entry),
-                instead="constrain(model, rules, every=100), or inbounds.stateless_project at the end of each epoch",
-            )
-        )
-    return int(entry.set.every)
+    """The number of steps after which the plan of a model is projected: one for all its sets."""
+    entries = in_force(model)
+    check_steps(entries, "optax", "stateless_project")
+    return int(entries[0].set.every)
 
 
 def _check_optax(optimizer: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from inbounds._arrays import cast, dtype_of, no_gradient, working_dtype
-from inbounds._attach import in_force, project
+from inbounds._attach import check_steps, in_force, project
 from inbounds._bound import Bound, bind, entries_of, reduced_gradients
 from inbounds._errors import RuleError, explain
 from inbounds._metrics import UNKNOWN, Step
@@ -73,7 +73,7 @@ def project_after(model: Any, optimizer: Any) -> Any:
                 instead="torch.optim.Adam(model.parameters()), made after the model was built",
             )
         )
-    _check_intervals(entries)
+    check_steps(entries, "torch.optim", "project(model)")
     _check_reduces(optimizer, entries)
     project(model)  # sets that were given to layers haven't been yet
     for entry in entries:
@@ -161,7 +161,7 @@ class _AfterStep:
         self.steps += 1
         groups = _groups(optimizer)
         entries = [entry for entry in entries_of(self.variables) if _moves(entry)]
-        _check_intervals(entries)
+        check_steps(entries, "torch.optim", "project(model)")
         due = [entry for entry in entries if self.steps % int(entry.set.every) == 0]
         with no_gradient():
             project_entries(optimizer, due, self.steps, lambda entry: _step(optimizer, entry, groups))
@@ -198,19 +198,6 @@ def _check_torch(optimizer: Any) -> None:
                 instead="project_after(model, torch.optim.Adam(model.parameters()))",
             )
         )
-
-
-def _check_intervals(entries: Sequence[Entry]) -> None:
-    for entry in entries:
-        if entry.set.every == "epoch":
-            raise RuleError(
-                explain(
-                    "every='epoch' can't be used with torch.optim, which counts no epochs",
-                    "every='epoch'",
-                    where=repr(entry),
-                    instead="constrain(model, rules, every=100), or inbounds.project(model) at the end of each epoch",
-                )
-            )
 
 
 def _check_reduces(optimizer: Any, entries: Sequence[Entry]) -> None:
