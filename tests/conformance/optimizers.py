@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, Callable[..., o.Optimizer]] = {
     "Adadelta": lambda **how: o.Adadelta(300.0, **how),
     "Adafactor": lambda **how: o.Adafactor(6.0, relative_step=False, **how),
     "Lion": lambda **how: o.Lion(0.3, **how),
-    "Lamb": lambda **how: o.Lamb(0.5, beta_2=0.9, **how),
+    "Lamb": lambda **how: o.Lamb(0.3, beta_2=0.9, **how),
     "Ftrl": lambda **how: o.Ftrl(6.0, **how),
     "Muon": lambda **how: o.Muon(0.5, adam_beta_2=0.9, adam_weight_decay=None, **{"weight_decay": None, **how}),
     "ScheduleFreeAdamW": lambda **how: o.ScheduleFreeAdamW(0.3, beta_2=0.9, **how),
