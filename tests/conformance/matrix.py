@@ -81,7 +81,7 @@ REFUSALS = [
         "a Joint needs a kernel and a bias, or other weights that it names",
         lambda cell: cell.joint and not LAYERS[cell.layer].joints,
         ib.RuleError,
-        "has any of the weights|A Joint is given to the weights that it names",
+        "has any of the weights|A Joint was given to a weight that it doesn.t name",
     ),
     Refusal(
         "a set of matrices needs one, and a scale isn't",
