@@ -1,6 +1,6 @@
 """What the projection of a sharded weight communicates and moves, read from the program that XLA makes of it.
 
-A weight of a Dense layer is projected as the training step does it (`inbounds._bound.projected`), compiled for eight
+A weight of a Dense layer is projected as the training step does it (`_train/bound.py: projected`), compiled for eight
 devices with sharded inputs and outputs. No weight is made: the program is compiled and read.
 
     python benchmarks/collectives.py                          # the table of docs/devices.md, small kernels
@@ -26,8 +26,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import inbounds as ib
-from inbounds._bound import projected
-from inbounds._metrics import UNKNOWN, Step
+from inbounds._train.bound import projected
+from inbounds._train.metrics import UNKNOWN, Step
 
 SETS = {
     "Box": ib.Box(-0.1, 0.1),

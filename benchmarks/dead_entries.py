@@ -11,7 +11,7 @@ import numpy as np
 from optimum import KERNEL, batches, digits, loss
 
 import inbounds as ib
-from inbounds import _units
+from inbounds._arrays import units
 
 OWNERS = (ib.MaxNorm(1.0), ib.MaxNorm(3.0), ib.L1Ball(3.0), ib.Simplex())
 SHARES = (1e-9, 1e-3, 1e-2, 0.1, 1.0, "Euclidean")
@@ -29,7 +29,7 @@ def test_loss(owner: ib.Set, share: float | str, seed: int) -> float:
     if share == "Euclidean":
         ib.constrain(model, {KERNEL: owner}, gradient="full", metric="euclidean")
     else:
-        _units.LEAST = share
+        units.LEAST = share
         ib.constrain(model, {KERNEL: owner}, gradient="full")
     model.fit(batches(known, 32), steps_per_epoch=STEPS, shuffle=False, verbose=0)
     return loss(new, *model.get_weights())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from inbounds._arrays import blocked_sum
+from inbounds._arrays.ops import blocked_sum
 
 SIZES = (13, 31, 64, 128, 300, 784, 1000, 1023, 3000, 20000)
 

@@ -1,6 +1,6 @@
 """Draws the pictures of the sets, and writes the cards of `docs/sets.md` again: `python docs/pictures.py`.
 
-What is drawn is computed from the sets, see `inbounds._pictures`. It takes matplotlib: `pip install "inbounds[docs]"`.
+What is drawn is computed from the sets, see `_cli/pictures.py`. It takes matplotlib: `pip install "inbounds[docs]"`.
 Files come out the same, byte by byte, with the same version of it.
 """
 
@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from inbounds._catalogue import cards
-from inbounds._pictures import EDGE, Drawing
+from inbounds._cli.catalogue import cards
+from inbounds._cli.pictures import EDGE, Drawing
 
 FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- cards: written by docs/pictures.py -->\n", "\n<!-- end of cards -->"

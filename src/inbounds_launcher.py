@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # PyTorch's threads wait for each other by spinning, which on busy cores makes small models several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from inbounds._cli import main as run
+        from inbounds._cli.cli import main as run
     except ImportError as error:
         print(f"inbounds: error: {error}", file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.by_turns
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = [f"inbounds.{module.name}" for module in pkgutil.walk_packages(ib.__path__, "") if module.name != "__main__"]
+MODULES = [module.name for module in pkgutil.walk_packages(ib.__path__, "inbounds.") if "__main__" not in module.name]
 
 
 def snippets(page):

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inbounds._catalogue import Card, card_of, cards
-from inbounds._pictures import COLUMNS, DRAWINGS, EDGE, ROWS, UNDRAWN, Drawing, why_not
+from inbounds._cli.catalogue import Card, card_of, cards
+from inbounds._cli.pictures import COLUMNS, DRAWINGS, EDGE, ROWS, UNDRAWN, Drawing, why_not
 from inbounds.constraints import MADE, SETS, MaxNorm
 
 pytestmark = pytest.mark.once

@@ -4,8 +4,6 @@ from inbounds import _backend as _backend  # imports Keras, on a backend that is
 
 # isort: split
 from inbounds import constraints
-from inbounds._attach import constrain, project, release
-from inbounds._audit import audit, check
 from inbounds._errors import (
     ConstraintViolation,
     FileError,
@@ -17,18 +15,20 @@ from inbounds._errors import (
     SetError,
     WeightNotMovedWarning,
 )
-from inbounds._fit import watch_fits
-from inbounds._layout import Layout, register_layout
-from inbounds._metrics import register_metric
-from inbounds._monitor import Monitor
-from inbounds._optax import optax_wrap
-from inbounds._plan import Entry, Plan
-from inbounds._pressure import Pressure, PressureRow, pressure
-from inbounds._report import Report, Row
-from inbounds._set import Set
-from inbounds._stateless import stateless_project, stateless_reduce
-from inbounds._step import watch_optimizers
-from inbounds._torch_optim import project_after
+from inbounds._model.layout import Layout, register_layout
+from inbounds._model.plan import Entry, Plan
+from inbounds._report.audit import audit, check
+from inbounds._report.monitor import Monitor
+from inbounds._report.pressure import Pressure, PressureRow, pressure
+from inbounds._report.report import Report, Row
+from inbounds._sets.set import Set
+from inbounds._train.attach import constrain, project, release
+from inbounds._train.fit import watch_fits
+from inbounds._train.metrics import register_metric
+from inbounds._train.optax import optax_wrap
+from inbounds._train.stateless import stateless_project, stateless_reduce
+from inbounds._train.step import watch_optimizers
+from inbounds._train.torch_optim import project_after
 from inbounds.constraints import (
     Box,
     Custom,

@@ -10,7 +10,6 @@ import keras
 from keras.constraints import Constraint, deserialize, serialize
 
 from inbounds._errors import SetError, explain, shown
-from inbounds._set import Set
 from inbounds._sets.algebra import Intersection, On, Where
 from inbounds._sets.combine import Custom, Joint
 from inbounds._sets.entries import Box, Fixed, NonNeg, NonPos
@@ -19,6 +18,7 @@ from inbounds._sets.matrices import DoublyStochastic, SkewSymmetric, Symmetric, 
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm, UnitNorm
 from inbounds._sets.order import Monotone
 from inbounds._sets.scaled import Scaled
+from inbounds._sets.set import Set
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import LowRank, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import Halfspace, Hyperplane, L1Ball, Simplex, SumTo

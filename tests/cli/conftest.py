@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds import _cli
+from inbounds._cli import cli
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def command(capsys, monkeypatch):
     def run(*arguments):
         capsys.readouterr()
         try:
-            status = _cli.main([str(argument) for argument in arguments])
+            status = cli.main([str(argument) for argument in arguments])
         except SystemExit as stop:
             status = stop.code
         return Outcome(status, *capsys.readouterr())

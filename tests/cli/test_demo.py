@@ -5,7 +5,7 @@ import re
 import keras
 import pytest
 
-from inbounds import _demo
+from inbounds._cli import demo
 
 from .conftest import in_subprocess
 
@@ -14,8 +14,8 @@ MODELS = ("dense_sequential", "dense_functional", "conv_functional", "conv3d_sub
 
 @pytest.mark.once
 def test_the_demo_trains_and_audits_every_model(command, monkeypatch):
-    train = _demo.train
-    monkeypatch.setattr(_demo, "train", lambda model, images, labels, epochs: train(model, images, labels, 1))
+    train = demo.train
+    monkeypatch.setattr(demo, "train", lambda model, images, labels, epochs: train(model, images, labels, 1))
     outcome = command("demo")
     assert outcome.status == 0, outcome.err
     assert len(re.findall(r"violation: \S+ - active: ", outcome.out)) == 5

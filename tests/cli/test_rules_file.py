@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds._rules import resolve
-from inbounds._rules_file import parse_set, read_rules, signature
+from inbounds._model.rules import resolve
+from inbounds._model.rules_file import parse_set, read_rules, signature
 from inbounds.constraints import SETS
 
 from .conftest import small_model

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from inbounds._catalogue import cards
+from inbounds._cli.catalogue import cards
 from inbounds.constraints import MADE, SETS
 
 pytestmark = pytest.mark.once

@@ -9,10 +9,11 @@ import pytest
 
 import inbounds as ib
 from conformance.matrix import Cell
-from inbounds import _attach, _fit, _layout, _step
-from inbounds._metrics import UNKNOWN
+from inbounds._model import layout
 from inbounds._sets.combine import Joint
 from inbounds._sets.scaled import Scaled
+from inbounds._train import attach, fit, step
+from inbounds._train.metrics import UNKNOWN
 
 ALL = ("jax", "torch", "tensorflow")
 
@@ -60,23 +61,23 @@ def after_the_average(patch):
 
     def apply_gradients(optimizer, grads, variables):
         type(optimizer)._backend_apply_gradients(optimizer, grads, variables)
-        _step.project_entries(optimizer, _step._hooked_entries(optimizer), optimizer.iterations + 1)
+        step.project_entries(optimizer, step._hooked_entries(optimizer), optimizer.iterations + 1)
 
-    patch.setattr(_step, "backend_update_step", only_keras("_backend_update_step"))
-    patch.setattr(_step, "backend_apply_gradients", apply_gradients)
+    patch.setattr(step, "backend_update_step", only_keras("_backend_update_step"))
+    patch.setattr(step, "backend_apply_gradients", apply_gradients)
 
 
 def each_micro_step(patch):
     """Projects after each call of `apply`, as Keras constrains."""
-    hidden = _step.hidden_constraints
+    hidden = step.hidden_constraints
 
     @contextmanager
     def hidden_and_then(optimizer):
         with hidden(optimizer):
             yield
-        _step.project_entries(optimizer, _step.entries_of(optimizer._trainable_variables), optimizer.iterations)
+        step.project_entries(optimizer, step.entries_of(optimizer._trainable_variables), optimizer.iterations)
 
-    patch.setattr(_step, "hidden_constraints", hidden_and_then)
+    patch.setattr(step, "hidden_constraints", hidden_and_then)
 
 
 def swaps_as_keras_does(patch):
@@ -87,7 +88,7 @@ def swaps_as_keras_does(patch):
 
 def transposed_like_the_others(patch):
     axes = {"kernel": (0, 1, 2), "bias": ()}
-    patch.setitem(_layout._REGISTRY, keras.layers.Conv2DTranspose, lambda layer: _layout.Layout(axes))
+    patch.setitem(layout._REGISTRY, keras.layers.Conv2DTranspose, lambda layer: layout.Layout(axes))
 
 
 def part_by_part(patch):
@@ -109,7 +110,7 @@ def part_by_part(patch):
 
 
 def always_due(patch):
-    patch.setattr(_step, "_by_interval", lambda entries: {1: list(entries)})
+    patch.setattr(step, "_by_interval", lambda entries: {1: list(entries)})
 
 
 def as_at_first(patch):
@@ -118,14 +119,14 @@ def as_at_first(patch):
 
 
 MECHANISMS = {
-    "projection when constrained": Mechanism(replaced(_attach, _projected=lambda *a, **k: []), [cell("released")]),
+    "projection when constrained": Mechanism(replaced(attach, _projected=lambda *a, **k: []), [cell("released")]),
     "projection after the update": Mechanism(
-        replaced(_step, backend_update_step=only_keras("_backend_update_step")),
+        replaced(step, backend_update_step=only_keras("_backend_update_step")),
         [cell("constrain, compile, fit"), cell("train_on_batch")],
     ),
     "projection before the average": Mechanism(after_the_average, [cell("average"), cell("average", "L1Ball")]),
     "projection of an average in the weights' place": Mechanism(
-        replaced(_step, backend_apply_gradients=only_keras("_backend_apply_gradients")),
+        replaced(step, backend_apply_gradients=only_keras("_backend_apply_gradients")),
         [
             cell("average that overwrites", "UnitNorm"),
             cell("average that overwrites", "MaxNorm, scaled"),
@@ -133,18 +134,18 @@ MECHANISMS = {
         ],
     ),
     "projection at the end of fit": Mechanism(
-        replaced(_step, finalize_variable_values=only_keras("finalize_variable_values")),
+        replaced(step, finalize_variable_values=only_keras("finalize_variable_values")),
         [cell("average", "UnitNorm")],
     ),
     "begin of a fit": Mechanism(
-        replaced(_fit, _begin=nothing),
+        replaced(fit, _begin=nothing),
         [cell("set outside, then fit"), cell("cloned")],
     ),
     "before an evaluation": Mechanism(
-        replaced(_fit.Keeper, on_test_begin=nothing), [cell("every epoch"), cell("every third step")]
+        replaced(fit.Keeper, on_test_begin=nothing), [cell("every epoch"), cell("every third step")]
     ),
     "end of an epoch": Mechanism(
-        replaced(_fit.Keeper, on_epoch_end=nothing), [cell("every epoch"), cell("every third step")]
+        replaced(fit.Keeper, on_epoch_end=nothing), [cell("every epoch"), cell("every third step")]
     ),
     "swapped averages": Mechanism(
         swaps_as_keras_does,
@@ -154,25 +155,25 @@ MECHANISMS = {
         ],
     ),
     "metric of the optimizer": Mechanism(
-        replaced(_step, step_of=lambda *arguments: UNKNOWN),
+        replaced(step, step_of=lambda *arguments: UNKNOWN),
         [cell("at the optimum")],
     ),
     "once for each real step": Mechanism(each_micro_step, [cell("accumulation in a loop")]),
     "what another optimizer steps, given back": Mechanism(
-        replaced(_step, _of_others=lambda optimizer: []),
+        replaced(step, _of_others=lambda optimizer: []),
         [cell("accumulation in a loop", "Joint(L1Ball)", "kernels before the rest")],
         ("jax",),
         "Keras computes an update in real steps only",
     ),
     "constraints hidden from Keras": Mechanism(
-        replaced(_step, hidden_constraints=nullcontext), [cell("accumulation in a loop")]
+        replaced(step, hidden_constraints=nullcontext), [cell("accumulation in a loop")]
     ),
     "hooks when an optimizer is built": Mechanism(
-        replaced(_step, take_up=nothing),
+        replaced(step, take_up=nothing),
         [cell("average", "UnitNorm"), cell("at the optimum")],
     ),
     "a step that is compiled anew": Mechanism(
-        replaced(_attach, _renew=nothing),
+        replaced(attach, _renew=nothing),
         [cell("every third step")],
         ("jax", "tensorflow"),
         "an optimizer looks for sets in each step",
@@ -181,15 +182,15 @@ MECHANISMS = {
         transposed_like_the_others, [cell("constrain, compile, fit", layer="Conv2DTranspose")]
     ),
     "a Joint as one vector": Mechanism(part_by_part, [cell("constrain, compile, fit", "Joint(MaxNorm)")]),
-    "sets in the arguments of layers": Mechanism(replaced(_attach, _set_argument=nothing), [cell("saved and loaded")]),
+    "sets in the arguments of layers": Mechanism(replaced(attach, _set_argument=nothing), [cell("saved and loaded")]),
     "values of frozen weights": Mechanism(
-        replaced(_step, _frozen_values=lambda entries: []),
+        replaced(step, _frozen_values=lambda entries: []),
         [cell("one weight frozen", "Joint(MaxNorm)")],
         ("jax",),
         "a step reads variables as they are",
     ),
     "frozen weights looked at anew": Mechanism(
-        replaced(_fit, look_again=lambda optimizer: False),
+        replaced(fit, look_again=lambda optimizer: False),
         [cell("one weight frozen", "Joint(MaxNorm)")],
         ("jax",),
         "a step reads variables as they are",
@@ -198,4 +199,4 @@ MECHANISMS = {
     "a bound that follows the steps": Mechanism(as_at_first, [cell("constrain, compile, fit", "MaxNorm, scaled")]),
 }
 
-assert ib.constrain is _attach.constrain  # the mechanisms of what is tested
+assert ib.constrain is attach.constrain  # the mechanisms of what is tested

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds._layout import layout_of
-from inbounds._weights import layers_of, weights_of
+from inbounds._model.layout import layout_of
+from inbounds._model.weights import layers_of, weights_of
 
 from .layers import BY_NAME, CASES, find, read
 

@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import inbounds as ib
-from inbounds import _layout
+from inbounds._model import layout as layouts
 
 from .layers import BY_NAME, CASES, find, read
 
@@ -50,7 +50,7 @@ class RowsAgain(Rows):
 @pytest.fixture
 def registry(monkeypatch):
     """Registrations end with the test."""
-    monkeypatch.setattr(_layout, "_REGISTRY", dict(_layout._REGISTRY))
+    monkeypatch.setattr(layouts, "_REGISTRY", dict(layouts._REGISTRY))
 
 
 def built(layer, *shape):

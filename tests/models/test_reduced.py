@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds._units import Units
+from inbounds._arrays.units import Units
 from sets.case import Case
 from sets.solver import solver
 from sets.table import SETS

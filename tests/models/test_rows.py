@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds import _step
+from inbounds._train import step
 
 BACKEND = keras.backend.backend()
 ROWS, WIDTH, BATCH = 12, 4, 8
@@ -38,14 +38,14 @@ on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"gradients o
 @pytest.fixture
 def asked(monkeypatch):
     """For each projection in a traced step, whether it was one of rows."""
-    answers, original = [], _step.rows_moved
+    answers, original = [], step.rows_moved
 
     def rows_moved(*arguments):
         rows = original(*arguments)
         answers.append(rows is not None)
         return rows
 
-    monkeypatch.setattr(_step, "rows_moved", rows_moved)
+    monkeypatch.setattr(step, "rows_moved", rows_moved)
     return answers
 
 
@@ -123,7 +123,7 @@ def test_projecting_the_rows_of_the_batch_ends_where_projecting_all_does(name, o
         ends.append(embeddings(model))
         assert any(asked) is (len(ends) == 1)
         asked.clear()
-        monkeypatch.setattr(_step, "rows_moved", lambda *arguments: None)
+        monkeypatch.setattr(step, "rows_moved", lambda *arguments: None)
     assert np.max(np.abs(ends[0] - ends[1])) < 1e-5
 
 

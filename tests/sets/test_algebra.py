@@ -12,7 +12,7 @@ import pytest
 
 import inbounds as ib
 import repetition
-from inbounds._units import Units
+from inbounds._arrays.units import Units
 from sets.solver import solver
 from sets.tensors import BACKEND, array, compiled, exact, gradient, mapped, of_numpy, same_bits
 

@@ -9,7 +9,7 @@ import pytest
 
 import inbounds as ib
 import repetition
-from inbounds._units import Units
+from inbounds._arrays.units import Units
 from sets.case import Case
 from sets.solver import weighted_solver
 from sets.table import SETS

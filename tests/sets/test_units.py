@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import inbounds as ib
 import repetition
-from inbounds._units import Units
+from inbounds._arrays.units import Units
 from sets.tensors import BACKEND, LIBRARIES, array, exact, numbers, same_bits
 
 Shape = tuple[int, ...]

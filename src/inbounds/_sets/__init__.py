@@ -1,1 +1,1 @@
-"""The sets, one module a family."""
+"""The sets: what one is, what its arguments may be, and a module for each family."""

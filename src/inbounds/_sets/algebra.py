@@ -13,14 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays import Array, is_concrete, namespace
+from inbounds._arrays.laid import Laid
+from inbounds._arrays.ops import Array, is_concrete, namespace
+from inbounds._arrays.units import Axes, Units
 from inbounds._errors import FEW, SetError, explain, shown
-from inbounds._laid import Laid
-from inbounds._set import Edge, Set, code_of, registered
 from inbounds._sets.combine import Custom, Joint, Made, contains
 from inbounds._sets.matrices import MatrixSet
+from inbounds._sets.set import Edge, Set, code_of, registered
 from inbounds._sets.ways import Way, way_of
-from inbounds._units import Axes, Units
 
 
 @registered

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from inbounds._arguments import axes
-from inbounds._arrays import Array, cast, constant, dtype_of, has_float64, namespace, to_numpy, ulp, working_dtype
+from inbounds._arrays.laid import Laid
+from inbounds._arrays.ops import Array, cast, constant, dtype_of, has_float64, namespace, to_numpy, ulp, working_dtype
+from inbounds._arrays.units import Axes, Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._laid import Laid
-from inbounds._set import Edge, Measured, Set, plain, registered
-from inbounds._units import Axes, Units
+from inbounds._sets.arguments import axes
+from inbounds._sets.set import Edge, Measured, Set, plain, registered
 
 KERNEL_AND_BIAS = ("kernel", "bias")
 

@@ -11,12 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._arguments import center_of, number_or_array
-from inbounds._arrays import SMALLEST_NORMAL, Array, clip_finite, constant, keras_numpy_dtype, namespace, working_dtype
+from inbounds._arrays.laid import constant_mask
+from inbounds._arrays.ops import (
+    SMALLEST_NORMAL,
+    Array,
+    clip_finite,
+    constant,
+    keras_numpy_dtype,
+    namespace,
+    working_dtype,
+)
+from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._laid import constant_mask
-from inbounds._set import Set, registered
-from inbounds._units import Units
+from inbounds._sets.arguments import center_of, number_or_array
+from inbounds._sets.set import Set, registered
 
 Bound = float | np.ndarray[Any, Any]
 

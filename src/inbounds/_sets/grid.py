@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inbounds._arguments import number
-from inbounds._arrays import (
+from inbounds._arrays.ops import (
     MANTISSA_BITS,
     SMALLEST_NORMAL,
     Array,
@@ -21,9 +20,10 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
+from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._set import Set, registered
-from inbounds._units import Units
+from inbounds._sets.arguments import number
+from inbounds._sets.set import Set, registered
 
 LARGEST = {
     "float16": 65504.0,

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inbounds._arrays import (
+from inbounds._arrays.laid import Laid
+from inbounds._arrays.ops import (
     HUGE,
     MANTISSA_BITS,
     SMALLEST_NORMAL,
@@ -27,10 +28,9 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
+from inbounds._arrays.units import Axes, Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._laid import Laid
-from inbounds._set import ULPS, Edge, Set, registered
-from inbounds._units import Axes, Units
+from inbounds._sets.set import ULPS, Edge, Set, registered
 
 STEPS = 100
 """At most so many of Newton's steps to a doubly stochastic matrix: a few from close by, 20 to 60 from far away."""

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inbounds._arguments import axes, center_of, number
-from inbounds._arrays import (
+from inbounds._arrays.judgement import Judgement
+from inbounds._arrays.ops import (
     HUGE,
     Array,
     branch,
@@ -23,11 +23,11 @@ from inbounds._arrays import (
     namespace,
     without_gradient,
 )
+from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._judgement import Judgement
-from inbounds._reduced import radial
-from inbounds._set import Set, registered
-from inbounds._units import Units
+from inbounds._sets.arguments import axes, center_of, number
+from inbounds._sets.reduced import radial
+from inbounds._sets.set import Set, registered
 
 STEPS, UNROLLED = 64, 12
 """At most so many steps of Newton's method in a metric; where PyTorch exports or vectorizes, so many. It takes 0 to 6;

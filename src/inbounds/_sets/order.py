@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inbounds._arguments import axes
-from inbounds._arrays import (
+from inbounds._arrays.ops import (
     SMALLEST_NORMAL,
     Array,
     at_once,
@@ -25,9 +24,10 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
+from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._set import Set, registered
-from inbounds._units import Units
+from inbounds._sets.arguments import axes
+from inbounds._sets.set import Set, registered
 
 LARGE = 2.0**64
 """Rows above it are scaled before they are added up, rows below its inverse at once: sums would overflow or vanish."""

@@ -10,12 +10,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays import Array, cast, dtype_of, is_concrete, namespace, ulps
+from inbounds._arrays.laid import Laid
+from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace, ulps
+from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._laid import Laid
-from inbounds._set import Edge, Set, registered
 from inbounds._sets.combine import Custom, Joint, Made, contains, parts_of
-from inbounds._units import Units
+from inbounds._sets.set import Edge, Set, registered
 
 
 @registered

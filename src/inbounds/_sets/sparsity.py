@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from inbounds._arguments import axes
-from inbounds._arrays import (
+from inbounds._arrays.ops import (
     SMALLEST_NORMAL,
     Array,
     cast,
@@ -21,9 +20,10 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
+from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._set import Set, registered
-from inbounds._units import Units
+from inbounds._sets.arguments import axes
+from inbounds._sets.set import Set, registered
 
 FEW = 32
 """So many of the largest entries are faster taken than bisected for."""

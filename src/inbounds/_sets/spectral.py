@@ -16,24 +16,7 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from inbounds._arguments import axes, center_of, number
-from inbounds._arrays import (
-    HUGE,
-    SMALLEST_NORMAL,
-    Array,
-    cast,
-    constant,
-    dtype_of,
-    epsilon,
-    has_float64,
-    is_concrete,
-    is_eager_torch,
-    namespace,
-    ulp,
-    without_gradient,
-    working_dtype,
-)
-from inbounds._decompositions import (
+from inbounds._arrays.decompositions import (
     NEAR,
     PLAIN,
     Spectrum,
@@ -53,10 +36,27 @@ from inbounds._decompositions import (
     top,
     transposed,
 )
+from inbounds._arrays.ops import (
+    HUGE,
+    SMALLEST_NORMAL,
+    Array,
+    cast,
+    constant,
+    dtype_of,
+    epsilon,
+    has_float64,
+    is_concrete,
+    is_eager_torch,
+    namespace,
+    ulp,
+    without_gradient,
+    working_dtype,
+)
+from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._set import ULPS, registered
+from inbounds._sets.arguments import axes, center_of, number
 from inbounds._sets.matrices import MatrixSet, stack_of
-from inbounds._units import Units
+from inbounds._sets.set import ULPS, registered
 
 AIM = 3
 """Projections aim this and 2 sqrt(n) epsilons below a bound: what computed singular vectors are off orthogonal."""

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inbounds._arguments import axes, center_of, number, number_or_array
-from inbounds._arrays import (
+from inbounds._arrays.judgement import Judgement
+from inbounds._arrays.laid import Laid
+from inbounds._arrays.ops import (
     HUGE,
     SMALLEST_NORMAL,
     Array,
@@ -25,13 +26,12 @@ from inbounds._arrays import (
     without_gradient,
     working_dtype,
 )
+from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._judgement import Judgement
-from inbounds._laid import Laid
-from inbounds._reduced import NEAR, reach
-from inbounds._set import Edge, Set, registered
+from inbounds._sets.arguments import axes, center_of, number, number_or_array
 from inbounds._sets.entries import flat
-from inbounds._units import Units
+from inbounds._sets.reduced import NEAR, reach
+from inbounds._sets.set import Edge, Set, registered
 
 STEPS = 64
 """At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third halves a bracket."""

@@ -14,17 +14,17 @@ from functools import reduce
 
 import numpy as np
 
-from inbounds._arrays import HUGE, Array, epsilon, iterate, namespace, repeat, without_gradient, working_dtype
-from inbounds._set import Set
+from inbounds._arrays.ops import HUGE, Array, epsilon, iterate, namespace, repeat, without_gradient, working_dtype
+from inbounds._arrays.units import Units, joined
 from inbounds._sets.combine import Made
 from inbounds._sets.entries import Interval, NonNeg
 from inbounds._sets.matrices import SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm
 from inbounds._sets.order import Monotone
+from inbounds._sets.set import Set
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import L1Ball, Linear, Simplex, SumTo
-from inbounds._units import Units, joined
 
 Projection = Callable[[Units], Units]
 Ball = MaxNorm | MinMaxNorm | FrobeniusNorm

@@ -1,0 +1,379 @@
+"""Decompositions of stacks of matrices, as sets of matrices need them: singular values, orthonormal rows, derivatives.
+
+NumPy arrays are decomposed by LAPACK's SVD in float64, the reference; tensors by the SVD of their library, in their own
+precision. TensorFlow can't vectorize an SVD, so there eigenvectors of the smaller Gram matrix and matrix products take
+its place, at 2 to 4 times the cost. A Gram matrix knows singular values near its largest only, so those that are
+smaller are taken apart again among themselves, see `_taken_apart`, and what comes out is made orthonormal by
+Newton-Schulz steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from inbounds._arrays.ops import (
+    HUGE,
+    Array,
+    booleans,
+    cast,
+    constant,
+    dtype_of,
+    epsilon,
+    has_float64,
+    is_concrete,
+    is_eager_torch,
+    iterate,
+    namespace,
+    to_numpy,
+    whole,
+    without_gradient,
+)
+
+PLAIN = 1e10
+"""Matrices with a largest entry between its inverse and this need no scaling: no square overflows or vanishes."""
+
+PASSES = 4
+"""How often singular values are taken apart."""
+
+APART = {"float32": 2.0**-6, "float64": 2.0**-14}
+"""The eigenvectors of one Gram matrix resolve singular values down to this share of the largest; `PASSES` of them, all
+above rounding."""
+
+SMALL_ANGLE = 0.01
+"""Up to here a rotation is its angle to first order."""
+
+NEAR = 0.7
+"""Matrices W with W W^T this near to the identity are made orthogonal by Newton-Schulz steps."""
+
+STEPS = 8
+"""How many of them lead from there to the last bit of float64."""
+
+
+class Spectrum(NamedTuple):
+    """Matrices (stack, k, n), k <= n, as left @ rows, with left orthogonal and rows orthogonal to each other.
+
+    Attributes:
+        left: of shape (stack, k, k).
+        rows: of shape (stack, k, n), the singular values times the right singular vectors.
+        values: of shape (stack, k), the singular values, ascending up to rounding.
+        right: the right singular vectors as rows, 0 where they are not told.
+        told: of shape (stack, k), 1 where the right singular vector is told, else 0.
+    """
+
+    left: Array
+    rows: Array
+    values: Array
+    right: Array
+    told: Array
+
+
+def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floor: Any = None) -> Spectrum:
+    """The singular value decomposition of matrices (stack, k, n), k <= n, without a derivative.
+
+    Args:
+        matrices: with squares that neither overflow nor vanish.
+        enough: of shape (stack, 1), or 0: singular values below it need not be told apart.
+        fully: whether they are nevertheless, for a derivative.
+        floor: of shape (stack, 1): singular values below it count as 0; None: those of rounding.
+    """
+    xp = namespace(matrices)
+    noise = epsilon(dtype_of(matrices)) * (8 + 4 * matrices.shape[1] ** 0.5)
+    rounding = noise * largest(_lengths(matrices))[:, None] if floor is None else floor
+    enough = enough + xp.zeros_like(rounding)
+    if _by_products(matrices):
+        least = rounding if fully else xp.maximum(rounding, enough)
+        left, rows, apart = _taken_apart(matrices, least)
+        values = _lengths(rows)
+        right = rows * ratio(xp.ones_like(values), values)[:, :, None]
+        told = xp.where(values > least, apart, xp.zeros_like(apart))
+        polished = orthonormal(right * told[:, :, None], told)
+    else:
+        left, values, right = _svd(matrices)
+        left, values, right = (xp.flip(x, axis=axis) for x, axis in ((left, 2), (values, 1), (right, 1)))
+        told = xp.where(values > rounding, xp.ones_like(values), xp.zeros_like(values))
+        polished = right * told[:, :, None]
+    # Of what is not told, the part that isn't rounding; none of it where that may be above what is enough.
+    along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
+    rest = xp.minimum(values, xp.maximum(along, xp.zeros_like(along)))
+    rest = xp.where((enough > 0) & (rounding > enough / 4), xp.zeros_like(rest), rest)
+    values = xp.where(told > 0, values, rest)
+    return Spectrum(left, right * values[:, :, None], values, polished, told)
+
+
+def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
+    """How far a matrix with the same singular vectors and other singular values moves (Daleckii and Krein).
+
+    Divided differences where two singular values differ, the slope of the new value where they don't.
+
+    Args:
+        spectrum: of a matrix.
+        new: the other singular values, a function of the old ones, of shape (stack, k).
+        slope: its derivative.
+        step: by which the matrix moves.
+    """
+    xp = namespace(step)
+    left, _, old, right, told = spectrum
+    across = xp.matmul(transposed(left), step)
+    inner = xp.matmul(across, transposed(right))
+    mirrored = transposed(inner)
+    apart = old[:, :, None] - old[:, None, :]
+    differs = apart != 0
+    change = (new[:, :, None] - new[:, None, :]) / xp.where(differs, apart, xp.ones_like(apart))
+    change = xp.where(differs, change, slope[:, :, None] + xp.zeros_like(change))
+    turn = ratio(new[:, :, None] + new[:, None, :], old[:, :, None] + old[:, None, :])
+    moved = change * (inner + mirrored) / 2 + turn * (inner - mirrored) / 2
+    beside = across - xp.matmul(inner, right)
+    share = xp.where(told > 0, ratio(new, old), slope)
+    return xp.matmul(left, xp.matmul(moved, right) + share[:, :, None] * beside)
+
+
+def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
+    """The nearest matrices with orthonormal rows, as `Orthogonal` documents it, and what tells their derivative."""
+    xp = namespace(matrices)
+    count, size = matrices.shape[1:]
+    scale = scale_of(matrices)
+    spectrum = spectrum_of(matrices / scale[:, :, None])
+    found = xp.matmul(spectrum.left, spectrum.right)
+    numbers = xp.arange(1, size + 1, dtype=dtype_of(matrices))
+    diagonal = xp.eye(count, size, dtype=dtype_of(matrices))
+    generic = xp.cos(0.7 * numbers[:count, None] * numbers)
+
+    def complete(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        """What is nearest to the diagonal, then to anything, in the directions that are missing."""
+        found, taken = state
+        model = xp.where(taken == 0, diagonal, generic)
+        missing = model - xp.matmul(found, xp.matmul(transposed(found), model))
+        missing = missing - xp.matmul(xp.matmul(missing, transposed(found)), found)
+        floor = xp.ones_like(missing[:, :1, 0]) * (1e3 * epsilon(dtype_of(found)))
+        more = spectrum_of(missing, floor=floor)
+        found = found + xp.matmul(more.left, more.right)
+        return (found, taken + 1), _short(found)
+
+    start = (found, 0 * found[:, :1, :1])
+    found = either(xp.all(~_short(found)), lambda: found, lambda: iterate(complete, start, 2)[0])
+    return orthonormal(found), spectrum, scale
+
+
+def off_identity(matrices: Array, precise: float) -> Array:
+    """How far each W W^T is from the identity: its largest eigenvalue apart from 1, or more.
+
+    At most k^(1/16) times as much where it is near `precise` or from `NEAR` on, else at most k^(1/2) times.
+    """
+    xp = namespace(matrices)
+    near = xp.clip(matrices, -1e4, 1e4)
+    off = _gram(near) - _identity(near)
+    length = xp.sqrt(xp.sum(off * off, axis=(1, 2)))
+    size = xp.clip(length, 1 / PLAIN, PLAIN)
+
+    def precisely() -> Array:
+        """The root of the sum of the 16th powers of all eigenvalues."""
+        power = off / size[:, None, None]
+        for _ in range(3):
+            power = xp.matmul(power, power)
+        return xp.sum(power * power, axis=(1, 2)) ** (1 / 16) * size
+
+    clear = (length > precise * matrices.shape[1] ** 0.5) & (length < NEAR)
+    return either(xp.all(clear), lambda: length, precisely)
+
+
+def orthonormal(rows: Array, told: Array | None = None) -> Array:
+    """The nearest orthonormal rows to some that are nearly so, by Newton-Schulz steps; those that aren't told are 0."""
+    xp = namespace(rows)
+    told = xp.ones_like(rows[:, :, 0]) if told is None else told
+    near = epsilon(dtype_of(rows)) ** 0.5 / 2
+
+    def step(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        (rows,) = state
+        gram = _gram(rows)
+        off = gram - _identity(rows) * told[:, :, None]
+        return (1.5 * rows - 0.5 * xp.matmul(gram, rows),), xp.sum(off * off, axis=(1, 2)) > near**2
+
+    (rows,) = iterate(step, (rows,), STEPS)
+    return rows * ratio(told, _lengths(rows))[:, :, None]
+
+
+def singular_values(matrices: Array) -> Array:
+    """Singular values, descending up to rounding: u^T W v, exact to second order in the vectors, and so differentiated.
+
+    The vectors are an SVD's, of NumPy arrays in float64; except with TensorFlow, which can't vectorize one.
+    """
+    xp = namespace(matrices)
+    matrices = in_working_precision(matrices)
+    wide = xp.swapaxes(matrices, 1, 2) if matrices.shape[1] > matrices.shape[2] else matrices
+    scale = without_gradient(xp.clip(xp.max(xp.abs(wide), axis=(1, 2), keepdims=True), 1 / HUGE, HUGE))
+    plain = wide / scale
+    if _by_products(plain):
+        spectrum = spectrum_of(without_gradient(plain))
+        left, right = xp.flip(spectrum.left, axis=2), xp.flip(spectrum.right, axis=1)
+    else:
+        left, _, right = _svd(without_gradient(plain))
+        left, right = without_gradient(left), without_gradient(right)
+    along = _added(xp.matmul(xp.swapaxes(left, 1, 2), plain) * right)
+    lengths = xp.sum(left * left, axis=1) * _added(right * right)
+    found = along / xp.sqrt(xp.where(lengths > 0, lengths, xp.ones_like(lengths)))
+    return xp.maximum(found, xp.zeros_like(found)) * scale[:, :, 0]
+
+
+def scale_of(matrices: Array) -> Array:
+    """What matrices are divided by, of shape (stack, 1): 1 where their squares neither overflow nor vanish."""
+    xp = namespace(matrices)
+    largest = xp.clip(xp.max(xp.abs(matrices), axis=(1, 2)), 1 / HUGE, HUGE)
+    plain = (largest > 1 / PLAIN) & (largest < PLAIN)
+    return xp.where(plain, xp.ones_like(largest), largest)[:, None]
+
+
+def in_working_precision(x: Array) -> Array:
+    """NumPy in float64, tensors as they are."""
+    return x.astype("float64") if namespace(x) is np else x
+
+
+def judged(matrices: Array, judge: Callable[[Array], Array]) -> Array:
+    """What a test of singular values, ascending, says of those of tensors in float64; without it, in NumPy's.
+
+    They are the roots of the eigenvalues of a Gram matrix, which float64 tells to single precision and better.
+    """
+    if not has_float64():
+        wide = to_numpy(matrices)
+        squares = np.linalg.eigvalsh(wide @ np.swapaxes(wide, 1, 2))
+        return booleans(matrices, judge(np.sqrt(np.maximum(squares, 0))))
+    xp = namespace(matrices)
+    wide = cast(without_gradient(matrices), "float64")
+    squares = keras.ops.eigh(xp.matmul(wide, transposed(wide)))[0]
+    return judge(xp.sqrt(xp.maximum(squares, xp.zeros_like(squares))))
+
+
+def exact_products(x: Array) -> AbstractContextManager[Any]:
+    """Products of float32 matrices in float32, where JAX would take fewer bits on an accelerator."""
+    if namespace(x) is np or keras.backend.backend() != "jax":
+        return nullcontext()
+    import jax
+
+    context: AbstractContextManager[Any] = jax.default_matmul_precision("highest")
+    return context
+
+
+def either(test: Array, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    """`then()` where a test holds, else `otherwise()`, which is right in any case.
+
+    Where PyTorch traces or vectorizes, and no value can be looked at, `otherwise()`.
+    """
+    if is_concrete(test):
+        return then() if bool(whole(test)) else otherwise()
+    return otherwise() if is_eager_torch(test) else keras.ops.cond(test, then, otherwise)
+
+
+def transposed(x: Array) -> Array:
+    return namespace(x).swapaxes(x, 1, 2)
+
+
+def largest(values: Array) -> Array:
+    return namespace(values).max(values, axis=1)
+
+
+def top(values: Array) -> Array:
+    """The largest of each row, its gradient that of one entry: shapes (stack, k) and (stack,).
+
+    JAX's gradient of `max` asks which entries equal it. A compiler may compute them once more with another rounding:
+    then none does, and the gradient is 0.
+    """
+    xp = namespace(values)
+    if keras.backend.backend() != "jax":  # TensorFlow vectorizes no argmax
+        return xp.max(values, axis=1)
+    chosen = cast(xp.argmax(values, axis=1), dtype_of(values))[:, None] == constant(values, np.arange(values.shape[1]))
+    return xp.sum(xp.where(chosen, values, xp.zeros_like(values)), axis=1)
+
+
+def ratio(a: Array, b: Array) -> Array:
+    """The quotient a / b, finite, and 0 where b is not above 0."""
+    xp = namespace(a)
+    quotient = xp.minimum(a / xp.where(b > 0, b, xp.ones_like(b)), HUGE * xp.ones_like(a))
+    return xp.where(b > 0, quotient, xp.zeros_like(quotient))
+
+
+def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
+    """Matrices as left @ rows, left orthogonal, and rows that are orthogonal to each other where the last says so.
+
+    Args:
+        matrices: of shape (stack, k, n).
+        least: of shape (stack, 1): rows shorter than that need not be.
+    """
+    xp = namespace(matrices)
+    order = constant(matrices, 2 + np.arange(matrices.shape[1]) / matrices.shape[1])
+
+    def take_apart(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        """Rotates the rows that are not apart so that they are orthogonal to each other, as far as their Gram tells."""
+        left, rows, apart = state
+        unit = xp.clip(xp.sqrt(xp.sum((1 - apart) * _added(rows * rows), axis=1)), 1 / HUGE, HUGE)[:, None]
+        near = rows * ((1 - apart) / unit)[:, :, None]
+        squares, turn = keras.ops.eigh(_gram(near) + _identity(rows) * (apart * order)[:, :, None])
+        left, rows = _turned(left, rows, turn)
+        apart = xp.where(squares > APART[dtype_of(rows)] ** 2, xp.ones_like(squares), xp.zeros_like(squares))
+        return (left, rows, apart), largest((1 - apart) * _lengths(rows)) > least[:, 0]
+
+    def straighten(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        """Rotates all rows by the small angles that are left between them, to first order."""
+        left, rows = state
+        gram = _gram(rows)
+        squares = _added(rows * rows)
+        apart = squares[:, None, :] - squares[:, :, None]
+        small = xp.abs(gram) < SMALL_ANGLE * xp.abs(apart)
+        angles = xp.where(small, gram / xp.where(small, apart, xp.ones_like(apart)), xp.zeros_like(gram))
+        left, rows = _turned(left, rows, _identity(rows) + angles)
+        return (left, rows), largest(largest(xp.abs(angles))) > epsilon(dtype_of(rows)) ** 0.5
+
+    start = (_identity(matrices), matrices, xp.zeros_like(matrices[:, :, 0]))
+    left, rows, apart = iterate(take_apart, start, PASSES)
+    left, rows = iterate(straighten, (left, rows), 2)
+    return orthonormal(left), rows, apart
+
+
+def _turned(left: Array, rows: Array, turn: Array) -> tuple[Array, Array]:
+    """The factors of left @ rows with a rotation, made more exact, and its inverse between them."""
+    xp = namespace(rows)
+    turn = 1.5 * turn - 0.5 * xp.matmul(turn, xp.matmul(transposed(turn), turn))
+    return xp.matmul(left, turn), xp.matmul(transposed(turn), rows)
+
+
+def _by_products(matrices: Array) -> bool:
+    """Whether matrices are decomposed by products: TensorFlow's, which can't vectorize an SVD."""
+    return namespace(matrices) is not np and keras.backend.backend() == "tensorflow"
+
+
+def _svd(matrices: Array) -> Any:
+    return (np.linalg if namespace(matrices) is np else keras.ops).svd(matrices, full_matrices=False)
+
+
+def _short(found: Array) -> Array:
+    """Which of some matrices have fewer orthonormal rows than rows."""
+    return namespace(found).sum(found * found, axis=(1, 2)) < found.shape[1] - 0.5
+
+
+def _identity(like: Array) -> Array:
+    """Identity matrices, as many as `like` has and with as many rows."""
+    xp = namespace(like)
+    return xp.eye(like.shape[1], dtype=dtype_of(like)) + xp.zeros_like(like[:, :, :1])
+
+
+def _gram(rows: Array) -> Array:
+    """The products of all rows with each other; those with themselves, which add up, in two stages."""
+    xp = namespace(rows)
+    return xp.where(_identity(rows) > 0, _added(rows * rows)[:, :, None], xp.matmul(rows, transposed(rows)))
+
+
+def _lengths(rows: Array) -> Array:
+    return namespace(rows).sqrt(_added(rows * rows))
+
+
+def _added(x: Array) -> Array:
+    """The sums along the last of three axes; in two stages where XLA adds one by one, and loses bits of long sums."""
+    xp = namespace(x)
+    if xp is np or is_eager_torch(x):
+        return xp.sum(x, axis=2)
+    width = 2 ** ((x.shape[2] - 1).bit_length() // 2)
+    padded = xp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % width)))
+    return xp.sum(xp.sum(xp.reshape(padded, (x.shape[0], x.shape[1], -1, width)), axis=3), axis=2)

@@ -1,0 +1,506 @@
+"""Units: the view of one or several weights that a projection is written in.
+
+A unit is what a set applies to: the incoming weights of one neuron, one filter, or a kernel column together with its
+bias. Its entries may lie along any axes, in several arrays. Almost every set needs three things of it only: reductions
+over a unit, maps entry by entry, and one number per unit broadcast back to its entries. Written in these, one
+definition serves rows, kernels of every layout and joint units, and no weight is transposed or copied to be projected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from inbounds._arrays.judgement import Judgement
+from inbounds._arrays.ops import (
+    MANTISSA_BITS,
+    Array,
+    blocked_sum,
+    booleans,
+    cast,
+    constant,
+    dtype_of,
+    epsilon,
+    is_eager_torch,
+    namespace,
+    without_gradient,
+    working_dtype,
+)
+from inbounds._errors import SetError, explain
+
+Axes = tuple[int, ...]
+Placed = Any
+"""A number, an array, or a tuple of arrays, one a part: see `Units.place`."""
+
+
+LEAST = 1e-3
+"""Entries cost no less than this share of the most that one of their unit costs. What costs less has hardly had a
+gradient, and would take a unit's whole correction; docs/optimizers.md has what other shares do."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units that lie in `parts`, each along its own axes.
+
+    Attributes:
+        parts: the arrays, in the dtype they are computed in.
+        axes: for each part, the axes that one unit spans; the others count the units, in the same order in every part.
+        free: for each part, whether a projection may change it. What is not free still belongs to the unit.
+        dtype: the dtype of the weights that the parts come from: what an ulp is measured in.
+        concrete: whether Python may look at the values and take a shorter way: in an eager step, which nothing traces,
+            vectorizes or differentiates.
+        differentiable: whether a derivative may be asked for, so that a projection that is computed without one has to
+            be given it.
+        masks: for each part, which of its entries belong to the unit: an array that broadcasts against the part, or
+            None for all. What doesn't belong is neither seen nor changed.
+        metric: for each part, what the square of a move of each entry costs, above 0 and shaped like the part; None
+            where all cost the same. Nearest is meant in the norm `sum metric * (y - x)^2`.
+        moved_from: the parts before they were moved by a centre, at whose size the entries are rounded; None: there is
+            no centre.
+        training: whether these are weights after a step of training: in a metric, nearest to the root of rounding is
+            near enough, since the next step mends what is left. Inside is inside all the same.
+        warm: after a step of training, for each unit what the projection after the step before found and this one
+            starts from, 0 where there was none; in the result, what this one found. None: nothing is handed on.
+
+    One number per unit is an array of shape `shape`: what is left of the first part without its axes. A length that
+    isn't known while TensorFlow traces is -1 there, and in `count`, as `reshape` takes it; there is at most one.
+    """
+
+    parts: tuple[Array, ...]
+    axes: tuple[Axes, ...]
+    free: tuple[bool, ...]
+    dtype: str
+    concrete: bool = False
+    differentiable: bool = False
+    masks: tuple[Array | None, ...] = ()
+    metric: tuple[Array, ...] | None = None
+    moved_from: tuple[Array, ...] | None = None
+    training: bool = False
+    warm: Array | None = None
+
+    @classmethod
+    def of(
+        cls,
+        parts: Sequence[Array],
+        axes: Sequence[Sequence[int]],
+        free: Sequence[bool] | None = None,
+        *,
+        concrete: bool = False,
+        differentiable: bool = False,
+        metric: Sequence[Array] | None = None,
+        training: bool = False,
+        warm: Array | None = None,
+    ) -> Units:
+        """Units over arrays of any float dtype, cast to the dtype they are computed in."""
+        arrays = tuple(cast(part, working_dtype(dtype_of(part))) for part in parts)
+        spans = tuple(
+            tuple(sorted(axis % len(part.shape) for axis in span)) for part, span in zip(arrays, axes, strict=True)
+        )
+        coarsest = min((dtype_of(part) for part in parts), key=MANTISSA_BITS.__getitem__)
+        return cls(
+            arrays,
+            spans,
+            tuple(free) if free is not None else (True,) * len(arrays),
+            coarsest,
+            concrete=concrete,
+            differentiable=differentiable and namespace(arrays[0]) is not np,
+            masks=(None,) * len(arrays),
+            metric=None if metric is None else tuple(map(cast, metric, map(dtype_of, arrays))),
+            training=training,
+            warm=warm,
+        )
+
+    def _but(self, **changes: Any) -> Units:
+        """`dataclasses.replace`, in a tenth of the time: eager projections call it often."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), **changes)
+        return other
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one number per unit."""
+        lengths = (n for axis, n in enumerate(self.parts[0].shape) if axis not in self.axes[0])
+        return tuple(-1 if n is None else n for n in lengths)
+
+    @property
+    def count(self) -> int:
+        """How many units there are."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many entries a unit has, those that a mask leaves out counted in."""
+        return sum(
+            math.prod(part.shape[axis] for axis in span) for part, span in zip(self.parts, self.axes, strict=True)
+        )
+
+    @property
+    def length(self) -> Array | int:
+        """How many entries belong to a unit: one number for all, or one per unit where there is a mask."""
+        if not self.masked:
+            return self.size
+        return self.sum(lambda x: namespace(x).ones_like(x))
+
+    @property
+    def masked(self) -> bool:
+        """Whether some entries don't belong to their units."""
+        return any(mask is not None for mask in self.masks)
+
+    def sum(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
+        """The sum over each unit of `fn(entries, *per_unit)`.
+
+        An argument is one number per unit, or other units of the same parts, given entry by entry.
+        """
+        return self._reduced(namespace(self.parts[0]).sum, 0.0, fn, per_unit, lambda a, b: a + b)
+
+    def total(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
+        """`sum`, off by little (`Judgement`): what bounds are compared with, and what units are scaled by."""
+        return self._reduced(blocked_sum, 0.0, fn, per_unit, lambda a, b: a + b)
+
+    def judged(self, *, root: bool = False) -> Judgement:
+        """How a `total`, or its root, is compared with a bound."""
+        return Judgement(self.size, self.dtype, root)
+
+    def max(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
+        """The maximum over each unit of `fn(entries, *per_unit)`."""
+        xp = namespace(self.parts[0])
+        return self._reduced(xp.max, -math.inf, fn, per_unit, xp.maximum)
+
+    def map(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Units:
+        """The units with `fn(entries, *per_unit)` for their entries; what is not free, or masked out, stays."""
+        parts = []
+        for i, (part, mask) in enumerate(zip(self.parts, self.masks, strict=True)):
+            if not self.free[i]:
+                parts.append(part)
+                continue
+            new = fn(part, *(self._spread(number, i) for number in per_unit))
+            parts.append(new if mask is None else namespace(part).where(mask, new, part))
+        return self._but(parts=tuple(parts))
+
+    def scaled(self, moved: Array, *factors: Array) -> Units:
+        """The units where `moved`, times one factor per unit after the other; the others bit for bit.
+
+        Each factor is 1 where a unit isn't moved.
+        """
+        if is_eager_torch(self.parts[0]):  # times 1 is exact, and a selection is slow
+            return self.map(lambda x, *by: reduce(lambda a, b: a * b, by, x), *factors)
+        return self.map(
+            lambda x, moved, *by: namespace(x).where(moved, reduce(lambda a, b: a * b, by, x), x), moved, *factors
+        )
+
+    def as_computed(self) -> Units:
+        """The units as those of weights in the dtype that they are computed in."""
+        return self._but(dtype=dtype_of(self.parts[0]))
+
+    def with_parts(self, parts: Sequence[Array]) -> Units:
+        """The units with other entries."""
+        return self._but(parts=tuple(parts))
+
+    def about(self, centers: Units) -> Units:
+        """The units as seen from a centre."""
+        parts = (part - center for part, center in zip(self.parts, centers.parts, strict=True))
+        return self._but(parts=tuple(parts), moved_from=self.parts)
+
+    def uncentred(self) -> Units:
+        """The units as if they had not been moved by a centre: as exact as their numbers."""
+        return self._but(moved_from=None)
+
+    def rounding(self, norm: Callable[[Units], Array]) -> Array | float:
+        """How far two grains of each entry, where it is moved by a centre, may move a norm of the unit."""
+        if self.moved_from is None:
+            return 0.0
+        return 2 * epsilon(self.dtype) * norm(self.with_parts(self.moved_from).uncentred().constants())
+
+    def with_free(self, moved: Units) -> Units:
+        """The units with the parts of `moved`, which was `only(free=True)`, for those that are free."""
+        new = iter(moved.parts)
+        parts = (next(new) if free else part for part, free in zip(self.parts, self.free, strict=True))
+        return self._but(parts=tuple(parts))
+
+    def warmed(self, warm: Array) -> Units:
+        """The units with what the projection after the next step starts from."""
+        return self._but(warm=warm)
+
+    def only(self, free: bool) -> Units | None:
+        """The units of the parts that are free, or of those that aren't; None when there are none."""
+        keep = [i for i in range(len(self.parts)) if self.free[i] is free]
+        if not keep:
+            return None
+        return self._but(
+            parts=tuple(self.parts[i] for i in keep),
+            axes=tuple(self.axes[i] for i in keep),
+            free=(free,) * len(keep),
+            masks=tuple(self.masks[i] for i in keep),
+            metric=self.metric and tuple(self.metric[i] for i in keep),
+            moved_from=self.moved_from and tuple(self.moved_from[i] for i in keep),
+        )
+
+    @property
+    def costs(self) -> Units | None:
+        """The metric, entry by entry; None: the Euclidean one."""
+        return None if self.metric is None else self.with_parts(self.metric)
+
+    def costing(self, costs: Units | None) -> Units:
+        """The units in the metric whose entries are those of other units; None: in the Euclidean one."""
+        return self._but(metric=None if costs is None else costs.parts)
+
+    @property
+    def least(self) -> float:
+        """What entries cost at least, as a share of what their unit's most expensive one does."""
+        return LEAST if self.training else 1e-30
+
+    def comparable(self, together: bool) -> Units:
+        """The units in the same metric, by a factor whose choice changes no nearest point: its largest entry is 1.
+
+        Entries cost the `least` at least. Where the largest cost is 0 or not finite, all cost the same.
+
+        Args:
+            together: whether the factor is one for all units, for a set that looks at them together; else one each.
+        """
+        costs = self.costs
+        free = None if costs is None else costs.only(free=True)
+        if costs is None or free is None:
+            return self.costing(None)
+        xp = namespace(self.parts[0])
+        view = free.together(together)
+        most = view.max(lambda d: d)
+        usable = xp.isfinite(most) & (most > 0)
+        least = self.least
+        inverse = 1 / xp.where(usable, most, xp.ones_like(most))
+        share = view.map(lambda d, inverse: xp.maximum(d * inverse, least), inverse)
+        if not (self.concrete and bool(xp.all(usable))):
+            share = share.map(lambda d, good: xp.where(good, d, xp.ones_like(d)), usable)
+        return self.costing(costs.with_free(share))
+
+    def constants(self) -> Units:
+        """The units as constants for differentiation."""
+        return self.with_parts([without_gradient(part) for part in self.parts])
+
+    def split(self, state: tuple[Array, ...]) -> list[Units]:
+        """All units that `joined` made one tuple of."""
+        count = len(self.parts)
+        return [self.with_parts(state[i : i + count]) for i in range(0, len(state), count)]
+
+    def together(self, wanted: bool = True) -> Units:
+        """All units as one, where wanted."""
+        if not wanted:
+            return self
+        return self._but(axes=tuple(tuple(range(len(part.shape))) for part in self.parts))
+
+    def apart(self, like: Units) -> Units:
+        """The units with the axes of `like`, which was made one by `together`."""
+        return self._but(axes=like.axes)
+
+    def where(self, mask: Placed) -> Units:
+        """The units of the entries that a mask marks, see `place`; the others are neither seen nor changed."""
+        masks = []
+        for part, old, new in zip(self.parts, self.masks, self.place(mask), strict=True):
+            marked = booleans(part, new)
+            masks.append(marked if old is None else marked & old)
+        return self._but(masks=tuple(masks))
+
+    def everywhere(self, like: Units) -> Units:
+        """The units with the masks of `like`."""
+        return self._but(masks=like.masks)
+
+    def chosen(self, moved: Array, other: Units) -> Units:
+        """The units of `other` where they are moved, else these, bit for bit."""
+        return self.map(lambda x, y, moved: namespace(x).where(moved, y, x), other, moved)
+
+    def frozen_as_zero(self) -> Units:
+        """The units with 0 for what isn't free."""
+        parts = zip(self.parts, self.free, strict=True)
+        return self.with_parts([part if free else namespace(part).zeros_like(part) for part, free in parts])
+
+    def alike(self, told: Array, groups: int) -> Array:
+        """For each unit whether something is true of all units of its group; groups lie one after the other."""
+        xp = namespace(self.parts[0])
+        every = xp.all(xp.reshape(told, (groups, -1)), axis=1, keepdims=True)
+        return xp.reshape(xp.broadcast_to(every, (groups, self.count // groups)), self.shape)
+
+    def same(self, other: Units) -> Array:
+        """For each unit, whether `other` has the same entries, once rounded to the weight's dtype; NaN is like NaN."""
+
+        def differs(x: Array, y: Array) -> Array:
+            xp = namespace(x)
+            y = cast(cast(y, self.dtype), dtype_of(x))
+            return xp.where((x == y) | (x != x), xp.zeros_like(x), xp.ones_like(x))
+
+        return self.sum(differs, other) == 0
+
+    # Rows: for the few sets that need an order of the entries, or a matrix.
+
+    def rows(self) -> Array:
+        """The units as an array of shape (count, size), one a row, in the order of `shape`: a copy."""
+        return self._laid(self.parts)
+
+    def metric_rows(self) -> Array | None:
+        """The metric as rows; None where all entries cost the same."""
+        return None if self.metric is None else self._laid(self.metric)
+
+    def mask_rows(self) -> Array | None:
+        """The masks as rows; None without."""
+        if not self.masked:
+            return None
+        whole = zip(self.masks, self.parts, strict=True)
+        return (
+            self._laid(
+                [
+                    namespace(part).ones_like(part) if mask is None else namespace(part).where(mask, 1.0, 0 * part)
+                    for mask, part in whole
+                ]
+            )
+            > 0
+        )
+
+    def with_rows(self, rows: Array) -> Units:
+        """The units with the entries that rows have; what is not free, or masked out, stays."""
+        parts, start = [], 0
+        for part, span in zip(self.parts, self.axes, strict=True):
+            xp = namespace(part)
+            order = self._order(part, span)
+            width = math.prod(part.shape[axis] for axis in span)
+            piece = rows if width == self.size else rows[:, start : start + width]
+            piece = xp.reshape(piece, tuple(part.shape[axis] for axis in order))
+            back = sorted(range(len(order)), key=order.__getitem__)
+            parts.append(piece if back == order == sorted(order) else xp.transpose(piece, back))
+            start += width
+        return self.map(lambda _, new: new, self.with_parts(parts))
+
+    def _laid(self, parts: Sequence[Array]) -> Array:
+        laid = []
+        for part, span in zip(parts, self.axes, strict=True):
+            xp = namespace(part)
+            order = self._order(part, span)
+            moved = part if order == sorted(order) else xp.transpose(part, order)
+            laid.append(xp.reshape(moved, (self.count, math.prod(part.shape[axis] for axis in span))))
+        return laid[0] if len(laid) == 1 else namespace(laid[0]).concatenate(laid, axis=1)
+
+    @staticmethod
+    def _order(part: Array, span: Axes) -> list[int]:
+        return [axis for axis in range(len(part.shape)) if axis not in span] + list(span)
+
+    # Arrays that a set holds, against the parts.
+
+    def place(self, value: Placed) -> tuple[Array, ...]:
+        """Values for the weights as one array per part that broadcasts against it.
+
+        Args:
+            value: a number; an array that broadcasts to the part where there is one; where there are several, one
+                entry for each of a unit's entries, or rows of shape (count, size); a tuple has one of these a part.
+
+        Raises:
+            SetError: it fits none of these.
+        """
+        if isinstance(value, tuple):
+            return value
+        shape = np.shape(value)
+        if not shape:
+            return (value,) * len(self.parts)
+        if len(self.parts) == 1 and _broadcasts(shape, tuple(self.parts[0].shape)):
+            return (value,)
+        if len(self.parts) > 1 and shape == (self.size,):
+            return self._split(np.asarray(value, dtype="float64"))
+        if len(self.parts) > 1 and shape == (self.count, self.size):
+            blank = self._but(
+                parts=tuple(np.zeros(part.shape) for part in self.parts),
+                free=(True,) * len(self.parts),
+                masks=(None,) * len(self.parts),
+            )
+            return blank.with_rows(np.asarray(value, dtype="float64")).parts
+        weights = " and ".join(str(tuple(part.shape)) for part in self.parts)
+        raise SetError(
+            explain(
+                "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
+                f"shape={shape}",
+                where=f"weights of shape {weights}: {self.count} units of {self.size} entries",
+                instead=f"an array of shape {tuple(self.parts[0].shape)}"
+                if len(self.parts) == 1
+                else f"an array of shape ({self.count}, {self.size}) or ({self.size},)",
+            )
+        )
+
+    def entries(self, value: Array) -> tuple[Array, ...]:
+        """A number, or an array that broadcasts over a unit, as one array per part that broadcasts against it.
+
+        An array has one axis with an entry for each of a unit's entries (the parts' one after the other), or, where
+        there is one part, a shape that broadcasts to the part's own axes of a unit.
+
+        Raises:
+            SetError: the array fits none of these.
+        """
+        if not getattr(value, "shape", ()):
+            return (value,) * len(self.parts)
+        pieces = zip(self.parts, self._split(value), strict=True)
+        return tuple(constant(part, piece) for part, piece in pieces)
+
+    def _split(self, value: Array) -> tuple[Array, ...]:
+        """`entries` of an array, in NumPy."""
+        shape = tuple(value.shape)
+        spans = [tuple(part.shape[axis] for axis in span) for part, span in zip(self.parts, self.axes, strict=True)]
+        if shape == (self.size,):
+            pieces, start = [], 0
+            for span in spans:
+                pieces.append(value[start : start + math.prod(span)].reshape(span))
+                start += math.prod(span)
+        elif len(spans) == 1 and _broadcasts(shape, spans[0]):
+            pieces = [value.reshape((1,) * (len(spans[0]) - len(shape)) + shape)]
+        else:
+            raise SetError(
+                explain(
+                    "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it",
+                    f"shape={shape}",
+                    where=f"units of {self.size} entries, of shape {' and '.join(map(str, spans))}",
+                    instead=f"give a number, or an array of shape ({self.size},)",
+                )
+            )
+        return tuple(self._along(piece, i) for i, piece in enumerate(pieces))
+
+    def _along(self, piece: Array, i: int) -> Array:
+        """An array over a unit's axes of part `i`, with an axis of 1 for each axis that counts units."""
+        sizes = iter(piece.shape)
+        span = sorted(self.axes[i])
+        return piece.reshape(tuple(next(sizes) if axis in span else 1 for axis in range(len(self.parts[i].shape))))
+
+    def _reduced(
+        self,
+        over: Callable[..., Array],
+        nothing: float,
+        fn: Callable[..., Array],
+        per_unit: tuple[Array | Units, ...],
+        join: Callable[[Array, Array], Array],
+    ) -> Array:
+        totals = []
+        for i, part in enumerate(self.parts):
+            xp = namespace(part)
+            terms = fn(part, *(self._spread(number, i) for number in per_unit))
+            if self.masks[i] is not None:
+                terms = xp.where(self.masks[i], terms, nothing)
+            total = over(terms, self.axes[i]) if self.axes[i] else terms
+            totals.append(total if tuple(total.shape) == self.shape else xp.reshape(total, self.shape))
+        return reduce(join, totals)
+
+    def _spread(self, number: Array | Units, i: int) -> Array:
+        """One number per unit as an array that broadcasts against part `i`."""
+        if isinstance(number, Units):
+            return number.parts[i]
+        if not tuple(getattr(number, "shape", ())):
+            return number
+        part = self.parts[i]
+        lengths = (-1 if n is None else n for n in part.shape)
+        shape = tuple(1 if axis in self.axes[i] else n for axis, n in enumerate(lengths))
+        return namespace(part).reshape(number, shape)
+
+
+def joined(units: Sequence[Units]) -> tuple[Array, ...]:
+    """The arrays of several units over the same weights, as the state of a loop."""
+    return tuple(part for view in units for part in view.parts)
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))

@@ -1,0 +1,263 @@
+"""Which axes of which weight of which layer make the units.
+
+A layout says, for each weight of a layer by its name, the axes that one unit spans: those that the layer sums over to
+make one output feature. A weight without any (a bias, a scale) has the layout (). Layers that Keras doesn't ship
+register theirs. Of a weight that no layout names the units are guessed, every axis but the last, and a warning says so;
+a layer that wraps a model of another framework, whose axes may lie otherwise, is never guessed at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from inbounds._arrays.units import Axes
+from inbounds._errors import LayoutError, explain, shown
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of one layer.
+
+    Attributes:
+        spans: weight name -> the axes that one unit spans, () where the weight has no fan-in.
+        joint_spans: the same in a Joint, where it differs: the two rows of a GRU's bias belong to one unit.
+        roles: the name that a Joint uses -> the weight's name: the kernel of a separable convolution that has the bias
+            is pointwise.
+        apart: weight name -> why its units are not those of the layer's other weights, so that no Joint takes both.
+        inputs: weight name -> the axis that counts the layer's inputs (features, channels, tokens), for `on`; a weight
+            that it doesn't name comes from no input, or from several kinds.
+    """
+
+    spans: Mapping[str, Axes]
+    joint_spans: Mapping[str, Axes] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    apart: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for spans in (self.spans, self.joint_spans):
+            for name, axes in spans.items():
+                if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, int) for axis in axes):
+                    raise LayoutError(
+                        explain(
+                            "The axes that one unit spans are not a tuple of integers",
+                            f"{name!r}: {axes!r}",
+                            instead=f"{{{name!r}: (0,)}}, or () for a weight without fan-in",
+                        )
+                    )
+
+    def span(self, name: str, shape: tuple[int, ...], *, joint: bool = False) -> Axes | None:
+        """The axes that one unit of a weight spans, counted from the front; None where they aren't known.
+
+        Raises:
+            LayoutError: a weight of that shape has no such axes.
+        """
+        axes = self.joint_spans.get(name, self.spans.get(name)) if joint else self.spans.get(name)
+        if axes is None:
+            return None
+        rank = len(shape)
+        if not all(-rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
+            raise LayoutError(
+                explain(
+                    f"A layout names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
+                    f"{name!r}: {tuple(axes)}",
+                    where=f"a weight of shape {shape}",
+                    instead="register_layout with the axes that one unit of this weight spans",
+                )
+            )
+        return tuple(axis % rank for axis in axes)
+
+
+LayoutFunction = Callable[[Any], "Layout | Mapping[str, Axes]"]
+
+_REGISTRY: dict[type, LayoutFunction] = {}
+
+
+def register_layout(layer_class: type, layout: LayoutFunction | Layout | Mapping[str, Axes]) -> None:
+    """Says how the units of a layer class lie, for the class and its subclasses.
+
+    Args:
+        layer_class: a class of layers. Its last registration holds, also where Keras ships the class.
+        layout: weight name -> the axes that one unit spans, () for a weight without fan-in; a `Layout`; or a function
+            of the built layer that returns one of these, where it depends on the layer's arguments. A weight it doesn't
+            name is not known: its units are taken over every axis but the last, which the plan and a warning say.
+
+    Raises:
+        LayoutError: `layer_class` is not a class of layers, or `layout` is neither. Axes that a weight lacks are an
+            error of `constrain`, which sees the weight.
+
+    >>> class Mix(keras.layers.Layer):  # y = kernel @ x: one unit a row
+    ...     ...
+    >>> register_layout(Mix, {"kernel": (1,), "bias": ()})
+    """
+    if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Layer):
+        raise LayoutError(explain("`layer_class` is not a class of keras.Layer", f"layer_class={shown(layer_class)}"))
+    if isinstance(layout, (Layout, Mapping)):
+        always = layout if isinstance(layout, Layout) else Layout(dict(layout))
+        _REGISTRY[layer_class] = lambda layer: always
+    elif callable(layout):
+        _REGISTRY[layer_class] = layout
+    else:
+        raise LayoutError(
+            explain(
+                "`layout` is neither a mapping of weight names to axes nor a function of the layer",
+                f"layout={shown(layout)}",
+                instead="{'kernel': (0,), 'bias': ()}",
+            )
+        )
+
+
+def layout_of(layer: Any) -> Layout:
+    """The layout of a layer: its class' own, or the nearest base's; an empty one where none is registered."""
+    for cls in type(layer).__mro__:
+        if cls in _REGISTRY:
+            found = _REGISTRY[cls](layer)
+            if not isinstance(found, (Layout, Mapping)):
+                raise LayoutError(
+                    explain(
+                        "A function that is registered as a layout did not return a mapping of weight names to axes",
+                        shown(found),
+                        where=f"{cls.__name__}, for the layer {layer.name!r}",
+                        instead="{'kernel': (0,), 'bias': ()}",
+                    )
+                )
+            return found if isinstance(found, Layout) else Layout(dict(found))
+    return Layout({})
+
+
+WRAPPERS = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
+"""Layers of Keras that wrap a model of another framework."""
+
+
+def is_foreign(layer: Any) -> bool:
+    """Whether a layer wraps a model of another framework, so that its weights need not lie as Keras' do."""
+    return isinstance(layer, tuple(getattr(keras.layers, name) for name in WRAPPERS if hasattr(keras.layers, name)))
+
+
+def _torch_module(layer: Any) -> Layout:
+    """PyTorch's Linear and ConvNd have the output features first."""
+    from torch import nn
+
+    names = {id(variable.value): variable.name for variable in layer.weights}
+    spans: dict[str, Axes] = {}
+    roles: dict[str, str] = {}
+    modules = [m for m in layer.module.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    for module in modules:
+        for role, parameter in (("kernel", module.weight), ("bias", module.bias)):
+            if (name := names.get(id(parameter))) is not None:
+                spans[name] = tuple(range(1, parameter.ndim))
+                roles[role] = name
+    return Layout(spans, roles=roles if len(modules) == 1 else {})
+
+
+def _all_but_last(shape: tuple[int, ...]) -> Axes:
+    return tuple(range(len(shape) - 1))
+
+
+def _conv(layer: Any) -> Layout:
+    rank = len(layer._kernel.shape)
+    one_group = {"kernel": rank - 2} if layer.groups == 1 else {}  # else an index means another channel in each group
+    return Layout({"kernel": _all_but_last(layer._kernel.shape), "bias": ()}, inputs=one_group)
+
+
+def _conv_transpose(layer: Any) -> Layout:
+    rank = len(layer.kernel.shape)  # (*window, filters, channels)
+    return Layout({"kernel": (*range(rank - 2), rank - 1), "bias": ()}, inputs={"kernel": rank - 1})
+
+
+def _depthwise(layer: Any) -> Layout:
+    rank = len(layer.kernel.shape)  # (*window, channels, multiplier)
+    return Layout({"kernel": tuple(range(rank - 2)), "bias": ()}, inputs={"kernel": rank - 2})
+
+
+def _separable(layer: Any) -> Layout:
+    spans = {
+        "depthwise_kernel": tuple(range(len(layer.depthwise_kernel.shape) - 2)),
+        "pointwise_kernel": _all_but_last(layer.pointwise_kernel.shape),
+        "bias": (),
+    }
+    stages = "its filters feed the pointwise kernel, which has the bias"
+    return Layout(
+        spans,
+        roles={"kernel": "pointwise_kernel"},
+        apart={"depthwise_kernel": stages},
+        inputs={"depthwise_kernel": len(layer.depthwise_kernel.shape) - 2},
+    )
+
+
+def _recurrent(layer: Any) -> Layout:
+    """Gates lie side by side on the last axis, so a column is one gate of one unit."""
+    spans = {"kernel": (0,), "recurrent_kernel": (0,), "bias": ()}
+    two_rows = layer.bias is not None and len(layer.bias.shape) == 2  # a GRU's input and recurrent biases
+    return Layout(spans, joint_spans={"bias": (0,)} if two_rows else {}, inputs={"kernel": 0})
+
+
+def _conv_recurrent(layer: Any) -> Layout:
+    return Layout(
+        {
+            "kernel": _all_but_last(layer.kernel.shape),
+            "recurrent_kernel": _all_but_last(layer.recurrent_kernel.shape),
+            "bias": (),
+        },
+        inputs={"kernel": len(layer.kernel.shape) - 2},
+    )
+
+
+def _einsum(layer: Any) -> Layout:
+    """Letters of the kernel that the output lacks are summed over; the others make the units."""
+    operands, output = layer.equation.replace(" ", "").replace("...", "").split("->")
+    kernel = operands.split(",")[1]
+    spans = {"kernel": tuple(axis for axis, letter in enumerate(kernel) if letter not in output), "bias": ()}
+    summed = spans["kernel"]
+    inputs = {"kernel": summed[0]} if len(summed) == 1 else {}
+    units = "".join(letter for letter in kernel if letter in output)
+    biases = "".join(letter for letter in output if letter in (layer.bias_axes or units))
+    if biases == units:
+        return Layout(spans, inputs=inputs)
+    why = (
+        f"in {layer.equation!r} the kernel's units have the axes {units!r} and the bias {biases!r}, "
+        "so that units share entries of the bias, have several, or lie in another order"
+    )
+    return Layout(spans, apart={"bias": why}, inputs=inputs)
+
+
+def _register_keras() -> None:
+    """The layers of Keras that own weights. Names that a version of Keras lacks are left out."""
+    by_name: dict[str, LayoutFunction | Layout | Mapping[str, Axes]] = {
+        "Dense": Layout({"kernel": (0,), "bias": ()}, inputs={"kernel": 0}),
+        "EinsumDense": _einsum,
+        "Embedding": Layout({"embeddings": (1,)}, inputs={"embeddings": 0}),
+        "ReversibleEmbedding": Layout({"embeddings": (1,), "reverse_embeddings": (0,)}, inputs={"embeddings": 0}),
+        "SimpleRNNCell": _recurrent,
+        "LSTMCell": _recurrent,
+        "GRUCell": _recurrent,
+        "BatchNormalization": {"gamma": (), "beta": (), "moving_mean": (), "moving_variance": ()},
+        "LayerNormalization": {"gamma": (), "beta": ()},
+        "GroupNormalization": {"gamma": (), "beta": ()},
+        "RMSNormalization": {"scale": ()},
+        "PReLU": {"alpha": ()},
+        "Attention": {"scale": (), "concat_score_weight": ()},
+        "AdditiveAttention": {"scale": ()},
+        "STFTSpectrogram": {"real_kernel": (0, 1), "imag_kernel": (0, 1)},
+        "Normalization": {"mean": (), "variance": ()},
+        "SpectralNormalization": {"vector_u": ()},
+    }
+    by_name["TorchModuleWrapper"] = _torch_module
+    for rank in (1, 2, 3):
+        by_name[f"Conv{rank}D"] = _conv
+        by_name[f"Conv{rank}DTranspose"] = _conv_transpose
+        by_name[f"DepthwiseConv{rank}D"] = _depthwise
+        by_name[f"SeparableConv{rank}D"] = _separable
+    for name, layout in by_name.items():
+        if (layer_class := getattr(keras.layers, name, None)) is not None:
+            register_layout(layer_class, layout)
+    from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # owns the weights of ConvLSTM1D-3D; it has no public name
+
+    register_layout(ConvLSTMCell, _conv_recurrent)
+
+
+_register_keras()

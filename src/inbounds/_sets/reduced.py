@@ -1,0 +1,100 @@
+"""What a set leaves of a gradient, for the optimizer to see.
+
+At the constrained optimum the gradient isn't 0: it points straight out of the set. An optimizer that measures that part
+scales its steps by what can't be used, and ends elsewhere. The reduced gradient of a set with the projection P, at x,
+
+    (P(x) - P(x - e g)) / e    for a small e,
+
+is g inside, g less what points out of the set on the boundary, and 0 at the optimum: Nesterov's gradient mapping; for a
+smooth set the Riemannian gradient. Given it, any optimizer behaves as it does without constraints, and the projection
+after its step, in the Euclidean norm, keeps the weights inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from inbounds._arrays.ops import HUGE, Array, cast, dtype_of, epsilon, namespace
+from inbounds._arrays.units import Units
+
+SHARE = 1e-3
+"""How far `e g` reaches at least, as a share of the unit's largest entry; two grains of the weight where that is more.
+
+Farther, noise of small batches pushes units inside; less far, the difference of two projections loses its digits."""
+
+
+NEAR = 1e-5
+"""`SHARE` for formulas that don't subtract two projections, and so lose no digits."""
+
+
+def difference(project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool) -> Units:
+    """The reduced gradient by two projections, right wherever the units are.
+
+    A unit that stays inside when it takes the step has its gradient bit for bit. So has one whose gradient is 0, or
+    where something isn't finite.
+
+    Args:
+        project: on the set, in the Euclidean norm.
+        units: where the gradient is taken.
+        gradient: the gradient, in units of the same parts.
+        together: whether the set looks at all units at once, which then take steps of the same length.
+    """
+    fine = units.as_computed()  # else what is a grain of the weights outside would be left there
+    one, slope = fine.together(together), gradient.together(together)
+    e, usable = reach(units.together(together), slope)
+    stepped = one.map(lambda x, g, e: x - e * g, slope, e).apart(units)
+    ended = project(stepped).together(together)
+    stays = stepped.together(together).sum(lambda x, y: cast(x != y, dtype_of(x)), ended) == 0
+    left = project(fine).together(together).map(lambda x, y, e: (x - y) / e, ended, e)
+    return slope.chosen(usable & ~stays, left).apart(units)
+
+
+def radial(units: Units, gradient: Units, low: float, high: float, moved_by: Array | float) -> Units:
+    """The reduced gradient of {w : low <= |w| <= high}: without what points out of it along the ray of a unit.
+
+    Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two sums and a map. Entries
+    are divided by the bound first, so that only units far inside it underflow.
+
+    Args:
+        units: where the gradient is taken, all free.
+        gradient: the gradient, in units of the same parts.
+        low: the smallest norm, or 0.
+        high: the largest, or infinity.
+        moved_by: how far a centre may move the norm by rounding.
+    """
+    xp = namespace(units.parts[0])
+    bound = min(max(high if high < float("inf") else low, 1 / HUGE), HUGE)
+    squares = units.total(lambda x: (x * (1 / bound)) ** 2)
+    length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
+    outwards = units.total(lambda x, g: (x * (-1 / bound)) * g, gradient) / length
+    rounding = 2 * units.judged(root=True).held(1.0) + moved_by / bound / length
+
+    def taken_at(gap: Array) -> Array:
+        """The share that is taken so far from a bound; rounding is nothing, nor is what a sphere's other side holds."""
+        return xp.ones_like(gap) if low == high else xp.clip(1 - (gap / length - rounding) / SHARE, 0, 1)
+
+    none = xp.zeros_like(length)
+    share = xp.where(outwards > 0, taken_at(high / bound - length), taken_at(length - low / bound) if low > 0 else none)
+    usable = (squares > 0) & xp.isfinite(squares) & xp.isfinite(outwards)
+    taken = xp.where(usable, outwards * share / length, none)
+    return gradient.chosen(taken != 0, gradient.map(lambda g, x, t: g + (x * (1 / bound)) * t, units, taken))
+
+
+def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array]:
+    """For each unit e, and whether there is one: whether the gradient is neither 0 nor infinite.
+
+    Args:
+        units: where the gradient is taken.
+        gradient: the gradient, in units of the same parts.
+        share: how far `e g` reaches at least, see `SHARE`.
+    """
+    free, pull = units.only(free=True), gradient.only(free=True)
+    assert free is not None
+    assert pull is not None
+    xp = namespace(free.parts[0])
+    size, slope = (xp.reshape(given.max(xp.abs), units.shape) for given in (free, pull))
+    size = xp.where(size > 0, size, xp.max(size))  # a unit of zeros reaches as far as the others do
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)
+    e = max(share, 2 * epsilon(units.dtype)) * size / xp.where(usable, slope, xp.ones_like(slope))
+    return xp.where(usable, e, xp.ones_like(e)), usable

@@ -1,0 +1,817 @@
+"""Set: the one abstraction, and all that follows from it.
+
+A family of sets says three things: how units are projected (`_project`), how far rows are outside (`_excess`), and how
+exact floating point lets it be (`_tolerance`). Everything else is here: dtypes, shapes, axes, saving, equality, repr,
+and the two doors, `project` and `violation` on rows and `__call__` on a weight as Keras calls it.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import dataclasses
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import keras
+import numpy as np
+
+from inbounds._arrays.laid import Laid, constant_mask
+from inbounds._arrays.ops import (
+    MANTISSA_BITS,
+    Array,
+    cast,
+    constant,
+    dtype_of,
+    is_concrete,
+    namespace,
+    quiet,
+    ulps,
+    without_gradient,
+    working_dtype,
+)
+from inbounds._arrays.units import Axes, Units
+from inbounds._errors import FEW, SetError, explain, shown
+from inbounds._sets.arguments import GivenAxes, gradient_name, interval, metric_name
+from inbounds._sets.proximal import in_steps
+from inbounds._sets.reduced import difference
+
+SetClass = TypeVar("SetClass", bound="type[Set]")
+
+ULPS = 4
+"""What rounding may cost where no sum is compared with a bound, in units in the last place."""
+
+TRAINING = ("metric", "every", "gradient")
+"""What a set says of its training; it is saved with it, and makes no difference to the values that it holds."""
+
+CURRENT = "current"
+"""The centre that `constrain` replaces with the weights as they are."""
+
+Edge = tuple[Array, Any]
+"""How far each unit exceeds a bound, above 0 outside, and how much of that counts as rounding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What an audit finds of some units, one number for each.
+
+    Attributes:
+        excess: above 0 outside, 0 on the boundary, below 0 inside; the largest over the set's bounds; infinity where
+            an entry is not finite.
+        slack: how much of it counts as rounding; the largest over the bounds.
+        outside: whether some bound is exceeded by more than its rounding.
+        active: whether some bound is met, to its rounding.
+    """
+
+    excess: np.ndarray[Any, Any]
+    slack: np.ndarray[Any, Any]
+    outside: np.ndarray[Any, Any]
+    active: np.ndarray[Any, Any]
+
+
+class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has no types
+    """The values that a unit may take. It knows numbers, never layers.
+
+    Sets are values: they can't be changed, compare by their arguments, and print as the code that makes them.
+    """
+
+    axis: Axes | None = None
+    """The axes that a unit spans where the user says so; None: the layer's, see `span`."""
+    center: Any = None
+    """What the set is moved by: a number or an array for the weight; None: nothing. "current" until constrained."""
+    metric: str = "auto"
+    """In training, the norm in which nearest is meant: "auto", "optimizer" or "euclidean"; see `in_training`."""
+    every: int | str = 1
+    """In training, the number of steps after which it is projected, or "epoch"; see `in_training`."""
+    gradient: str = "reduced"
+    """In training, what the optimizer sees: the "reduced" gradient or the "full" one; see `in_training`."""
+    changes: bool = False
+    """Whether the set is another one as training goes on; see `at`."""
+    whole: ClassVar[bool] = False
+    """Whether the set is one of a whole weight, all its units together."""
+    matrix: ClassVar[bool] = False
+    """Whether it is the matrix that the units make which the set holds for."""
+    convex: ClassVar[bool] = True
+    has_boundary: ClassVar[bool] = True
+    """Whether it can be told if a unit lies on the boundary."""
+    weighs: ClassVar[bool] = False
+    """Whether `_project` heeds the metric of the units."""
+    has_faces: ClassVar[bool] = False
+    """Whether its boundary is made of the flat faces of a 1-norm, which steps of one size drag along."""
+    holds_frozen: ClassVar[bool] = True
+    """Whether the free entries of a unit can make up for those that are frozen."""
+    swallows: ClassVar[str] = ""
+    """Which steps of training the projection undoes, in words, so that a weight may never move; empty: none."""
+
+    # What a family says of itself.
+
+    @abstractmethod
+    def _project(self, units: Units) -> Units:
+        """The nearest units in the set. A unit inside comes back as it is; NaN and infinities stay, see `project`."""
+
+    @abstractmethod
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        """For each row how far it is outside: above 0 outside, 0 on the boundary, below 0 inside.
+
+        Args:
+            rows: finite, of shape (units, size).
+            span: the shape of one unit in its weight; its product is `size`.
+        """
+
+    @abstractmethod
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        """What an audit takes for inside: how far from the set, from rounding, a step may leave a unit of that size."""
+
+    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+        """For each row the size of the numbers that are compared with the bound, where the bound doesn't limit it.
+
+        There rounding is measured at it. 0: the bound limits it, unless the set has a centre.
+        """
+        return 0.0
+
+    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:
+        """Rows in which the entries outside of a mask don't count for `_excess`."""
+        xp = namespace(rows)
+        return xp.where(constant_mask(rows, mask), rows, xp.zeros_like(rows))
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether the set looks at each entry by itself, so that units matter for reports only."""
+        return False
+
+    @property
+    def same_in_every_metric(self) -> bool:
+        """Whether each entry is projected by itself, so that the metric doesn't matter."""
+        return False
+
+    @property
+    def reduces(self) -> bool:
+        """Whether there is a reduced gradient: the set is convex, or smooth as a sphere is."""
+        return self.convex
+
+    @property
+    def leaves_all(self) -> str:
+        """Why an optimizer sees all of a gradient where the reduced one is asked for, in words; empty: it doesn't."""
+        if self.same_in_every_metric:
+            return "each entry is projected by itself"
+        return "" if self.reduces else "the set is neither convex nor smooth"
+
+    def follows(self, averages: bool) -> bool:
+        """Whether a projection after a step of training is in the optimizer's metric, where that is known.
+
+        With reduced gradients the plain one ends at the constrained optimum as well, and takes less. But steps of one
+        size, as Lion's, drag a face along with them; and noise that is not averaged away moves weights inwards, from
+        where the way back isn't straight out in the plain metric.
+
+        Args:
+            averages: whether the optimizer steps along an average of gradients, as momentum is.
+        """
+        if self.metric == "euclidean" or self.same_in_every_metric or not self.weighs:
+            return False
+        whole = self.gradient == "full" or bool(self.leaves_all)
+        return self.metric == "optimizer" or whole or self.has_faces or not averages
+
+    @property
+    def warm_starts(self) -> bool:
+        """Whether its projection after a step, in a metric, can start from what the one before found: see `go_on`."""
+        return False
+
+    @property
+    def couples(self) -> bool:
+        """Whether where one unit goes depends on the others."""
+        return self.whole
+
+    # What is made of it.
+
+    def __and__(self, other: Any) -> Set:
+        """The intersection; its projection is the nearest point of it, not one projection after the other.
+
+        Args:
+            other: a set, or a constraint of Keras' own, which becomes the set that it means, with its axis as given.
+        """
+        return _intersection(self, other, where=f"{self!r} & ...")
+
+    def __rand__(self, other: Any) -> Set:
+        """The intersection, with a constraint of Keras' own on the left."""
+        return _intersection(other, self, where=f"... & {self!r}")
+
+    def __bool__(self) -> bool:
+        """Always an error: `a and b` would be one of the two, and the other would be lost."""
+        raise SetError(
+            explain(
+                "A set is neither true nor false, so that `and`, `or`, `not` and `if` can't drop one",
+                f"bool({self!r})",
+                where="your code, or `enable_lora` of Keras, which takes no layer that has a constraint",
+                instead="a & b for both sets, `constraint is not None` to ask whether there is one",
+            )
+        )
+
+    def where(self, mask: Any) -> Set:
+        """The set for those entries only that a mask marks; the others are neither seen nor changed.
+
+        Args:
+            mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a unit.
+        """
+        made: Set = _made_of("Where")(self, mask)
+        return made
+
+    def on(self, inputs: Any) -> Set:
+        """The set for those weights only that come from some inputs of the layer.
+
+        Args:
+            inputs: indices of input features (Dense), channels (convolutions) or tokens (Embedding).
+        """
+        made: Set = _made_of("On")(self, inputs)
+        return made
+
+    def scaled(self, schedule: Any) -> Set:
+        """The set times a factor that follows the steps of training, so that a bound can tighten or loosen.
+
+        Args:
+            schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step to a factor.
+        """
+        made: Set = _made_of("Scaled")(self, schedule)
+        return made
+
+    def at(self, step: Any) -> Set:
+        """The set as it is after so many steps of training, a number or a tensor; most sets are always the same."""
+        return self
+
+    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+        """The set as it applies to weights of a layer: with the inputs of `on` as a mask.
+
+        Args:
+            shapes: of the weights.
+            inputs: for each, the axis that counts the layer's inputs; None where there is none.
+
+        Raises:
+            SetError: the weights have no such axis, or fewer inputs.
+        """
+        return self
+
+    @property
+    def centers(self) -> bool:
+        """Whether the set asks for the current weights as its centre."""
+        return isinstance(self.center, str)
+
+    def about(self, current: Array) -> Set:
+        """The set with the centre "current" replaced by these values."""
+        if not self.centers:
+            return self
+        arguments = {name: getattr(self, name) for name in self.argument_names()}
+        return type(self)(**(arguments | {"center": current}))
+
+    # The engine, for sets and what puts them to work.
+
+    def nearest(self, units: Units) -> Units:
+        """The nearest units in the set: `_project`, about the centre where there is one.
+
+        In the metric of the units where there is one and the set is convex; a set that isn't is projected on in the
+        Euclidean one, unless it says otherwise.
+        """
+        if units.metric is not None and not self.weighs:
+            if self.convex and not self.same_in_every_metric:
+                return in_steps(self.nearest, units, couples=self.couples)
+            return self.nearest(units.costing(None)).costing(units.costs)
+        if self.center is None:
+            return self._project(units)
+        centers = self.centers_of(units)
+        shifted = units.about(centers)
+        moved = self._project(shifted)
+        return units.map(
+            lambda x, new, old, c: namespace(x).where((new == old) | (new != new), x, c + new),
+            moved,
+            shifted,
+            centers,
+        )
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        """What the set leaves of a gradient at some units, for an optimizer to see: see `reduced`."""
+        return difference(self.nearest, units, gradient, together=self.couples)
+
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        """For each thing that a report counts, the fall of the loss for each unit by which its bound is loosened.
+
+        Here, of bounds on single entries all are loosened at once; any other set is widened by a distance on all sides.
+
+        Args:
+            units: in the set, of NumPy.
+            taken: the normal of the set that it takes of the descent direction, in units of the same parts.
+        """
+        if self.same_in_every_metric:
+            return self._by_count(taken.sum(np.abs))
+        length: np.ndarray[Any, Any] = np.sqrt(self._by_count(taken.total(np.square)))
+        return length
+
+    def _by_scale(self, units: Units, taken: Units, size: float) -> np.ndarray[Any, Any]:
+        """`multiplier` of the size of a set that is this size times another one, about its centre."""
+        about = units if self.center is None else units.about(self.centers_of(units))
+        return self._by_count(taken.total(lambda n, x: n * x, about)) / size
+
+    def _by_count(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """One number for each unit, added up to one for each thing that a report counts."""
+        sums: np.ndarray[Any, Any] = np.sum(np.reshape(numbers, (self.counted(numbers.size), -1)), axis=1)
+        return sums
+
+    def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
+        """`nearest` after a step of training, from what the projection after the step before handed on, with `warm`.
+
+        Only of sets that say `warm_starts`, which have one of their own.
+
+        Args:
+            units: all free, with `warm`.
+            in_metric: gives the same units in their metric.
+            steady: whether that hardly changes from one step to the next.
+        """
+        raise NotImplementedError(f"{type(self).__name__} doesn't start warm")
+
+    def edges(self, laid: Laid) -> list[Edge]:
+        """For each bound of the set how far units exceed it, and how much of that counts as inside."""
+        rows = laid.rows
+        xp = namespace(rows)
+        rows = xp.where(xp.isfinite(rows), rows, xp.zeros_like(rows))
+        if self.center is not None:
+            self._check_center()
+            rows = rows - constant(rows, laid.place(self.center))
+        if laid.mask is None:
+            return self._edges(rows, laid)
+        some = constant(rows, laid.mask.any(axis=1)) > 0  # a unit without an entry of its own is inside
+        edges = self._edges(self._hidden(rows, laid.mask, laid.span), laid)
+        return [(xp.where(some, excess, xp.full_like(excess, float("-inf"))), slack) for excess, slack in edges]
+
+    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+        """`edges`, for rows that are finite, about the centre, and of the marked entries only."""
+        return [(self._excess(rows, laid.span), self._slack(laid))]
+
+    def _slack(self, laid: Laid) -> Any:
+        """What counts as inside: `_tolerance`, and 4 ulp at the size of numbers that a bound doesn't limit."""
+        size = laid.rows.shape[1] * (laid.rows.shape[0] if self.whole else 1)
+        tolerance = self._tolerance(laid.dtype, size)
+        if not isinstance(laid.rows, np.ndarray):  # who asks for violations only, of tensors, asks for no tolerance
+            return tolerance
+        return ULPS * ulps(self._magnitude(laid.known, laid.span), laid.dtype) + tolerance
+
+    def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
+        """How far each unit of some weights is outside, in float64.
+
+        Args:
+            weights: variables or arrays that make the units together.
+            axes: for each weight, the axes that one unit spans.
+        """
+        return self._measured(Laid.of_weights(weights, axes))
+
+    def _measured(self, laid: Laid) -> Measured:
+        with quiet(laid.rows):
+            edges = self.edges(laid)
+        count = max(len(excess) for excess, _ in edges)
+        excess = np.stack([_repeated(excess, count) for excess, _ in edges])
+        slack = np.stack([_repeated(np.broadcast_to(slack, excess.shape), count) for excess, slack in edges])
+        finite = self._finite(laid, count)
+        return Measured(
+            excess=np.where(finite, excess.max(axis=0), np.inf),
+            slack=slack.max(axis=0),
+            outside=(excess > slack).any(axis=0) | ~finite,
+            active=(np.abs(excess) <= slack).any(axis=0) & finite,
+        )
+
+    def _finite(self, laid: Laid, count: int) -> Any:
+        """For each of the units that the set counts, whether its entries are finite."""
+        finite = laid.finite
+        xp = namespace(laid.rows)
+        return finite if finite.shape[0] == count else xp.all(xp.reshape(finite, (count, -1)), axis=1)
+
+    def counted(self, units: int) -> int:
+        """Of how many things a report speaks, on weights of that many units."""
+        return 1 if self.whole else units
+
+    def centers_of(self, units: Units) -> Units:
+        """The centre, 0 without one, entry by entry."""
+        self._check_center()
+        placed = units.place(0.0 if self.center is None else self.center)
+        return units.with_parts([constant(part, values) for part, values in zip(units.parts, placed, strict=True)])
+
+    def _check_center(self) -> None:
+        if self.centers:
+            raise SetError(
+                explain(
+                    "The centre is not known yet: the weights become it when a model is constrained",
+                    f"center={self.center!r}",
+                    where=repr(self),
+                    instead="inbounds.constrain(model, rules), or give the values as `center`",
+                )
+            )
+
+    # The doors.
+
+    def project(self, rows: Array, metric: Array | None = None) -> Array:
+        """The nearest rows in the set.
+
+        Args:
+            rows: array or tensor of shape (units, size), one unit a row, of a float dtype. For a set of a whole matrix
+                the rows are the matrix.
+            metric: finite, above 0, shaped like `rows`: nearest is in the norm `sum metric * (y - x)^2`. None:
+                Euclidean. Sets of vectors and their intersections are exact in it, with one unknown per unit; convex
+                sets of matrices take accelerated steps, to rounding or 2,000 of them. A set that is not convex is
+                projected on in the Euclidean norm, but for a norm's upper bound.
+
+        Returns:
+            Rows of the same shape, dtype and library. float16 and bfloat16 are computed in float32 and rounded once.
+            A row that is inside comes back bit for bit; so does one with NaN or infinities, which `violation` shows
+            (of a set that looks at each entry by itself: those entries).
+
+        Raises:
+            SetError: the shape, the dtype or the metric is wrong.
+        """
+        rows = _checked_rows(self, rows)
+        if metric is not None:
+            metric = self._checked_metric(rows, metric)
+        units = Units.of([rows], [(1,)], differentiable=True, metric=None if metric is None else [metric])
+        with quiet(rows):
+            return cast(self.nearest(units.comparable(self.couples)).parts[0], dtype_of(rows))
+
+    def violation(self, rows: Array) -> Array:
+        """How far each row is outside, in the units of the weight; 0 inside, infinity for NaN and infinities.
+
+        Args:
+            rows: as for `project`.
+
+        Returns:
+            Shape (units,), or (1,) for a set of a whole matrix.
+        """
+        rows = _checked_rows(self, rows)
+        xp = namespace(rows)
+        laid = Laid.of_rows(rows)
+        with quiet(rows):
+            edges = [excess for excess, _ in self.edges(laid)]
+        count = max(excess.shape[0] for excess in edges)
+        worst = xp.zeros_like(edges[0][:1])
+        for excess in edges:
+            worst = xp.maximum(worst, _repeated(excess, count))
+        return xp.where(self._finite(laid, count), worst, xp.full_like(worst, float("inf")))
+
+    def tolerance(self, dtype: str, rows: Array | None = None) -> Any:
+        """The largest violation that counts as inside for weights of that dtype, in the units of the weight.
+
+        Args:
+            dtype: "float16", "bfloat16", "float32" or "float64".
+            rows: of shape (units, size): the answer for each of them. It depends on the rows where a bound doesn't
+                limit the entries (sums, half-spaces, grids, sets about a centre): there rounding is measured at the
+                size of what is added up. None: the answer for units of one entry.
+
+        Returns:
+            A float, or an array of shape (units,) where rows are given.
+        """
+        if dtype not in MANTISSA_BITS:
+            raise SetError(
+                explain(
+                    "`dtype` is none of " + ", ".join(MANTISSA_BITS),
+                    f"dtype={shown(dtype)}",
+                    instead="tolerance('float32')",
+                )
+            )
+        if rows is None:
+            return self._tolerance(dtype)
+        laid = Laid.of_weights([_checked_rows(self, rows)], [(1,)])
+        return self._measured(dataclasses.replace(laid, dtype=dtype)).slack
+
+    def __call__(self, w: Any) -> Array:
+        """The nearest weight in the set, as Keras calls a constraint: with a variable or a tensor of any shape."""
+        weight = keras.ops.convert_to_tensor(w) if isinstance(w, keras.Variable) else w
+        weight = np.asarray(weight, dtype="float64") if isinstance(weight, (list, tuple, float, int)) else weight
+        _check_float(self, weight)
+        units = Units.of([weight], [self.span(tuple(weight.shape))], differentiable=True)
+        self.check_fit(units)
+        with quiet(weight):
+            return cast(self.nearest(units).parts[0], dtype_of(weight))
+
+    def span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
+        """The axes that one unit of a weight spans.
+
+        Args:
+            shape: of the weight.
+            fan_in: the axes that the layer sums over for one of its units; None where the layer isn't known, () where
+                the weight has no fan-in (a bias, a scale).
+
+        Returns:
+            All axes for a set of a whole weight. An explicit `axis` wins. Else the layer's fan-in; a weight without
+            one is a single unit, unless the set looks at entries one by one. Without a layer: every axis but the last.
+
+        Raises:
+            SetError: an explicit axis is not one of the weight.
+        """
+        rank = len(shape)
+        if self.axis is not None:
+            if any(not -rank <= axis < rank for axis in self.axis) or len({a % rank for a in self.axis}) < len(
+                self.axis
+            ):
+                raise SetError(
+                    explain(
+                        f"`axis` names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
+                        f"axis={self.axis}",
+                        where=f"{self!r} on a weight of shape {shape}",
+                        instead="leave it out: the layer knows its units",
+                    )
+                )
+            return tuple(axis % rank for axis in self.axis)
+        return self.layer_span(shape, fan_in)
+
+    def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
+        """As `span`, with no explicit axis."""
+        rank = len(shape)
+        if (self.whole and not self.matrix) or (not fan_in and not self.entrywise and (rank < 2 or fan_in == ())):
+            return tuple(range(rank))
+        if fan_in is not None:
+            return fan_in
+        return tuple(range(rank - 1)) if rank > 1 else ()
+
+    def check_fit(self, units: Units) -> None:
+        """That the set's arguments fit these units.
+
+        Raises:
+            SetError: an array of the set has another shape.
+        """
+        if self.center is not None and not self.centers:
+            units.place(self.center)
+
+    def check_room(self, units: Units) -> None:  # most sets have a point for units of any size
+        """That the set has a point, for units of this size.
+
+        Raises:
+            SetError: it is empty.
+        """
+
+    def _checked_metric(self, rows: Array, metric: Array) -> Array:
+        if tuple(np.shape(metric)) != tuple(rows.shape):
+            raise SetError(
+                explain(
+                    "`metric` doesn't have the shape of `rows`",
+                    f"metric.shape={tuple(np.shape(metric))}",
+                    where=f"rows of shape {tuple(rows.shape)}",
+                    instead="metric=None for the Euclidean norm",
+                )
+            )
+        xp = namespace(rows)
+        metric = without_gradient(constant(cast(rows, working_dtype(dtype_of(rows))), metric))
+        good = xp.isfinite(metric) & (metric > 0)
+        if is_concrete(good) and not bool(xp.all(good)):
+            raise SetError(
+                explain(
+                    "`metric` is not finite and above 0 everywhere",
+                    f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
+                    where=f"rows of shape {tuple(rows.shape)}",
+                    instead="a floor, such as metric.clip(1e-6 * metric.max())",
+                )
+            )
+        return metric
+
+    # A value: arguments, equality, repr, saving.
+
+    @classmethod
+    def argument_names(cls) -> tuple[str, ...]:
+        """The names of the constructor's arguments; each is an attribute too."""
+        return tuple(inspect.signature(cls).parameters)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, ready for JSON; what Keras' sets lack (a centre, training) only if given."""
+        training = {name: getattr(self, name) for name in TRAINING if getattr(self, name) != getattr(Set, name)}
+        return self._config() | training
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Set:
+        """The set with these arguments.
+
+        Raises:
+            SetError: the config, which may come from a file, holds something else than the set's arguments and how it
+                is trained.
+        """
+        arguments = {name: value for name, value in config.items() if name not in TRAINING}
+        if unknown := sorted(arguments.keys() - set(cls.argument_names())):
+            raise SetError(
+                explain(
+                    f"{cls.__name__} has no argument {unknown[0]!r}",
+                    f"{unknown[0]}={shown(arguments[unknown[0]])}",
+                    where=f"the config of {cls.__name__}, as saved with a model",
+                    instead=" or ".join((*cls.argument_names(), *TRAINING)),
+                )
+            )
+        try:
+            made = cls._of_config(arguments)
+        except (TypeError, KeyError) as error:
+            raise SetError(
+                explain(
+                    f"{cls.__name__} can't be made of its config: {error}",
+                    shown(config),
+                    where=f"the config of {cls.__name__}, as saved with a model",
+                    instead=f"all of {', '.join(cls.argument_names())}",
+                )
+            ) from error
+        owner = f"{made!r} in a saved plan"
+        return made.in_training(
+            metric=metric_name(owner, config.get("metric", Set.metric)),
+            every=interval(owner, config.get("every", Set.every), "steps", "every=1"),
+            gradient=gradient_name(owner, config.get("gradient", Set.gradient)),
+        )
+
+    def _config(self) -> dict[str, Any]:
+        arguments = {name: plain(getattr(self, name)) for name in self.argument_names()}
+        return {name: value for name, value in arguments.items() if name != "center" or value is not None}
+
+    @classmethod
+    def _of_config(cls, config: dict[str, Any]) -> Set:
+        return cls(**{name: _revived(cls.__name__, name, value) for name, value in config.items()})
+
+    def in_training(self, metric: str, every: int | str, gradient: str) -> Set:
+        """The same set with these arguments of `constrain`, which makes them of sets."""
+        wanted = {"metric": metric, "every": every, "gradient": gradient}
+        if all(getattr(self, name) == value for name, value in wanted.items()):
+            return self
+        other = copy.copy(self)
+        other.__dict__.update(wanted)
+        return other
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self) or (hasattr(type(self), name) and name not in self.argument_names()):
+            raise AttributeError(
+                explain(
+                    "A set can't be changed: a compiled training step would not see it",
+                    f"{name}={value!r}",
+                    where=repr(self),
+                    instead="make a new set and call inbounds.constrain(model, ...) again",
+                )
+            )
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        arguments = ((name, getattr(self, name)) for name in self.argument_names())
+        code = ", ".join(f"{name}={code_of(value)}" for name, value in arguments if value is not None)
+        return f"{type(self).__name__}({code})"
+
+    @property
+    def stackable(self) -> bool:
+        """Whether weights that are alike can be projected as one, with one more axis that counts units."""
+        arrays = [value for value in map(vars(self).get, self.argument_names()) if isinstance(value, np.ndarray)]
+        table = any(value.ndim > 1 for value in arrays)  # it may have a row for each unit of one layer
+        return not self.whole and self.center is None and not table
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        """What makes the set the one that it is: its class and its arguments."""
+        return type(self), *(key_of(getattr(self, name)) for name in self.argument_names())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Set) and self._key == other._key
+
+    def __hash__(self) -> int:
+        try:
+            return hash(self._key)
+        except TypeError:  # a callable of the user's may have no hash
+            return hash(type(self))
+
+
+def key_of(value: Any) -> Any:
+    """What stands for a value in comparisons: equal where values are equal, whatever holds them, and with a hash."""
+    if isinstance(value, np.ndarray):
+        return value.shape, (value.astype("float64") + 0.0).tobytes()
+    if isinstance(value, (list, tuple)):
+        return tuple(map(key_of, value))
+    if isinstance(value, dict):
+        return tuple(sorted((name, key_of(inner)) for name, inner in value.items()))
+    cls = type(value)
+    if (
+        isinstance(value, Set)
+        or not hasattr(cls, "get_config")
+        or (cls.get_config is keras.constraints.Constraint.get_config and vars(value))
+    ):
+        return value  # its config, if it has one, doesn't say what it is
+    try:
+        return cls, key_of(value.get_config())
+    except NotImplementedError:  # Keras' base classes raise it: then the object is only equal to itself
+        return value
+
+
+def of_keras(constraint: Any) -> Any:
+    """The set that a constraint of Keras' own means, with its axis as given; anything else as it is."""
+    cls = type(constraint)
+    if cls is keras.constraints.Constraint or cls is not getattr(keras.constraints, cls.__name__, None):
+        return constraint
+    return _made_of(cls.__name__)(**constraint.get_config())
+
+
+def _intersection(one: Any, other: Any, where: str) -> Set:
+    sets = [of_keras(given) for given in (one, other)]
+    for given in sets:
+        if not isinstance(given, Set):
+            raise SetError(
+                explain(
+                    "`&` meets something that is not a set",
+                    shown(given),
+                    where=where,
+                    instead="Custom(fn), which makes a set of a callable",
+                )
+            )
+    made: Set = _made_of("Intersection")(*sets)
+    return made
+
+
+def registered(cls: SetClass) -> SetClass:
+    """Registers a set for saving, as `inbounds>Name`."""
+    return keras.saving.register_keras_serializable("inbounds")(cls)  # type: ignore[no-any-return]
+
+
+def _made_of(name: str) -> Any:
+    """The class of sets that are made of sets; it is looked up, since it is built on this module."""
+    return keras.saving.get_registered_object(f"inbounds>{name}")
+
+
+def _repeated(excess: Array, count: int) -> Array:
+    """One number for each matrix of a weight as one for each of its units."""
+    return excess if excess.shape[0] == count else namespace(excess).repeat(excess, count // excess.shape[0])
+
+
+READABLE = 64
+"""Arrays of at most so many entries are saved entry by entry."""
+
+
+def plain(value: Any) -> Any:
+    """An argument, ready for JSON."""
+    if isinstance(value, GivenAxes):
+        return value.given
+    if isinstance(value, np.ndarray) and value.size > READABLE:
+        single = value.astype("float32") if value.dtype == "float64" else value
+        exact = single if np.array_equal(single, value) else value
+        packed = base64.b64encode(np.ascontiguousarray(exact).tobytes()).decode("ascii")
+        return {"base64": packed, "dtype": exact.dtype.name, "shape": list(exact.shape)}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Set):
+        return keras.saving.serialize_keras_object(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+PACKED = ("bool", "float32", "float64")
+"""The dtypes of arrays in a config."""
+
+
+def _revived(owner: str, name: str, value: Any) -> Any:
+    """An argument from a config.
+
+    Raises:
+        SetError: it is an array that can't be read.
+    """
+    if isinstance(value, dict) and "base64" in value:
+        try:
+            dtype = PACKED[PACKED.index(value["dtype"])]
+            array = np.frombuffer(base64.b64decode(value["base64"], validate=True), dtype=dtype).reshape(value["shape"])
+        except (TypeError, ValueError, KeyError) as error:
+            raise SetError(
+                explain(
+                    f"`{name}` of {owner} is not an array that can be read: {error}",
+                    shown({key: inner for key, inner in value.items() if key != "base64"}),
+                    where=f"the config of {owner}, as saved with a model",
+                    instead="base64 of its bytes, dtype (" + " or ".join(PACKED) + ") and shape",
+                )
+            ) from error
+        return array if dtype == "bool" else array * 1.0
+    is_object = isinstance(value, dict) and "class_name" in value
+    return keras.saving.deserialize_keras_object(value) if is_object else value
+
+
+def code_of(value: Any) -> str:
+    """An argument as code; of a large array its shape and first entries."""
+    if isinstance(value, np.ndarray):
+        return shown(value) if value.size > FEW else code_of(value.tolist())
+    if isinstance(value, list):
+        return f"[{', '.join(map(code_of, value))}]"
+    return repr(value) if value not in (math.inf, -math.inf) else f"float('{value}')"
+
+
+def _checked_rows(owner: Set, rows: Any) -> Array:
+    rows = np.asarray(rows, dtype="float64") if isinstance(rows, (list, tuple)) else rows
+    rows = keras.ops.convert_to_tensor(rows) if isinstance(rows, keras.Variable) else rows
+    shape = getattr(rows, "shape", None)
+    if shape is None or len(shape) != 2:
+        raise SetError(
+            explain(
+                "The rows don't have the shape (units, size), one unit a row",
+                f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}",
+                instead="rows.reshape(1, -1) for one unit",
+            )
+        )
+    _check_float(owner, rows)
+    owner.check_fit(Units.of([rows], [(1,)]))
+    return rows
+
+
+def _check_float(owner: Set, weight: Any) -> None:
+    if dtype_of(weight) not in MANTISSA_BITS:
+        raise SetError(
+            explain(
+                "The weight is not of floating point numbers: " + ", ".join(MANTISSA_BITS),
+                f"dtype={dtype_of(weight)}",
+                where=f"{owner!r} on a weight of shape {tuple(weight.shape)}",
+                instead="keras.ops.cast(weight, 'float32')",
+            )
+        )
