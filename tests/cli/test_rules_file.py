@@ -8,6 +8,7 @@ import inbounds as ib
 from inbounds._model.rules import resolve
 from inbounds._model.rules_file import parse_set, read_rules, signature
 from inbounds.constraints import SETS
+from instead import codes
 
 from .conftest import small_model
 
@@ -70,6 +71,8 @@ def test_names_alone_twins_and_nested_sets(text, meant):
         ("MaxNorm(nan)", "max_value=nan"),
         ("Box(2, 1)", "low=2, high=1"),
         ("Joint(MaxNorm(1, axis=0))", "Joint"),
+        ("NonNeg().where()", "Instead: MaxNorm(1.0).where([True, True, False])"),
+        ("NonNeg().on(1, 2)", "Instead: MaxNorm(1.0).on(inputs=[0, 3])"),
         ("Custom(print)", "in Python"),
         ("Joint(Custom)", "in Python"),
         ("", "not the code of a set"),
@@ -102,6 +105,8 @@ def test_code_that_is_no_set_is_an_error_and_is_never_run(text, said):
         parse_set(text)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    for code in codes(str(caught.value).split("Instead: ")[1]):
+        assert code == "inbounds.constrain(model, rules)" or isinstance(parse_set(code), ib.Set)
 
 
 @pytest.mark.parametrize(

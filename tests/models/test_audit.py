@@ -9,6 +9,7 @@ import pytest
 from measure import norms, numbers, same_bits, slack, values_of
 
 import inbounds as ib
+from instead import run
 
 pytestmark = pytest.mark.by_turns
 
@@ -539,8 +540,12 @@ def test_float8_leaves_the_kernel_to_train_inside_its_set_and_the_scales_alone(d
     assert report.ok
     (row,) = rows(report).values()
     assert row.active > 0.5
-    with pytest.raises(ib.RuleError, match=r"the layer writes it itself.*inputs_scale"):
+    with pytest.raises(ib.RuleError, match=r"the layer writes it itself.*inputs_scale") as caught:
         ib.constrain(model, {"**/inputs_scale": ib.NonNeg()})
+    (rules,) = run(str(caught.value).split("Instead: ")[1])
+    with pytest.warns(ib.PlanNotSavedWarning):
+        plan = ib.constrain(model, rules)
+    assert [entry.set for entry in plan.entries] == [ib.NonNeg()] * 2, "of the kernel and the bias"
 
 
 # Adapters.

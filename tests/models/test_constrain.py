@@ -6,6 +6,7 @@ import pytest
 from measure import inside, norms, numbers, on_bound, same_bits, values_of
 
 import inbounds as ib
+from instead import run
 
 pytestmark = pytest.mark.by_turns
 
@@ -587,7 +588,33 @@ BAD = {
         "Dense: MaxNorm(max_value=1.0)",
         "{'kernel': MaxNorm(max_value=1.0)}, or Joint(MaxNorm(max_value=1.0))",
     ),
-    "callable for a class": ({keras.layers.Dense: keras.ops.abs}, "Dense: <function abs", "{'kernel': <function abs"),
+    "callable for a class": ({keras.layers.Dense: keras.ops.abs}, "Dense: <function abs", "{'kernel': abs}"),
+    "lambda for a class": ({keras.layers.Dense: lambda w: w}, "Dense: <function", "Instead: {'kernel': fn}."),
+    "class of sets for a class": (
+        {keras.layers.Dense: ib.NonNeg},
+        "Dense: <class",
+        "Instead: {'kernel': NonNeg()}, or Joint(NonNeg()) for",
+    ),
+    "set with an axis for a class": (
+        {keras.layers.Dense: ib.MaxNorm(1.0, axis=0)},
+        "Dense: MaxNorm(max_value=1.0, axis=(0,))",
+        "Instead: {'kernel': MaxNorm(max_value=1.0, axis=(0,))}.",
+    ),
+    "set for a layer without a kernel": (
+        {keras.layers.BatchNormalization: ib.NonNeg()},
+        "BatchNormalization: NonNeg()",
+        "Instead: {'gamma': NonNeg()}.",
+    ),
+    "joint for a layer without a kernel": (
+        {keras.layers.BatchNormalization: ib.Joint(ib.NonNeg())},
+        "BatchNormalization: Joint(NonNeg())",
+        "Instead: {'gamma': NonNeg()}.",
+    ),
+    "joint for weights that no optimizer trains": (
+        {"norm": ib.Joint(ib.NonNeg(), weights=("moving_mean", "moving_variance"))},
+        "layer norm: Joint(NonNeg(), ",
+        "Instead: a Joint of weights that are trained",
+    ),
     "name that the layer lacks": (
         {keras.layers.Dense: {"kernal": ib.NonNeg()}},
         "Dense: {'kernal': NonNeg()}",
@@ -608,7 +635,28 @@ BAD = {
         "{'**/kernel': {'kernel': NonNeg()}}",
         "Instead: {'hidden': {'kernel': NonNeg()}}",
     ),
+    "mapping with a constraint of Keras for weights": (
+        {"**/kernel": {"kernel": keras.constraints.NonNeg()}},
+        "{'**/kernel': {'kernel': <keras",
+        "Instead: {'hidden': {'kernel': NonNeg()}}",
+    ),
     "empty mapping for a layer": ({keras.layers.Dense: {}}, "Dense: {}", "{'kernel': "),
+    "empty mapping for a layer without a kernel": (
+        {keras.layers.BatchNormalization: {}},
+        "BatchNormalization: {}",
+        "Instead: {'gamma': MaxNorm(2.0)}.",
+    ),
+    "set for a layer without weights": (
+        {keras.layers.InputLayer: ib.NonNeg()},
+        "InputLayer: NonNeg()",
+        "Instead: layers that have weights.",
+    ),
+    "number for a layer": ({keras.layers.Dense: 1.5}, "Dense: 1.5", "Instead: {'kernel': MaxNorm(2.0)}."),
+    "number in a mapping": (
+        {keras.layers.Dense: {"kernel": 1.5}},
+        "Dense: kernel: 1.5",
+        "Instead: MaxNorm(2.0).",
+    ),
     "number for a set": ({"**/kernel": 1.5}, "**/kernel: 1.5", "MaxNorm(2.0)"),
     "None for a set": ({"**/kernel": None}, "**/kernel: None", "MaxNorm(2.0)"),
     "name of no set": ({"**/kernel": "maxnorm"}, "identifier='maxnorm'", "MaxNorm"),
@@ -634,6 +682,7 @@ BAD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:A .keras file does not carry")
 @pytest.mark.parametrize("fault", list(BAD))
 def test_bad_rules_are_errors_that_say_what_to_type_and_touch_nothing(fault):
     rules, received, remedy = BAD[fault]
@@ -651,6 +700,9 @@ def test_bad_rules_are_errors_that_say_what_to_type_and_touch_nothing(fault):
     assert [(row.paths, row.set) for row in ib.audit(model).rows if row.status != "free"] == [
         (("out/kernel",), "MaxNorm(max_value=0.4)")
     ]
+    for instead in run(text.split("Instead: ")[1], abs=keras.ops.abs, fn=keras.ops.relu):
+        selector = "hidden" if isinstance(instead, ib.Joint) else "hidden/kernel"
+        ib.constrain(model, instead if isinstance(instead, dict) else {selector: instead})
 
 
 def test_after_an_error_the_plan_before_is_still_in_force(digits):

@@ -565,5 +565,12 @@ def test_a_joint_over_units_that_do_not_match_is_an_error_that_says_why():
 
 def test_a_joint_naming_weights_that_the_layer_lacks_is_an_error_that_names_those_it_has():
     layer = dense({})
-    with pytest.raises(ib.RuleError, match=r"alpha.*a model with bias, kernel"):
+    with pytest.raises(ib.RuleError, match=r"alpha.*a model with bias, kernel\. Instead: {'kernel': MaxNorm\(.*\)}\."):
         ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(1.0), weights=("alpha", "beta"))})
+
+
+def test_a_joint_on_the_only_weight_of_a_layer_is_an_error_that_says_the_set_alone():
+    layer = keras.layers.Embedding(5, 3, embeddings_constraint=joint())
+    layer.build()
+    with pytest.raises(ib.RuleError, match=rf"doesn't name.*Instead: MaxNorm\(max_value={BOUND}\)\."):
+        ib.constrain(layer)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
+from instead import run
 from models.measure import inside, norms, numbers, on_bound, same_bits, values_of
 from models.test_metric import BOUND, network, problem
 
@@ -394,8 +395,8 @@ def test_what_is_no_loop_of_torch_is_refused_before_a_weight_is_touched():
 def test_other_backends_are_told_what_to_use():
     model = network()
     ib.constrain(model, KERNELS)
-    other = {"jax": "inbounds.stateless_project in the step", "tensorflow": r"inbounds.project\(model\) after the step"}
-    with pytest.raises(ib.RuleError, match=f"the backend is not PyTorch.*backend='{BACKEND}'.*{other[BACKEND]}"):
+    other = {"jax": r"stateless_project\(model, values\) in the step", "tensorflow": r"project\(model\) after the step"}
+    with pytest.raises(ib.RuleError, match=rf"the backend is not PyTorch.*Instead: inbounds\.{other[BACKEND]}"):
         ib.project_after(model, object())
 
 
@@ -567,7 +568,7 @@ def test_other_backends_are_told_what_to_use_in_place_of_optax():
     model = network()
     ib.constrain(model, KERNELS)
     other = {"torch": r"project_after\(model, optimizer\)", "tensorflow": r"project\(model\) after the step"}
-    with pytest.raises(ib.RuleError, match=f"the backend is not JAX.*backend='{BACKEND}'.*{other[BACKEND]}"):
+    with pytest.raises(ib.RuleError, match=rf"the backend is not JAX.*Instead: inbounds\.{other[BACKEND]}"):
         ib.optax_wrap(model, object())
 
 
@@ -752,8 +753,10 @@ def test_metrics_and_models_that_do_not_fit_are_refused():
     ib.constrain(model, KERNELS)
     with pytest.raises(ib.RuleError, match=r"`metric` is not a list.*1 values"):
         ib.stateless_project(model, [THIRTY, ONE], [THIRTY])
-    with pytest.raises(ib.RuleError, match=r"A value in `metric` has another shape.*shape=\(1,\)"):
+    with pytest.raises(ib.RuleError, match=r"A value in `metric` has another shape.*shape=\(1,\)") as caught:
         ib.stateless_project(model, [THIRTY, ONE], [ONE, None])
+    (metric,) = run(str(caught.value).split("Instead: ")[1], model=model)
+    assert len(ib.stateless_project(model, [THIRTY, ONE], metric)) == 2
 
 
 # Raw variables of TensorFlow.

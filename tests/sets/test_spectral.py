@@ -341,6 +341,7 @@ def test_a_rank_is_a_positive_integer(value: Any) -> None:
 @pytest.mark.parametrize("make", [SpectralNorm, Orthogonal, PositiveSemidefinite])
 def test_a_stack_is_a_positive_integer(make: Any, value: Any) -> None:
     text = raised(lambda: make(stack=value))
+    assert text.endswith("Instead: stack=4 for the gates of an LSTM.")
     assert text.startswith(f"`stack` of {make.__name__} is not a positive integer")
     assert f"Received: stack={value!r}." in text
 
@@ -348,7 +349,7 @@ def test_a_stack_is_a_positive_integer(make: Any, value: Any) -> None:
 def test_a_rank_fits_the_matrix() -> None:
     text = raised(lambda: LowRank(4).project(np.ones((3, 5))))
     assert text.startswith("`rank` of LowRank is above the number of rows or of columns. Received: rank=4.")
-    assert "on a matrix of shape (3, 5)" in text
+    assert "on a matrix of shape (3, 5). Instead: rank=3, or less." in text
     text = raised(lambda: LowRank(4, stack=2).project(np.ones((6, 5))))
     assert "on a matrix of shape (3, 5)" in text
     LowRank(3).project(np.ones((3, 5)))

@@ -17,7 +17,7 @@ import keras
 from inbounds._errors import RuleError, SetError, explain, printable, shown
 from inbounds._model.layout import layout_of
 from inbounds._model.weights import Weight, layers_of, weights_of
-from inbounds._sets.combine import Custom, Joint
+from inbounds._sets.combine import Custom, Joint, contains
 from inbounds._sets.set import Set, of_keras
 from inbounds.constraints import without_arguments
 
@@ -42,7 +42,7 @@ def items_of(rules: Any) -> Iterable[tuple[Any, Any]]:
             explain(
                 "There are no rules" if empty else "Rules are not a mapping from selectors to sets, or a list of pairs",
                 f"rules={shown(rules)}",
-                instead="{'**/kernel': MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))}",
+                instead="{'**/kernel': MaxNorm(2.0)}",
             )
         )
     return pairs
@@ -59,7 +59,7 @@ def claims_of(selector: Any, value: Any, layers: Sequence[Any], weights: Sequenc
                 f"No layer of the model is a {selector.__name__}",
                 f"{{{selector.__name__}: {shown(value)}}}",
                 near,
-                f"{{keras.layers.{shipped[0]}: {shown(value)}}}" if shipped else "the class of one of these",
+                f"{{keras.layers.{shipped[0]}: {_code(value)}}}" if shipped else "the class of one of these",
             )
         return _layer_claims(selector.__name__, value, chosen)
     if isinstance(selector, keras.Layer):
@@ -69,7 +69,7 @@ def claims_of(selector: Any, value: Any, layers: Sequence[Any], weights: Sequenc
                 f"The layer {selector.name!r} is not in the model",
                 f"{{{selector.name}: {shown(value)}}}",
                 near,
-                f"model.get_layer({near[0]!r})" if _close(selector.name, near) else "one of these",
+                f"{{{near[0]!r}: {_code(value)}}}" if _close(selector.name, near) else "one of these",
             )
         return _layer_claims(f"layer {selector.name}", value, [selector])
     if isinstance(selector, str) and isinstance(value, (Mapping, Joint)):
@@ -91,7 +91,7 @@ def claims_of(selector: Any, value: Any, layers: Sequence[Any], weights: Sequenc
                 "A mapping of names is for a layer, and this rule selects weights",
                 f"{source}: {shown(value)}",
                 where=_listed([weight.path for weight in chosen_weights]),
-                instead=f"{{{chosen_weights[0].layer.name!r}: {shown(value)}}}",
+                instead=f"{{{chosen_weights[0].layer.name!r}: {_code(value)}}}",
             )
         )
     chosen_set = _as_set(value, source)
@@ -191,7 +191,7 @@ def _layers_by_name(selector: str, value: Any, layers: Sequence[Any], weights: S
         wrong,
         f"{{{selector!r}: {shown(value)}}}",
         [f"the layer {name}" for name in near],
-        f"{{{near[0]!r}: {shown(value)}}}",
+        f"{{{near[0]!r}: {_code(value)}}}",
     )
 
 
@@ -200,17 +200,17 @@ def _no_weight(selector: str, value: Any, layers: Sequence[Any], weights: Sequen
     received = f"{{{selector!r}: {shown(value)}}}"
     owned = {w.name: w for layer in _layers_named(selector, layers, globs=True) for w in weights_of(layers_of(layer))}
     if owned:
-        name = "kernel" if "kernel" in owned else next(iter(owned))
+        name = _main(list(owned.values()))
         return RuleError(
             explain(
                 f"{selector!r} is a layer, and a plain set doesn't say which of its weights it is for",
                 received,
                 where=f"the weights {', '.join(owned)} of {type(owned[name].layer).__name__}",
-                instead=f"{{{selector!r}: {{{name!r}: {shown(value)}}}}}",
+                instead=f"{{{selector!r}: {{{name!r}: {_code(value)}}}}}",
             )
         )
     near = _near_paths(selector, [weight.path for weight in weights])
-    return _no_match(f"No weight matches {selector!r}", received, near, f"{{{near[0]!r}: {shown(value)}}}")
+    return _no_match(f"No weight matches {selector!r}", received, near, f"{{{near[0]!r}: {_code(value)}}}")
 
 
 def _layer_claims(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, Claim]:
@@ -219,13 +219,14 @@ def _layer_claims(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, C
     inside = list({id(layer): layer for layer_ in chosen for layer in layers_of(layer_)}.values())
     owned = weights_of(inside)
     names = sorted({weight.name for weight in owned})
+    main = _main(owned) if owned else ""
     if isinstance(value, Mapping) and not value:
         raise RuleError(
             explain(
                 "A mapping for a layer is empty",
                 f"{source}: {{}}",
                 where=f"the weights {', '.join(names) or 'none'}",
-                instead="{'kernel': MaxNorm(2.0)}",
+                instead=f"{{{main!r}: MaxNorm(2.0)}}" if main else "layers that have weights",
             )
         )
     if isinstance(value, Mapping):
@@ -238,7 +239,7 @@ def _layer_claims(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, C
                     f"No layer that the rule selects has a weight {name!r}",
                     f"{source}: {{{name!r}: {shown(given)}}}",
                     near,
-                    f"{{{near[0]!r}: {shown(given)}}}" if near else "layers that have weights",
+                    f"{{{near[0]!r}: {_code(given)}}}" if near else "layers that have weights",
                 )
             chosen_set = _as_set(given, f"{source}: {name}")
             if isinstance(chosen_set, Joint):
@@ -251,15 +252,17 @@ def _layer_claims(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, C
                 )
             claims.update({id(weight.variable): Claim(chosen_set, f"{source}: {name}") for weight in matching})
         return claims
-    chosen_set = _as_set(value, source)
+    chosen_set = _as_set(value, source, f"{{{main!r}: MaxNorm(2.0)}}" if main else "layers that have weights")
     if not isinstance(chosen_set, Joint):
-        name = "kernel" if "kernel" in names or not names else names[0]
+        code = _code(value)
+        joint = main == "kernel" and chosen_set.axis is None and not contains(chosen_set, (Custom, Joint))
+        also = f", or Joint({code}) for kernel and bias as one vector" if joint else ""
         raise RuleError(
             explain(
                 "A plain set for a layer doesn't say which of its weights it is for",
                 f"{source}: {shown(value)}",
                 where=f"the weights {', '.join(names) or 'none'}",
-                instead=f"{{{name!r}: {shown(value)}}}, or Joint({shown(value)}) for kernel and bias as one vector",
+                instead=f"{{{main!r}: {code}}}{also}" if main else "layers that have weights",
             )
         )
     claims = {}
@@ -272,13 +275,32 @@ def _layer_claims(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, C
             f"No layer that the rule selects has any of the weights {', '.join(chosen_set.weights)}",
             f"{source}: {shown(value)}",
             _near(chosen_set.weights[0], names),
-            f"Joint({chosen_set.inner!r}, weights=...) with names of these" if names else "layers that have weights",
+            f"{{{main!r}: {chosen_set.inner!r}}}" if main else "layers that have weights",
         )
     return claims
 
 
-def _as_set(value: Any, source: str) -> Set:
-    """A rule's value as a set.
+def _main(weights: Sequence[Weight]) -> str:
+    """The name of the weight that an example is for: the kernel, else the first that is trained."""
+    names = [weight.name for weight in weights if weight.born_trainable] or [weight.name for weight in weights]
+    return "kernel" if "kernel" in names else names[0]
+
+
+def _code(value: Any) -> str:
+    """A rule's value as code: of a function its name, of a class, a name or a constraint of Keras the set it means."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name!r}: {_code(given)}' for name, given in value.items())}}}"
+    try:
+        meant = _as_set(value, "")
+    except RuleError:
+        return shown(value)
+    if isinstance(meant, Custom) and hasattr(value, "__name__"):
+        return str(value.__name__) if value.__name__.isidentifier() else "fn"
+    return shown(meant)
+
+
+def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
+    """A rule's value as a set; `instead` is a value to give in place of what is none.
 
     Raises:
         RuleError: it is something else, or a class or a name that leaves out arguments.
@@ -295,7 +317,7 @@ def _as_set(value: Any, source: str) -> Set:
         explain(
             "A rule's value is not a set or a callable from tensor to tensor",
             f"{source}: {shown(value)}",
-            instead=f"{{{source!r}: MaxNorm(2.0)}}",
+            instead=instead,
         )
     )
 

@@ -19,7 +19,7 @@ from inbounds._model.layout import is_foreign, layout_of
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.arguments import metric_name
-from inbounds._sets.combine import Custom, Joint
+from inbounds._sets.combine import Custom, Joint, with_axis
 from inbounds._sets.set import Set
 
 Given = Callable[[Any], Any]
@@ -185,8 +185,7 @@ def _guess(weight: Weight, given: Set) -> str:
         return f"units of {kind} not known: every axis but the last; register_layout says otherwise"
     instead = f"inbounds.register_layout({kind}, lambda layer: {{{weight.name!r}: (0,)}}) with the axes of one unit"
     if "axis" in given.argument_names():
-        arguments = {name: getattr(given, name) for name in given.argument_names()}
-        instead = f"{type(given)(**(arguments | {'axis': 0}))!r}, with the axes that one unit spans as `axis`"
+        instead = f"{with_axis(given, 0)!r}, with the axes that one unit spans as `axis`"
     raise LayoutError(
         explain(
             "The units of a weight of another framework are not known, and the set has no `axis`",
@@ -265,7 +264,9 @@ def _joint_entry(weight: Weight, claim: Claim, weights: Sequence[Weight], claims
                 "A Joint was given to a weight that it doesn't name",
                 f"{joint!r} on {strangers[0].path}",
                 where=f"{type(layer).__name__} with the weights {', '.join(own)}",
-                instead=f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit",
+                instead=f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit"
+                if len(own) > 1
+                else repr(joint.inner),
             )
         )
     for member in members:
@@ -346,20 +347,29 @@ def _untrained(weight: Weight) -> bool:
     return not weight.born_trainable or getattr(weight.variable, "overwrite_with_gradient", False)
 
 
+def _kept(weight: Weight, given: Set) -> str:
+    """What to do instead where a set can't be kept on a weight."""
+    if not _untrained(weight):
+        return "merge the adapter first, or leave this layer out of the rule"
+    if isinstance(given, Joint):
+        return "a Joint of weights that are trained, or leave this layer out of the rule"
+    trained = "variable.trainable"
+    if weight.born_trainable:
+        trained += " and not variable.overwrite_with_gradient"
+    return f"{{(lambda layer, variable: {trained}): {given!r}}}, which selects the weights that are trained"
+
+
 def _check_kept(plan: Plan) -> None:
     for entry in plan.entries:
         for weight in entry.weights:
             _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
             if why := obstacle(weight):
-                trained = "(lambda layer, variable: variable.trainable)"
                 raise RuleError(
                     explain(
                         f"A set can't be kept on this weight: {why}",
                         f"{entry.source}: {entry.set!r}",
                         where=f"{weight.path} of shape {weight.shape} in {type(weight.layer).__name__}",
-                        instead=f"{{{trained}: {entry.set!r}}}, which selects the weights that are trained"
-                        if _untrained(weight)
-                        else "merge the adapter first, or leave this layer out of the rule",
+                        instead=_kept(weight, entry.set),
                     )
                 )
 

@@ -40,10 +40,13 @@ from inbounds._model.weights import layers_of
 from inbounds._sets.arguments import gradient_name, interval, metric_name
 from inbounds._sets.combine import Custom
 from inbounds._sets.set import Set
-from inbounds.constraints import without_arguments
+from inbounds.constraints import call_of, without_arguments
 
 TABLES = ("rules", "layers")
 SETTINGS = ("metric", "every", "gradient")
+
+CALLS = {"where": "MaxNorm(1.0).where([True, True, False])", "on": "MaxNorm(1.0).on(inputs=[0, 3])"}
+"""Calls of what makes a set of a set, as errors show them."""
 
 EXAMPLE = 'a table [rules] with "**/kernel" = "MaxNorm(2.0)", or [layers] with Dense = "Joint(MaxNorm(2.0))"'
 
@@ -200,7 +203,7 @@ def _set(node: ast.expr) -> Set:
         case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
             return _set(left) & _set(right)
         case ast.Call(func=ast.Attribute(value=inner, attr="where" | "on" as name), args=args, keywords=keywords):
-            part: Set = _called(getattr(_set(inner), name), node, args, keywords, f"{name}(...)")
+            part: Set = _called(getattr(_set(inner), name), node, args, keywords, instead=CALLS[name])
             return part
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             pass
@@ -211,11 +214,13 @@ def _set(node: ast.expr) -> Set:
         case _:
             raise _not_a_set(ast.unparse(node))
     cls = _set_named(name)
-    made: Set = _called(cls, node, args, keywords, signature(cls))
+    made: Set = _called(cls, node, args, keywords, signature(cls), call_of(cls))
     return made
 
 
-def _called(fn: Any, node: ast.expr, args: list[ast.expr], keywords: list[ast.keyword], instead: str) -> Any:
+def _called(
+    fn: Any, node: ast.expr, args: list[ast.expr], keywords: list[ast.keyword], where: str = "", instead: str = ""
+) -> Any:
     names = [keyword.arg for keyword in keywords]
     if None in names or len(set(names)) < len(names):
         raise _not_a_set(ast.unparse(node))
@@ -225,7 +230,12 @@ def _called(fn: Any, node: ast.expr, args: list[ast.expr], keywords: list[ast.ke
         return fn(*values, **named)
     except TypeError as error:
         raise SetError(
-            explain(f"{fn.__name__} doesn't take these arguments: {error}", ast.unparse(node), instead=instead)
+            explain(
+                f"{fn.__name__} doesn't take these arguments: {error}",
+                ast.unparse(node),
+                where=where,
+                instead=instead,
+            )
         ) from error
 
 

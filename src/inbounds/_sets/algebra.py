@@ -210,7 +210,7 @@ class Where(Made):
     """
 
     def __init__(self, set: Set, mask: Any) -> None:  # noqa: A002  # the word of the library
-        _check_inner("where", set)
+        _check_inner("where", "mask", set)
         marks = np.asarray(mask)
         if marks.dtype != bool or not marks.any():
             raise SetError(
@@ -288,7 +288,7 @@ class On(Made):
     """
 
     def __init__(self, set: Set, inputs: Any) -> None:  # noqa: A002
-        _check_inner("on", set)
+        _check_inner("on", "inputs", set)
         given = [inputs] if isinstance(inputs, numbers.Integral) else inputs
         indices = list(given) if isinstance(given, (list, tuple, range, np.ndarray)) else []
         whole = all(isinstance(i, numbers.Integral) and not isinstance(i, bool) and int(i) >= 0 for i in indices)
@@ -355,13 +355,13 @@ class On(Made):
         return f"{_bracketed(self.set)}.on(inputs={inputs})"
 
 
-def _check_inner(name: str, given: Any) -> None:
+def _check_inner(name: str, argument: str, given: Any) -> None:
     if not isinstance(given, Set) or contains(given, (Joint, Custom, MatrixSet)):
         raise SetError(
             explain(
                 f"`{name}` is given a set of a whole matrix, a callable, or no set",
                 f"{given!r}.{name}(...)",
-                instead=f"MaxNorm(1.0).{name}(...), or ZeroDiagonal() and the like by `&`",
+                instead=f"MaxNorm(1.0).{name}({argument}), or ZeroDiagonal() and the like by `&`",
             )
         )
 

@@ -117,6 +117,13 @@ def contains(given: Set, kinds: tuple[type, ...]) -> bool:
     return any(isinstance(part, kinds) for part in parts_of(given))
 
 
+def with_axis(given: Set, axis: Any) -> Set:
+    """A set that takes an `axis`, with another one."""
+    arguments = {name: getattr(given, name) for name in given.argument_names()}
+    made: Set = type(given)(**(arguments | {"axis": axis}))
+    return made
+
+
 @registered
 class Joint(Made):
     """{(w, b) : w and b together in a set}: several weights of a layer, one vector per unit.
@@ -160,7 +167,9 @@ class Joint(Made):
                 explain(
                     "A set in a Joint has an `axis`, and the units of a Joint come from the layer",
                     f"inner={shown(inner)}",
-                    instead=f"Joint({type(inner).__name__}(...)) without `axis`",
+                    instead=f"Joint({with_axis(inner, None)!r})"
+                    if "axis" in inner.argument_names()
+                    else "leave `axis` out: the layer knows its units",
                 )
             )
         names = (weights,) if isinstance(weights, str) else tuple(weights)
@@ -274,7 +283,7 @@ class Custom(Set):
                 explain(
                     "`fn` of Custom is not a callable from tensor to tensor, or it is a set or a class",
                     f"fn={shown(fn)}",
-                    instead="Custom(lambda w: ...)",
+                    instead="Custom(lambda w: keras.ops.clip(w, -1.0, 1.0))",
                 )
             )
         if not isinstance(projection, (bool, np.bool_)):

@@ -143,7 +143,7 @@ def stack_of(owner: str, value: Any) -> int:
             explain(
                 f"`stack` of {owner} is not a positive integer: how many matrices a weight's units make",
                 f"stack={shown(value)}",
-                instead=f"{owner}(..., stack=4) for the gates of an LSTM",
+                instead="stack=4 for the gates of an LSTM",
             )
         )
     return int(value)

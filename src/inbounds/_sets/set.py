@@ -562,7 +562,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
                     "`metric` is not finite and above 0 everywhere",
                     f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
                     where=f"rows of shape {tuple(rows.shape)}",
-                    instead="a floor, such as metric.clip(1e-6 * metric.max())",
+                    instead="a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm",
                 )
             )
         return metric
@@ -639,7 +639,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
                     "A set can't be changed: a compiled training step would not see it",
                     f"{name}={value!r}",
                     where=repr(self),
-                    instead="make a new set and call inbounds.constrain(model, ...) again",
+                    instead="make a new set and call inbounds.constrain(model, rules) again",
                 )
             )
         super().__setattr__(name, value)
@@ -797,7 +797,7 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
             explain(
                 "The rows don't have the shape (units, size), one unit a row",
                 f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}",
-                instead="rows.reshape(1, -1) for one unit",
+                instead="np.reshape(rows, (1, -1)) for one unit",
             )
         )
     _check_float(owner, rows)

@@ -444,7 +444,7 @@ class LowRank(_Shrinking):
                     "`rank` of LowRank is above the number of rows or of columns",
                     f"rank={self.rank}",
                     where=f"{self!r} on a matrix of shape ({rows}, {columns})",
-                    instead=f"a rank below {min(rows, columns)}",
+                    instead=f"rank={min(rows, columns)}, or less",
                 )
             )
 

@@ -144,7 +144,8 @@ def _check_alone(model: Any) -> None:
                     "A weight is in the plan of another model",
                     f"{weight.path}, which the plan of {constraint.model.name!r} holds",
                     where=f"{constraint!r}, and now a plan of {model.name!r}",
-                    instead=f"inbounds.release({constraint.model.name}) first, or one plan for the model that has all",
+                    instead=f"inbounds.release(other), where other is the model {constraint.model.name!r}, "
+                    "or one plan for the model that has all",
                 )
             )
 

@@ -97,7 +97,7 @@ def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -
                 "register_metric is not given a class of optimizers with an `update_step`, "
                 "a callable(optimizer, variable, gradient) and words",
                 f"optimizer={shown(optimizer)}, reader={shown(reader)}, words={shown(words)}",
-                instead="register_metric(MyAdam, lambda opt, v, g: ...)",
+                instead="register_metric(MyAdam, lambda optimizer, v, gradient: keras.ops.abs(gradient) + 1e-12)",
             )
         )
 

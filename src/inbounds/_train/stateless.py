@@ -159,13 +159,15 @@ def _like(variables: Sequence[Any], given: Any, name: str, *, optional: bool = F
     Raises:
         RuleError: their number, a shape or a dtype is another one.
     """
+    values = "[variable.value for variable in model.trainable_variables]"
+    instead = f"{'[None] * len(model.trainable_variables)' if optional else values} to begin with"
     if not isinstance(given, (list, tuple)) or len(given) != len(variables):
         received = f"{len(given)} values" if isinstance(given, (list, tuple)) else type(given).__name__
         raise RuleError(
             explain(
                 f"`{name}` is not a list with one value for each of model.trainable_variables, in their order",
                 f"{received} for {len(variables)} variables",
-                instead="[variable.value for variable in model.trainable_variables] to begin with",
+                instead=instead,
             )
         )
     tensors: list[Any] = []
@@ -183,7 +185,7 @@ def _like(variables: Sequence[Any], given: Any, name: str, *, optional: bool = F
                     " model.trainable_variables",
                     f"shape={shape}, dtype={dtype}",
                     where=f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}",
-                    instead="[variable.value for variable in model.trainable_variables] to begin with",
+                    instead=instead,
                 )
             )
         tensors.append(tensor)

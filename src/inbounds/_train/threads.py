@@ -165,7 +165,7 @@ def check_there(model: Any) -> None:
             explain(
                 "The weights of the model are gone: on JAX, Keras loses a model whose compiled step is interrupted",
                 f"model={model.name!r}",
-                instead="keras.models.load_model(a file of ModelCheckpoint's), or fit again with BackupAndRestore",
+                instead="keras.models.load_model(path) where ModelCheckpoint saved, or fit again with BackupAndRestore",
             )
         )
 

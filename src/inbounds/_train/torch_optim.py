@@ -170,9 +170,7 @@ class _AfterStep:
 def _check_torch(optimizer: Any) -> None:
     backend = keras.backend.backend()
     if backend != "torch":
-        other = (
-            "inbounds.stateless_project in the step" if backend == "jax" else "inbounds.project(model) after the step"
-        )
+        other = "stateless_project(model, values) in the step" if backend == "jax" else "project(model) after the step"
         raise RuleError(
             explain(
                 "project_after is for torch.optim, and the backend is not PyTorch",
