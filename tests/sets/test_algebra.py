@@ -54,46 +54,63 @@ CASES: dict[str, tuple[ib.Set, Program, str]] = {
     "box, sum": (
         ib.Box(-0.2, 0.7) & ib.SumTo(1),
         lambda r: [r >= -0.2, r <= 0.7, sums(r) == 1],
-        "one multiplier for SumTo",
+        "multipliers for SumTo, with Box",
     ),
-    "box, simplex": (ib.Box(0, 0.4) & ib.Simplex(), lambda r: [r >= 0, r <= 0.4, sums(r) == 1], "one multiplier for S"),
+    "box, simplex": (
+        ib.Box(0, 0.4) & ib.Simplex(),
+        lambda r: [r >= 0, r <= 0.4, sums(r) == 1],
+        "multipliers for Simplex, with Box",
+    ),
     "box, l1": (
         ib.Box(-0.1, 0.4) & ib.L1Ball(0.6),
         lambda r: [r >= -0.1, r <= 0.4, length(r, 1) <= 0.6],
-        "multiplier for L1Ball",
+        "multipliers for L1Ball, with Box",
     ),
     "half-space, ball": (
         ib.Halfspace(NORMAL, -0.3) & ib.MaxNorm(1),
         lambda r: [r @ NORMAL <= -0.3, length(r) <= 1],
-        "one multiplier for Halfspace, with MaxNorm",
+        "multipliers for Halfspace and MaxNorm",
     ),
     "half-space, plane": (
         ib.Halfspace(NORMAL, -0.3) & ib.SumTo(1),
         lambda r: [r @ NORMAL <= -0.3, sums(r) == 1],
-        "multiplier for Halfs",
+        "multipliers for Halfspace and SumTo",
     ),
     "simplex, ball": (
         ib.Simplex(1) & ib.MaxNorm(0.6),
         lambda r: [r >= 0, sums(r) == 1, length(r) <= 0.6],
-        "one multiplier for SumTo",
+        "multipliers for Simplex and MaxNorm",
     ),
-    "order, sum": (ib.Monotone() & ib.SumTo(1), lambda r: [rising(r), sums(r) == 1], "one multiplier for SumTo"),
-    "l1, ball": (ib.L1Ball(1) & ib.MaxNorm(0.7), lambda r: [length(r, 1) <= 1, length(r) <= 0.7], "one multiplier for"),
+    "order, sum": (ib.Monotone() & ib.SumTo(1), lambda r: [rising(r), sums(r) == 1], "exact: Monotone, then SumTo"),
+    "l1, ball": (
+        ib.L1Ball(1) & ib.MaxNorm(0.7),
+        lambda r: [length(r, 1) <= 1, length(r) <= 0.7],
+        "multipliers for L1Ball and MaxNorm",
+    ),
     "two balls": (
         ib.MaxNorm(1) & ib.MaxNorm(1, center=0.3),
         lambda r: [length(r) <= 1, length(r - 0.3) <= 1],
-        "one multiplier for MaxNorm, with MaxNorm",
+        "multipliers for MaxNorm and MaxNorm",
     ),
     "two l1": (
         ib.L1Ball(1) & ib.L1Ball(1, center=0.3),
         lambda r: [length(r, 1) <= 1, length(r - 0.3, 1) <= 1],
         "Dykstra's algorithm",
     ),
-    "order, l1": (ib.Monotone() & ib.L1Ball(1), lambda r: [rising(r), length(r, 1) <= 1], "one multiplier for L1Ball"),
+    "order, l1": (
+        ib.Monotone() & ib.L1Ball(1),
+        lambda r: [rising(r), length(r, 1) <= 1],
+        "exact: Monotone, then L1Ball",
+    ),
     "order, l1, box": (
         ib.Monotone() & ib.L1Ball(1) & ib.Box(LOWS, 0.5),
         lambda r: [rising(r), length(r, 1) <= 1, r >= LOWS[None], r <= 0.5],
         "Dykstra's algorithm",
+    ),
+    "many": (
+        ib.Simplex() & ib.MaxNorm(0.6) & ib.Box(0, LOWS + 1.2) & ib.Halfspace(NORMAL, 0.1) & ib.Halfspace(NORMAL, 0.1),
+        lambda r: [r >= 0, sums(r) == 1, length(r) <= 0.6, r <= LOWS[None] + 1.2, r @ NORMAL <= 0.1],
+        "multipliers for Simplex and MaxNorm and Halfspace and Halfspace, with Box",
     ),
     "masked": (
         ib.NonNeg().where(NORMAL > 0) & ib.MaxNorm(1),
@@ -106,7 +123,7 @@ MATRICES: dict[str, tuple[ib.Set, Program, str]] = {
     "spectral, frobenius": (
         ib.SpectralNorm(1) & ib.FrobeniusNorm(1.5),
         lambda r: [cp.sigma_max(r) <= 1, cp.norm(r, "fro") <= 1.5],
-        "one multiplier for FrobeniusNorm, with SpectralNorm",
+        "Dykstra",
     ),
     "symmetric, spectral": (
         ib.Symmetric() & ib.SpectralNorm(1),

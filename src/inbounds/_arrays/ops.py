@@ -317,6 +317,11 @@ def branch(true: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     return keras.ops.cond(true, yes, no)
 
 
+def solve(matrices: Array, right: Array) -> Array:
+    """The solutions of linear systems: matrices of (count, size, size), none singular, and (count, size, columns)."""
+    return (np.linalg.solve if namespace(matrices) is np else keras.ops.solve)(matrices, right)
+
+
 def repeat(step: Callable[[State], State], state: State, times: int) -> State:
     """`step`, from state to state, so many times, with its derivative; compiled once where that can be."""
     if is_concrete(state[0]) or is_eager_torch(state[0]):

@@ -439,6 +439,16 @@ class Units:
         pieces = zip(self.parts, self._split(value), strict=True)
         return tuple(constant(part, piece) for part, piece in pieces)
 
+    def row(self, value: Array | float) -> Array:
+        """`entries` as one row, of shape (1, size), or (1, 1) for a number: what `rows` broadcast against."""
+        if not getattr(value, "shape", ()):
+            return constant(self.parts[0], [[value]])
+        laid = []
+        for part, span, piece in zip(self.parts, self.axes, self._split(value), strict=True):
+            lengths = [n if axis in span else 1 for axis, n in enumerate(part.shape)]
+            laid.append(np.broadcast_to(piece, lengths).transpose(self._order(part, span)).reshape(1, -1))
+        return constant(self.parts[0], np.concatenate(laid, axis=1))
+
     def _split(self, value: Array) -> tuple[Array, ...]:
         """`entries` of an array, in NumPy."""
         shape = tuple(value.shape)

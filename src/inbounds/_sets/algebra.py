@@ -14,11 +14,12 @@ import keras
 import numpy as np
 
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import Array, is_concrete, namespace
+from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import FEW, SetError, explain, shown
 from inbounds._sets.combine import Custom, Joint, Made, contains
 from inbounds._sets.matrices import MatrixSet
+from inbounds._sets.normal_form import Declaration
 from inbounds._sets.set import Edge, Set, code_of, registered
 from inbounds._sets.ways import Way, way_of
 
@@ -233,6 +234,10 @@ class Where(Made):
     def _project(self, units: Units) -> Units:
         return self.set.nearest(units.where(self.mask)).everywhere(units)
 
+    def declaration(self, units: Units) -> Declaration:
+        mask = units.where(self.mask).mask_rows()
+        return self.set.declaration(units).within(cast(mask, dtype_of(units.parts[0])))
+
     def reduced(self, units: Units, gradient: Units) -> Units:
         marked = units.where(self.mask)
         return self.set.reduced(marked, gradient.everywhere(marked)).everywhere(units)
@@ -336,6 +341,9 @@ class On(Made):
 
     def _project(self, units: Units) -> Units:
         return self._by_itself(units.axes, [tuple(part.shape) for part in units.parts]).nearest(units)
+
+    def declaration(self, units: Units) -> Declaration:
+        return self._by_itself(units.axes, [tuple(part.shape) for part in units.parts]).declaration(units)
 
     def edges(self, laid: Laid) -> list[Edge]:
         return self._by_itself(laid.axes, laid.shapes).edges(laid)

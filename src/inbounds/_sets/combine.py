@@ -16,6 +16,7 @@ from inbounds._arrays.ops import Array, cast, constant, dtype_of, has_float64, n
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes
+from inbounds._sets.normal_form import Declaration
 from inbounds._sets.set import Edge, Measured, Set, plain, registered
 
 KERNEL_AND_BIAS = ("kernel", "bias")
@@ -46,6 +47,7 @@ class Made(Set):
     has_boundary = _true_of(all, "has_boundary")
     holds_frozen = _true_of(all, "holds_frozen")
     reduces = _true_of(all, "reduces")
+    declares = _true_of(all, "declares")
     couples = _true_of(any, "couples")
     has_faces = _true_of(any, "has_faces")
     matrix = _true_of(any, "matrix")
@@ -83,6 +85,9 @@ class Made(Set):
 
     def counted(self, units: int) -> int:
         return max(member.counted(units) for member in self.members)
+
+    def declaration(self, units: Units) -> Declaration:
+        return reduce(operator.and_, [member.declaration(units) for member in self.members])
 
     def edges(self, laid: Laid) -> list[Edge]:
         return [edge for member in self.members for edge in member.edges(laid)]

@@ -24,6 +24,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import center_of, number_or_array
+from inbounds._sets.normal_form import Declaration
 from inbounds._sets.set import Set, registered
 
 Bound = float | np.ndarray[Any, Any]
@@ -47,6 +48,14 @@ class Interval(Set):
         super().check_fit(units)
         units.entries(self.low)
         units.entries(self.high)
+
+    @property
+    def declares(self) -> bool:
+        return True
+
+    def declaration(self, units: Units) -> Declaration:
+        center = self.center_row(units)
+        return Declaration(units.row(self.low) + center, units.row(self.high) + center)
 
     def _project(self, units: Units) -> Units:
         low, high = (units.with_parts(units.entries(bound)) for bound in (self.low, self.high))

@@ -26,6 +26,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes, center_of, number
+from inbounds._sets.normal_form import Declaration, Row
 from inbounds._sets.reduced import radial
 from inbounds._sets.set import Set, registered
 
@@ -79,6 +80,14 @@ class _NormInterval(Set):
         if self.low < self.high:
             return length
         return np.where(self._by_scale(units, taken, 1.0) < 0, -length, length)
+
+    @property
+    def declares(self) -> bool:
+        return self.convex and self.high > 0
+
+    def declaration(self, units: Units) -> Declaration:
+        row = Row("ball", units.row(np.ones(units.size)), units.row(self.high), self.center_row(units))
+        return Declaration.of(row)
 
     def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         def together() -> Units:

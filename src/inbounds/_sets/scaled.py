@@ -15,6 +15,7 @@ from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace, 
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.combine import Custom, Joint, Made, contains, parts_of
+from inbounds._sets.normal_form import Declaration
 from inbounds._sets.set import Edge, Set, registered
 
 
@@ -98,6 +99,9 @@ class Scaled(Made):
     def _project(self, units: Units) -> Units:
         return self.at(0).nearest(units)
 
+    def declaration(self, units: Units) -> Declaration:
+        return self.at(0).declaration(units)
+
     def edges(self, laid: Laid) -> list[Edge]:
         return self.at(0).edges(laid)
 
@@ -132,6 +136,9 @@ class _Multiple(Made):
         return units.map(
             lambda x, new, old, grown: namespace(x).where((new == old) | (new != new), x, grown), moved, inner, grown
         )
+
+    def declaration(self, units: Units) -> Declaration:
+        return self.set.declaration(units).times(self._factor(units.parts[0]))
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """That of the bound times the factor."""

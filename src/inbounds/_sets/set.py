@@ -36,6 +36,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import FEW, SetError, explain, shown
 from inbounds._sets.arguments import GivenAxes, gradient_name, interval, metric_name
+from inbounds._sets.normal_form import Declaration
 from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
 
@@ -173,6 +174,15 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             return False
         whole = self.gradient == "full" or bool(self.leaves_all)
         return self.metric == "optimizer" or whole or self.has_faces or not averages
+
+    @property
+    def declares(self) -> bool:
+        """Whether it is made of bounds on entries, linear rows, balls and 1-norms, which `declaration` gives."""
+        return False
+
+    def declaration(self, units: Units) -> Declaration:
+        """What it asks of the rows of units, for intersections; only of sets that say `declares`."""
+        raise NotImplementedError(f"{type(self).__name__} has no normal form")
 
     @property
     def warm_starts(self) -> bool:
@@ -392,6 +402,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         self._check_center()
         placed = units.place(0.0 if self.center is None else self.center)
         return units.with_parts([constant(part, values) for part, values in zip(units.parts, placed, strict=True)])
+
+    def center_row(self, units: Units) -> Array:
+        """The centre in rows, which broadcast against those of the units."""
+        if self.center is None:
+            return units.row(0.0)
+        centers = self.centers_of(units)
+        return units.with_parts([c + 0 * part for c, part in zip(centers.parts, units.parts, strict=True)]).rows()
 
     def _check_center(self) -> None:
         if self.centers:

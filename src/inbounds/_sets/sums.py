@@ -30,6 +30,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes, center_of, number, number_or_array
 from inbounds._sets.entries import flat
+from inbounds._sets.normal_form import Declaration, Row
 from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Edge, Set, registered
 
@@ -54,6 +55,16 @@ class Linear(Set):
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         units.entries(self.slope)
+
+    @property
+    def declares(self) -> bool:
+        return True
+
+    def declaration(self, units: Units) -> Declaration:
+        slope = np.broadcast_to(self.slope, np.shape(self.slope) or (units.size,))
+        return Declaration.of(
+            Row("equal" if self.equal else "most", units.row(slope), units.row(self.level), units.row(0.0))
+        )
 
     def _project(self, units: Units) -> Units:
         slope = units.with_parts(units.entries(self.slope))
@@ -279,6 +290,14 @@ class Simplex(Set):
         self.total = _positive("Simplex", "total", total)
         self.axis = axes("Simplex", axis)
 
+    @property
+    def declares(self) -> bool:
+        return True
+
+    def declaration(self, units: Units) -> Declaration:
+        row = Row("equal", units.row(np.ones(units.size)), units.row(self.total), units.row(0.0))
+        return Declaration.of(row, low=0.0)
+
     def reduced(self, units: Units, gradient: Units) -> Units:
         return _reduced_on_a_face(self._project(units), units, gradient, self.total, signed=False)
 
@@ -334,6 +353,14 @@ class L1Ball(Set):
         self.radius = _positive("L1Ball", "radius", radius)
         self.axis = axes("L1Ball", axis)
         self.center = center_of("L1Ball", center)
+
+    @property
+    def declares(self) -> bool:
+        return True
+
+    def declaration(self, units: Units) -> Declaration:
+        row = Row("diamond", units.row(np.ones(units.size)), units.row(self.radius), self.center_row(units))
+        return Declaration.of(row)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         centred = units if self.center is None else units.about(self.centers_of(units))

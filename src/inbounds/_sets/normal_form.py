@@ -1,0 +1,383 @@
+"""The normal form: one projection for every intersection of bounds on entries, linear rows, balls and 1-norms.
+
+The nearest point y of x in {y : low <= y <= high, A y = b, |y - c| <= r, ...}, in the norm `sum d (y - x)^2`, is known
+entry by entry once one multiplier is known for each linear row (z), ball (m) and 1-norm (t):
+
+    y = clip(soft_t(d x - A' z + m c) / (d + m), low, high)
+
+where `soft_t` draws towards the centre of the 1-norm by t. The multipliers maximize a concave function, the dual. Its
+gradient is by how much each row is exceeded. Its Hessian is -G diag(a) G', where the rows of G are those of A, y - c
+and sign(y - c), and a is 1 / (d + m) for an entry that moves and 0 for one that is clipped. Newton's method takes 3 to
+10 steps, of a few sums over the unit and a system with as many unknowns as rows.
+
+Source: Li, Sun and Toh, "A highly efficient semismooth Newton augmented Lagrangian method for solving lasso problems",
+2018, for semismooth Newton steps on the dual; Boyd and Vandenberghe, "Convex Optimization", 2004, chapter 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from inbounds._arrays.ops import (
+    HUGE,
+    Array,
+    at_once,
+    blocked_sum,
+    cast,
+    constant,
+    dtype_of,
+    epsilon,
+    iterate,
+    namespace,
+    solve,
+    without_gradient,
+)
+from inbounds._arrays.units import Units
+
+TURNS, UNROLLED = 100, 24
+"""At most so many looks at the multipliers, as a rule 3 to 15; where PyTorch exports or vectorizes, so many."""
+
+FARTHEST = 1e-6
+"""The radius of a ball counts as at least this share of a unit's largest entry: squares of less would vanish."""
+
+OVERSHOOT = 0.1
+"""A step is taken where the dual falls at its end by no more than this share of its rise at the beginning."""
+
+GROWTH = 2.0
+REACH = 4.0
+"""A step changes a multiplier by so many times 1 and its size: where all entries are clipped, nothing limits it."""
+
+Kind = Literal["equal", "most", "ball", "diamond"]
+KINDS: tuple[Kind, ...] = ("equal", "most", "ball", "diamond")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of each unit that is compared with a level: equal to it, or at most.
+
+    Attributes:
+        kind: what the number is: the sum of `weights * y` ("equal", "most"), the 2-norm ("ball") or the 1-norm
+            ("diamond") of `weights * (y - center)`.
+        weights: rows, of shape (units, size) or (1, size); of a norm 1 or 0, else the largest is 1.
+        level: of shape (units, 1) or (1, 1).
+        center: rows, or of shape (1, 1).
+    """
+
+    kind: Kind
+    weights: Array
+    level: Array
+    center: Array
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """{y : low <= y <= high, and all rows hold}, each unit. Bounds are rows, or (1, 1)."""
+
+    low: Array
+    high: Array
+    rows: tuple[Row, ...] = ()
+
+    @classmethod
+    def of(cls, row: Row, low: float = -np.inf) -> Declaration:
+        """One row, and a lower bound."""
+        bound = namespace(row.level).full_like(row.level, low)
+        return cls(bound, namespace(bound).full_like(bound, np.inf), (row,))
+
+    def __and__(self, other: Declaration) -> Declaration:
+        xp = namespace(self.low)
+        return Declaration(xp.maximum(self.low, other.low), xp.minimum(self.high, other.high), self.rows + other.rows)
+
+    def within(self, mask: Array) -> Declaration:
+        """The declaration for those entries that a mask marks; a unit without one is free."""
+        xp = namespace(mask)
+        infinite = xp.full_like(mask, np.inf)
+        some = xp.max(mask, axis=1, keepdims=True)
+        return Declaration(
+            xp.where(mask > 0, self.low, -infinite),
+            xp.where(mask > 0, self.high, infinite),
+            tuple(replace(row, weights=row.weights * mask, level=row.level * some) for row in self.rows),
+        )
+
+    def times(self, factor: Array) -> Declaration:
+        """The declaration of a multiple of the set, by a number for each unit or for all."""
+        rows = (replace(row, level=row.level * factor, center=row.center * factor) for row in self.rows)
+        return Declaration(self.low * factor, self.high * factor, tuple(rows))
+
+    def as_one(self, x: Array) -> Declaration:
+        """The declaration of all the rows x as one."""
+
+        def flat(values: Array) -> Array:
+            if tuple(values.shape) == (1, 1):
+                return values
+            return namespace(x).reshape(values + namespace(x).zeros_like(x), (1, -1))
+
+        rows = (replace(row, weights=flat(row.weights), center=flat(row.center)) for row in self.rows)
+        return Declaration(flat(self.low), flat(self.high), tuple(rows))
+
+
+def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:
+    """The units at the nearest points of a declared set, in their metric; entries of units with NaN may be anywhere.
+
+    Args:
+        units: of any parts.
+        declaration: what is declared of their rows.
+        whole: whether it is declared of all units together; the level of each row is one number then.
+    """
+    x, costs = units.rows(), units.metric_rows()
+    xp = namespace(x)
+    moves = None
+    if not all(units.free):
+        parts = zip(units.parts, units.free, strict=True)
+        moves = units.with_parts([xp.full_like(part, float(free)) for part, free in parts]).rows()
+    if (mask := units.mask_rows()) is not None:
+        declaration = declaration.within(cast(mask, dtype_of(x)))
+    if whole:
+        declaration = declaration.as_one(x)
+        x, costs, moves = (None if a is None else xp.reshape(a, (1, -1)) for a in (x, costs, moves))
+    if not declaration.rows:
+        y = xp.maximum(xp.minimum(x, declaration.high), declaration.low)
+        return units.with_rows(xp.reshape(y, (-1, units.size)))
+    rows = sorted(declaration.rows, key=lambda row: KINDS.index(row.kind))
+    given = [(row.weights, row.level, row.center) for row in rows]
+    static = tuple(row.kind for row in rows), units.differentiable
+    y = at_once(_nearest, x, costs, moves, declaration.low, declaration.high, given, static=static)
+    return units.with_rows(xp.reshape(y, (-1, units.size)))
+
+
+def _nearest(
+    x: Array,
+    costs: Array | None,
+    moves: Array | None,
+    low: Array,
+    high: Array,
+    given: Sequence[tuple[Array, Array, Array]],
+    static: tuple[tuple[Kind, ...], bool],
+) -> Array:
+    """The nearest rows, computed with entries of the size of 1.
+
+    Args:
+        x: rows.
+        costs: the metric, in rows; None: the Euclidean one.
+        moves: 1 for entries that may move, else 0; None: all may.
+        low: the lower bounds.
+        high: the upper bounds.
+        given: of each row of the declaration, in order of `KINDS`, its weights, level and centre.
+        static: their kinds; and whether a derivative is wanted.
+    """
+    kinds, differentiable = static
+    xp = namespace(x)
+    fixed = without_gradient(x)
+    fixed = xp.where(xp.isfinite(fixed), fixed, xp.zeros_like(fixed))
+    size = xp.max(xp.abs(fixed), axis=1, keepdims=True)
+    for bound in (low, high, *(level for _, level, _ in given)):
+        known = xp.where(xp.isfinite(bound), xp.abs(bound), xp.zeros_like(bound))
+        size = xp.maximum(size, xp.max(known, axis=1, keepdims=True))
+    size = xp.clip(size, 1 / HUGE, HUGE)
+    rows = [(weights, level / size, center / size) for weights, level, center in given]
+    problem = _Problem(fixed / size, 1.0 if costs is None else costs, moves, low / size, high / size, rows, kinds)
+    z = problem.multipliers()
+    y = problem.entries(z)[0] * size
+    if differentiable:
+        live = problem.differentiable(x / size, z) * size
+        y = y + (live - without_gradient(live))
+    y = xp.maximum(xp.minimum(y, high), low)  # dividing by the size may have moved a bound
+    return y if moves is None else xp.where(moves > 0, y, x)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What there is to see at some multipliers.
+
+    Attributes:
+        exceeded: by how much each row is exceeded, of shape (units, K).
+        step: Newton's step of all but the ball's.
+        tilt: how they change with the multiplier of the ball.
+        change: the step of the ball's, once the others are solved.
+        solved: whether all but the ball are within rounding.
+        over: by how much the ball is exceeded, 0 where that is within rounding; as all that follow of shape (units, 1).
+    """
+
+    exceeded: Array
+    step: Array
+    tilt: Array
+    change: Array
+    solved: Array
+    over: Array
+
+
+class _Problem:
+    """What is to be solved for the multipliers z, of shape (units, K): linear rows first, then balls, then diamonds."""
+
+    def __init__(
+        self, x: Array, d: Array | float, moves: Array | None, low: Array, high: Array, rows: Any, kinds: Sequence[Kind]
+    ) -> None:
+        xp = self.xp = namespace(x)
+        self.x, self.d, self.moves, self.low, self.high, self.count = x, d, moves, low, high, len(kinds)
+        starts = [sum(kind in KINDS[:i] for kind in kinds) for i in range(len(KINDS) + 1)]
+        self.linear, self.balls, self.diamonds = slice(0, starts[2]), slice(*starts[2:4]), slice(*starts[3:5])
+        self.weights = self._stacked([weights for weights, _, _ in rows])
+        self.center = self._stacked([center for _, _, center in rows])
+        is_ball = constant(x, [[float(kind == "ball") for kind in kinds]])
+        self.equal = constant(x, [[float(kind == "equal") for kind in kinds]]) > 0
+        self.first_ball = constant(x, [[float(i == starts[2] and kind == "ball") for i, kind in enumerate(kinds)]])
+        level = xp.concatenate([level + xp.zeros_like(x[:, :1]) for _, level, _ in rows], axis=1)
+        self.radius = xp.maximum(level, FARTHEST)
+        self.half = 1 - 0.5 * is_ball
+        self.level = xp.where(is_ball > 0, 0.5 * self.radius * self.radius, level)
+
+    def _stacked(self, arrays: Sequence[Array]) -> Array:
+        """One array of shape (units or 1, K, size)."""
+        if any(array.shape[0] != 1 for array in arrays):
+            arrays = [array + self.xp.zeros_like(self.x) for array in arrays]
+        return self.xp.stack(arrays, axis=1)
+
+    def entries(self, z: Array, x: Array | None = None) -> tuple[Array, Array]:
+        """The entries y at some multipliers, and how fast each moves against its pull: 0 where it is held."""
+        xp = self.xp
+        x = self.x if x is None else x
+        by = z[:, :, None] * self.weights
+        pull, weight = self.d * x, self.d + xp.zeros_like(x)
+        if self.linear.stop:
+            pull = pull - xp.sum(by[:, self.linear], axis=1)
+        if self.balls.stop > self.balls.start:
+            pull = pull + xp.sum(by[:, self.balls] * self.center[:, self.balls], axis=1)
+            weight = weight + xp.sum(by[:, self.balls], axis=1)
+        y, moving = pull / weight, xp.ones_like(x)
+        if self.diamonds.stop > self.diamonds.start:
+            center, threshold = self.center[:, self.diamonds.start], xp.sum(by[:, self.diamonds], axis=1)
+            away = pull - weight * center
+            left = xp.maximum(xp.abs(away) - threshold, 0)
+            y = xp.where(threshold > 0, center + xp.sign(away) * left / weight, y)
+            moving = xp.where((threshold > 0) & (left == 0), xp.zeros_like(y), moving)
+        moving = xp.where((y >= self.low) & (y <= self.high), moving, xp.zeros_like(y))
+        y = xp.where(xp.max(xp.abs(z), axis=1, keepdims=True) > 0, y, x)
+        y = xp.maximum(xp.minimum(y, self.high), self.low)
+        if self.moves is not None:
+            y, moving = xp.where(self.moves > 0, y, x), moving * self.moves
+        return y, moving / weight
+
+    def exceeded(self, y: Array) -> tuple[Array, Array]:
+        """By how much each row is exceeded: half the difference of squares for a ball; and its gradient in y."""
+        xp = self.xp
+        apart = y[:, None] - self.center
+        gradient = xp.concatenate(
+            [
+                self.weights[:, self.linear] + xp.zeros_like(apart[:, self.linear]),
+                self.weights[:, self.balls] * apart[:, self.balls],
+                self.weights[:, self.diamonds] * xp.sign(apart[:, self.diamonds]),
+            ],
+            axis=1,
+        )
+        return blocked_sum(gradient * apart, (2,)) * self.half - self.level, gradient
+
+    def hessian(self, gradient: Array, speed: Array) -> Array:
+        """Minus the Hessian of the dual, with a little more on its diagonal, since it may be singular."""
+        xp = self.xp
+        weighed = speed[:, None] * gradient
+        matrix = xp.stack([xp.sum(weighed[:, k : k + 1] * gradient, axis=2) for k in range(self.count)], axis=1)
+        one = constant(self.x, np.eye(self.count))
+        unheld = xp.sum(gradient * gradient, axis=2)  # as if no entry were held: where all are, some will move
+        more = 8 * epsilon(dtype_of(self.x)) * (xp.max(xp.max(matrix * one, axis=2), axis=1, keepdims=True) + unheld)
+        return matrix + one * xp.maximum(more, 1 / HUGE)[:, None]
+
+    def solution(self, matrix: Array, held: Array, right: Sequence[Array]) -> list[Array]:
+        """The solutions of the system of a Hessian, with 0 in rows that are held."""
+        xp = self.xp
+        right = [xp.where(held, xp.zeros_like(given), given) for given in right]
+        if self.count == 1:
+            return [given / matrix[:, :, 0] for given in right]
+        one = constant(self.x, np.eye(self.count)) + xp.zeros_like(matrix)
+        solved = solve(xp.where(held[:, :, None] | held[:, None], one, matrix), xp.stack(right, axis=2))
+        return [solved[:, :, i] for i in range(len(right))]
+
+    def look(self, z: Array) -> _Seen:
+        """What there is to see at some multipliers."""
+        xp = self.xp
+        y, speed = self.entries(z)
+        exceeded, gradient = self.exceeded(y)
+        terms = xp.sum(xp.abs(gradient) * (xp.abs(y) + xp.abs(self.x))[:, None], axis=2) + xp.abs(self.level)
+        idle = ~self.equal & (z <= 0)
+        wrong = xp.where(idle, xp.maximum(exceeded, 0), exceeded)
+        wrong = xp.where(xp.abs(wrong) > 0.5 * epsilon(dtype_of(z)) * terms, wrong, xp.zeros_like(wrong))
+        matrix = self.hessian(gradient, speed)
+        held = (self.first_ball > 0) | (idle & (exceeded <= 0))
+        coupling = xp.sum(matrix * self.first_ball[:, None], axis=2)
+        step, tilt = self.solution(matrix, held, [exceeded, coupling])
+        curvature = self.of_ball(coupling) - xp.sum(
+            xp.where(held, xp.zeros_like(tilt), coupling * tilt), axis=1, keepdims=True
+        )
+        squares = xp.maximum(self.of_ball(2 * (exceeded + self.level)), 0)
+        length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
+        change = (
+            squares * (length / xp.maximum(self.of_ball(self.radius), FARTHEST) - 1) / xp.maximum(curvature, 1 / HUGE)
+        )
+        solved = xp.max(xp.abs(wrong * (1 - self.first_ball)), axis=1, keepdims=True) == 0
+        return _Seen(exceeded, step, tilt, change, solved, self.of_ball(wrong))
+
+    def multipliers(self) -> Array:
+        """The solution, from 0 on.
+
+        With the multiplier of the first ball as it is, those of all else are found by Newton's method. Then that one
+        takes a step, and the others go along, to where the length is right; its inverse is nearly linear in it.
+        """
+        xp = self.xp
+        zero = xp.zeros_like(self.x[:, :1])
+
+        def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+            z, exceeded, step, most, low, high, open_ = state
+            size = xp.max(xp.abs(step) / (1 + xp.abs(z)), axis=1, keepdims=True)
+            share = xp.minimum(most / xp.maximum(size, 1 / HUGE), 1)
+            ahead = self.allowed(z + share * step)
+            seen = self.look(ahead)
+            still = xp.max(xp.abs(ahead - z), axis=1, keepdims=True) == 0
+            rise, end = (xp.sum(by * (ahead - z), axis=1, keepdims=True) for by in (exceeded, seen.exceeded))
+            good = (open_ > 0) & ((end >= -OVERSHOOT * rise) | seen.solved | still)
+            shorter = xp.clip(rise / xp.maximum(rise - end, 1 / HUGE), 0.1, 0.7)
+            settled = good & (seen.solved | (still & (size > 0)))
+
+            multiplier = self.of_ball(ahead)
+            low = xp.where(settled & (seen.over > 0), multiplier, low)
+            high = xp.where(settled & (seen.over < 0), multiplier, high)
+            farthest = REACH * (1 + multiplier)
+            unbounded = high == np.inf
+            middle = xp.where(unbounded, farthest, xp.sqrt((1 + xp.maximum(low, 0)) * (1 + high)) - 1)
+            slow = unbounded & (multiplier > 0) & (seen.change > 0.3 * multiplier)
+            new = xp.where(slow, farthest, xp.minimum(multiplier + seen.change, farthest))
+            new = xp.maximum(xp.where((new > low) & (new < high), new, middle), 0)
+            move = xp.where(settled & (seen.over != 0), new - multiplier, zero)
+            moved = self.allowed(ahead + (self.first_ball - seen.tilt) * move)
+            closed = settled & (move == 0)
+
+            return (
+                xp.where(good, moved, z),
+                xp.where(good, seen.exceeded, exceeded),
+                xp.where(good, xp.where(move != 0, xp.zeros_like(step), seen.step), step),
+                xp.where(move != 0, REACH, xp.where(good, GROWTH * most, shorter * share * size)),
+                low,
+                high,
+                xp.where(closed, zero, open_),
+            ), (xp.where(closed, zero, open_) > 0)[:, 0]
+
+        nothing = xp.zeros_like(self.level)
+        state = (nothing, nothing, nothing, zero + REACH, zero - 1, zero + np.inf, zero + 1)
+        return iterate(turn, state, TURNS, UNROLLED)[0]
+
+    def allowed(self, z: Array) -> Array:
+        """Multipliers, of inequalities not below 0."""
+        return self.xp.where(self.equal, z, self.xp.maximum(z, 0))
+
+    def of_ball(self, numbers: Array) -> Array:
+        """What a number is for the first ball; 0 where there is none."""
+        return self.xp.sum(numbers * self.first_ball, axis=1, keepdims=True)
+
+    def differentiable(self, x: Array, z: Array) -> Array:
+        """The entries at a solution, with their derivative in what is projected: that of the multipliers with it."""
+        fixed, speed = self.entries(z)
+        exceeded, gradient = self.exceeded(fixed)
+        live, _ = self.exceeded(self.entries(z, x)[0])
+        (moved,) = self.solution(self.hessian(gradient, speed), ~self.equal & (z <= 0), [live - exceeded])
+        return self.entries(z + moved, x)[0]
