@@ -411,6 +411,7 @@ def now_and_then(every: int | str) -> Callable[[Trial], keras.Model]:
         file = str(trial.folder / "model.weights.h5")
         model = trial.compile(trial.model())
         trial.fit(model)
+        model.set_weights(trial.put_outside(model))  # they begin on the boundary, from where steps lead outside
         trial.constrain(model, every=every)
         trial.begin(model)
         trial.loose.add("step")

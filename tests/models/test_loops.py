@@ -421,10 +421,10 @@ def of_ones_own():
 
 
 def made(name, wrap):
-    """An optimizer with what may be inside and outside of the wrapper; rates fall as a cosine to a thousandth."""
+    """An optimizer with what may be inside and outside of the wrapper; rates fall as a cosine, to a size of no step that counts."""
     import optax
 
-    falling = optax.cosine_decay_schedule(0.02, 400, alpha=1e-3)
+    falling = optax.cosine_decay_schedule(0.02, 400, alpha=1e-5)
     return {
         "one's own": lambda: wrap(optax.chain(of_ones_own(), optax.scale_by_schedule(falling))),
         "lion": lambda: optax.chain(optax.clip_by_global_norm(1.0), wrap(optax.lion(falling))),

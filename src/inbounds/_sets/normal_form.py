@@ -38,7 +38,7 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Units
 
-TURNS, UNROLLED = 100, 24
+TURNS, UNROLLED = 250, 24
 """At most so many looks at the multipliers, as a rule 3 to 15; where PyTorch exports or vectorizes, so many."""
 
 FARTHEST = 1e-6
@@ -48,6 +48,11 @@ OVERSHOOT = 0.1
 """A step is taken where the dual falls at its end by no more than this share of its rise at the beginning."""
 
 GROWTH = 2.0
+PASSES = 2
+DAMPING = 8.0
+FIRST = 1e-3
+LEAST = 1e-12
+MOST = 1e6
 REACH = 4.0
 """A step changes a multiplier by so many times 1 and its size: where all entries are clipped, nothing limits it."""
 
@@ -194,17 +199,13 @@ class _Seen:
 
     Attributes:
         exceeded: by how much each row is exceeded, of shape (units, K).
-        step: Newton's step of all but the ball's.
-        tilt: how they change with the multiplier of the ball.
-        change: the step of the ball's, once the others are solved.
-        solved: whether all but the ball are within rounding.
-        over: by how much the ball is exceeded, 0 where that is within rounding; as all that follow of shape (units, 1).
+        matrix: minus the Hessian of the dual, of shape (units, K, K).
+        solved: whether all rows but the first ball are within rounding; of shape (units, 1).
+        over: by how much that ball is exceeded, 0 where it is within rounding; of shape (units, 1).
     """
 
     exceeded: Array
-    step: Array
-    tilt: Array
-    change: Array
+    matrix: Array
     solved: Array
     over: Array
 
@@ -221,12 +222,15 @@ class _Problem:
         self.linear, self.balls, self.diamonds = slice(0, starts[2]), slice(*starts[2:4]), slice(*starts[3:5])
         self.weights = self._stacked([weights for weights, _, _ in rows])
         self.center = self._stacked([center for _, _, center in rows])
-        is_ball = constant(x, [[float(kind == "ball") for kind in kinds]])
+        is_ball = self.is_ball = constant(x, [[float(kind == "ball") for kind in kinds]])
         self.equal = constant(x, [[float(kind == "equal") for kind in kinds]]) > 0
         self.first_ball = constant(x, [[float(i == starts[2] and kind == "ball") for i, kind in enumerate(kinds)]])
         level = xp.concatenate([level + xp.zeros_like(x[:, :1]) for _, level, _ in rows], axis=1)
         self.radius = xp.maximum(level, FARTHEST)
         self.half = 1 - 0.5 * is_ball
+        self.one = constant(x, np.eye(len(kinds)))
+        squares = xp.sum(self.weights * self.weights, axis=2)
+        self.unheld = xp.where(is_ball > 0, self.radius * self.radius, xp.maximum(squares, 1 / HUGE))
         self.level = xp.where(is_ball > 0, 0.5 * self.radius * self.radius, level)
 
     def _stacked(self, arrays: Sequence[Array]) -> Array:
@@ -235,14 +239,19 @@ class _Problem:
             arrays = [array + self.xp.zeros_like(self.x) for array in arrays]
         return self.xp.stack(arrays, axis=1)
 
-    def entries(self, z: Array, x: Array | None = None) -> tuple[Array, Array]:
-        """The entries y at some multipliers, and how fast each moves against its pull: 0 where it is held."""
+    def entries(self, z: Array, x: Array | None = None) -> tuple[Array, Array, Array]:
+        """The entries y at some multipliers; how fast each moves against its pull, 0 where it is held; their rounding.
+
+        The last is the size of the numbers that an entry is made of.
+        """
         xp = self.xp
         x = self.x if x is None else x
         by = z[:, :, None] * self.weights
         pull, weight = self.d * x, self.d + xp.zeros_like(x)
+        size = xp.abs(pull)
         if self.linear.stop:
             pull = pull - xp.sum(by[:, self.linear], axis=1)
+            size = size + xp.sum(xp.abs(by[:, self.linear]), axis=1)
         if self.balls.stop > self.balls.start:
             pull = pull + xp.sum(by[:, self.balls] * self.center[:, self.balls], axis=1)
             weight = weight + xp.sum(by[:, self.balls], axis=1)
@@ -258,7 +267,7 @@ class _Problem:
         y = xp.maximum(xp.minimum(y, self.high), self.low)
         if self.moves is not None:
             y, moving = xp.where(self.moves > 0, y, x), moving * self.moves
-        return y, moving / weight
+        return y, moving / weight, xp.abs(y) + moving * size / weight
 
     def exceeded(self, y: Array) -> tuple[Array, Array]:
         """By how much each row is exceeded: half the difference of squares for a ball; and its gradient in y."""
@@ -275,14 +284,16 @@ class _Problem:
         return blocked_sum(gradient * apart, (2,)) * self.half - self.level, gradient
 
     def hessian(self, gradient: Array, speed: Array) -> Array:
-        """Minus the Hessian of the dual, with a little more on its diagonal, since it may be singular."""
+        """Minus the Hessian of the dual."""
         xp = self.xp
         weighed = speed[:, None] * gradient
         matrix = xp.stack([xp.sum(weighed[:, k : k + 1] * gradient, axis=2) for k in range(self.count)], axis=1)
-        one = constant(self.x, np.eye(self.count))
-        unheld = xp.sum(gradient * gradient, axis=2)  # as if no entry were held: where all are, some will move
-        more = 8 * epsilon(dtype_of(self.x)) * (xp.max(xp.max(matrix * one, axis=2), axis=1, keepdims=True) + unheld)
-        return matrix + one * xp.maximum(more, 1 / HUGE)[:, None]
+        most = xp.max(xp.max(matrix * self.one, axis=2), axis=1, keepdims=True)
+        return self.damped(matrix, 8 * epsilon(dtype_of(self.x)) * (1 + most / xp.max(self.unheld, axis=1, keepdims=True)))
+
+    def damped(self, matrix: Array, damping: Array) -> Array:
+        """A Hessian with a share more of what its diagonal is where no entry is held."""
+        return matrix + self.one * (damping * self.unheld)[:, None]
 
     def solution(self, matrix: Array, held: Array, right: Sequence[Array]) -> list[Array]:
         """The solutions of the system of a Hessian, with 0 in rows that are held."""
@@ -290,81 +301,117 @@ class _Problem:
         right = [xp.where(held, xp.zeros_like(given), given) for given in right]
         if self.count == 1:
             return [given / matrix[:, :, 0] for given in right]
-        one = constant(self.x, np.eye(self.count)) + xp.zeros_like(matrix)
-        solved = solve(xp.where(held[:, :, None] | held[:, None], one, matrix), xp.stack(right, axis=2))
+        matrix = xp.where(held[:, :, None] | held[:, None], self.one + xp.zeros_like(matrix), matrix)
+        solved = solve(matrix, xp.stack(right, axis=2))
         return [solved[:, :, i] for i in range(len(right))]
 
     def look(self, z: Array) -> _Seen:
         """What there is to see at some multipliers."""
         xp = self.xp
-        y, speed = self.entries(z)
+        y, speed, size = self.entries(z)
         exceeded, gradient = self.exceeded(y)
-        terms = xp.sum(xp.abs(gradient) * (xp.abs(y) + xp.abs(self.x))[:, None], axis=2) + xp.abs(self.level)
-        idle = ~self.equal & (z <= 0)
-        wrong = xp.where(idle, xp.maximum(exceeded, 0), exceeded)
+        terms = xp.sum(xp.abs(gradient) * size[:, None], axis=2) + xp.abs(self.level)
+        wrong = xp.where(self.idle(z), xp.maximum(exceeded, 0), exceeded)
         wrong = xp.where(xp.abs(wrong) > 0.5 * epsilon(dtype_of(z)) * terms, wrong, xp.zeros_like(wrong))
-        matrix = self.hessian(gradient, speed)
-        held = (self.first_ball > 0) | (idle & (exceeded <= 0))
-        coupling = xp.sum(matrix * self.first_ball[:, None], axis=2)
-        step, tilt = self.solution(matrix, held, [exceeded, coupling])
-        curvature = self.of_ball(coupling) - xp.sum(
-            xp.where(held, xp.zeros_like(tilt), coupling * tilt), axis=1, keepdims=True
-        )
-        squares = xp.maximum(self.of_ball(2 * (exceeded + self.level)), 0)
-        length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
-        change = (
-            squares * (length / xp.maximum(self.of_ball(self.radius), FARTHEST) - 1) / xp.maximum(curvature, 1 / HUGE)
-        )
         solved = xp.max(xp.abs(wrong * (1 - self.first_ball)), axis=1, keepdims=True) == 0
-        return _Seen(exceeded, step, tilt, change, solved, self.of_ball(wrong))
+        return _Seen(exceeded, self.hessian(gradient, speed), solved, self.of_ball(wrong))
+
+    def step(self, z: Array, exceeded: Array, matrix: Array) -> Array:
+        """Newton's step of all but the first ball's multiplier, along which the dual rises, to what is allowed.
+
+        It is the maximum of the quadratic model over all that is allowed, if a few passes over its active set find
+        that; else of the one multiplier that has the largest alone.
+        """
+        xp = self.xp
+        bounded = ~self.equal & (self.first_ball == 0)
+        held = (self.first_ball > 0) | (self.idle(z) & (exceeded <= 0))
+        (step,) = self.solution(matrix, held, [exceeded])
+        if self.count == 1:
+            return self.allowed(z + step) - z
+
+        def rise(step: Array) -> Array:
+            curved = xp.sum(matrix * step[:, None], axis=2)
+            return xp.sum((exceeded - 0.5 * curved) * step, axis=1, keepdims=True)
+
+        for _ in range(PASSES):
+            left = exceeded - xp.sum(matrix * step[:, None], axis=2)
+            held = (bounded & ((z + step < 0) | (held & (left <= 0)))) | (self.first_ball > 0)
+            ends = xp.where(held & bounded, -z, xp.zeros_like(z))
+            (step,) = self.solution(matrix, held, [exceeded - xp.sum(matrix * ends[:, None], axis=2)])
+            step = step + ends
+        step = self.allowed(z + step) - z
+        alone = self.allowed(z + xp.where(self.first_ball > 0, 0 * z, exceeded) / xp.sum(matrix * self.one, axis=2)) - z
+        gain = exceeded * alone
+        alone = xp.where(gain >= xp.max(gain, axis=1, keepdims=True), alone, xp.zeros_like(alone))
+        return xp.where(rise(step) >= rise(alone), step, alone)
+
+    def turn_of_ball(self, z: Array, seen: _Seen, low: Array, high: Array) -> Array:
+        """The multipliers with a step of the first ball's, between a lower and an upper bound of it.
+
+        The inverse of the length is nearly linear in it. The others go along, to first order.
+        """
+        xp = self.xp
+        coupling = xp.sum(seen.matrix * self.first_ball[:, None], axis=2)
+        held = (self.first_ball > 0) | (self.idle(z) & (seen.exceeded <= 0))
+        (tilt,) = self.solution(seen.matrix, held, [coupling])
+        curvature = self.of_ball(coupling) - xp.sum(coupling * tilt, axis=1, keepdims=True)
+        squares = xp.maximum(self.of_ball(2 * (seen.exceeded + self.level)), 0)
+        length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
+        over = length / xp.maximum(self.of_ball(self.radius), FARTHEST) - 1
+        change = squares * over / xp.maximum(curvature, 1 / HUGE)
+
+        multiplier = self.of_ball(z)
+        farthest = REACH * (1 + multiplier)
+        unbounded = high == np.inf
+        slow = unbounded & (multiplier > 0) & (change > 0.3 * multiplier)
+        middle = xp.where(unbounded, farthest, xp.sqrt((1 + xp.maximum(low, 0)) * (1 + high)) - 1)
+        new = xp.where(slow, farthest, xp.minimum(multiplier + change, farthest))
+        new = xp.maximum(xp.where((new > low) & (new < high), new, middle), 0)
+        return self.allowed(z + (self.first_ball - tilt) * (new - multiplier))
 
     def multipliers(self) -> Array:
-        """The solution, from 0 on.
+        """The solution.
 
-        With the multiplier of the first ball as it is, those of all else are found by Newton's method. Then that one
-        takes a step, and the others go along, to where the length is right; its inverse is nearly linear in it.
+        With the multiplier of the first ball as it is, those of all else are found by Newton's method, damped as by
+        Levenberg and Marquardt: where all entries are held, the Hessian is 0. Then that of the ball takes a step.
         """
         xp = self.xp
         zero = xp.zeros_like(self.x[:, :1])
 
         def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-            z, exceeded, step, most, low, high, open_ = state
-            size = xp.max(xp.abs(step) / (1 + xp.abs(z)), axis=1, keepdims=True)
-            share = xp.minimum(most / xp.maximum(size, 1 / HUGE), 1)
-            ahead = self.allowed(z + share * step)
+            z, exceeded, matrix, damping, low, high, open_ = state
+            step = self.step(z, exceeded, self.damped(matrix, damping))
+            ahead = z + step
             seen = self.look(ahead)
             still = xp.max(xp.abs(ahead - z), axis=1, keepdims=True) == 0
-            rise, end = (xp.sum(by * (ahead - z), axis=1, keepdims=True) for by in (exceeded, seen.exceeded))
+            rise, end = (xp.sum(by * step, axis=1, keepdims=True) for by in (exceeded, seen.exceeded))
             good = (open_ > 0) & ((end >= -OVERSHOOT * rise) | seen.solved | still)
-            shorter = xp.clip(rise / xp.maximum(rise - end, 1 / HUGE), 0.1, 0.7)
-            settled = good & (seen.solved | (still & (size > 0)))
+            good = good | (damping >= MOST)  # no step is too short: what is left is rounding
+            settled = good & (seen.solved | (still & (rise > 0)) | (damping >= MOST))
 
             multiplier = self.of_ball(ahead)
             low = xp.where(settled & (seen.over > 0), multiplier, low)
             high = xp.where(settled & (seen.over < 0), multiplier, high)
-            farthest = REACH * (1 + multiplier)
-            unbounded = high == np.inf
-            middle = xp.where(unbounded, farthest, xp.sqrt((1 + xp.maximum(low, 0)) * (1 + high)) - 1)
-            slow = unbounded & (multiplier > 0) & (seen.change > 0.3 * multiplier)
-            new = xp.where(slow, farthest, xp.minimum(multiplier + seen.change, farthest))
-            new = xp.maximum(xp.where((new > low) & (new < high), new, middle), 0)
-            move = xp.where(settled & (seen.over != 0), new - multiplier, zero)
-            moved = self.allowed(ahead + (self.first_ball - seen.tilt) * move)
-            closed = settled & (move == 0)
-
+            moved = xp.where(settled & (seen.over != 0), self.turn_of_ball(ahead, seen, low, high), ahead)
+            anew = settled & (self.of_ball(moved) != multiplier)
+            open_ = xp.where(settled & ~anew, zero, open_)
             return (
                 xp.where(good, moved, z),
-                xp.where(good, seen.exceeded, exceeded),
-                xp.where(good, xp.where(move != 0, xp.zeros_like(step), seen.step), step),
-                xp.where(move != 0, REACH, xp.where(good, GROWTH * most, shorter * share * size)),
+                xp.where(good, xp.where(anew, xp.zeros_like(exceeded), seen.exceeded), exceeded),
+                xp.where(good[:, :, None], seen.matrix, matrix),
+                xp.clip(xp.where(good, damping / DAMPING, damping * DAMPING), LEAST, MOST),
                 low,
                 high,
-                xp.where(closed, zero, open_),
-            ), (xp.where(closed, zero, open_) > 0)[:, 0]
+                open_,
+            ), (open_ > 0)[:, 0]
 
         nothing = xp.zeros_like(self.level)
-        state = (nothing, nothing, nothing, zero + REACH, zero - 1, zero + np.inf, zero + 1)
-        return iterate(turn, state, TURNS, UNROLLED)[0]
+        start = (nothing, nothing, self.one + nothing[:, :, None], zero + FIRST, zero - 1, zero + np.inf, zero + 1)
+        return iterate(turn, start, TURNS, UNROLLED)[0]
+
+    def idle(self, z: Array) -> Array:
+        """Which rows are inequalities whose multiplier is 0."""
+        return ~self.equal & (z <= 0)
 
     def allowed(self, z: Array) -> Array:
         """Multipliers, of inequalities not below 0."""
@@ -376,8 +423,8 @@ class _Problem:
 
     def differentiable(self, x: Array, z: Array) -> Array:
         """The entries at a solution, with their derivative in what is projected: that of the multipliers with it."""
-        fixed, speed = self.entries(z)
+        fixed, speed, _ = self.entries(z)
         exceeded, gradient = self.exceeded(fixed)
         live, _ = self.exceeded(self.entries(z, x)[0])
-        (moved,) = self.solution(self.hessian(gradient, speed), ~self.equal & (z <= 0), [live - exceeded])
+        (moved,) = self.solution(self.hessian(gradient, speed), self.idle(z), [live - exceeded])
         return self.entries(z + moved, x)[0]
