@@ -8,7 +8,7 @@ entry by entry once one multiplier is known for each linear row (z), ball (m) an
 where `soft_t` draws towards the centre of the 1-norm by t. The multipliers maximize a concave function, the dual. Its
 gradient is by how much each row is exceeded. Its Hessian is -G diag(a) G', where the rows of G are those of A, y - c
 and sign(y - c), and a is 1 / (d + m) for an entry that moves and 0 for one that is clipped. Newton's method takes 3 to
-10 steps, of a few sums over the unit and a system with as many unknowns as rows.
+20 steps, of a few sums over the unit and systems with as many unknowns as rows.
 
 Source: Li, Sun and Toh, "A highly efficient semismooth Newton augmented Lagrangian method for solving lasso problems",
 2018, for semismooth Newton steps on the dual; Boyd and Vandenberghe, "Convex Optimization", 2004, chapter 5.
@@ -39,7 +39,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Units
 
 TURNS, UNROLLED = 250, 24
-"""At most so many looks at the multipliers, as a rule 3 to 15; where PyTorch exports or vectorizes, so many."""
+"""At most so many looks at the multipliers, as a rule 3 to 20; where PyTorch exports or vectorizes, so many."""
 
 FARTHEST = 1e-6
 """The radius of a ball counts as at least this share of a unit's largest entry: squares of less would vanish."""
@@ -47,14 +47,14 @@ FARTHEST = 1e-6
 OVERSHOOT = 0.1
 """A step is taken where the dual falls at its end by no more than this share of its rise at the beginning."""
 
-GROWTH = 2.0
+DAMPING, LEAST, MOST, BY = 1e-3, 1e-12, 1e6, 8.0
+"""The damping of Newton's method at first, at least and at most, and what it is multiplied by after a bad step."""
+
 PASSES = 2
-DAMPING = 8.0
-FIRST = 1e-3
-LEAST = 1e-12
-MOST = 1e6
+"""So often the multipliers that are to be 0 after a step are found anew."""
+
 REACH = 4.0
-"""A step changes a multiplier by so many times 1 and its size: where all entries are clipped, nothing limits it."""
+"""A ball's multiplier, and 1, grow to at most so many times what they are."""
 
 Kind = Literal["equal", "most", "ball", "diamond"]
 KINDS: tuple[Kind, ...] = ("equal", "most", "ball", "diamond")
@@ -289,7 +289,8 @@ class _Problem:
         weighed = speed[:, None] * gradient
         matrix = xp.stack([xp.sum(weighed[:, k : k + 1] * gradient, axis=2) for k in range(self.count)], axis=1)
         most = xp.max(xp.max(matrix * self.one, axis=2), axis=1, keepdims=True)
-        return self.damped(matrix, 8 * epsilon(dtype_of(self.x)) * (1 + most / xp.max(self.unheld, axis=1, keepdims=True)))
+        share = 1 + most / xp.max(self.unheld, axis=1, keepdims=True)
+        return self.damped(matrix, 8 * epsilon(dtype_of(self.x)) * share)  # it may be singular
 
     def damped(self, matrix: Array, damping: Array) -> Array:
         """A Hessian with a share more of what its diagonal is where no entry is held."""
@@ -385,28 +386,31 @@ class _Problem:
             seen = self.look(ahead)
             still = xp.max(xp.abs(ahead - z), axis=1, keepdims=True) == 0
             rise, end = (xp.sum(by * step, axis=1, keepdims=True) for by in (exceeded, seen.exceeded))
-            good = (open_ > 0) & ((end >= -OVERSHOOT * rise) | seen.solved | still)
-            good = good | (damping >= MOST)  # no step is too short: what is left is rounding
-            settled = good & (seen.solved | (still & (rise > 0)) | (damping >= MOST))
-
-            multiplier = self.of_ball(ahead)
-            low = xp.where(settled & (seen.over > 0), multiplier, low)
-            high = xp.where(settled & (seen.over < 0), multiplier, high)
-            moved = xp.where(settled & (seen.over != 0), self.turn_of_ball(ahead, seen, low, high), ahead)
-            anew = settled & (self.of_ball(moved) != multiplier)
+            rounded = (still & (rise > 0)) | (damping >= MOST)  # a step that is too short to be seen
+            good = (open_ > 0) & ((end >= -OVERSHOOT * rise) | seen.solved | still | rounded)
+            settled = good & (seen.solved | rounded)
+            anew = xp.zeros_like(settled)
+            new = seen.exceeded
+            if self.balls.stop > self.balls.start:
+                multiplier = self.of_ball(ahead)
+                low = xp.where(settled & (seen.over > 0), multiplier, low)
+                high = xp.where(settled & (seen.over < 0), multiplier, high)
+                ahead = xp.where(settled & (seen.over != 0), self.turn_of_ball(ahead, seen, low, high), ahead)
+                anew = settled & (self.of_ball(ahead) != multiplier)
+                new = xp.where(anew, xp.zeros_like(new), new)  # nothing is known there: the next turn looks first
             open_ = xp.where(settled & ~anew, zero, open_)
             return (
-                xp.where(good, moved, z),
-                xp.where(good, xp.where(anew, xp.zeros_like(exceeded), seen.exceeded), exceeded),
+                xp.where(good, ahead, z),
+                xp.where(good, new, exceeded),
                 xp.where(good[:, :, None], seen.matrix, matrix),
-                xp.clip(xp.where(good, damping / DAMPING, damping * DAMPING), LEAST, MOST),
+                xp.clip(xp.where(good, damping / BY, damping * BY), LEAST, MOST),
                 low,
                 high,
                 open_,
             ), (open_ > 0)[:, 0]
 
         nothing = xp.zeros_like(self.level)
-        start = (nothing, nothing, self.one + nothing[:, :, None], zero + FIRST, zero - 1, zero + np.inf, zero + 1)
+        start = (nothing, nothing, self.one + nothing[:, :, None], zero + DAMPING, zero - 1, zero + np.inf, zero + 1)
         return iterate(turn, start, TURNS, UNROLLED)[0]
 
     def idle(self, z: Array) -> Array:
