@@ -225,7 +225,7 @@ def test_dykstras_algorithm_is_vectorized() -> None:
     np.testing.assert_allclose(exact(mapped(owner.project, rows)), expected, atol=3e-3)
 
 
-@pytest.mark.parametrize("name", ["box, sum", "l1, ball", "half-space, ball", "two l1", "spectral, frobenius"])
+@pytest.mark.parametrize("name", ["box, sum", "l1, ball", "half-space, ball", "many", "two l1", "spectral, frobenius"])
 def test_gradients_are_those_of_differences(name: str) -> None:
     owner = ALL[name][0]
     rows = draws(name)
@@ -237,7 +237,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
         moved = np.zeros_like(rows)
         moved[index] = step
         ahead, behind = (np.sum(weights * owner.project(rows + sign * moved)) for sign in (1, -1))
-        assert abs(found[index] - (ahead - behind) / (2 * step)) < 2e-2
+        assert abs(found[index] - (ahead - behind) / (2 * step)) < (2e-2 if "Dykstra" in ALL[name][2] else 5e-6)
 
 
 @pytest.mark.repeats("bad")
