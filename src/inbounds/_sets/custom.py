@@ -12,7 +12,8 @@ from inbounds._arrays.ops import Array, cast, constant, dtype_of, has_float64, n
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes
-from inbounds._sets.set import Measured, Set, plain, registered
+from inbounds._sets.serialization import to_json
+from inbounds._sets.set import Measured, Set, registered
 
 
 def callable_name(fn: Any) -> str:
@@ -139,7 +140,7 @@ class Custom(Set):
     def _config(self) -> dict[str, Any]:
         return {
             "fn": keras.saving.serialize_keras_object(self.fn),
-            "axis": plain(self.axis),
+            "axis": to_json(self.axis),
             "projection": self.projection,
         }
 

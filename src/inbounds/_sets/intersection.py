@@ -31,7 +31,8 @@ from inbounds._sets.matrices import SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.normal_form import nearest
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm
 from inbounds._sets.order import Monotone
-from inbounds._sets.set import Set, key_of, registered
+from inbounds._sets.serialization import comparison_key
+from inbounds._sets.set import Set, registered
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import L1Ball, SumTo
@@ -251,11 +252,12 @@ def method_of(members: Sequence[Set], *, weighted: bool = False) -> Method:
 
 def _groups(members: Sequence[Set]) -> list[list[Set]]:
     """The sets, those together that have one normal form: of each unit or of all, with 1-norms about one centre."""
-    diamonds = [{key_of(part.center) for part in parts_of(member) if isinstance(part, L1Ball)} for member in members]
-    center = next((about for about in diamonds if about), set())
+    balls = [[part for part in parts_of(member) if isinstance(part, L1Ball)] for member in members]
+    centers = [{comparison_key(ball.center) for ball in some} for some in balls]
+    center = next((about for about in centers if about), set())
     whole = all(member.whole for member in members if member.declares and not member.same_in_every_metric)
     groups: dict[Any, list[Set]] = {}
-    for i, (member, about) in enumerate(zip(members, diamonds, strict=True)):
+    for i, (member, about) in enumerate(zip(members, centers, strict=True)):
         kind = whole if member.same_in_every_metric else member.whole
         groups.setdefault(kind if member.declares and about <= center else -i - 1, []).append(member)
     return list(groups.values())

@@ -17,7 +17,8 @@ from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint
 from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.normal_form import Declaration
-from inbounds._sets.set import Edge, Set, code_of, registered
+from inbounds._sets.serialization import to_code
+from inbounds._sets.set import Edge, Set, registered
 
 
 @registered
@@ -219,4 +220,4 @@ def _bracketed(inner: Set) -> str:
 def _marks(mask: Any) -> str:
     if isinstance(mask, tuple):
         return "..."
-    return code_of(mask)
+    return to_code(mask)

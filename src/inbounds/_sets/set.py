@@ -7,11 +7,9 @@ and the two doors, `project` and `violation` on rows and `__call__` on a weight 
 
 from __future__ import annotations
 
-import base64
 import copy
 import dataclasses
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -34,11 +32,12 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Axes, Units
-from inbounds._errors import FEW, SetError, explain, shown
-from inbounds._sets.arguments import GivenAxes, gradient_name, interval, metric_name
+from inbounds._errors import SetError, explain, shown
+from inbounds._sets.arguments import gradient_name, interval, metric_name
 from inbounds._sets.normal_form import Declaration
 from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
+from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
 
@@ -636,12 +635,12 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         )
 
     def _config(self) -> dict[str, Any]:
-        arguments = {name: plain(getattr(self, name)) for name in self.argument_names()}
+        arguments = {name: to_json(getattr(self, name)) for name in self.argument_names()}
         return {name: value for name, value in arguments.items() if name != "center" or value is not None}
 
     @classmethod
     def _of_config(cls, config: dict[str, Any]) -> Set:
-        return cls(**{name: _revived(cls.__name__, name, value) for name, value in config.items()})
+        return cls(**{name: from_json(cls.__name__, name, value) for name, value in config.items()})
 
     def in_training(self, metric: str, every: int | str, gradient: str) -> Set:
         """The same set with these arguments of `constrain`, which makes them of sets."""
@@ -666,7 +665,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def __repr__(self) -> str:
         arguments = ((name, getattr(self, name)) for name in self.argument_names())
-        code = ", ".join(f"{name}={code_of(value)}" for name, value in arguments if value is not None)
+        code = ", ".join(f"{name}={to_code(value)}" for name, value in arguments if value is not None)
         return f"{type(self).__name__}({code})"
 
     @property
@@ -679,7 +678,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     @property
     def _key(self) -> tuple[Any, ...]:
         """What makes the set the one that it is: its class and its arguments."""
-        return type(self), *(key_of(getattr(self, name)) for name in self.argument_names())
+        return type(self), *(comparison_key(getattr(self, name)) for name in self.argument_names())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Set) and self._key == other._key
@@ -689,27 +688,6 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             return hash(self._key)
         except TypeError:  # a callable of the user's may have no hash
             return hash(type(self))
-
-
-def key_of(value: Any) -> Any:
-    """What stands for a value in comparisons: equal where values are equal, whatever holds them, and with a hash."""
-    if isinstance(value, np.ndarray):
-        return value.shape, (value.astype("float64") + 0.0).tobytes()
-    if isinstance(value, (list, tuple)):
-        return tuple(map(key_of, value))
-    if isinstance(value, dict):
-        return tuple(sorted((name, key_of(inner)) for name, inner in value.items()))
-    cls = type(value)
-    if (
-        isinstance(value, Set)
-        or not hasattr(cls, "get_config")
-        or (cls.get_config is keras.constraints.Constraint.get_config and vars(value))
-    ):
-        return value  # its config, if it has one, doesn't say what it is
-    try:
-        return cls, key_of(value.get_config())
-    except NotImplementedError:  # Keras' base classes raise it: then the object is only equal to itself
-        return value
 
 
 def of_keras(constraint: Any) -> Any:
@@ -745,63 +723,6 @@ def registered(cls: SetClass) -> SetClass:
 def _repeated(excess: Array, count: int) -> Array:
     """One number for each matrix of a weight as one for each of its units."""
     return excess if excess.shape[0] == count else namespace(excess).repeat(excess, count // excess.shape[0])
-
-
-READABLE = 64
-"""Arrays of at most so many entries are saved entry by entry."""
-
-
-def plain(value: Any) -> Any:
-    """An argument, ready for JSON."""
-    if isinstance(value, GivenAxes):
-        return value.given
-    if isinstance(value, np.ndarray) and value.size > READABLE:
-        single = value.astype("float32") if value.dtype == "float64" else value
-        exact = single if np.array_equal(single, value) else value
-        packed = base64.b64encode(np.ascontiguousarray(exact).tobytes()).decode("ascii")
-        return {"base64": packed, "dtype": exact.dtype.name, "shape": list(exact.shape)}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Set):
-        return keras.saving.serialize_keras_object(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-PACKED = ("bool", "float32", "float64")
-"""The dtypes of arrays in a config."""
-
-
-def _revived(owner: str, name: str, value: Any) -> Any:
-    """An argument from a config.
-
-    Raises:
-        SetError: it is an array that can't be read.
-    """
-    if isinstance(value, dict) and "base64" in value:
-        try:
-            dtype = PACKED[PACKED.index(value["dtype"])]
-            array = np.frombuffer(base64.b64decode(value["base64"], validate=True), dtype=dtype).reshape(value["shape"])
-        except (TypeError, ValueError, KeyError) as error:
-            raise SetError(
-                explain(
-                    f"`{name}` of {owner} is not an array that can be read: {error}",
-                    shown({key: inner for key, inner in value.items() if key != "base64"}),
-                    where=f"the config of {owner}, as saved with a model",
-                    instead="base64 of its bytes, dtype (" + " or ".join(PACKED) + ") and shape",
-                )
-            ) from error
-        return array if dtype == "bool" else array * 1.0
-    is_object = isinstance(value, dict) and "class_name" in value
-    return keras.saving.deserialize_keras_object(value) if is_object else value
-
-
-def code_of(value: Any) -> str:
-    """An argument as code; of a large array its shape and first entries."""
-    if isinstance(value, np.ndarray):
-        return shown(value) if value.size > FEW else code_of(value.tolist())
-    if isinstance(value, list):
-        return f"[{', '.join(map(code_of, value))}]"
-    return repr(value) if value not in (math.inf, -math.inf) else f"float('{value}')"
 
 
 def _checked_rows(owner: Set, rows: Any) -> Array:
