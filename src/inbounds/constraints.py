@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -165,7 +166,7 @@ def _named(name: str) -> Any:
     return _BY_NAME[name]
 
 
-def get(identifier: Any) -> Any:
+def get(identifier: str | dict[str, Any] | type[Any] | Callable[[Any], Any] | None) -> Any:
     """The constraint that is meant: by name, by config, as a class, or as it is.
 
     Args:

@@ -8,7 +8,7 @@ a layer that wraps a model of another framework, whose axes may lie otherwise, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +32,8 @@ class Layout:
             that it doesn't name comes from no input, or from several kinds.
     """
 
-    spans: Mapping[str, Axes]
-    joint_spans: Mapping[str, Axes] = field(default_factory=dict)
+    spans: Mapping[str, Sequence[int]]
+    joint_spans: Mapping[str, Sequence[int]] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, int] = field(default_factory=dict)
@@ -72,12 +72,12 @@ class Layout:
         return tuple(axis % rank for axis in axes)
 
 
-LayoutFunction = Callable[[Any], "Layout | Mapping[str, Axes]"]
+LayoutFunction = Callable[[Any], "Layout | Mapping[str, Sequence[int]]"]
 
 _REGISTRY: dict[type, LayoutFunction] = {}
 
 
-def register_layout(layer_class: type, layout: LayoutFunction | Layout | Mapping[str, Axes]) -> None:
+def register_layout(layer_class: type[Any], layout: LayoutFunction | Layout | Mapping[str, Sequence[int]]) -> None:
     """Says how the units of a layer class lie, for the class and its subclasses.
 
     Args:

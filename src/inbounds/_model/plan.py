@@ -12,6 +12,7 @@ from inbounds._arrays.units import Axes
 from inbounds._model.table import common_parts, grouped, table
 from inbounds._model.weights import Weight
 from inbounds._sets.set import Set
+from inbounds._types import Gradient, Interval, Metric
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +77,9 @@ class Plan:
 
     entries: tuple[Entry, ...]
     free: tuple[tuple[Weight, str], ...]
-    metric: str = Set.metric
-    every: int | str = 1
-    gradient: str = Set.gradient
+    metric: Metric = Set.metric
+    every: Interval = 1
+    gradient: Gradient = Set.gradient
     metrics: Callable[[Entry], str] = lambda entry: ""
     whole: Callable[[Entry], str] = lambda entry: ""
 

@@ -23,12 +23,13 @@ from inbounds._sets.composite import with_axis
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint
 from inbounds._sets.set import Set
+from inbounds._types import Metric
 
 Given = Callable[[Any], Any]
 """The constraint that a variable was given by its layer, before any rule."""
 
 
-def resolve(model: Any, rules: Any, given: Given, metric: str = Set.metric, *, strict: bool = True) -> Plan:
+def resolve(model: Any, rules: Any, given: Given, metric: Metric = Set.metric, *, strict: bool = True) -> Plan:
     """The plan that rules make on a model, on top of the constraints given to its layers.
 
     Args:
@@ -85,7 +86,7 @@ def resolve_given(layers: Sequence[Any], given: Given) -> Plan:
     return plan
 
 
-def _plan(layers: Sequence[Any], weights: Sequence[Weight], rules: Any, given: Given, metric: str) -> Plan:
+def _plan(layers: Sequence[Any], weights: Sequence[Weight], rules: Any, given: Given, metric: Metric) -> Plan:
     claims = {id(weight.variable): claim for weight in weights if (claim := _given_claim(weight, given)) is not None}
     for selector, value in items_of(rules):
         claims.update(claims_of(selector, value, layers, weights))

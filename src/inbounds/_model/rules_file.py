@@ -40,6 +40,7 @@ from inbounds._model.weights import layers_of
 from inbounds._sets.arguments import gradient_name, interval, metric_name
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
+from inbounds._types import Gradient, Interval, Metric
 from inbounds.constraints import call_of, without_arguments
 
 TABLES = ("rules", "layers")
@@ -63,9 +64,9 @@ class RulesFile:
     """
 
     rules: dict[Any, Any]
-    metric: str
-    every: int | str
-    gradient: str
+    metric: Metric
+    every: Interval
+    gradient: Gradient
 
 
 def _sets() -> dict[str, type[Set]]:

@@ -29,10 +29,15 @@ from inbounds._sets.set import Set, of_keras
 from inbounds._train.bound import current_constraint
 from inbounds._train.optimizers import steps_taken
 from inbounds._train.threads import visits
+from inbounds._types import Model, Rules, Selector
 
 
 @visits("inbounds.Monitor() among the callbacks of that fit, an audit in a callback, or once the fit has ended")
-def audit(model: Any, rules: Any = None, accept: Any = None) -> Report:
+def audit(
+    model: Model,
+    rules: Rules = None,  # type: ignore[assignment]  # None is one of them
+    accept: Selector | Sequence[Selector] | None = None,
+) -> Report:
     """Whether the weights of a model are inside their sets, and whether something would keep them there.
 
     Args:
@@ -76,7 +81,11 @@ def audit(model: Any, rules: Any = None, accept: Any = None) -> Report:
     return Report(printable(str(model.name)), tuple(row for _, row in ordered))
 
 
-def check(model: Any, rules: Any = None, accept: Any = None) -> Report:
+def check(
+    model: Model,
+    rules: Rules = None,  # type: ignore[assignment]  # None is one of them
+    accept: Selector | Sequence[Selector] | None = None,
+) -> Report:
     """The audit of a model, as an error when it is not ok.
 
     Args:

@@ -20,6 +20,7 @@ from inbounds._sets.arguments import interval
 from inbounds._train.bound import current_constraint, entries_of
 from inbounds._train.optimizers import WRAPPERS, optimizers_of, stepping
 from inbounds._train.warm_starts import lengths_of, measure_gradients
+from inbounds._types import Every
 
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
@@ -63,7 +64,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         ['active', 'loss', 'violation']
     """
 
-    def __init__(self, every: str | int = "epoch", stop_on_violation: bool = False, stationarity: bool = False) -> None:
+    def __init__(self, every: Every = "epoch", stop_on_violation: bool = False, stationarity: bool = False) -> None:
         super().__init__()
         self.every = interval("Monitor", every, "batches", "Monitor(every=100)")
         self.stop_on_violation = stop_on_violation

@@ -22,6 +22,7 @@ from inbounds._model.table import common_parts, counted, grouped, table
 from inbounds._train.bound import in_force
 from inbounds._train.optimizers import steps_taken
 from inbounds._train.threads import visits
+from inbounds._types import Data, Integer, Model
 
 Loss = Callable[[Sequence[Any], Any], Any]
 """The loss of values and a batch."""
@@ -91,7 +92,9 @@ def _cells(row: PressureRow) -> tuple[Any, ...]:
 
 
 @visits("call it in a callback of that fit, such as on_epoch_end, or once the fit has ended")
-def pressure(model: Any, x: Any, y: Any = None, sample_weight: Any = None, batch_size: int = 256) -> Pressure:
+def pressure(
+    model: Model, x: Data, y: Data | None = None, sample_weight: Data | None = None, batch_size: Integer = 256
+) -> Pressure:
     """What each bound costs: the fall of the loss for each unit by which it is loosened, unit by unit.
 
     At the constrained optimum this is the Lagrange multiplier of the bound, exactly, and 0 for a unit inside. Elsewhere
@@ -171,7 +174,7 @@ def _row(model: Any, entry: Entry, gradients: Mapping[int, Any]) -> PressureRow:
     return PressureRow(entry.paths, repr(entry.set), values, unit)
 
 
-def _mean_gradients(model: Any, variables: Sequence[Any], data: Any, batch_size: int) -> list[np.ndarray[Any, Any]]:
+def _mean_gradients(model: Any, variables: Sequence[Any], data: Any, batch_size: Any) -> list[np.ndarray[Any, Any]]:
     """The gradient of the loss by each variable, its mean over the samples, in float64."""
     trains = {"training": False} if "training" in inspect.signature(model.compute_loss).parameters else {}
 
@@ -226,7 +229,7 @@ def _in_tensorflow(loss: Loss, eagerly: bool) -> Loss:
     return gradient
 
 
-def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
+def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:
     """Inputs, targets and weights of so many samples each, as tensors, and how many there are.
 
     Raises:

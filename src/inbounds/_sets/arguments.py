@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from inbounds._errors import InboundsError, SetError, explain, shown
+from inbounds._types import Gradient, Interval, Metric
+
+Choice = TypeVar("Choice", bound=str)
 
 
 def number(
@@ -121,11 +124,11 @@ def center_of(owner: str, value: Any) -> Any:
     return number_or_array(owner, "center", value)
 
 
-METRICS = ("auto", "optimizer", "euclidean")
+METRICS: tuple[Metric, ...] = ("auto", "optimizer", "euclidean")
 """The norms in which "nearest" may be meant in training."""
 
 
-def metric_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> str:
+def metric_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> Metric:
     """The name of a norm for training.
 
     Raises:
@@ -134,11 +137,11 @@ def metric_name(owner: str, value: Any, error: type[InboundsError] = SetError) -
     return _one_of("metric", METRICS, owner, value, error)
 
 
-GRADIENTS = ("reduced", "full")
+GRADIENTS: tuple[Gradient, ...] = ("reduced", "full")
 """What an optimizer may see of a gradient."""
 
 
-def gradient_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> str:
+def gradient_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> Gradient:
     """What an optimizer shall see of gradients.
 
     Raises:
@@ -147,7 +150,7 @@ def gradient_name(owner: str, value: Any, error: type[InboundsError] = SetError)
     return _one_of("gradient", GRADIENTS, owner, value, error)
 
 
-def _one_of(name: str, choices: tuple[str, ...], owner: str, value: Any, error: type[InboundsError]) -> str:
+def _one_of(name: str, choices: tuple[Choice, ...], owner: str, value: Any, error: type[InboundsError]) -> Choice:
     if not isinstance(value, str) or value not in choices:
         raise error(
             explain(
@@ -156,10 +159,10 @@ def _one_of(name: str, choices: tuple[str, ...], owner: str, value: Any, error: 
                 instead=f"{name}={choices[0]!r}",
             )
         )
-    return value
+    return choices[choices.index(value)]
 
 
-def interval(owner: str, value: Any, unit: str, instead: str) -> int | str:
+def interval(owner: str, value: Any, unit: str, instead: str) -> Interval:
     """A positive whole number of batches or steps, or "epoch".
 
     Raises:
@@ -173,7 +176,7 @@ def interval(owner: str, value: Any, unit: str, instead: str) -> int | str:
                 instead=instead,
             )
         )
-    return value if isinstance(value, str) else int(value)
+    return "epoch" if isinstance(value, str) else int(value)
 
 
 def _scalar(value: Any) -> Any:

@@ -13,6 +13,7 @@ from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Axes, Units
 from inbounds._sets.normal_form import Declaration
 from inbounds._sets.set import Edge, Set
+from inbounds._types import Step
 
 
 def _true_of(quantifier: Callable[[Iterable[Any]], bool], name: str) -> Any:
@@ -59,7 +60,7 @@ class Composite(Set):
     def stackable(self) -> bool:
         return super().stackable and all(member.stackable for member in self.members)
 
-    def at(self, step: Any) -> Set:
+    def at(self, step: Step) -> Set:
         return self.rebuilt([member.at(step) for member in self.members]) if self.changes else self
 
     def about(self, current: Array) -> Set:

@@ -14,6 +14,7 @@ from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes
 from inbounds._sets.serialization import to_json
 from inbounds._sets.set import Measured, Set, registered
+from inbounds._types import Axis, Bool
 
 
 def callable_name(fn: Any) -> str:
@@ -53,7 +54,7 @@ class Custom(Set):
     convex: ClassVar[bool] = False
     has_boundary: ClassVar[bool] = False
 
-    def __init__(self, fn: Callable[[Any], Any], axis: Any = None, projection: Any = False) -> None:
+    def __init__(self, fn: Callable[[Any], Any], axis: Axis = None, projection: Bool = False) -> None:
         if isinstance(fn, Set) or not callable(fn) or isinstance(fn, type):
             raise SetError(
                 explain(

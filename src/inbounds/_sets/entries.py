@@ -26,6 +26,7 @@ from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import center_of, number_or_array
 from inbounds._sets.normal_form import Declaration
 from inbounds._sets.set import Set, registered
+from inbounds._types import Center, Numbers
 
 Bound = float | np.ndarray[Any, Any]
 
@@ -144,7 +145,7 @@ class Box(Interval):
     array([[-1.,  1.]])
     """
 
-    def __init__(self, low: Any, high: Any, center: Any = None) -> None:
+    def __init__(self, low: Numbers, high: Numbers, center: Center = None) -> None:
         self.center = center_of("Box", center)
         self.low = number_or_array("Box", "low", low, infinite=True)
         self.high = number_or_array("Box", "high", high, infinite=True)
@@ -155,7 +156,7 @@ class Box(Interval):
             raise SetError(
                 explain(
                     "`low` and `high` of Box don't broadcast together",
-                    f"low.shape={np.shape(low)}, high.shape={np.shape(high)}",
+                    f"low.shape={np.shape(self.low)}, high.shape={np.shape(self.high)}",
                     instead="give both the shape of a unit, or one of them as a number",
                 )
             ) from error
@@ -187,7 +188,7 @@ class Fixed(Interval):
     array([[0.5, 0.5]])
     """
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Numbers) -> None:
         self.value = number_or_array("Fixed", "value", value)
         self.low = self.high = self.value
 

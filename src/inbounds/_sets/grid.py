@@ -24,6 +24,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import number
 from inbounds._sets.set import Set, registered
+from inbounds._types import Number
 
 LARGEST = {
     "float16": 65504.0,
@@ -64,7 +65,7 @@ class Grid(Set):
     convex: ClassVar[bool] = False
     swallows: ClassVar[str] = "a step of less than half a grid step is lost, so that small ones never move a weight"
 
-    def __init__(self, step: Any) -> None:
+    def __init__(self, step: Number) -> None:
         self.step = number("Grid", "step", step)
         if self.step <= 0:
             raise SetError(explain("`step` of Grid is not above 0", f"step={shown(step)}", instead="Grid(step=0.125)"))

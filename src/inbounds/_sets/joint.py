@@ -13,6 +13,7 @@ from inbounds._errors import SetError, explain, shown
 from inbounds._sets.composite import Composite, contains, with_axis
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set, registered
+from inbounds._types import Constraint, Inputs, Mask, Numbers
 
 KERNEL_AND_BIAS = ("kernel", "bias")
 
@@ -78,7 +79,7 @@ class Joint(Composite):
         self.weights = names
         self.members = (inner,)
 
-    def __and__(self, other: Any) -> Set:
+    def __and__(self, other: Constraint) -> Set:
         """The intersection with another Joint of the same weights."""
         if not isinstance(other, Joint) or other.weights != self.weights:
             raise SetError(
@@ -91,11 +92,11 @@ class Joint(Composite):
             )
         return Joint(self.inner & other.inner, self.weights)
 
-    def where(self, mask: Any) -> Set:
+    def where(self, mask: Mask) -> Set:
         """The set for those entries of each joint vector only that a mask marks."""
         return Joint(self.inner.where(mask), self.weights)
 
-    def on(self, inputs: Any) -> Set:
+    def on(self, inputs: Inputs) -> Set:
         """The set for those weights only that come from some inputs of the layer; a bias comes from none."""
         return Joint(self.inner.on(inputs), self.weights)
 
@@ -124,7 +125,7 @@ class Joint(Composite):
     def _project(self, units: Units) -> Units:
         return self.inner.nearest(units)
 
-    def __call__(self, w: Any) -> Array:
+    def __call__(self, w: Numbers) -> Array:
         """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""
         raise SetError(
             explain(

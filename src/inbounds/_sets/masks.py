@@ -19,6 +19,7 @@ from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.normal_form import Declaration
 from inbounds._sets.serialization import to_code
 from inbounds._sets.set import Edge, Set, registered
+from inbounds._types import Inputs, Mask
 
 
 @registered
@@ -45,7 +46,7 @@ class Where(Composite):
     array([[ 0., -1.]])
     """
 
-    def __init__(self, set: Set, mask: Any) -> None:  # noqa: A002  # the word of the library
+    def __init__(self, set: Set, mask: Mask) -> None:  # noqa: A002  # the word of the library
         _check_inner("where", "mask", set)
         marks = np.asarray(mask)
         if marks.dtype != bool or not marks.any():
@@ -127,7 +128,7 @@ class On(Composite):
     array([[ 0., -1.,  0.]])
     """
 
-    def __init__(self, set: Set, inputs: Any) -> None:  # noqa: A002
+    def __init__(self, set: Set, inputs: Inputs) -> None:  # noqa: A002
         _check_inner("on", "inputs", set)
         given = [inputs] if isinstance(inputs, numbers.Integral) else inputs
         indices = list(given) if isinstance(given, (list, tuple, range, np.ndarray)) else []

@@ -31,6 +31,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.set import ULPS, Edge, Set, registered
+from inbounds._types import Integer
 
 STEPS = 100
 """At most so many of Newton's steps to a doubly stochastic matrix: a few from close by, 20 to 60 from far away."""
@@ -155,7 +156,7 @@ class _Mirrored(MatrixSet):
     square: ClassVar[bool] = True
     sign: ClassVar[float]
 
-    def __init__(self, stack: Any = 1) -> None:
+    def __init__(self, stack: Integer = 1) -> None:
         self.stack = stack_of(type(self).__name__, stack)
 
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
@@ -254,7 +255,7 @@ class ZeroDiagonal(MatrixSet):
 
     square: ClassVar[bool] = True
 
-    def __init__(self, stack: Any = 1) -> None:
+    def __init__(self, stack: Integer = 1) -> None:
         self.stack = stack_of("ZeroDiagonal", stack)
 
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
@@ -305,7 +306,7 @@ class DoublyStochastic(MatrixSet):
 
     square: ClassVar[bool] = True
 
-    def __init__(self, stack: Any = 1) -> None:
+    def __init__(self, stack: Integer = 1) -> None:
         self.stack = stack_of("DoublyStochastic", stack)
 
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:

@@ -29,6 +29,7 @@ from inbounds._sets.arguments import axes, center_of, number
 from inbounds._sets.normal_form import Declaration, Row
 from inbounds._sets.reduced import radial
 from inbounds._sets.set import Set, registered
+from inbounds._types import Axis, Center, Number
 
 STEPS, UNROLLED = 64, 12
 """At most so many steps of Newton's method in a metric; where PyTorch exports or vectorizes, so many. It takes 0 to 6;
@@ -148,7 +149,7 @@ class MaxNorm(_NormInterval):
            [0.3, 0.4]])
     """
 
-    def __init__(self, max_value: Any = 2.0, axis: Any = None, center: Any = None) -> None:
+    def __init__(self, max_value: Number = 2.0, axis: Axis = None, center: Center = None) -> None:
         self.max_value = number("MaxNorm", "max_value", max_value, low=0)
         self.axis = axes("MaxNorm", axis)
         self.center = center_of("MaxNorm", center)
@@ -176,7 +177,7 @@ class UnitNorm(_NormInterval):
 
     convex: ClassVar[bool] = False
 
-    def __init__(self, axis: Any = None) -> None:
+    def __init__(self, axis: Axis = None) -> None:
         self.axis = axes("UnitNorm", axis)
         self.low = self.high = 1.0
 
@@ -207,7 +208,7 @@ class MinMaxNorm(_NormInterval):
            [1.2, 1.6]])
     """
 
-    def __init__(self, min_value: Any = 0.0, max_value: Any = 1.0, rate: Any = 1.0, axis: Any = None) -> None:
+    def __init__(self, min_value: Number = 0.0, max_value: Number = 1.0, rate: Number = 1.0, axis: Axis = None) -> None:
         self.min_value = number("MinMaxNorm", "min_value", min_value, low=0)
         self.max_value = number("MinMaxNorm", "max_value", max_value, low=0, infinite=True)
         self.rate = number("MinMaxNorm", "rate", rate, low=0, high=1)
@@ -249,7 +250,7 @@ class FrobeniusNorm(_NormInterval):
 
     whole: ClassVar[bool] = True
 
-    def __init__(self, max_value: Any = 1.0, center: Any = None) -> None:
+    def __init__(self, max_value: Number = 1.0, center: Center = None) -> None:
         self.max_value = number("FrobeniusNorm", "max_value", max_value, low=0)
         self.center = center_of("FrobeniusNorm", center)
         self.low, self.high = 0.0, self.max_value

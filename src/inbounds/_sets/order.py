@@ -28,6 +28,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes
 from inbounds._sets.set import Set, registered
+from inbounds._types import Axis, Bool
 
 LARGE = 2.0**64
 """Rows above it are scaled before they are added up, rows below its inverse at once: sums would overflow or vanish."""
@@ -66,7 +67,7 @@ class Monotone(Set):
     weighs: ClassVar[bool] = True
     holds_frozen: ClassVar[bool] = False
 
-    def __init__(self, increasing: Any = True, axis: Any = None) -> None:
+    def __init__(self, increasing: Bool = True, axis: Axis = None) -> None:
         if not isinstance(increasing, (bool, np.bool_)):
             raise SetError(
                 explain(

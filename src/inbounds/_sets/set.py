@@ -38,6 +38,7 @@ from inbounds._sets.normal_form import Declaration
 from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
+from inbounds._types import Constraint, Gradient, Inputs, Interval, Mask, Metric, Numbers, Rows, Step
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
 
@@ -85,11 +86,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     """The axes that a unit spans where the user says so; None: the layer's, see `span`."""
     center: Any = None
     """What the set is moved by: a number or an array for the weight; None: nothing. "current" until constrained."""
-    metric: str = "auto"
+    metric: Metric = "auto"
     """In training, the norm in which nearest is meant: "auto", "optimizer" or "euclidean"; see `in_training`."""
-    every: int | str = 1
+    every: Interval = 1
     """In training, the number of steps after which it is projected, or "epoch"; see `in_training`."""
-    gradient: str = "reduced"
+    gradient: Gradient = "reduced"
     """In training, what the optimizer sees: the "reduced" gradient or the "full" one; see `in_training`."""
     changes: bool = False
     """Whether the set is another one as training goes on; see `at`."""
@@ -198,7 +199,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     # What is made of it.
 
-    def __and__(self, other: Any) -> Set:
+    def __and__(self, other: Constraint) -> Set:
         """The intersection; its projection is the nearest point of it, not one projection after the other.
 
         Args:
@@ -206,7 +207,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         return _intersection(self, other, where=f"{self!r} & ...")
 
-    def __rand__(self, other: Any) -> Set:
+    def __rand__(self, other: Constraint) -> Set:
         """The intersection, with a constraint of Keras' own on the left."""
         return _intersection(other, self, where=f"... & {self!r}")
 
@@ -221,7 +222,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             )
         )
 
-    def where(self, mask: Any) -> Set:
+    def where(self, mask: Mask) -> Set:
         """The set for those entries only that a mask marks; the others are neither seen nor changed.
 
         Args:
@@ -230,7 +231,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         made: Set = CLASSES["Where"](self, mask)
         return made
 
-    def on(self, inputs: Any) -> Set:
+    def on(self, inputs: Inputs) -> Set:
         """The set for those weights only that come from some inputs of the layer.
 
         Args:
@@ -239,7 +240,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         made: Set = CLASSES["On"](self, inputs)
         return made
 
-    def scaled(self, schedule: Any) -> Set:
+    def scaled(self, schedule: Callable[[Any], Any]) -> Set:
         """The set times a factor that follows the steps of training, so that a bound can tighten or loosen.
 
         Args:
@@ -248,7 +249,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         made: Set = CLASSES["Scaled"](self, schedule)
         return made
 
-    def at(self, step: Any) -> Set:
+    def at(self, step: Step) -> Set:
         """The set as it is after so many steps of training, a number or a tensor; most sets are always the same."""
         return self
 
@@ -425,7 +426,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     # The doors.
 
-    def project(self, rows: Array, metric: Array | None = None) -> Array:
+    def project(self, rows: Rows, metric: Rows | None = None) -> Array:
         """The nearest rows in the set.
 
         Args:
@@ -451,7 +452,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         with quiet(rows):
             return cast(self.nearest(units.comparable(self.couples)).parts[0], dtype_of(rows))
 
-    def violation(self, rows: Array) -> Array:
+    def violation(self, rows: Rows) -> Array:
         """How far each row is outside, in the units of the weight; 0 inside, infinity for NaN and infinities.
 
         Args:
@@ -471,7 +472,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             worst = xp.maximum(worst, _repeated(excess, count))
         return xp.where(self._finite(laid, count), worst, xp.full_like(worst, float("inf")))
 
-    def tolerance(self, dtype: str, rows: Array | None = None) -> Any:
+    def tolerance(self, dtype: str, rows: Rows | None = None) -> Any:
         """The largest violation that counts as inside for weights of that dtype, in the units of the weight.
 
         Args:
@@ -496,9 +497,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         laid = Laid.of_weights([_checked_rows(self, rows)], [(1,)])
         return self._measured(dataclasses.replace(laid, dtype=dtype)).slack
 
-    def __call__(self, w: Any) -> Array:
+    def __call__(self, w: Numbers) -> Array:
         """The nearest weight in the set, as Keras calls a constraint: with a variable or a tensor of any shape."""
-        weight = keras.ops.convert_to_tensor(w) if isinstance(w, keras.Variable) else w
+        weight: Any = keras.ops.convert_to_tensor(w) if isinstance(w, keras.Variable) else w
         weight = np.asarray(weight, dtype="float64") if isinstance(weight, (list, tuple, float, int)) else weight
         _check_float(self, weight)
         units = Units.of([weight], [self.span(tuple(weight.shape))], differentiable=True)
@@ -642,7 +643,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def _of_config(cls, config: dict[str, Any]) -> Set:
         return cls(**{name: from_json(cls.__name__, name, value) for name, value in config.items()})
 
-    def in_training(self, metric: str, every: int | str, gradient: str) -> Set:
+    def in_training(self, metric: Metric, every: Interval, gradient: Gradient) -> Set:
         """The same set with these arguments of `constrain`, which makes them of sets."""
         wanted = {"metric": metric, "every": every, "gradient": gradient}
         if all(getattr(self, name) == value for name, value in wanted.items()):

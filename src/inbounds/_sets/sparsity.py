@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -24,6 +24,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes
 from inbounds._sets.set import Set, registered
+from inbounds._types import Axis, Integer
 
 FEW = 32
 """So many of the largest entries are faster taken than bisected for."""
@@ -55,13 +56,14 @@ class Sparse(Set):
     array([[ 0., -3.,  0.,  2.,  0.]])
     """
 
+    k: int
     convex: ClassVar[bool] = False
     swallows: ClassVar[str] = (
         "a step that leaves an entry below the k largest of its unit is lost, so that small ones never revive it"
     )
     holds_frozen: ClassVar[bool] = False
 
-    def __init__(self, k: Any, axis: Any = None) -> None:
+    def __init__(self, k: Integer, axis: Axis = None) -> None:
         if isinstance(k, (bool, np.bool_)) or not isinstance(k, numbers.Integral) or k < 1:
             raise SetError(
                 explain(

@@ -57,6 +57,7 @@ from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes, center_of, number
 from inbounds._sets.matrices import MatrixSet, stack_of
 from inbounds._sets.set import ULPS, registered
+from inbounds._types import Axis, Center, Integer, Number
 
 AIM = 3
 """Projections aim this and 2 sqrt(n) epsilons below a bound: what computed singular vectors are off orthogonal."""
@@ -230,7 +231,7 @@ class SpectralNorm(_Ball):
            [0. , 0.5]])
     """
 
-    def __init__(self, max_value: Any = 1.0, axis: Any = None, center: Any = None, stack: Any = 1) -> None:
+    def __init__(self, max_value: Number = 1.0, axis: Axis = None, center: Center = None, stack: Integer = 1) -> None:
         self.max_value = _positive("SpectralNorm", max_value)
         self.axis = axes("SpectralNorm", axis)
         self.center = center_of("SpectralNorm", center)
@@ -291,7 +292,7 @@ class NuclearNorm(_Ball):
            [0. , 0.5]])
     """
 
-    def __init__(self, max_value: Any, axis: Any = None, center: Any = None, stack: Any = 1) -> None:
+    def __init__(self, max_value: Number, axis: Axis = None, center: Center = None, stack: Integer = 1) -> None:
         self.max_value = _positive("NuclearNorm", max_value)
         self.axis = axes("NuclearNorm", axis)
         self.center = center_of("NuclearNorm", center)
@@ -357,7 +358,7 @@ class Orthogonal(_Spectral):
 
     convex: ClassVar[bool] = False
 
-    def __init__(self, axis: Any = None, stack: Any = 1) -> None:
+    def __init__(self, axis: Axis = None, stack: Integer = 1) -> None:
         self.axis = axes("Orthogonal", axis)
         self.stack = stack_of("Orthogonal", stack)
 
@@ -416,13 +417,14 @@ class LowRank(_Shrinking):
            [0., 0.]])
     """
 
+    rank: int
     convex: ClassVar[bool] = False
     has_boundary: ClassVar[bool] = False
     swallows: ClassVar[str] = (
         "the part of a step that would raise the rank is lost, unless it outgrows a singular value that is kept"
     )
 
-    def __init__(self, rank: Any, axis: Any = None, stack: Any = 1) -> None:
+    def __init__(self, rank: Integer, axis: Axis = None, stack: Integer = 1) -> None:
         if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or rank < 1:
             raise SetError(
                 explain(
@@ -502,7 +504,7 @@ class PositiveSemidefinite(MatrixSet):
 
     square: ClassVar[bool] = True
 
-    def __init__(self, stack: Any = 1) -> None:
+    def __init__(self, stack: Integer = 1) -> None:
         self.stack = stack_of("PositiveSemidefinite", stack)
 
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:

@@ -33,6 +33,7 @@ from inbounds._sets.entries import flat
 from inbounds._sets.normal_form import Declaration, Row
 from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Edge, Set, registered
+from inbounds._types import Axis, Center, Number, Numbers
 
 STEPS = 64
 """At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third halves a bracket."""
@@ -174,7 +175,7 @@ class SumTo(Linear):
     equal = True
     slope = largest = 1.0
 
-    def __init__(self, total: Any = 0.0, axis: Any = None) -> None:
+    def __init__(self, total: Number = 0.0, axis: Axis = None) -> None:
         self.total = self.level = number("SumTo", "total", total)
         self.axis = axes("SumTo", axis)
 
@@ -186,7 +187,7 @@ class SumTo(Linear):
 class _WithNormal(Linear):
     """A linear set with a normal of the user's."""
 
-    def __init__(self, normal: Any, offset: Any, axis: Any = None) -> None:
+    def __init__(self, normal: Numbers, offset: Number, axis: Axis = None) -> None:
         name = type(self).__name__
         self.normal = number_or_array(name, "normal", normal)
         self.offset = number(name, "offset", offset, instead=f"{name}(normal=[1.0, -1.0], offset=0.0)")
@@ -286,7 +287,7 @@ class Simplex(Set):
 
     weighs: ClassVar[bool] = True
 
-    def __init__(self, total: Any = 1.0, axis: Any = None) -> None:
+    def __init__(self, total: Number = 1.0, axis: Axis = None) -> None:
         self.total = _positive("Simplex", "total", total)
         self.axis = axes("Simplex", axis)
 
@@ -349,7 +350,7 @@ class L1Ball(Set):
     weighs: ClassVar[bool] = True
     has_faces: ClassVar[bool] = True
 
-    def __init__(self, radius: Any = 1.0, axis: Any = None, center: Any = None) -> None:
+    def __init__(self, radius: Number = 1.0, axis: Axis = None, center: Center = None) -> None:
         self.radius = _positive("L1Ball", "radius", radius)
         self.axis = axes("L1Ball", axis)
         self.center = center_of("L1Ball", center)

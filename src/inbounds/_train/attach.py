@@ -24,12 +24,18 @@ from inbounds._train.metrics import whole_of, words_of
 from inbounds._train.optimizers import optimizers_of, stepping, steps_taken
 from inbounds._train.step import let_go, take_up
 from inbounds._train.threads import visits
+from inbounds._types import Every, Gradient, Interval, Metric, Model, Rules
 
 _IN_A_CALLBACK = "call it in a callback of that fit, such as on_epoch_end, or once the fit has ended"
 
 
 def constrain(
-    model: Any, rules: Any = None, *, gradient: str = "reduced", metric: str = "auto", every: int | str = 1
+    model: Model,
+    rules: Rules = None,  # type: ignore[assignment]  # None is one of them
+    *,
+    gradient: Gradient = "reduced",
+    metric: Metric = "auto",
+    every: Every = 1,
 ) -> Plan:
     """Keeps weights of a model inside sets, from now on.
 
@@ -88,7 +94,7 @@ def constrain(
 
 
 @visits(_IN_A_CALLBACK)
-def _constrain(model: Any, rules: Any, metric: str, every: int | str, gradient: str) -> Plan:
+def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: Gradient) -> Plan:
     """What `constrain` does to a model, but for its warnings, which name the line that calls it."""
     every = interval("constrain", every, "steps", "constrain(model, rules, every=100)")
     gradient = gradient_name("constrain", gradient, RuleError)
@@ -128,7 +134,7 @@ def _centred(plan: Plan) -> Plan:
     return replace(plan, entries=tuple(map(about, plan.entries)))
 
 
-def _in_training(model: Any, plan: Plan, metric: str, every: int | str, gradient: str) -> Plan:
+def _in_training(model: Any, plan: Plan, metric: Metric, every: Interval, gradient: Gradient) -> Plan:
     entries = (replace(entry, set=entry.set.in_training(metric, every, gradient)) for entry in plan.entries)
     measured, seen = partial(_measured_by, model), partial(_seen_by, model)
     return replace(plan, entries=tuple(entries), every=every, gradient=gradient, metrics=measured, whole=seen)
@@ -194,7 +200,7 @@ def check_steps(entries: Sequence[Entry], loop: str, instead: str) -> None:
 
 
 @visits(_IN_A_CALLBACK)
-def release(model: Any) -> None:
+def release(model: Model) -> None:
     """Takes the plan of a model away; its weights stay as they are and are free from now on.
 
     Sets of inbounds that were given to layers as arguments go too. A constraint of Keras' own, or a callable, that a
@@ -211,7 +217,7 @@ def release(model: Any) -> None:
     _renew(model)
 
 
-def project(model: Any) -> None:
+def project(model: Model) -> None:
     """Projects the weights of a model now: for loops that train without a Keras optimizer.
 
     The model may have a plan, or sets that were given to its layers. Frozen weights are projected too.

@@ -67,7 +67,7 @@ REGISTERED: list[type] = []
 """The classes of `register_metric`, one after the other: where there are more, a compiled step is out of date."""
 
 
-def register_metric(optimizer: Any, reader: Reader, words: str = "registered") -> None:
+def register_metric(optimizer: type[Any], reader: Reader, words: str = "registered") -> None:
     """Teaches inbounds the metric in which an optimizer of one's own steps.
 
     Args:

@@ -13,6 +13,7 @@ from inbounds._errors import RuleError, explain
 from inbounds._train.attach import check_steps
 from inbounds._train.bound import in_force
 from inbounds._train.stateless import stateless_project, stateless_reduce
+from inbounds._types import Model, OptaxOptimizer
 
 
 class Wrapped(NamedTuple):
@@ -22,7 +23,7 @@ class Wrapped(NamedTuple):
     count: Any
 
 
-def optax_wrap(model: Any, optimizer: Any) -> Any:
+def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
     """An optimizer of optax whose updates lead from inside the sets of a model to inside; on the JAX backend.
 
     Nothing else of a loop changes, and any optimizer comes to rest at the constrained optimum: it sees what the sets

@@ -20,14 +20,16 @@ from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry, reducing
 from inbounds._train.bound import in_force, projected, reduced_gradients
 from inbounds._train.metrics import UNKNOWN, Step
+from inbounds._types import Model
+from inbounds._types import Step as Count
 
 
 def stateless_project(
-    model: Any,
-    trainable_variables: Any,
-    metric: Any = None,
+    model: Model,
+    trainable_variables: Sequence[Any],
+    metric: Sequence[Any] | None = None,
     *,
-    step: Any = None,
+    step: Count | None = None,
 ) -> list[Array]:
     """The values of a model's trainable variables, projected: a pure function, as `stateless_call` is.
 
@@ -61,7 +63,9 @@ def stateless_project(
     return values
 
 
-def stateless_reduce(model: Any, trainable_variables: Any, gradients: Any, *, step: Any = None) -> list[Array]:
+def stateless_reduce(
+    model: Model, trainable_variables: Sequence[Any], gradients: Sequence[Any], *, step: Count | None = None
+) -> list[Array]:
     """What the sets of a model leave of gradients: a pure function, for the optimizer of a functional loop to see.
 
     Called before the optimizer, with `stateless_project` after it, it makes any optimizer end at the constrained

@@ -23,12 +23,13 @@ from inbounds._train.bound import Bound, bind, entries_of, in_force, reduced_gra
 from inbounds._train.metrics import UNKNOWN, Step
 from inbounds._train.step import mend, project_entries
 from inbounds._train.threads import Use, used
+from inbounds._types import Model, TorchOptimizer
 
 SLOWEST = 1e-6
 """Parameters that an optimizer steps at a rate of 0 cost as if it were this share of the largest."""
 
 
-def project_after(model: Any, optimizer: Any) -> Any:
+def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
     """Projects the plan of a model after every step of an optimizer of `torch.optim`; on the PyTorch backend.
 
     Nothing else is to be called. What holds is looked up at each step, so that `constrain` and `release` are followed.
