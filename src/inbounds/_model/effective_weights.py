@@ -88,7 +88,7 @@ def _shape(layer: Any, name: str, variable: Any, mode: str | None) -> tuple[int,
 
 
 def _dequantized(layer: Any, name: str, variable: Any, mode: str) -> np.ndarray[Any, Any]:
-    """The weight behind the integers. Keras divides by the scale, or multiplies with zero points."""
+    """The integers divided by their scale, or with zero points multiplied by it, as in Keras."""
     scale, zero = to_numpy(getattr(layer, f"{name}_scale")), getattr(layer, f"{name}_zero", None)
     integers = to_numpy(variable) if mode == "int8" else _unpacked_int4(layer, name, variable, scale.shape[-1])
     if zero is not None:
@@ -112,7 +112,7 @@ def _unpacked_int4(layer: Any, name: str, variable: Any, columns: int) -> np.nda
 
 
 def _einsum_kernel_scale(equation: str, scale: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The scale of an einsum's kernel, from the output's axes, where Keras has it, to the kernel's."""
+    """The scale of an einsum's kernel, moved from the output's axes to the kernel's."""
     operands, output = equation.replace(" ", "").split("->")  # Keras quantizes no equation with "..."
     kernel = operands.split(",")[1]
     shared = [output.index(letter) for letter in kernel if letter in output]

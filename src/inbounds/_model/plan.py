@@ -1,4 +1,4 @@
-"""Plans: the rules resolved on one model. `rules` makes a plan, `_train.attach` puts it in force."""
+"""Plans: the rules resolved on one model, as data. `_train.attach` puts a plan in force."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import numpy as np
 from inbounds._arrays.ops import MANTISSA_BITS, dtype_of, is_sharded
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import LayoutError, RuleError, SetError, explain, shown
-from inbounds._model.layout import is_foreign, layout_of
+from inbounds._model.layout import layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.selectors import Assignment, assignments_of, rule_pairs
 from inbounds._model.weights import Weight, layers_of, weights_of
@@ -167,7 +167,7 @@ def _entry(weight: Weight, assignment: Assignment) -> Entry:
 def _checked_entry(
     assignment: Assignment, weights: Sequence[Weight], axes: tuple[Axes, ...], note: str, guessed: bool
 ) -> Entry:
-    """The entry of one assignment; a note says what the set makes of small steps, and which weights are frozen.
+    """The entry of one assignment, with notes on lost steps and frozen weights.
 
     Raises:
         SetError: an array in the set doesn't fit the weights, or the set can't hold a frozen part.
@@ -188,7 +188,7 @@ def _guess_note(weight: Weight, given: Set) -> str:
         LayoutError: the layer wraps a model of another framework, whose axes aren't guessed.
     """
     kind = type(weight.layer).__name__
-    if not is_foreign(weight.layer):
+    if not wraps_foreign_model(weight.layer):
         return f"units of {kind} not known: every axis but the last; register_layout says otherwise"
     instead = f"inbounds.register_layout({kind}, lambda layer: {{{weight.name!r}: (0,)}}) with the axes of one unit"
     if "axis" in given.argument_names():

@@ -221,7 +221,7 @@ def _no_weight_error(selector: str, value: Any, layers: Sequence[Any], weights: 
 
 
 def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, Assignment]:
-    """The assignments of a rule for layers, whose value is a Joint or a mapping from names to sets."""
+    """The assignments of a rule for layers: of a Joint, or of a mapping from names to sets."""
     source = printable(source)
     owned = weights_of({id(layer): layer for outer in chosen for layer in layers_of(outer)}.values())
     if isinstance(value, Mapping):
