@@ -197,7 +197,10 @@ def _separable(layer: Any) -> Layout:
 
 
 def _recurrent(layer: Any) -> Layout:
-    """The layout of a recurrent cell, whose gates share the last axis: a unit is a gate's column."""
+    """The layout of a recurrent cell.
+
+    The gates share the last axis, so that a unit is a column of one gate.
+    """
     spans = {"kernel": (0,), "recurrent_kernel": (0,), "bias": ()}
     gru = layer.bias is not None and len(layer.bias.shape) == 2  # the input and the recurrent bias
     return Layout(spans, joint_spans={"bias": (0,)} if gru else {}, inputs={"kernel": 0})

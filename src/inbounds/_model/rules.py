@@ -228,6 +228,10 @@ def _joint_entry(
     layout = layout_of(layer)
     own = {w.name: w for w in weights if w.layer is layer}
     members, missing = [], []
+
+    def conflict(wrong: str, received: str, instead: str) -> RuleError:
+        return RuleError(explain(wrong, received, where=f"{joint!r} on {weight.path}", instead=instead))
+
     for name in joint.weights:
         member = own.get(layout.roles.get(name, name))
         theirs = assignments.get(id(member.variable)) if member else None
@@ -236,33 +240,24 @@ def _joint_entry(
         elif theirs is not None and theirs.set == joint:
             members.append(member)
         elif theirs is not None and isinstance(theirs.set, Joint) and not (theirs.is_rule or assignment.is_rule):
-            raise RuleError(
-                explain(
-                    "Two different Joints are given to one layer, and one names a weight that has the other",
-                    f"{theirs.set!r} on {member.path}",
-                    where=f"{joint!r} on {weight.path}",
-                    instead="the same Joint for all the weights that it names, such as Joint(a & b)",
-                )
+            raise conflict(
+                "Two different Joints are given to one layer, and one names a weight that has the other",
+                f"{theirs.set!r} on {member.path}",
+                "the same Joint for all the weights that it names, such as Joint(a & b)",
             )
         elif theirs is not None:
             missing.append(f"{name} obeys {theirs.set!r}")
         elif member.quantized:
-            raise RuleError(
-                explain(
-                    "A Joint names a weight that is quantized, which no step can move",
-                    member.path,
-                    where=f"{joint!r} on {weight.path}",
-                    instead="inbounds.release(model), or constrain the model before it is quantized",
-                )
+            raise conflict(
+                "A Joint names a weight that is quantized, which no step can move",
+                member.path,
+                "inbounds.release(model), or constrain the model before it is quantized",
             )
         else:
-            raise RuleError(
-                explain(
-                    "A Joint names a weight that was not given it",
-                    f"none for {member.path}",
-                    where=f"{joint!r} on {weight.path}",
-                    instead=f"constrain(model, {{{layer.name!r}: {joint!r}}}), or the same Joint for {name} too",
-                )
+            raise conflict(
+                "A Joint names a weight that was not given it",
+                f"none for {member.path}",
+                f"constrain(model, {{{layer.name!r}: {joint!r}}}), or the same Joint for {name} too",
             )
     given = [w for w in own.values() if (a := assignments.get(id(w.variable))) is not None and a.set == joint]
     unnamed = [w for w in given if w not in members]

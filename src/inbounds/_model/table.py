@@ -46,7 +46,7 @@ def _cell(value: Any) -> str:
 
 
 def common_prefix(paths: Iterable[str]) -> str:
-    """The leading parts that all paths share, such as `"sequential/"`, without each path's last two."""
+    """The first parts that all paths share, such as `"sequential/"`, but no path's last two."""
     parts = [path.split("/") for path in paths]
     shared = 0
     while parts and all(len(p) > shared + 2 and p[shared] == parts[0][shared] for p in parts):
