@@ -10,10 +10,12 @@ import keras
 from keras.constraints import Constraint, deserialize, serialize
 
 from inbounds._errors import SetError, explain, shown
-from inbounds._sets.algebra import Intersection, On, Where
-from inbounds._sets.combine import Custom, Joint
+from inbounds._sets.custom import Custom
 from inbounds._sets.entries import Box, Fixed, NonNeg, NonPos
 from inbounds._sets.grid import Grid
+from inbounds._sets.intersection import Intersection
+from inbounds._sets.joint import Joint
+from inbounds._sets.masks import On, Where
 from inbounds._sets.matrices import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm, UnitNorm
 from inbounds._sets.order import Monotone

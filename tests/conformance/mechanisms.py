@@ -10,7 +10,7 @@ import pytest
 import inbounds as ib
 from conformance.matrix import Cell
 from inbounds._model import layout
-from inbounds._sets.combine import Joint
+from inbounds._sets.joint import Joint
 from inbounds._sets.scaled import Scaled
 from inbounds._train import attach, fit, step
 from inbounds._train.metrics import UNKNOWN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ CASES: dict[str, tuple[ib.Set, Program, str]] = {
     "subspace, ball": (
         ib.SumTo(0) & ib.MaxNorm(1),
         lambda r: [sums(r) == 0, length(r) <= 1],
-        "exact: SumTo, then MaxNorm",
+        "multipliers for SumTo and MaxNorm",
     ),
     "orthant, l1": (ib.L1Ball(1) & ib.NonNeg(), lambda r: [r >= 0, sums(r) <= 1], "exact: NonNeg, then L1Ball"),
     "boxes": (ib.Box(-1, 0.5) & ib.Box(LOWS, 1), lambda r: [r >= LOWS[None], r <= 0.5], "exact: Box, then Box"),
@@ -225,7 +226,7 @@ def test_dykstras_algorithm_is_vectorized() -> None:
     np.testing.assert_allclose(exact(mapped(owner.project, rows)), expected, atol=3e-3)
 
 
-@pytest.mark.parametrize("name", ["box, sum", "l1, ball", "half-space, ball", "two l1", "spectral, frobenius"])
+@pytest.mark.parametrize("name", ["box, sum", "l1, ball", "half-space, ball", "many", "two l1", "spectral, frobenius"])
 def test_gradients_are_those_of_differences(name: str) -> None:
     owner = ALL[name][0]
     rows = draws(name)
@@ -237,7 +238,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
         moved = np.zeros_like(rows)
         moved[index] = step
         ahead, behind = (np.sum(weights * owner.project(rows + sign * moved)) for sign in (1, -1))
-        assert abs(found[index] - (ahead - behind) / (2 * step)) < 2e-2
+        assert abs(found[index] - (ahead - behind) / (2 * step)) < (2e-2 if "Dykstra" in ALL[name][2] else 5e-6)
 
 
 @pytest.mark.repeats("bad")
@@ -289,6 +290,8 @@ def test_it_prints_as_the_code_that_makes_it_and_is_saved() -> None:
         again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(owner))
         assert again == owner
         assert hash(again) == hash(owner)
+        owner.project(np.ones((1, 4)) if "on(" in text else np.ones((1, 2)))  # finds what isn't pickled
+        assert pickle.loads(pickle.dumps(owner)) == owner
 
 
 def test_large_arrays_are_saved_exactly_and_not_printed() -> None:

@@ -19,7 +19,9 @@ from inbounds._model.plan import Entry, Plan
 from inbounds._model.selectors import Assignment, assignments_of, rule_pairs
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.arguments import metric_name
-from inbounds._sets.combine import Custom, Joint, with_axis
+from inbounds._sets.composite import with_axis
+from inbounds._sets.custom import Custom
+from inbounds._sets.joint import Joint
 from inbounds._sets.set import Set
 
 ConstraintOf = Callable[[Any], Any]

@@ -38,7 +38,7 @@ from inbounds import constraints
 from inbounds._errors import FileError, SetError, explain, shown
 from inbounds._model.weights import layers_of
 from inbounds._sets.arguments import gradient_name, interval, metric_name
-from inbounds._sets.combine import Custom
+from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
 from inbounds.constraints import call_of, without_arguments
 

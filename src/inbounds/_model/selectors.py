@@ -18,7 +18,9 @@ import keras
 from inbounds._errors import RuleError, SetError, explain, printable, shown
 from inbounds._model.layout import layout_of
 from inbounds._model.weights import Weight, layers_of, weights_of
-from inbounds._sets.combine import Custom, Joint, contains
+from inbounds._sets.composite import contains
+from inbounds._sets.custom import Custom
+from inbounds._sets.joint import Joint
 from inbounds._sets.set import Set, of_keras
 from inbounds.constraints import without_arguments
 

@@ -23,7 +23,8 @@ from inbounds._model.selectors import selected_weights
 from inbounds._model.table import quantity
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._report.report import Report, Row, Status
-from inbounds._sets.combine import Custom, Joint
+from inbounds._sets.custom import Custom
+from inbounds._sets.joint import Joint
 from inbounds._sets.set import Set, of_keras
 from inbounds._train.bound import current_constraint
 from inbounds._train.optimizers import steps_taken

@@ -284,27 +284,26 @@ class _Problem:
         return blocked_sum(gradient * apart, (2,)) * self.half - self.level, gradient
 
     def hessian(self, gradient: Array, speed: Array) -> Array:
-        """Minus the Hessian of the dual."""
+        """Minus the Hessian of the dual; it may be singular."""
         xp = self.xp
         weighed = speed[:, None] * gradient
-        matrix = xp.stack([xp.sum(weighed[:, k : k + 1] * gradient, axis=2) for k in range(self.count)], axis=1)
-        most = xp.max(xp.max(matrix * self.one, axis=2), axis=1, keepdims=True)
-        share = 1 + most / xp.max(self.unheld, axis=1, keepdims=True)
-        return self.damped(matrix, 8 * epsilon(dtype_of(self.x)) * share)  # it may be singular
+        return xp.stack([xp.sum(weighed[:, k : k + 1] * gradient, axis=2) for k in range(self.count)], axis=1)
 
-    def damped(self, matrix: Array, damping: Array) -> Array:
-        """A Hessian with a share more of what its diagonal is where no entry is held."""
-        return matrix + self.one * (damping * self.unheld)[:, None]
-
-    def solution(self, matrix: Array, held: Array, right: Sequence[Array]) -> list[Array]:
-        """The solutions of the system of a Hessian, with 0 in rows that are held."""
+    def damped(self, matrix: Array, damping: Array | float) -> Array:
+        """A Hessian with a share more of what its diagonal is where no entry is held, so that it isn't singular."""
         xp = self.xp
-        right = [xp.where(held, xp.zeros_like(given), given) for given in right]
+        most = xp.max(xp.max(matrix * self.one, axis=2), axis=1, keepdims=True)
+        least = 8 * epsilon(dtype_of(self.x)) * (1 + most / xp.max(self.unheld, axis=1, keepdims=True))
+        return matrix + self.one * ((damping + least) * self.unheld)[:, None]
+
+    def solution(self, matrix: Array, held: Array, right: Array) -> Array:
+        """The solution of the system of a Hessian, with 0 in rows that are held."""
+        xp = self.xp
+        right = xp.where(held, xp.zeros_like(right), right)
         if self.count == 1:
-            return [given / matrix[:, :, 0] for given in right]
+            return right / matrix[:, :, 0]
         matrix = xp.where(held[:, :, None] | held[:, None], self.one + xp.zeros_like(matrix), matrix)
-        solved = solve(matrix, xp.stack(right, axis=2))
-        return [solved[:, :, i] for i in range(len(right))]
+        return solve(matrix, right[:, :, None])[:, :, 0]
 
     def look(self, z: Array) -> _Seen:
         """What there is to see at some multipliers."""
@@ -326,7 +325,7 @@ class _Problem:
         xp = self.xp
         bounded = ~self.equal & (self.first_ball == 0)
         held = (self.first_ball > 0) | (self.idle(z) & (exceeded <= 0))
-        (step,) = self.solution(matrix, held, [exceeded])
+        step = self.solution(matrix, held, exceeded)
         if self.count == 1:
             return self.allowed(z + step) - z
 
@@ -338,7 +337,7 @@ class _Problem:
             left = exceeded - xp.sum(matrix * step[:, None], axis=2)
             held = (bounded & ((z + step < 0) | (held & (left <= 0)))) | (self.first_ball > 0)
             ends = xp.where(held & bounded, -z, xp.zeros_like(z))
-            (step,) = self.solution(matrix, held, [exceeded - xp.sum(matrix * ends[:, None], axis=2)])
+            step = self.solution(matrix, held, exceeded - xp.sum(matrix * ends[:, None], axis=2))
             step = step + ends
         step = self.allowed(z + step) - z
         alone = self.allowed(z + xp.where(self.first_ball > 0, 0 * z, exceeded) / xp.sum(matrix * self.one, axis=2)) - z
@@ -354,7 +353,7 @@ class _Problem:
         xp = self.xp
         coupling = xp.sum(seen.matrix * self.first_ball[:, None], axis=2)
         held = (self.first_ball > 0) | (self.idle(z) & (seen.exceeded <= 0))
-        (tilt,) = self.solution(seen.matrix, held, [coupling])
+        tilt = self.solution(self.damped(seen.matrix, 0.0), held, coupling)
         curvature = self.of_ball(coupling) - xp.sum(coupling * tilt, axis=1, keepdims=True)
         squares = xp.maximum(self.of_ball(2 * (seen.exceeded + self.level)), 0)
         length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
@@ -429,6 +428,9 @@ class _Problem:
         """The entries at a solution, with their derivative in what is projected: that of the multipliers with it."""
         fixed, speed, _ = self.entries(z)
         exceeded, gradient = self.exceeded(fixed)
-        live, _ = self.exceeded(self.entries(z, x)[0])
-        (moved,) = self.solution(self.hessian(gradient, speed), self.idle(z), [live - exceeded])
-        return self.entries(z + moved, x)[0]
+        live = self.exceeded(self.entries(z, x)[0])[0] - exceeded  # 0, with a derivative
+        matrix, idle = self.hessian(gradient, speed), self.idle(z)
+        damped = self.damped(matrix, 0.0)
+        moved = self.solution(damped, idle, live)
+        more = self.solution(damped, idle, live - self.xp.sum(matrix * moved[:, None], axis=2))
+        return self.entries(z + moved + more, x)[0]

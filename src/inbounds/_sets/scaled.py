@@ -14,13 +14,15 @@ from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace, ulps
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._sets.combine import Custom, Joint, Made, contains, parts_of
+from inbounds._sets.composite import Composite, contains, parts_of
+from inbounds._sets.custom import Custom
+from inbounds._sets.joint import Joint
 from inbounds._sets.normal_form import Declaration
 from inbounds._sets.set import Edge, Set, registered
 
 
 @registered
-class Scaled(Made):
+class Scaled(Composite):
     """{s w : w in a set}, where the factor s follows the steps of training: what `a.scaled(schedule)` makes.
 
     A bound that tightens, or loosens, as training goes on: `MaxNorm(1).scaled(schedule)` with a schedule from 4 to 1
@@ -119,7 +121,7 @@ class Scaled(Made):
         return f"{inner}.scaled({_said(self.schedule)})"
 
 
-class _Multiple(Made):
+class _Multiple(Composite):
     """What a `Scaled` is at one step: its set times a number, or a tensor in a compiled step. It is never saved."""
 
     def __init__(self, set: Set, factor: Any) -> None:  # noqa: A002

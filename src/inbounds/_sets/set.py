@@ -51,6 +51,9 @@ TRAINING = ("metric", "every", "gradient")
 CURRENT = "current"
 """The centre that `constrain` replaces with the weights as they are."""
 
+CLASSES: dict[str, Any] = {}
+"""The classes of sets by name. Operators make sets of classes that are built on this module, and are found here."""
+
 Edge = tuple[Array, Any]
 """How far each unit exceeds a bound, above 0 outside, and how much of that counts as rounding."""
 
@@ -225,7 +228,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         Args:
             mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a unit.
         """
-        made: Set = _made_of("Where")(self, mask)
+        made: Set = CLASSES["Where"](self, mask)
         return made
 
     def on(self, inputs: Any) -> Set:
@@ -234,7 +237,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         Args:
             inputs: indices of input features (Dense), channels (convolutions) or tokens (Embedding).
         """
-        made: Set = _made_of("On")(self, inputs)
+        made: Set = CLASSES["On"](self, inputs)
         return made
 
     def scaled(self, schedule: Any) -> Set:
@@ -243,7 +246,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         Args:
             schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step to a factor.
         """
-        made: Set = _made_of("Scaled")(self, schedule)
+        made: Set = CLASSES["Scaled"](self, schedule)
         return made
 
     def at(self, step: Any) -> Set:
@@ -714,7 +717,7 @@ def of_keras(constraint: Any) -> Any:
     cls = type(constraint)
     if cls is keras.constraints.Constraint or cls is not getattr(keras.constraints, cls.__name__, None):
         return constraint
-    return _made_of(cls.__name__)(**constraint.get_config())
+    return CLASSES[cls.__name__](**constraint.get_config())
 
 
 def _intersection(one: Any, other: Any, where: str) -> Set:
@@ -729,18 +732,14 @@ def _intersection(one: Any, other: Any, where: str) -> Set:
                     instead="Custom(fn), which makes a set of a callable",
                 )
             )
-    made: Set = _made_of("Intersection")(*sets)
+    made: Set = CLASSES["Intersection"](*sets)
     return made
 
 
 def registered(cls: SetClass) -> SetClass:
     """Registers a set for saving, as `inbounds>Name`."""
+    CLASSES[cls.__name__] = cls
     return keras.saving.register_keras_serializable("inbounds")(cls)  # type: ignore[no-any-return]
-
-
-def _made_of(name: str) -> Any:
-    """The class of sets that are made of sets; it is looked up, since it is built on this module."""
-    return keras.saving.get_registered_object(f"inbounds>{name}")
 
 
 def _repeated(excess: Array, count: int) -> Array:

@@ -15,7 +15,8 @@ import keras
 
 from inbounds._model.plan import Plan
 from inbounds._model.weights import Weight, layers_of, weights_of
-from inbounds._sets.combine import Custom, parts_of
+from inbounds._sets.composite import parts_of
+from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
 from inbounds._train.bound import given_constraint
 

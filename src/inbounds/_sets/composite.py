@@ -1,0 +1,114 @@
+"""Composite: sets that are made of other sets."""
+
+from __future__ import annotations
+
+import operator
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
+from typing import Any
+
+from inbounds._arrays.laid import Laid
+from inbounds._arrays.ops import Array, namespace
+from inbounds._arrays.units import Axes, Units
+from inbounds._sets.normal_form import Declaration
+from inbounds._sets.set import Edge, Set
+
+
+def _true_of(quantifier: Callable[[Iterable[Any]], bool], name: str) -> Any:
+    """A property of sets that are made of others: what is true of all, or of any, of the members."""
+    return property(lambda self: quantifier(getattr(member, name) for member in self.members))
+
+
+class Composite(Set):
+    """A set made of sets, its members: what is true of all of them is true of it."""
+
+    members: tuple[Set, ...]
+
+    @abstractmethod
+    def rebuilt(self, members: Sequence[Set]) -> Set:
+        """The same, made of other members."""
+
+    @property
+    def axis(self) -> Axes | None:  # type: ignore[override]  # a fact of the members, not of the class
+        return next((member.axis for member in self.members if member.axis is not None), None)
+
+    entrywise = _true_of(all, "entrywise")
+    same_in_every_metric = _true_of(all, "same_in_every_metric")
+    convex = _true_of(all, "convex")
+    whole = _true_of(all, "whole")
+    has_boundary = _true_of(all, "has_boundary")
+    holds_frozen = _true_of(all, "holds_frozen")
+    reduces = _true_of(all, "reduces")
+    declares = _true_of(all, "declares")
+    couples = _true_of(any, "couples")
+    has_faces = _true_of(any, "has_faces")
+    matrix = _true_of(any, "matrix")
+    centers = _true_of(any, "centers")
+    changes = _true_of(any, "changes")
+
+    @property
+    def swallows(self) -> str:  # type: ignore[override]  # likewise
+        return "; ".join(dict.fromkeys(member.swallows for member in self.members if member.swallows))
+
+    @property
+    def weighs(self) -> bool:  # type: ignore[override]  # likewise
+        return all(member.weighs or member.same_in_every_metric for member in self.members)
+
+    @property
+    def stackable(self) -> bool:
+        return super().stackable and all(member.stackable for member in self.members)
+
+    def at(self, step: Any) -> Set:
+        return self.rebuilt([member.at(step) for member in self.members]) if self.changes else self
+
+    def about(self, current: Array) -> Set:
+        return self.rebuilt([member.about(current) for member in self.members]) if self.centers else self
+
+    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+        return self.rebuilt([member.resolved(shapes, inputs) for member in self.members])
+
+    def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
+        matrices = [member for member in self.members if member.matrix]
+        return matrices[0].layer_span(shape, fan_in) if matrices else super().layer_span(shape, fan_in)
+
+    def check_fit(self, units: Units) -> None:
+        for member in self.members:
+            member.check_fit(units)
+
+    def counted(self, units: int) -> int:
+        return max(member.counted(units) for member in self.members)
+
+    def declaration(self, units: Units) -> Declaration:
+        return reduce(operator.and_, [member.declaration(units) for member in self.members])
+
+    def edges(self, laid: Laid) -> list[Edge]:
+        return [edge for member in self.members for edge in member.edges(laid)]
+
+    def _finite(self, laid: Laid, count: int) -> Array:
+        return reduce(operator.and_, [member._finite(laid, count) for member in self.members])
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        return reduce(namespace(rows).maximum, [excess for excess, _ in self.edges(Laid.of_rows(rows))])
+
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        return max(member._tolerance(dtype, size) for member in self.members)
+
+
+def parts_of(given: Set) -> Iterator[Set]:
+    """A set, and all that it is made of."""
+    yield given
+    for member in given.members if isinstance(given, Composite) else ():
+        yield from parts_of(member)
+
+
+def contains(given: Set, kinds: tuple[type, ...]) -> bool:
+    """Whether a set is of one of some classes, or made of one that is."""
+    return any(isinstance(part, kinds) for part in parts_of(given))
+
+
+def with_axis(given: Set, axis: Any) -> Set:
+    """A set that takes an `axis`, with another one."""
+    arguments = {name: getattr(given, name) for name in given.argument_names()}
+    made: Set = type(given)(**(arguments | {"axis": axis}))
+    return made

@@ -1,0 +1,144 @@
+"""Points of an intersection by nothing but the projections on its members: Dykstra's algorithm, and turns.
+
+Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in Hilbert spaces",
+1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's algorithm", 2005.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import reduce
+
+from inbounds._arrays.ops import Array, epsilon, iterate, namespace, repeat, working_dtype
+from inbounds._arrays.units import Units, joined
+
+Projection = Callable[[Units], Units]
+
+ROUNDS = 1000
+"""At most so many rounds of Dykstra's algorithm."""
+
+SETTLED = 20
+"""After so many rounds a unit that is still drawn near to the sets is doubled in any case."""
+
+TURNS = 500
+"""At most so many rounds of projections in turn."""
+
+REPEATS = 8
+"""At most so often a multiplier is looked for once more from the result; as a rule once moves the last bits."""
+
+UNROLLED_ROUNDS, UNROLLED_TURNS, UNROLLED_REPEATS = 100, 4, 1
+"""The same where none can be left out: where PyTorch exports or vectorizes."""
+
+LIVE_ROUNDS = 40
+"""Rounds of Dykstra's algorithm that are gone through again, from where it has ended, to be differentiated."""
+
+
+def in_turn(projections: Sequence[Projection], units: Units) -> Units:
+    """Projections one after the other, round by round, until a round changes nothing."""
+    return until_still(lambda units: _one_round(projections, units), units, TURNS, UNROLLED_TURNS)
+
+
+def until_still(project: Projection, units: Units, limit: int, unrolled: int) -> Units:
+    """A projection, and again from its result until nothing changes, with the derivative of the first."""
+    first = project(units)
+    fixed = replace(first.constants(), differentiable=False)
+
+    def again(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        old = fixed.with_parts(state)
+        new = project(old)
+        return new.parts, ~old.same(new)
+
+    return _with_derivative_of(first.with_parts(iterate(again, fixed.parts, limit, unrolled)), first)
+
+
+def _one_round(projections: Sequence[Projection], units: Units) -> Units:
+    for project in projections:
+        units = project(units)
+    return units
+
+
+def _with_derivative_of(value: Units, other: Units) -> Units:
+    """Units as they are, with the derivative of others that differ by rounding."""
+    if not other.differentiable:
+        return value
+    live = value.map(lambda x, live, dead: x + (live - dead), other, other.constants())
+    return replace(live, differentiable=True)
+
+
+def to_the_last_bits(project: Projection) -> Projection:
+    """Again from the result: what rounding leaves is at the size of what was given."""
+    return lambda units: until_still(project, units, REPEATS, UNROLLED_REPEATS)
+
+
+# Nothing but the projections.
+
+
+def dykstra(projections: Sequence[Projection], units: Units) -> Units:
+    """Dykstra's algorithm, and once more from its result: what rounding left there is at the size of the sets."""
+    first, taken = _dykstra_from_near(projections, replace(units.constants(), differentiable=False))
+    again, _ = _dykstra_from_near(projections, first)
+    ended = in_turn(projections, again.costing(None)).costing(units.costs)
+    if not units.differentiable:
+        return ended
+    live = units
+    for view in taken:
+        live = live.map(lambda x, p: x - p, view)
+
+    def turn(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        here, *taken = units.split(state)
+        here, taken = _dykstra_round(projections, here, taken)
+        return joined([here, *taken])
+
+    here, *_ = units.split(repeat(turn, joined([live, *taken]), LIVE_ROUNDS))
+    return _with_derivative_of(ended, here)
+
+
+def _dykstra_from_near(projections: Sequence[Projection], units: Units) -> tuple[Units, list[Units]]:
+    """Where Dykstra's algorithm ends, and what each set has taken away.
+
+    From a point that is far away, in terms of the sets' size, it needs as many rounds as it is times as far. So the
+    unit begins at `2^-left` of itself, and is doubled as soon as that has settled: with everything taken doubled too,
+    the same point is still nearest to one that is off by the size of the sets only.
+    """
+    xp = namespace(units.parts[0])
+    size = units.max(xp.abs)
+    size = xp.where(xp.isfinite(size), size, xp.zeros_like(size))
+    reached = xp.maximum(_one_round(projections, units).max(xp.abs), 1e-12 * size)
+    ratio = xp.where(reached > 0, size / xp.where(reached > 0, reached, xp.ones_like(reached)), xp.ones_like(size))
+    ratio = xp.where(xp.isfinite(ratio), ratio, xp.ones_like(ratio))
+    doublings = xp.ceil(xp.log2(xp.maximum(ratio, 1)))
+    rounding = 8 * epsilon(working_dtype(units.dtype)) * size
+
+    def scaled(left: Array) -> Units:
+        return units.map(lambda x, by: x * by, xp.exp2(-left))
+
+    def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        here, *taken = units.split(state[:-2])
+        left, since = state[-2:]
+        here, new = _dykstra_round(projections, here, taken)
+        changes = [a.max(lambda x, y: xp.abs(x - y), b) for a, b in zip(new, taken, strict=True)]
+        moving = reduce(xp.maximum, changes) > rounding * xp.exp2(-left)
+        double = (left > 0) & (~moving | (since >= SETTLED))
+        left = xp.where(double, left - 1, left)
+        new = [view.map(lambda p, double: xp.where(double, 2 * p, p), double) for view in new]
+        start = scaled(left)
+        for view in new:
+            start = start.map(lambda x, p: x - p, view)
+        here = here.chosen(double, start)
+        since = xp.where(double, xp.zeros_like(since), since + 1)
+        return (*joined([here, *new]), left, since), moving | double | (left > 0)
+
+    zeros = tuple(xp.zeros_like(part) for part in units.parts)
+    state = (*scaled(doublings).parts, *(zeros * len(projections)), doublings, xp.zeros_like(doublings))
+    here, *taken = units.split(iterate(turn, state, ROUNDS, UNROLLED_ROUNDS)[:-2])
+    return here, taken
+
+
+def _dykstra_round(projections: Sequence[Projection], here: Units, taken: Sequence[Units]) -> tuple[Units, list[Units]]:
+    new = []
+    for project, before in zip(projections, taken, strict=True):
+        back = here.map(lambda x, p: x + p, before)
+        here = project(back)
+        new.append(back.map(lambda x, y: x - y, here).frozen_as_zero())
+    return here, new

@@ -1,0 +1,141 @@
+"""Joint: several weights of a layer as one vector per unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from inbounds._arrays.ops import Array
+from inbounds._arrays.units import Units
+from inbounds._errors import SetError, explain, shown
+from inbounds._sets.composite import Composite, contains, with_axis
+from inbounds._sets.custom import Custom
+from inbounds._sets.set import Set, registered
+
+KERNEL_AND_BIAS = ("kernel", "bias")
+
+
+@registered
+class Joint(Composite):
+    """{(w, b) : w and b together in a set}: several weights of a layer, one vector per unit.
+
+    A kernel's column (or filter) and its bias entry are one vector, and the set holds for that vector. Give the same
+    Joint to both arguments of a layer, or use it in a rule for layers:
+
+        j = Joint(MaxNorm(1.0))
+        keras.layers.Dense(64, kernel_constraint=j, bias_constraint=j)
+
+    Where the layer has no bias, or another rule holds for it, the kernel carries the set alone. A weight that is frozen
+    stays, and the others keep the vector inside.
+
+    Args:
+        inner: a set of vectors.
+        weights: the names of the weights in the layer that form a unit.
+
+    Raises:
+        SetError: `inner` is not a set, is itself a Joint or a Custom, or has an axis; `weights` are not different
+            names.
+
+    Cost: that of the inner set over both weights; nothing is copied or transposed.
+
+    Source: an open wish of Keras' users since 2021, issue 14954, for the norm of kernel and bias together.
+
+    >>> Joint(MaxNorm(1)).project([[3.0, 4.0]])  # rows are the joint vectors
+    array([[0.6, 0.8]])
+    """
+
+    def __init__(self, inner: Set, weights: Sequence[str] = KERNEL_AND_BIAS) -> None:
+        if not isinstance(inner, Set) or contains(inner, (Joint, Custom)):
+            raise SetError(
+                explain(
+                    "Joint is not given a set of vectors, but a class, a callable, a Custom or a Joint",
+                    f"inner={shown(inner)}",
+                    instead="Joint(MaxNorm(1.0))",
+                )
+            )
+        if inner.axis is not None:
+            raise SetError(
+                explain(
+                    "A set in a Joint has an `axis`, and the units of a Joint come from the layer",
+                    f"inner={shown(inner)}",
+                    instead=f"Joint({with_axis(inner, None)!r})"
+                    if "axis" in inner.argument_names()
+                    else "leave `axis` out: the layer knows its units",
+                )
+            )
+        names = (weights,) if isinstance(weights, str) else tuple(weights)
+        if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+            raise SetError(
+                explain(
+                    "`weights` of Joint are not two or more different names",
+                    f"weights={shown(weights)}",
+                    instead="Joint(MaxNorm(1.0), weights=('kernel', 'bias'))",
+                )
+            )
+        self.inner = inner
+        self.weights = names
+        self.members = (inner,)
+
+    def __and__(self, other: Any) -> Set:
+        """The intersection with another Joint of the same weights."""
+        if not isinstance(other, Joint) or other.weights != self.weights:
+            raise SetError(
+                explain(
+                    "A Joint can't meet what is no Joint of the same weights",
+                    shown(other),
+                    where=f"{self!r} & ...",
+                    instead="Joint(a & b)",
+                )
+            )
+        return Joint(self.inner & other.inner, self.weights)
+
+    def where(self, mask: Any) -> Set:
+        """The set for those entries of each joint vector only that a mask marks."""
+        return Joint(self.inner.where(mask), self.weights)
+
+    def on(self, inputs: Any) -> Set:
+        """The set for those weights only that come from some inputs of the layer; a bias comes from none."""
+        return Joint(self.inner.on(inputs), self.weights)
+
+    def check_room(self, units: Units) -> None:
+        self.inner.check_room(units)
+
+    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+        return self.rebuilt([self.inner.resolved(shapes, inputs)])
+
+    def rebuilt(self, members: Sequence[Set]) -> Set:
+        return Joint(members[0], self.weights)
+
+    @property
+    def warm_starts(self) -> bool:
+        return self.inner.warm_starts
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        return self.inner.reduced(units, gradient)
+
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        return self.inner.multiplier(units, taken)
+
+    def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
+        return self.inner.go_on(units, in_metric, steady)
+
+    def _project(self, units: Units) -> Units:
+        return self.inner.nearest(units)
+
+    def __call__(self, w: Any) -> Array:
+        """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""
+        raise SetError(
+            explain(
+                "A Joint can't be applied to one weight: it holds for several at once",
+                f"w={getattr(w, 'path', type(w).__name__)}",
+                where=repr(self),
+                instead="inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
+                "without a Keras optimizer",
+            )
+        )
+
+    def __repr__(self) -> str:
+        names = "" if self.weights == KERNEL_AND_BIAS else f", weights={self.weights!r}"
+        return f"Joint({self.inner!r}{names})"
