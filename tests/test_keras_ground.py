@@ -372,13 +372,13 @@ CONSTRAINED = {
 
 @pytest.mark.parametrize("name", list(CONSTRAINED))
 def test_a_layers_constraint_argument_is_an_attribute_named_after_its_weight_and_saved(name):
-    """Else a plan would not be saved with the model: `weights.Weight.argument` and `carry`."""
+    """Else a plan would not be saved with the model: `weights.Weight.constraint_argument` and `carry`."""
     from inbounds._model.weights import weights_of
 
     arguments, shape = CONSTRAINED[name]
     layer = getattr(keras.layers, name)(*arguments)
     layer.build(shape)
-    named = {weight.name: weight.argument for weight in weights_of([layer]) if weight.born_trainable}
+    named = {weight.name: weight.constraint_argument for weight in weights_of([layer]) if weight.created_trainable}
     taken = {a for a in inspect.signature(type(layer)).parameters if a.endswith("_constraint")}
     assert set(named.values()) == taken
     for number, argument in enumerate(named.values()):
@@ -427,7 +427,7 @@ QUANTIZED = {
 
 
 def test_only_these_layers_of_keras_quantize():
-    """Else there is another weight that a layer doesn't compute with as it is stored: `effective.used_of`."""
+    """Else a layer has another weight that it doesn't compute with as stored: see `effective_weights`."""
     base = keras.layers.Layer.quantize
     classes = [c for c in vars(keras.layers).values() if inspect.isclass(c) and issubclass(c, keras.layers.Layer)]
     assert {
@@ -440,7 +440,7 @@ def test_only_these_layers_of_keras_quantize():
     ("name", "mode"), [(name, mode) for name, (_, _, modes) in QUANTIZED.items() for mode in modes]
 )
 def test_a_quantized_layer_names_its_mode_and_stores_integers_beside_their_scale(name, mode):
-    """Else `effective` would take integers for the weight. Its numbers are compared with outputs in test_audit."""
+    """Else `effective_weights` would take integers for the weight. test_audit compares its numbers with outputs."""
     arguments, shape, _ = QUANTIZED[name]
     layer = getattr(keras.layers, name)(*arguments)
     layer.build(shape)
@@ -465,7 +465,7 @@ def test_a_quantized_layer_names_its_mode_and_stores_integers_beside_their_scale
 
 @pytest.mark.parametrize("name", ["Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D"])
 def test_an_adapter_is_two_weights_named_after_theirs_and_their_share(name):
-    """Else `effective` would not find the sum that a layer uses, nor `rules.obstacle` that there is one."""
+    """Else `effective_weights` would not find the sum, nor `rules.why_unenforceable` that there is one."""
     layers = {
         "Dense": (keras.layers.Dense(2), (None, 3)),
         "EinsumDense": (keras.layers.EinsumDense("ab,bc->ac", 2), (None, 3)),

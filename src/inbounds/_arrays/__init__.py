@@ -1,1 +1,1 @@
-"""Arrays of NumPy and of the backends in one vocabulary: operations, rounding, units, and weights laid out as rows."""
+"""Arrays of NumPy and of the backends: operations, rounding, units, rows and decompositions."""

@@ -1,10 +1,10 @@
-"""Decompositions of stacks of matrices, as sets of matrices need them: singular values, orthonormal rows, derivatives.
+"""Decompositions of stacks of matrices: singular values, orthonormal rows and derivatives.
 
-NumPy arrays are decomposed by LAPACK's SVD in float64, the reference; tensors by the SVD of their library, in their own
-precision. TensorFlow can't vectorize an SVD, so there eigenvectors of the smaller Gram matrix and matrix products take
-its place, at 2 to 4 times the cost. A Gram matrix knows singular values near its largest only, so those that are
-smaller are taken apart again among themselves, see `_taken_apart`, and what comes out is made orthonormal by
-Newton-Schulz steps.
+NumPy arrays are decomposed by LAPACK's SVD in float64, the reference; tensors by their library's
+SVD in their own precision. TensorFlow can't vectorize an SVD: there, eigenvectors of the smaller
+Gram matrix and matrix products take its place, at 2 to 4 times the cost. A Gram matrix resolves
+only singular values near its largest, so the smaller ones are decomposed again among themselves
+(`_taken_apart`), and the result is made orthonormal by Newton-Schulz steps.
 """
 
 from __future__ import annotations
@@ -35,34 +35,37 @@ from inbounds._arrays.ops import (
 )
 
 PLAIN = 1e10
-"""Matrices with a largest entry between its inverse and this need no scaling: no square overflows or vanishes."""
+"""Matrices with a largest entry between 1 / PLAIN and PLAIN need no scaling: squares neither
+overflow nor vanish."""
 
 PASSES = 4
-"""How often singular values are taken apart."""
+"""The largest number of Gram matrices that are decomposed."""
 
 APART = {"float32": 2.0**-6, "float64": 2.0**-14}
-"""The eigenvectors of one Gram matrix resolve singular values down to this share of the largest; `PASSES` of them, all
-above rounding."""
+"""The share of the largest singular value down to which one Gram matrix resolves the others.
+`PASSES` of them resolve all singular values above rounding."""
 
 SMALL_ANGLE = 0.01
-"""Up to here a rotation is its angle to first order."""
+"""The largest angle for which a rotation is computed to first order."""
 
 NEAR = 0.7
 """Matrices W with W W^T this near to the identity are made orthogonal by Newton-Schulz steps."""
 
 STEPS = 8
-"""How many of them lead from there to the last bit of float64."""
+"""The number of Newton-Schulz steps from `NEAR` to the last bit of float64."""
 
 
 class Spectrum(NamedTuple):
-    """Matrices (stack, k, n), k <= n, as left @ rows, with left orthogonal and rows orthogonal to each other.
+    """Matrices as left @ rows, with orthogonal `left` and mutually orthogonal rows.
+
+    The matrices have the shape (stack, k, n) with k <= n.
 
     Attributes:
         left: of shape (stack, k, k).
         rows: of shape (stack, k, n), the singular values times the right singular vectors.
         values: of shape (stack, k), the singular values, ascending up to rounding.
-        right: the right singular vectors as rows, 0 where they are not told.
-        told: of shape (stack, k), 1 where the right singular vector is told, else 0.
+        right: the right singular vectors as rows, 0 where they are not resolved.
+        told: of shape (stack, k), 1 where the right singular vector is resolved, else 0.
     """
 
     left: Array
@@ -77,9 +80,9 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
 
     Args:
         matrices: with squares that neither overflow nor vanish.
-        enough: of shape (stack, 1), or 0: singular values below it need not be told apart.
-        fully: whether they are nevertheless, for a derivative.
-        floor: of shape (stack, 1): singular values below it count as 0; None: those of rounding.
+        enough: of shape (stack, 1), or 0: singular values below it need not be resolved.
+        fully: whether they are resolved nevertheless, for a derivative.
+        floor: of shape (stack, 1): singular values below it count as 0; None for those of rounding.
     """
     xp = namespace(matrices)
     noise = epsilon(dtype_of(matrices)) * (8 + 4 * matrices.shape[1] ** 0.5)
@@ -97,7 +100,7 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
         left, values, right = (xp.flip(x, axis=axis) for x, axis in ((left, 2), (values, 1), (right, 1)))
         told = xp.where(values > rounding, xp.ones_like(values), xp.zeros_like(values))
         polished = right * told[:, :, None]
-    # Of what is not told, the part that isn't rounding; none of it where that may be above what is enough.
+    # An unresolved singular value keeps its part above rounding, or none where `enough` is near it.
     along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
     rest = xp.minimum(values, xp.maximum(along, xp.zeros_like(along)))
     rest = xp.where((enough > 0) & (rounding > enough / 4), xp.zeros_like(rest), rest)
@@ -106,15 +109,16 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
 
 
 def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
-    """How far a matrix with the same singular vectors and other singular values moves (Daleckii and Krein).
+    """The derivative of a matrix whose singular values are mapped to others (Daleckii and Krein).
 
-    Divided differences where two singular values differ, the slope of the new value where they don't.
+    It consists of divided differences of the map, and of its slope where two singular values are
+    equal.
 
     Args:
-        spectrum: of a matrix.
-        new: the other singular values, a function of the old ones, of shape (stack, k).
-        slope: its derivative.
-        step: by which the matrix moves.
+        spectrum: the decomposition of the matrix.
+        new: the mapped singular values, of shape (stack, k).
+        slope: the derivative of the map at the singular values.
+        step: the direction in which the matrix is differentiated.
     """
     xp = namespace(step)
     left, _, old, right, told = spectrum
@@ -133,7 +137,10 @@ def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Arr
 
 
 def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
-    """The nearest matrices with orthonormal rows, as `Orthogonal` documents it, and what tells their derivative."""
+    """The nearest matrices with orthonormal rows, the spectrum and the scale of the matrices.
+
+    See `Orthogonal` for rank-deficient matrices. The spectrum and the scale are for the derivative.
+    """
     xp = namespace(matrices)
     count, size = matrices.shape[1:]
     scale = scale_of(matrices)
@@ -144,7 +151,7 @@ def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
     generic = xp.cos(0.7 * numbers[:count, None] * numbers)
 
     def complete(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        """What is nearest to the diagonal, then to anything, in the directions that are missing."""
+        """Fills missing directions with those nearest the diagonal, then a generic matrix."""
         found, taken = state
         model = xp.where(taken == 0, diagonal, generic)
         missing = model - xp.matmul(found, xp.matmul(transposed(found), model))
@@ -160,9 +167,9 @@ def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
 
 
 def off_identity(matrices: Array, precise: float) -> Array:
-    """How far each W W^T is from the identity: its largest eigenvalue apart from 1, or more.
+    """How far each W W^T is from the identity: at least the largest |eigenvalue - 1|.
 
-    At most k^(1/16) times as much where it is near `precise` or from `NEAR` on, else at most k^(1/2) times.
+    At most k^(1/16) times that where it is near `precise` or at least `NEAR`, else k^(1/2) times.
     """
     xp = namespace(matrices)
     near = xp.clip(matrices, -1e4, 1e4)
@@ -171,7 +178,7 @@ def off_identity(matrices: Array, precise: float) -> Array:
     size = xp.clip(length, 1 / PLAIN, PLAIN)
 
     def precisely() -> Array:
-        """The root of the sum of the 16th powers of all eigenvalues."""
+        """The 16th root of the sum of the 16th powers of the eigenvalues."""
         power = off / size[:, None, None]
         for _ in range(3):
             power = xp.matmul(power, power)
@@ -182,7 +189,10 @@ def off_identity(matrices: Array, precise: float) -> Array:
 
 
 def orthonormal(rows: Array, told: Array | None = None) -> Array:
-    """The nearest orthonormal rows to some that are nearly so, by Newton-Schulz steps; those that aren't told are 0."""
+    """The orthonormal rows nearest to almost orthonormal ones, by Newton-Schulz steps.
+
+    Rows that are not resolved, by `told`, become 0.
+    """
     xp = namespace(rows)
     told = xp.ones_like(rows[:, :, 0]) if told is None else told
     near = epsilon(dtype_of(rows)) ** 0.5 / 2
@@ -198,9 +208,10 @@ def orthonormal(rows: Array, told: Array | None = None) -> Array:
 
 
 def singular_values(matrices: Array) -> Array:
-    """Singular values, descending up to rounding: u^T W v, exact to second order in the vectors, and so differentiated.
+    """Singular values, descending up to rounding, computed and differentiated as u^T W v.
 
-    The vectors are an SVD's, of NumPy arrays in float64; except with TensorFlow, which can't vectorize one.
+    The error is of second order in the error of u and v. These are from an SVD, of NumPy arrays in
+    float64; in TensorFlow, which can't vectorize an SVD, from `spectrum_of`.
     """
     xp = namespace(matrices)
     matrices = in_working_precision(matrices)
@@ -220,7 +231,10 @@ def singular_values(matrices: Array) -> Array:
 
 
 def scale_of(matrices: Array) -> Array:
-    """What matrices are divided by, of shape (stack, 1): 1 where their squares neither overflow nor vanish."""
+    """The divisors of matrices, of shape (stack, 1), so that squares neither overflow nor vanish.
+
+    1 where no division is needed.
+    """
     xp = namespace(matrices)
     largest = xp.clip(xp.max(xp.abs(matrices), axis=(1, 2)), 1 / HUGE, HUGE)
     plain = (largest > 1 / PLAIN) & (largest < PLAIN)
@@ -228,14 +242,15 @@ def scale_of(matrices: Array) -> Array:
 
 
 def in_working_precision(x: Array) -> Array:
-    """NumPy in float64, tensors as they are."""
+    """NumPy arrays in float64, tensors as they are."""
     return x.astype("float64") if namespace(x) is np else x
 
 
 def judged(matrices: Array, judge: Callable[[Array], Array]) -> Array:
-    """What a test of singular values, ascending, says of those of tensors in float64; without it, in NumPy's.
+    """The result of `judge` on the singular values of tensors, ascending, in float64.
 
-    They are the roots of the eigenvalues of a Gram matrix, which float64 tells to single precision and better.
+    Where tensors can't be float64, NumPy computes them. They are the roots of the eigenvalues of a
+    Gram matrix, which float64 resolves to single precision or better.
     """
     if not has_float64():
         wide = to_numpy(matrices)
@@ -248,7 +263,7 @@ def judged(matrices: Array, judge: Callable[[Array], Array]) -> Array:
 
 
 def exact_products(x: Array) -> AbstractContextManager[Any]:
-    """Products of float32 matrices in float32, where JAX would take fewer bits on an accelerator."""
+    """A context in which JAX multiplies float32 matrices in full precision on accelerators."""
     if namespace(x) is np or keras.backend.backend() != "jax":
         return nullcontext()
     import jax
@@ -258,9 +273,9 @@ def exact_products(x: Array) -> AbstractContextManager[Any]:
 
 
 def either(test: Array, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-    """`then()` where a test holds, else `otherwise()`, which is right in any case.
+    """`then()` where a test holds, else `otherwise()`, which must be right in both cases.
 
-    Where PyTorch traces or vectorizes, and no value can be looked at, `otherwise()`.
+    Where PyTorch traces or vectorizes and the test can't be read, `otherwise()` is taken.
     """
     if is_concrete(test):
         return then() if bool(whole(test)) else otherwise()
@@ -276,10 +291,10 @@ def largest(values: Array) -> Array:
 
 
 def top(values: Array) -> Array:
-    """The largest of each row, its gradient that of one entry: shapes (stack, k) and (stack,).
+    """The largest entry of each row, with the gradient of one entry: shapes (stack, k), (stack,).
 
-    JAX's gradient of `max` asks which entries equal it. A compiler may compute them once more with another rounding:
-    then none does, and the gradient is 0.
+    JAX's gradient of `max` compares entries with the maximum. A compiler may recompute them with
+    another rounding: then none is equal, and the gradient is 0.
     """
     xp = namespace(values)
     if keras.backend.backend() != "jax":  # TensorFlow vectorizes no argmax
@@ -289,24 +304,24 @@ def top(values: Array) -> Array:
 
 
 def ratio(a: Array, b: Array) -> Array:
-    """The quotient a / b, finite, and 0 where b is not above 0."""
+    """The quotient a / b, bounded by `HUGE`, and 0 where b is not positive."""
     xp = namespace(a)
     quotient = xp.minimum(a / xp.where(b > 0, b, xp.ones_like(b)), HUGE * xp.ones_like(a))
     return xp.where(b > 0, quotient, xp.zeros_like(quotient))
 
 
 def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
-    """Matrices as left @ rows, left orthogonal, and rows that are orthogonal to each other where the last says so.
+    """Matrices as left @ rows, with orthogonal `left`, and a mask of mutually orthogonal rows.
 
     Args:
         matrices: of shape (stack, k, n).
-        least: of shape (stack, 1): rows shorter than that need not be.
+        least: of shape (stack, 1): rows shorter than this need not be orthogonal.
     """
     xp = namespace(matrices)
     order = constant(matrices, 2 + np.arange(matrices.shape[1]) / matrices.shape[1])
 
     def take_apart(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        """Rotates the rows that are not apart so that they are orthogonal to each other, as far as their Gram tells."""
+        """Rotates the remaining rows so that they are orthogonal, as far as their Gram resolves."""
         left, rows, apart = state
         unit = xp.clip(xp.sqrt(xp.sum((1 - apart) * _added(rows * rows), axis=1)), 1 / HUGE, HUGE)[:, None]
         near = rows * ((1 - apart) / unit)[:, :, None]
@@ -316,7 +331,7 @@ def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
         return (left, rows, apart), largest((1 - apart) * _lengths(rows)) > least[:, 0]
 
     def straighten(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        """Rotates all rows by the small angles that are left between them, to first order."""
+        """Rotates all rows by the remaining small angles between them, to first order."""
         left, rows = state
         gram = _gram(rows)
         squares = _added(rows * rows)
@@ -333,14 +348,14 @@ def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
 
 
 def _turned(left: Array, rows: Array, turn: Array) -> tuple[Array, Array]:
-    """The factors of left @ rows with a rotation, made more exact, and its inverse between them."""
+    """The factors of left @ rows with a rotation, made more exact, and its inverse in between."""
     xp = namespace(rows)
     turn = 1.5 * turn - 0.5 * xp.matmul(turn, xp.matmul(transposed(turn), turn))
     return xp.matmul(left, turn), xp.matmul(transposed(turn), rows)
 
 
 def _by_products(matrices: Array) -> bool:
-    """Whether matrices are decomposed by products: TensorFlow's, which can't vectorize an SVD."""
+    """Whether matrices are decomposed by products: in TensorFlow, which can't vectorize an SVD."""
     return namespace(matrices) is not np and keras.backend.backend() == "tensorflow"
 
 
@@ -349,18 +364,18 @@ def _svd(matrices: Array) -> Any:
 
 
 def _short(found: Array) -> Array:
-    """Which of some matrices have fewer orthonormal rows than rows."""
+    """For each matrix, whether it has fewer orthonormal rows than rows."""
     return namespace(found).sum(found * found, axis=(1, 2)) < found.shape[1] - 0.5
 
 
 def _identity(like: Array) -> Array:
-    """Identity matrices, as many as `like` has and with as many rows."""
+    """Identity matrices, one per matrix of `like`, with as many rows."""
     xp = namespace(like)
     return xp.eye(like.shape[1], dtype=dtype_of(like)) + xp.zeros_like(like[:, :, :1])
 
 
 def _gram(rows: Array) -> Array:
-    """The products of all rows with each other; those with themselves, which add up, in two stages."""
+    """The Gram matrices of rows, with diagonals that are summed by `_added`."""
     xp = namespace(rows)
     return xp.where(_identity(rows) > 0, _added(rows * rows)[:, :, None], xp.matmul(rows, transposed(rows)))
 
@@ -370,7 +385,10 @@ def _lengths(rows: Array) -> Array:
 
 
 def _added(x: Array) -> Array:
-    """The sums along the last of three axes; in two stages where XLA adds one by one, and loses bits of long sums."""
+    """The sums along the last of three axes.
+
+    XLA adds one term after the other and loses bits of long sums; there, the sum has two stages.
+    """
     xp = namespace(x)
     if xp is np or is_eager_torch(x):
         return xp.sum(x, axis=2)

@@ -1,7 +1,7 @@
-"""Laid: weights laid out as rows to be measured, in float64 or on rows as they are.
+"""Weights as rows, for audits and violations: in float64, or in the rows' own precision.
 
-What an audit sees of a weight. It shares no code with the units that projections are written in, so that an error in
-one doesn't hide one in the other.
+This module shares no code with `units`, in which projections are written, so that an error in one
+doesn't hide an error in the other.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Laid:
 
     Attributes:
         rows: of shape (units, size), in the dtype they are measured in.
-        span: the shape of one unit in its weight; its product is `size`.
-        dtype: of the weights, the coarsest: what an ulp is measured in.
-        shapes: of the weights that the rows come from.
+        span: the shape of one unit in its weight; the product is `size`.
+        dtype: the coarsest dtype of the weights, in which an ulp is measured.
+        shapes: the shapes of the weights that the rows come from.
         axes: for each weight, the axes that one unit spans.
         mask: which entries belong to their units, shaped like `rows`; None for all.
     """
@@ -41,18 +41,18 @@ class Laid:
 
     @classmethod
     def of_rows(cls, rows: Array) -> Laid:
-        """Rows as they are."""
+        """Rows that are given as such, in their `working_dtype`."""
         dtype = dtype_of(rows)
         shape = tuple(rows.shape)
         return cls(cast(rows, working_dtype(dtype)), shape[1:], dtype, (shape,), ((1,),))
 
     @classmethod
     def of_weights(cls, weights: Sequence[Any], axes: Sequence[Axes]) -> Laid:
-        """Variables or arrays that make the units together, in float64.
+        """The units that several weights make together, in float64.
 
         Args:
             weights: the variables or arrays.
-            axes: for each, the axes that one unit spans.
+            axes: for each weight, the axes that one unit spans.
         """
         dtype = min((dtype_of(weight) for weight in weights), key=MANTISSA_BITS.__getitem__)
         arrays = [to_numpy(weight) for weight in weights]
@@ -63,7 +63,7 @@ class Laid:
 
     @property
     def finite(self) -> Array:
-        """For each row, whether all entries that belong to it are finite."""
+        """For each row, whether all entries of its unit are finite."""
         xp = namespace(self.rows)
         good = xp.isfinite(self.rows)
         if self.mask is not None:
@@ -72,24 +72,24 @@ class Laid:
 
     @property
     def known(self) -> np.ndarray[Any, Any]:
-        """The rows in NumPy, with 0 for what isn't finite or doesn't belong to its unit."""
+        """The rows in NumPy, with 0 for entries that aren't finite or don't belong to the unit."""
         rows = np.nan_to_num(self.rows, nan=0.0, posinf=0.0, neginf=0.0)
         return rows if self.mask is None else np.where(self.mask, rows, 0.0)
 
     def where(self, mask: Any) -> Laid:
-        """The rows of those entries that a mask marks, see `place`."""
+        """The rows with a mask: only the marked entries belong to the units. See `place`."""
         marked = self.place(mask) > 0
         return replace(self, mask=marked if self.mask is None else marked & self.mask)
 
     def place(self, value: Any) -> np.ndarray[Any, Any]:
-        """Values for the weights, laid out as the rows are, in float64.
+        """Values for the weights as rows, in float64.
 
         Args:
-            value: a number; an array that broadcasts to the weight; for several weights one entry for each of a unit's
-                entries, rows, or a tuple with one array a weight.
+            value: a number; an array that broadcasts to the weight; for several weights one value
+                for each entry of a unit, rows, or a tuple with one array per weight.
 
         Raises:
-            SetError: it fits none of these.
+            SetError: the value fits none of these.
         """
         if isinstance(value, tuple):
             pieces = [np.broadcast_to(piece, shape) for piece, shape in zip(value, self.shapes, strict=True)]
@@ -110,12 +110,12 @@ class Laid:
 
 
 def constant_mask(like: Array, mask: np.ndarray[Any, Any]) -> Array:
-    """A mask in the library of `like`."""
+    """A NumPy mask as an array of the library of `like`."""
     return constant(like, mask.astype("float64")) > 0
 
 
 def _lay(arrays: Sequence[np.ndarray[Any, Any]], spans: Sequence[Axes]) -> np.ndarray[Any, Any]:
-    """Arrays as rows: for each a transposed copy, the axes that count units first, and one array after the other."""
+    """Arrays as rows: copied with the axes of their units last, then concatenated."""
     pieces = []
     for array, span in zip(arrays, spans, strict=True):
         counting = [axis for axis in range(array.ndim) if axis not in span]

@@ -1,7 +1,8 @@
-"""One vocabulary for NumPy arrays and the tensors of Keras' backend.
+"""The operations of sets, for NumPy arrays and the tensors of Keras' backend alike.
 
-NumPy stays NumPy, so that float64 is float64 even where the backend has none (JAX without x64); everything else goes
-through `keras.ops`. Both spell the operations that sets need alike; this module holds the few that differ.
+NumPy arrays stay in NumPy, which has float64 where the backend has none (JAX without x64). Tensors
+go through `keras.ops`. Most operations have the same name in both; this module has those that
+differ.
 """
 
 from __future__ import annotations
@@ -20,25 +21,26 @@ Array = Any
 """A NumPy array or a tensor of Keras' backend."""
 
 MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
-"""The explicit bits of the significand: what a unit in the last place is measured in."""
+"""The explicit bits of the significand, in which a unit in the last place is measured."""
 
 HUGE = 2.0**120
-"""Where scaling stops: near the largest float32, and its inverse is still a normal number."""
+"""The largest scale: near the largest float32, and its inverse is still a normal number."""
 
 BLOCK = 32
-"""Numbers that `blocked_sum` leaves to the backend to add up in any order."""
+"""How many numbers `blocked_sum` leaves to the backend to add in any order."""
 
 SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
-"""Of the dtypes that are computed in. XLA takes what is smaller for 0."""
+"""The smallest normal number of each working dtype. XLA takes smaller numbers for 0."""
 
 SMALLEST_EXPONENT = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022}
-"""Of the smallest normal number; below it the unit in the last place stays the same."""
+"""The exponent of the smallest normal number, below which the ulp stays the same."""
 
 
 class _Torch:
-    """`keras.ops` with the operations of a projection as PyTorch's own.
+    """`keras.ops`, with the operations of a projection replaced by PyTorch's own.
 
-    Eager PyTorch pays `keras.ops` on every call, 5 microseconds against 1: for small weights more than the arithmetic.
+    In eager PyTorch a call of `keras.ops` takes 5 microseconds, one of PyTorch 1. For small weights
+    that is more than the arithmetic.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -56,7 +58,7 @@ class _Torch:
     def all(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
         return whole(self.torch.all(x)) if axis is None else self.torch.all(x, dim=axis, keepdim=keepdims)
 
-    def full_like(self, x: Array, value: Any) -> Array:  # Keras' takes the shape of x and nothing else
+    def full_like(self, x: Array, value: Any) -> Array:  # that of Keras takes only the shape of x
         return self.torch.full_like(x, value)
 
     def sum(self, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
@@ -92,10 +94,10 @@ class _Torch:
     def reshape(self, x: Array, shape: tuple[int, ...]) -> Array:
         return x.reshape(shape)
 
-    def matmul(self, a: Array, b: Array) -> Array:  # Keras' multiplies float64 as float32
+    def matmul(self, a: Array, b: Array) -> Array:  # that of Keras multiplies float64 as float32
         return self.torch.matmul(a, b)
 
-    def floor(self, x: Array) -> Array:  # likewise
+    def floor(self, x: Array) -> Array:  # that of Keras computes float64 as float32
         return self.torch.floor(x)
 
 
@@ -103,21 +105,22 @@ _TORCH = _Torch()
 
 
 def namespace(x: Array) -> Any:
-    """The module with the operations for `x`: numpy for NumPy arrays, else keras.ops or its like."""
+    """The module with the operations for `x`: numpy, `keras.ops` or its replacement for PyTorch."""
     if isinstance(x, (np.ndarray, np.generic)):
         return np
     return _TORCH if keras.backend.backend() == "torch" else keras.ops
 
 
 def is_eager_torch(x: Array) -> bool:
-    """Whether operations on `x` run one by one, so that each is a pass over memory."""
+    """Whether `x` is a PyTorch tensor, for which each operation is a pass over memory."""
     return namespace(x) is _TORCH
 
 
 def dtype_of(x: Array) -> str:
-    """The dtype that an array, a tensor or a variable really has, as Keras names it.
+    """The dtype that an array, tensor or variable really has, by Keras' name.
 
-    A variable that was asked to be float64 is float32 where JAX has no float64, whatever Keras calls it.
+    A variable created as float64 is float32 where JAX has no float64, although Keras reports
+    float64.
     """
     name = _DTYPE_NAMES.get(x.dtype)
     if name is None:
@@ -128,11 +131,11 @@ def dtype_of(x: Array) -> str:
 
 
 _DTYPE_NAMES: dict[Any, str] = {}
-"""What Keras calls the dtypes seen so far: a dictionary, since `torch.compile` warns of a `functools.cache`."""
+"""Keras' names of the dtypes seen so far. `torch.compile` warns of a `functools.cache` here."""
 
 
 def has_float64() -> bool:
-    """Whether tensors may be float64: on JAX where it is enabled."""
+    """Whether tensors can be float64; in JAX only where it is enabled."""
     if keras.backend.backend() != "jax":
         return True
     import jax
@@ -141,19 +144,19 @@ def has_float64() -> bool:
 
 
 def working_dtype(dtype: str) -> str:
-    """What a weight of this dtype is computed in: float64 for float64, float32 for all others."""
+    """The dtype to compute in: float64 for float64, float32 for all others."""
     return "float64" if dtype == "float64" else "float32"
 
 
 def cast(x: Array, dtype: str) -> Array:
-    """`x` in another dtype; `x` itself when it has it."""
+    """`x` in another dtype; `x` itself where it already has it."""
     if dtype_of(x) == dtype:
         return x
     return x.astype(keras_numpy_dtype(dtype)) if namespace(x) is np else keras.ops.cast(x, dtype)
 
 
 def keras_numpy_dtype(dtype: str) -> Any:
-    """The NumPy dtype of that name; bfloat16 comes from ml_dtypes, which Keras installs."""
+    """The NumPy dtype of this name; bfloat16 comes from ml_dtypes, which Keras installs."""
     if dtype == "bfloat16":
         import ml_dtypes
 
@@ -162,22 +165,22 @@ def keras_numpy_dtype(dtype: str) -> Any:
 
 
 def is_sharded(x: Array) -> bool:
-    """Whether `x` is a DTensor of PyTorch, which is spread over processes.
+    """Whether `x` is a DTensor of PyTorch, which is distributed over processes.
 
-    Its operations communicate where they have to. But Python sees the part of its own process: what it is to look at is
-    to be `whole` first.
+    Operations on it communicate as needed, but Python sees only the part of its own process. Call
+    `whole` before reading values.
     """
-    tensors = sys.modules.get("torch.distributed.tensor")  # where it wasn't imported there is none
+    tensors = sys.modules.get("torch.distributed.tensor")  # not imported: there are no DTensors
     return tensors is not None and isinstance(x, tensors.DTensor)
 
 
 def whole(x: Array) -> Array:
-    """`x` with the parts of all processes; `x` itself where it isn't spread over several."""
+    """`x` with the parts of all processes; `x` itself where it isn't distributed."""
     return x.full_tensor() if is_sharded(x) else x
 
 
 def _beside(like: Array, value: Array) -> Array:
-    """A tensor that computes with `like`: where that is spread over processes, with a copy in each."""
+    """A tensor that can be combined with `like`: replicated where `like` is a DTensor."""
     if not is_sharded(like) or is_sharded(value):
         return value
     tensors = sys.modules["torch.distributed.tensor"]
@@ -196,7 +199,7 @@ def constant(like: Array, value: Any) -> Array:
 
 
 def is_sparse(x: Any) -> bool:
-    """Whether it is a gradient of TensorFlow that has the rows that were used only, as that of an Embedding."""
+    """Whether `x` is a TensorFlow gradient with only the used rows of an Embedding."""
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf
@@ -205,7 +208,7 @@ def is_sparse(x: Any) -> bool:
 
 
 def dense(x: Array) -> Array:
-    """A gradient as a tensor: TensorFlow's of an Embedding has the rows that were used only."""
+    """A gradient as a dense tensor, where TensorFlow gives only the used rows of an Embedding."""
     if keras.backend.backend() != "tensorflow":
         return x
     import tensorflow as tf
@@ -214,7 +217,7 @@ def dense(x: Array) -> Array:
 
 
 def is_concrete(x: Array) -> bool:
-    """Whether Python may look at the values of `x`: nothing traces or vectorizes what is computed of it."""
+    """Whether Python can read the values of `x`: it is neither traced nor vectorized."""
     backend = keras.backend.backend()
     if namespace(x) is np:
         return True
@@ -227,16 +230,17 @@ def is_concrete(x: Array) -> bool:
 
         return bool(tf.executing_eagerly())
     torch = _TORCH.torch
-    kinds = (torch.Tensor, torch.nn.Parameter)  # fake tensors, which traces are made of, are another class
+    kinds = (torch.Tensor, torch.nn.Parameter)  # the fake tensors of traces are another class
     plain = type(x) in kinds or is_sharded(x)
     vectorized = torch._C._functorch.is_functorch_wrapped_tensor  # private; there is no public way to ask
     return plain and not torch.compiler.is_compiling() and not vectorized(x)
 
 
 def as_written(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, which AutoGraph leaves as it is where a `tf.function` of a user calls it, as it does with Keras' own.
+    """`fn`, excluded from AutoGraph, as Keras' own functions are.
 
-    Else it would rewrite all that `fn` calls, with warnings of what it can't read.
+    In a user's `tf.function`, AutoGraph would rewrite everything that `fn` calls, with warnings
+    about code that it can't read.
     """
     if keras.backend.backend() != "tensorflow":
         return fn
@@ -255,18 +259,19 @@ def iterate(
     unrolled: int = 0,
     unfinished: Array | None = None,
 ) -> State:
-    """`step`, from state to state, as long as it says of some unit that it is unfinished, `limit` times at most.
+    """Repeats `step` from state to state while some unit is unfinished, at most `limit` times.
 
-    A step is to leave units that are finished as they are, to rounding: where PyTorch exports or vectorizes, and no
-    value can be looked at, `unrolled` steps are taken; `torch.compile` leaves the loop to Python. Nothing is
-    differentiated; what the step sees besides the state is to be `without_gradient`.
+    A step must leave finished units as they are, up to rounding: where PyTorch exports or
+    vectorizes and no value can be read, `unrolled` steps are taken. `torch.compile` leaves the loop
+    to Python. Nothing is differentiated; other tensors that the step reads must be
+    `without_gradient`.
 
     Args:
-        step: from a state to the next, and which units are unfinished then.
-        state: to begin with.
-        limit: the most steps.
-        unrolled: see above; 0: `limit`.
-        unfinished: which units are to begin with; None: the first step tells.
+        step: from a state to the next state and which units are then unfinished.
+        state: the first state.
+        limit: the largest number of steps.
+        unrolled: the number of steps where no value can be read; 0 for `limit`.
+        unfinished: which units are unfinished at first; None for the first step to tell.
     """
     if is_eager_torch(state[0]) and _TORCH.torch.compiler.is_compiling():
         left_to_python = _TORCH.torch.compiler.disable(iterate)
@@ -274,7 +279,7 @@ def iterate(
     state = tuple(without_gradient(x) for x in state)
     taken = 0
     if unfinished is None and (is_concrete(state[0]) or is_eager_torch(state[0])):
-        state, unfinished = step(state)  # also tells whether what the step sees besides the state is concrete
+        state, unfinished = step(state)  # shows whether all that the step reads is concrete
         taken = 1
     if unfinished is not None and (is_concrete(unfinished) or is_eager_torch(unfinished)):
         concrete = is_concrete(unfinished)
@@ -294,10 +299,10 @@ def iterate(
 
 
 def at_once(fn: Callable[..., Array], *arrays: Array | None, static: Any) -> Array:
-    """`fn(*arrays, static)`; on JAX as one program rather than one for each of many operations.
+    """`fn(*arrays, static)`, compiled on JAX as one program.
 
-    For what takes so many that JAX would compile them for seconds, anew for each shape, where nothing else compiles
-    them: in eager calls, their derivatives and `vmap`.
+    For functions of so many operations that JAX would take seconds to compile each on its own,
+    again for each shape, in eager calls, their derivatives and `vmap`.
     """
     jitted = namespace(arrays[0]) is not np and keras.backend.backend() == "jax"
     return _jitted(fn, len(arrays))(*arrays, static) if jitted else fn(*arrays, static)
@@ -311,19 +316,24 @@ def _jitted(fn: Callable[..., Array], arrays: int) -> Any:
 
 
 def branch(true: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
-    """What one of two functions returns, arrays alike: a branch of a compiled step, or Python's own."""
+    """The result of one of two functions that return arrays alike, in a compiled step too."""
     if is_concrete(true) or is_eager_torch(true):
         return yes() if bool(true) else no()
     return keras.ops.cond(true, yes, no)
 
 
 def solve(matrices: Array, right: Array) -> Array:
-    """The solutions of linear systems: matrices of (count, size, size), none singular, and (count, size, columns)."""
+    """The solutions of linear systems.
+
+    Args:
+        matrices: of shape (count, size, size), none singular.
+        right: the right-hand sides, of shape (count, size, columns).
+    """
     return (np.linalg.solve if namespace(matrices) is np else keras.ops.solve)(matrices, right)
 
 
 def repeat(step: Callable[[State], State], state: State, times: int) -> State:
-    """`step`, from state to state, so many times, with its derivative; compiled once where that can be."""
+    """Repeats `step` a fixed number of times, with its derivative; compiled once if possible."""
     if is_concrete(state[0]) or is_eager_torch(state[0]):
         for _ in range(times):
             state = step(state)
@@ -346,7 +356,10 @@ def no_gradient() -> AbstractContextManager[Any]:
 
 
 def recording_again() -> Callable[[], Any]:
-    """What has PyTorch record gradients, or not, as it does now: an interrupt may leave a `no_grad` on for ever."""
+    """A function that restores whether PyTorch records gradients now.
+
+    An interrupt can leave a `no_grad` on forever.
+    """
     if keras.backend.backend() != "torch":
         return lambda: None
     import torch
@@ -356,14 +369,17 @@ def recording_again() -> Callable[[], Any]:
 
 
 def quiet(x: Array) -> AbstractContextManager[Any]:
-    """No warnings from NumPy: sets compare and select, so that what overflows, or is not finite, is right there."""
+    """A context without NumPy's warnings of overflow and invalid values.
+
+    Sets compare and select, so such values give the right result.
+    """
     return np.errstate(over="ignore", invalid="ignore") if namespace(x) is np else nullcontext()
 
 
 def clip_finite(x: Array, low: Array, high: Array) -> Array:
-    """`x` clipped to [low, high], where it is finite; NaN and infinities stay."""
+    """`x` clipped to [low, high] where it is finite; NaN and infinities stay."""
     xp = namespace(x)
-    if is_eager_torch(x):  # a selection by a mask takes thirty times a clip; what is subtracted is 0, NaN or infinite
+    if is_eager_torch(x):  # a mask costs thirty clips; the subtracted term is 0, NaN or infinite
         largest = xp.torch.finfo(x.dtype).max
         if hasattr(low, "shape") or hasattr(high, "shape"):
             low, high = constant(x, low), constant(x, high)
@@ -373,10 +389,11 @@ def clip_finite(x: Array, low: Array, high: Array) -> Array:
 
 
 def blocked_sum(x: Array, axes: tuple[int, ...]) -> Array:
-    """The sum over some axes, off by what a `Judgement` allows on every backend.
+    """The sum over some axes, with an error within that of `Judgement` on every backend.
 
-    JAX and PyTorch sum so by themselves. NumPy and TensorFlow add a kernel's rows one after the other, with an error
-    that grows with their number: here they add blocks of rows, and then halves of the blocks' sums.
+    JAX and PyTorch sum this way already. NumPy and TensorFlow add a kernel's rows one after the
+    other, with an error that grows with their number. For them, blocks of rows are added and then
+    the blocks' sums pairwise.
     """
     xp = namespace(x)
     if xp is not np and keras.backend.backend() != "tensorflow":
@@ -405,20 +422,20 @@ def blocked_sum(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def booleans(like: Array, value: Any) -> Array:
-    """A mask as an array of the same library as `like`."""
+    """A mask as an array of the library of `like`."""
     if namespace(like) is np:
         return np.asarray(value, dtype="bool")
     return _beside(like, keras.ops.convert_to_tensor(np.array(value, dtype="bool"), dtype="bool"))
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
-    """A copy of an array, tensor or variable as NumPy float64."""
+    """A copy of an array, tensor or variable in NumPy float64."""
     value = whole(x.value) if isinstance(x, keras.Variable) else x
     return np.array(keras.ops.convert_to_numpy(value), dtype="float64")
 
 
 def ulp(value: float, dtype: str) -> float:
-    """The unit in the last place of `value` in a dtype; of infinity 0, and of 0, since a bound of 0 is met exactly."""
+    """The unit in the last place of `value` in a dtype; 0 for infinity and for 0."""
     if value == 0 or not math.isfinite(value):
         return 0.0
     _, exponent = math.frexp(value)
@@ -426,7 +443,7 @@ def ulp(value: float, dtype: str) -> float:
 
 
 def ulps(values: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
-    """`ulp` of each of some float64 numbers."""
+    """`ulp` of an array of float64 numbers."""
     finite = np.where(np.isfinite(values), values, 0.0)
     _, exponent = np.frexp(finite)
     spacing = np.ldexp(1.0, np.maximum(exponent - 1, SMALLEST_EXPONENT[dtype]) - MANTISSA_BITS[dtype])
@@ -434,5 +451,5 @@ def ulps(values: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
 
 
 def epsilon(dtype: str) -> float:
-    """The distance from 1 to the next larger number; an ulp is between half of it and all of it, relatively."""
+    """The distance from 1 to the next larger number: the largest relative size of an ulp."""
     return float(2.0 ** -MANTISSA_BITS[dtype])

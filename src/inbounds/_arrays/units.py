@@ -1,9 +1,10 @@
-"""Units: the view of one or several weights that a projection is written in.
+"""Units: a view of one or several weights, in which projections are written.
 
-A unit is what a set applies to: the incoming weights of one neuron, one filter, or a kernel column together with its
-bias. Its entries may lie along any axes, in several arrays. Almost every set needs three things of it only: reductions
-over a unit, maps entry by entry, and one number per unit broadcast back to its entries. Written in these, one
-definition serves rows, kernels of every layout and joint units, and no weight is transposed or copied to be projected.
+A unit is what a set applies to: the incoming weights of one neuron, one filter, or a kernel column
+with its bias. Its entries may lie along any axes of several arrays. Almost every set needs only
+reductions over a unit, maps entry by entry, and one number per unit broadcast to its entries.
+Written in these, one definition serves rows, kernels of every layout and joint units, and no weight
+is transposed or copied.
 """
 
 from __future__ import annotations
@@ -35,40 +36,46 @@ from inbounds._errors import SetError, explain
 
 Axes = tuple[int, ...]
 Placed = Any
-"""A number, an array, or a tuple of arrays, one a part: see `Units.place`."""
+"""A number, an array, or a tuple with one array per part: see `Units.place`."""
 
 
 LEAST = 1e-3
-"""Entries cost no less than this share of the most that one of their unit costs. What costs less has hardly had a
-gradient, and would take a unit's whole correction; docs/optimizers.md has what other shares do."""
+"""The floor of the metric in training, as a share of the largest cost in the unit. An entry with a
+smaller cost has hardly had a gradient and would take all of the unit's correction.
+docs/optimizers.md compares floors."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """Units that lie in `parts`, each along its own axes.
+    """Units that lie in several arrays, each along its own axes.
 
     Attributes:
         parts: the arrays, in the dtype they are computed in.
-        axes: for each part, the axes that one unit spans; the others count the units, in the same order in every part.
-        free: for each part, whether a projection may change it. What is not free still belongs to the unit.
-        dtype: the dtype of the weights that the parts come from: what an ulp is measured in.
-        concrete: whether Python may look at the values and take a shorter way: in an eager step, which nothing traces,
-            vectorizes or differentiates.
-        differentiable: whether a derivative may be asked for, so that a projection that is computed without one has to
-            be given it.
-        masks: for each part, which of its entries belong to the unit: an array that broadcasts against the part, or
-            None for all. What doesn't belong is neither seen nor changed.
-        metric: for each part, what the square of a move of each entry costs, above 0 and shaped like the part; None
-            where all cost the same. Nearest is meant in the norm `sum metric * (y - x)^2`.
-        moved_from: the parts before they were moved by a centre, at whose size the entries are rounded; None: there is
-            no centre.
-        training: whether these are weights after a step of training: in a metric, nearest to the root of rounding is
-            near enough, since the next step mends what is left. Inside is inside all the same.
-        warm: after a step of training, for each unit what the projection after the step before found and this one
-            starts from, 0 where there was none; in the result, what this one found. None: nothing is handed on.
+        axes: for each part, the axes that one unit spans; the other axes count the units, in the
+            same order in every part.
+        free: for each part, whether a projection may change it. A frozen part still belongs to the
+            unit.
+        dtype: the dtype of the weights that the parts come from, in which an ulp is measured.
+        concrete: whether Python can read the values and take a shorter path: in an eager step that
+            is not traced, vectorized or differentiated.
+        differentiable: whether a derivative may be asked for, so that a projection found by
+            iteration must be given one.
+        masks: for each part, which entries belong to the unit, as an array that broadcasts against
+            the part; None for all. Other entries are neither read nor changed.
+        metric: for each part, the positive weight of each entry in the norm in which nearest is
+            meant, `sum metric * (y - x)^2`; None for the Euclidean norm.
+        moved_from: the parts before a centre was subtracted, which set the size of their rounding;
+            None without a centre.
+        training: whether these are weights after a training step. In a metric, the nearest point is
+            then found only to the root of rounding, since the next step corrects the rest. The
+            result is still inside the set.
+        warm: for each unit, the start for the projection after a training step, found after the
+            step before, 0 where there is none; in a result, the start for the next step. None
+            without warm starts.
 
-    One number per unit is an array of shape `shape`: what is left of the first part without its axes. A length that
-    isn't known while TensorFlow traces is -1 there, and in `count`, as `reshape` takes it; there is at most one.
+    One number per unit is an array of shape `shape`, the first part's shape without its axes. A
+    length that TensorFlow doesn't know while tracing is -1 there and in `count`, as `reshape` takes
+    it. There is at most one such length.
     """
 
     parts: tuple[Array, ...]
@@ -116,7 +123,7 @@ class Units:
         )
 
     def _but(self, **changes: Any) -> Units:
-        """`dataclasses.replace`, in a tenth of the time: eager projections call it often."""
+        """`dataclasses.replace` in a tenth of the time, for eager projections."""
         other = object.__new__(type(self))
         vars(other).update(vars(self), **changes)
         return other
@@ -129,19 +136,19 @@ class Units:
 
     @property
     def count(self) -> int:
-        """How many units there are."""
+        """The number of units."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """How many entries a unit has, those that a mask leaves out counted in."""
+        """The number of entries of a unit, including masked ones."""
         return sum(
             math.prod(part.shape[axis] for axis in span) for part, span in zip(self.parts, self.axes, strict=True)
         )
 
     @property
     def length(self) -> Array | int:
-        """How many entries belong to a unit: one number for all, or one per unit where there is a mask."""
+        """The number of entries that belong to a unit: one number, or with a mask one per unit."""
         if not self.masked:
             return self.size
         return self.sum(lambda x: namespace(x).ones_like(x))
@@ -154,12 +161,13 @@ class Units:
     def sum(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
         """The sum over each unit of `fn(entries, *per_unit)`.
 
-        An argument is one number per unit, or other units of the same parts, given entry by entry.
+        An argument is one number per unit, or other units over the same parts, which are passed
+        entry by entry.
         """
         return self._reduced(namespace(self.parts[0]).sum, 0.0, fn, per_unit, lambda a, b: a + b)
 
     def total(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
-        """`sum`, off by little (`Judgement`): what bounds are compared with, and what units are scaled by."""
+        """`sum` with the error of `Judgement`, to compare with bounds and to scale units."""
         return self._reduced(blocked_sum, 0.0, fn, per_unit, lambda a, b: a + b)
 
     def judged(self, *, root: bool = False) -> Judgement:
@@ -172,7 +180,7 @@ class Units:
         return self._reduced(xp.max, -math.inf, fn, per_unit, xp.maximum)
 
     def map(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Units:
-        """The units with `fn(entries, *per_unit)` for their entries; what is not free, or masked out, stays."""
+        """The units with the entries `fn(entries, *per_unit)`, except frozen and masked ones."""
         parts = []
         for i, (part, mask) in enumerate(zip(self.parts, self.masks, strict=True)):
             if not self.free[i]:
@@ -183,18 +191,18 @@ class Units:
         return self._but(parts=tuple(parts))
 
     def scaled(self, moved: Array, *factors: Array) -> Units:
-        """The units where `moved`, times one factor per unit after the other; the others bit for bit.
+        """The units multiplied by per-unit factors where `moved`; the other units as they are.
 
         Each factor is 1 where a unit isn't moved.
         """
-        if is_eager_torch(self.parts[0]):  # times 1 is exact, and a selection is slow
+        if is_eager_torch(self.parts[0]):  # multiplying by 1 is exact and faster than a mask
             return self.map(lambda x, *by: reduce(lambda a, b: a * b, by, x), *factors)
         return self.map(
             lambda x, moved, *by: namespace(x).where(moved, reduce(lambda a, b: a * b, by, x), x), moved, *factors
         )
 
     def as_computed(self) -> Units:
-        """The units as those of weights in the dtype that they are computed in."""
+        """The units as if the weights had the dtype that they are computed in."""
         return self._but(dtype=dtype_of(self.parts[0]))
 
     def with_parts(self, parts: Sequence[Array]) -> Units:
@@ -202,32 +210,32 @@ class Units:
         return self._but(parts=tuple(parts))
 
     def about(self, centers: Units) -> Units:
-        """The units as seen from a centre."""
+        """The units relative to a centre."""
         parts = (part - center for part, center in zip(self.parts, centers.parts, strict=True))
         return self._but(parts=tuple(parts), moved_from=self.parts)
 
     def uncentred(self) -> Units:
-        """The units as if they had not been moved by a centre: as exact as their numbers."""
+        """The units as if no centre had been subtracted, with the rounding of their own entries."""
         return self._but(moved_from=None)
 
     def rounding(self, norm: Callable[[Units], Array]) -> Array | float:
-        """How far two grains of each entry, where it is moved by a centre, may move a norm of the unit."""
+        """How far two grains of each entry, before a centre is subtracted, may change a norm."""
         if self.moved_from is None:
             return 0.0
         return 2 * epsilon(self.dtype) * norm(self.with_parts(self.moved_from).uncentred().constants())
 
     def with_free(self, moved: Units) -> Units:
-        """The units with the parts of `moved`, which was `only(free=True)`, for those that are free."""
+        """The units with their free parts from `moved`, which was made by `only(free=True)`."""
         new = iter(moved.parts)
         parts = (next(new) if free else part for part, free in zip(self.parts, self.free, strict=True))
         return self._but(parts=tuple(parts))
 
     def warmed(self, warm: Array) -> Units:
-        """The units with what the projection after the next step starts from."""
+        """The units with the start for the projection after the next training step."""
         return self._but(warm=warm)
 
     def only(self, free: bool) -> Units | None:
-        """The units of the parts that are free, or of those that aren't; None when there are none."""
+        """The units of the free parts only, or of the frozen parts; None where there are none."""
         keep = [i for i in range(len(self.parts)) if self.free[i] is free]
         if not keep:
             return None
@@ -242,25 +250,27 @@ class Units:
 
     @property
     def costs(self) -> Units | None:
-        """The metric, entry by entry; None: the Euclidean one."""
+        """The metric as units; None for the Euclidean one."""
         return None if self.metric is None else self.with_parts(self.metric)
 
     def costing(self, costs: Units | None) -> Units:
-        """The units in the metric whose entries are those of other units; None: in the Euclidean one."""
+        """The units in the metric that other units hold; None for the Euclidean one."""
         return self._but(metric=None if costs is None else costs.parts)
 
     @property
     def least(self) -> float:
-        """What entries cost at least, as a share of what their unit's most expensive one does."""
+        """The floor of the metric, as a share of the largest cost in the unit."""
         return LEAST if self.training else 1e-30
 
     def comparable(self, together: bool) -> Units:
-        """The units in the same metric, by a factor whose choice changes no nearest point: its largest entry is 1.
+        """The units with their metric divided by its largest entry, which changes no nearest point.
 
-        Entries cost the `least` at least. Where the largest cost is 0 or not finite, all cost the same.
+        Entries are raised to the floor `least`. Where the largest entry is 0 or not finite, the
+        metric is Euclidean.
 
         Args:
-            together: whether the factor is one for all units, for a set that looks at them together; else one each.
+            together: whether to divide all units by one number, for a set that couples them; else
+                each by its own.
         """
         costs = self.costs
         free = None if costs is None else costs.only(free=True)
@@ -282,22 +292,22 @@ class Units:
         return self.with_parts([without_gradient(part) for part in self.parts])
 
     def split(self, state: tuple[Array, ...]) -> list[Units]:
-        """All units that `joined` made one tuple of."""
+        """The units whose arrays `joined` put into one tuple."""
         count = len(self.parts)
         return [self.with_parts(state[i : i + count]) for i in range(0, len(state), count)]
 
     def together(self, wanted: bool = True) -> Units:
-        """All units as one, where wanted."""
+        """All units as one unit, if wanted."""
         if not wanted:
             return self
         return self._but(axes=tuple(tuple(range(len(part.shape))) for part in self.parts))
 
     def apart(self, like: Units) -> Units:
-        """The units with the axes of `like`, which was made one by `together`."""
+        """The units with the axes of `like`, from which `together` made one unit."""
         return self._but(axes=like.axes)
 
     def where(self, mask: Placed) -> Units:
-        """The units of the entries that a mask marks, see `place`; the others are neither seen nor changed."""
+        """The units with a mask, see `place`: other entries are neither read nor changed."""
         masks = []
         for part, old, new in zip(self.parts, self.masks, self.place(mask), strict=True):
             marked = booleans(part, new)
@@ -309,22 +319,25 @@ class Units:
         return self._but(masks=like.masks)
 
     def chosen(self, moved: Array, other: Units) -> Units:
-        """The units of `other` where they are moved, else these, bit for bit."""
+        """The units of `other` where `moved`, else these, bit for bit."""
         return self.map(lambda x, y, moved: namespace(x).where(moved, y, x), other, moved)
 
     def frozen_as_zero(self) -> Units:
-        """The units with 0 for what isn't free."""
+        """The units with 0 for the entries of frozen parts."""
         parts = zip(self.parts, self.free, strict=True)
         return self.with_parts([part if free else namespace(part).zeros_like(part) for part, free in parts])
 
     def alike(self, told: Array, groups: int) -> Array:
-        """For each unit whether something is true of all units of its group; groups lie one after the other."""
+        """For each unit, whether `told` is true of all units of its group.
+
+        Groups lie one after the other.
+        """
         xp = namespace(self.parts[0])
         every = xp.all(xp.reshape(told, (groups, -1)), axis=1, keepdims=True)
         return xp.reshape(xp.broadcast_to(every, (groups, self.count // groups)), self.shape)
 
     def same(self, other: Units) -> Array:
-        """For each unit, whether `other` has the same entries, once rounded to the weight's dtype; NaN is like NaN."""
+        """For each unit, whether `other` rounded to the weight's dtype is equal, NaN included."""
 
         def differs(x: Array, y: Array) -> Array:
             xp = namespace(x)
@@ -333,18 +346,18 @@ class Units:
 
         return self.sum(differs, other) == 0
 
-    # Rows: for the few sets that need an order of the entries, or a matrix.
+    # Rows, for the sets that need an order of the entries or a matrix.
 
     def rows(self) -> Array:
-        """The units as an array of shape (count, size), one a row, in the order of `shape`: a copy."""
+        """The units as a copy of shape (count, size), one unit a row, in the order of `shape`."""
         return self._laid(self.parts)
 
     def metric_rows(self) -> Array | None:
-        """The metric as rows; None where all entries cost the same."""
+        """The metric as rows; None for the Euclidean one."""
         return None if self.metric is None else self._laid(self.metric)
 
     def mask_rows(self) -> Array | None:
-        """The masks as rows; None without."""
+        """The masks as rows; None without masks."""
         if not self.masked:
             return None
         whole = zip(self.masks, self.parts, strict=True)
@@ -359,7 +372,7 @@ class Units:
         )
 
     def with_rows(self, rows: Array) -> Units:
-        """The units with the entries that rows have; what is not free, or masked out, stays."""
+        """The units with the entries of rows, except frozen and masked ones."""
         parts, start = [], 0
         for part, span in zip(self.parts, self.axes, strict=True):
             xp = namespace(part)
@@ -385,17 +398,18 @@ class Units:
     def _order(part: Array, span: Axes) -> list[int]:
         return [axis for axis in range(len(part.shape)) if axis not in span] + list(span)
 
-    # Arrays that a set holds, against the parts.
+    # Arrays that a set holds, as arrays that broadcast against the parts.
 
     def place(self, value: Placed) -> tuple[Array, ...]:
         """Values for the weights as one array per part that broadcasts against it.
 
         Args:
-            value: a number; an array that broadcasts to the part where there is one; where there are several, one
-                entry for each of a unit's entries, or rows of shape (count, size); a tuple has one of these a part.
+            value: a number; with one part, an array that broadcasts to it; with several, one value
+                for each entry of a unit, or rows of shape (count, size); or a tuple with one array
+                per part.
 
         Raises:
-            SetError: it fits none of these.
+            SetError: the value fits none of these.
         """
         if isinstance(value, tuple):
             return value
@@ -426,10 +440,11 @@ class Units:
         )
 
     def entries(self, value: Array) -> tuple[Array, ...]:
-        """A number, or an array that broadcasts over a unit, as one array per part that broadcasts against it.
+        """Values for the entries of a unit as one array per part that broadcasts against it.
 
-        An array has one axis with an entry for each of a unit's entries (the parts' one after the other), or, where
-        there is one part, a shape that broadcasts to the part's own axes of a unit.
+        Args:
+            value: a number; an array with one value for each entry of a unit, part after part; with
+                one part, an array that broadcasts to the part's axes of a unit.
 
         Raises:
             SetError: the array fits none of these.
@@ -440,7 +455,7 @@ class Units:
         return tuple(constant(part, piece) for part, piece in pieces)
 
     def row(self, value: Array | float) -> Array:
-        """`entries` as one row, of shape (1, size), or (1, 1) for a number: what `rows` broadcast against."""
+        """`entries` as an array of shape (1, size), or (1, 1) for a number, for use with `rows`."""
         if not getattr(value, "shape", ()):
             return constant(self.parts[0], [[value]])
         laid = []
@@ -472,7 +487,7 @@ class Units:
         return tuple(self._along(piece, i) for i, piece in enumerate(pieces))
 
     def _along(self, piece: Array, i: int) -> Array:
-        """An array over a unit's axes of part `i`, with an axis of 1 for each axis that counts units."""
+        """An array over a unit's axes of part `i`, with an axis of length 1 for each other axis."""
         sizes = iter(piece.shape)
         span = sorted(self.axes[i])
         return piece.reshape(tuple(next(sizes) if axis in span else 1 for axis in range(len(self.parts[i].shape))))

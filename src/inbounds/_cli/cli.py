@@ -25,7 +25,7 @@ from inbounds._errors import FileError, InboundsError, LayoutWarning, PlanNotSav
 from inbounds._model.layout import layout_of
 from inbounds._model.rules import resolve
 from inbounds._model.rules_file import read_rules
-from inbounds._model.table import common_parts, counted, grouped, table
+from inbounds._model.table import common_prefix, merged_notes, quantity, table
 from inbounds._report.audit import audit
 from inbounds._report.report import Report
 from inbounds._train.attach import constrain
@@ -214,7 +214,7 @@ def _sets(options: argparse.Namespace) -> int:
 def _layout(options: argparse.Namespace) -> int:
     model = _load(options, compiled=False)
     weights = [weight for weight, _ in resolve(model, None, lambda variable: None, strict=False).free]
-    prefix = common_parts(weight.path for weight in weights)
+    prefix = common_prefix(weight.path for weight in weights)
     rows, notes = [], []
     for weight in weights:
         axes = layout_of(weight.layer).spans.get(weight.name)
@@ -238,10 +238,10 @@ def _layout(options: argparse.Namespace) -> int:
     columns = ("weight", "shape", "layer", "axes of a unit", "units", "size")
     print(
         table(
-            f"Layout of {model.name}{under}: {counted(len(rows), 'weight')}",
+            f"Layout of {model.name}{under}: {quantity(len(rows), 'weight')}",
             columns,
             rows,
-            grouped(dict.fromkeys(notes)),
+            merged_notes(dict.fromkeys(notes)),
         )
     )
     return 0
@@ -317,7 +317,7 @@ def _not_written(path: Path, error: OSError) -> FileError:
 
 def _changes(before: Report, after: Report, moved: dict[str, float]) -> str:
     """What a projection did, set by set."""
-    prefix = common_parts(path for row in after.rows for path in row.paths)
+    prefix = common_prefix(path for row in after.rows for path in row.paths)
     rows = []
     for old, new in zip(before.rows, after.rows, strict=True):
         if new.status != "free":
@@ -334,7 +334,7 @@ def _changes(before: Report, after: Report, moved: dict[str, float]) -> str:
                 )
             )
     columns = ("weight", "set", "units", "violated", "violation", "moved by", "status")
-    notes = grouped((" + ".join(row.paths), row.note) for row in after.rows if row.status != "free")
+    notes = merged_notes((" + ".join(row.paths), row.note) for row in after.rows if row.status != "free")
     return table(f"Projection of {after.model}", columns, rows, notes)
 
 

@@ -1,1 +1,1 @@
-"""What is to hold on a model: its weights and their layouts, rules, and the plan that they make."""
+"""Plans of models: weights and their layouts, and rules resolved on them."""

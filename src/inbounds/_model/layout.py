@@ -1,9 +1,12 @@
-"""Which axes of which weight of which layer make the units.
+"""Layouts: which axes of a layer's weights make a unit.
 
-A layout says, for each weight of a layer by its name, the axes that one unit spans: those that the layer sums over to
-make one output feature. A weight without any (a bias, a scale) has the layout (). Layers that Keras doesn't ship
-register theirs. Of a weight that no layout names the units are guessed, every axis but the last, and a warning says so;
-a layer that wraps a model of another framework, whose axes may lie otherwise, is never guessed at.
+A layout gives, for each weight of a layer by its name, the axes that one unit spans: those that
+the layer sums over to compute one output feature. A weight without such axes (a bias, a scale) has
+the layout (). Layers that Keras doesn't ship register their layout.
+
+For a weight that no layout names, the units are guessed, every axis but the last, with a warning.
+For a layer that wraps a model of another framework, nothing is guessed: its axes may have another
+order.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ class Layout:
 
     Attributes:
         spans: weight name -> the axes that one unit spans, () where the weight has no fan-in.
-        joint_spans: the same in a Joint, where it differs: the two rows of a GRU's bias belong to one unit.
-        roles: the name that a Joint uses -> the weight's name: the kernel of a separable convolution that has the bias
-            is pointwise.
-        apart: weight name -> why its units are not those of the layer's other weights, so that no Joint takes both.
-        inputs: weight name -> the axis that counts the layer's inputs (features, channels, tokens), for `on`; a weight
-            that it doesn't name comes from no input, or from several kinds.
+        joint_spans: weight name -> the axes in a Joint, where they differ: the two rows of a GRU's
+            bias belong to one unit.
+        roles: the name that a Joint uses -> the weight's name. In a separable convolution,
+            "kernel" is the pointwise kernel, whose filters have the bias.
+        apart: weight name -> why its units aren't those of the layer's other weights. No Joint
+            takes such a weight with others.
+        inputs: weight name -> the axis of the layer's inputs (features, channels, tokens), for
+            `on`. A weight that is left out has no single such axis.
     """
 
     spans: Mapping[str, Sequence[int]]
@@ -51,10 +56,10 @@ class Layout:
                     )
 
     def span(self, name: str, shape: tuple[int, ...], *, joint: bool = False) -> Axes | None:
-        """The axes that one unit of a weight spans, counted from the front; None where they aren't known.
+        """The axes that one unit of a weight spans, from 0; None where the layout lacks the weight.
 
         Raises:
-            LayoutError: a weight of that shape has no such axes.
+            LayoutError: a weight of this shape has no such axes.
         """
         axes = self.joint_spans.get(name, self.spans.get(name)) if joint else self.spans.get(name)
         if axes is None:
@@ -78,17 +83,18 @@ _REGISTRY: dict[type, LayoutFunction] = {}
 
 
 def register_layout(layer_class: type[Any], layout: LayoutFunction | Layout | Mapping[str, Sequence[int]]) -> None:
-    """Says how the units of a layer class lie, for the class and its subclasses.
+    """Registers the layout of a layer class and its subclasses.
 
     Args:
-        layer_class: a class of layers. Its last registration holds, also where Keras ships the class.
-        layout: weight name -> the axes that one unit spans, () for a weight without fan-in; a `Layout`; or a function
-            of the built layer that returns one of these, where it depends on the layer's arguments. A weight it doesn't
-            name is not known: its units are taken over every axis but the last, which the plan and a warning say.
+        layer_class: a class of layers. The last registration holds, also for Keras' own classes.
+        layout: weight name -> the axes that one unit spans, () for a weight without fan-in; a
+            `Layout`; or a function of the built layer that returns one of these, where the axes
+            depend on the layer's arguments. For a weight it doesn't name, the units are guessed,
+            every axis but the last, with a warning and a note in the plan.
 
     Raises:
-        LayoutError: `layer_class` is not a class of layers, or `layout` is neither. Axes that a weight lacks are an
-            error of `constrain`, which sees the weight.
+        LayoutError: `layer_class` is not a class of layers, or `layout` is none of these. An axis
+            that the weight lacks is an error of `constrain`.
 
     >>> class Mix(keras.layers.Layer):  # y = kernel @ x: one unit a row
     ...     ...
@@ -112,7 +118,7 @@ def register_layout(layer_class: type[Any], layout: LayoutFunction | Layout | Ma
 
 
 def layout_of(layer: Any) -> Layout:
-    """The layout of a layer: its class' own, or the nearest base's; an empty one where none is registered."""
+    """The layout registered for the layer's class or its nearest base class; empty without one."""
     for cls in type(layer).__mro__:
         if cls in _REGISTRY:
             found = _REGISTRY[cls](layer)
@@ -129,17 +135,18 @@ def layout_of(layer: Any) -> Layout:
     return Layout({})
 
 
-WRAPPERS = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
+FOREIGN_WRAPPERS = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
 """Layers of Keras that wrap a model of another framework."""
 
 
-def is_foreign(layer: Any) -> bool:
-    """Whether a layer wraps a model of another framework, so that its weights need not lie as Keras' do."""
-    return isinstance(layer, tuple(getattr(keras.layers, name) for name in WRAPPERS if hasattr(keras.layers, name)))
+def wraps_foreign_model(layer: Any) -> bool:
+    """Whether a layer wraps a model of another framework, whose axes may have another order."""
+    names = [name for name in FOREIGN_WRAPPERS if hasattr(keras.layers, name)]
+    return isinstance(layer, tuple(getattr(keras.layers, name) for name in names))
 
 
 def _torch_module(layer: Any) -> Layout:
-    """PyTorch's Linear and ConvNd have the output features first."""
+    """The layout of wrapped Linear and ConvNd modules, whose first axis is the output features."""
     from torch import nn
 
     names = {id(variable.value): variable.name for variable in layer.weights}
@@ -160,8 +167,8 @@ def _all_but_last(shape: tuple[int, ...]) -> Axes:
 
 def _conv(layer: Any) -> Layout:
     rank = len(layer._kernel.shape)
-    one_group = {"kernel": rank - 2} if layer.groups == 1 else {}  # else an index means another channel in each group
-    return Layout({"kernel": _all_but_last(layer._kernel.shape), "bias": ()}, inputs=one_group)
+    inputs = {"kernel": rank - 2} if layer.groups == 1 else {}  # in each group, the index is of another channel
+    return Layout({"kernel": _all_but_last(layer._kernel.shape), "bias": ()}, inputs=inputs)
 
 
 def _conv_transpose(layer: Any) -> Layout:
@@ -180,20 +187,23 @@ def _separable(layer: Any) -> Layout:
         "pointwise_kernel": _all_but_last(layer.pointwise_kernel.shape),
         "bias": (),
     }
-    stages = "its filters feed the pointwise kernel, which has the bias"
+    why = "its filters feed the pointwise kernel, which has the bias"
     return Layout(
         spans,
         roles={"kernel": "pointwise_kernel"},
-        apart={"depthwise_kernel": stages},
+        apart={"depthwise_kernel": why},
         inputs={"depthwise_kernel": len(layer.depthwise_kernel.shape) - 2},
     )
 
 
 def _recurrent(layer: Any) -> Layout:
-    """Gates lie side by side on the last axis, so a column is one gate of one unit."""
+    """The layout of a recurrent cell.
+
+    The gates share the last axis, so that a unit is a column of one gate.
+    """
     spans = {"kernel": (0,), "recurrent_kernel": (0,), "bias": ()}
-    two_rows = layer.bias is not None and len(layer.bias.shape) == 2  # a GRU's input and recurrent biases
-    return Layout(spans, joint_spans={"bias": (0,)} if two_rows else {}, inputs={"kernel": 0})
+    gru = layer.bias is not None and len(layer.bias.shape) == 2  # the input and the recurrent bias
+    return Layout(spans, joint_spans={"bias": (0,)} if gru else {}, inputs={"kernel": 0})
 
 
 def _conv_recurrent(layer: Any) -> Layout:
@@ -208,7 +218,7 @@ def _conv_recurrent(layer: Any) -> Layout:
 
 
 def _einsum(layer: Any) -> Layout:
-    """Letters of the kernel that the output lacks are summed over; the others make the units."""
+    """The layout of an einsum: a unit spans the letters of the kernel that the output lacks."""
     operands, output = layer.equation.replace(" ", "").replace("...", "").split("->")
     kernel = operands.split(",")[1]
     spans = {"kernel": tuple(axis for axis, letter in enumerate(kernel) if letter not in output), "bias": ()}
@@ -226,7 +236,7 @@ def _einsum(layer: Any) -> Layout:
 
 
 def _register_keras() -> None:
-    """The layers of Keras that own weights. Names that a version of Keras lacks are left out."""
+    """Registers the layouts of Keras' layers that own weights, where this version has them."""
     by_name: dict[str, LayoutFunction | Layout | Mapping[str, Axes]] = {
         "Dense": Layout({"kernel": (0,), "bias": ()}, inputs={"kernel": 0}),
         "EinsumDense": _einsum,
@@ -255,7 +265,7 @@ def _register_keras() -> None:
     for name, layout in by_name.items():
         if (layer_class := getattr(keras.layers, name, None)) is not None:
             register_layout(layer_class, layout)
-    from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # owns the weights of ConvLSTM1D-3D; it has no public name
+    from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # owns ConvLSTM1D-3D's weights; has no public name
 
     register_layout(ConvLSTMCell, _conv_recurrent)
 

@@ -1,4 +1,4 @@
-"""Plan: rules resolved on one model. Data only; `rules` makes it, `attach` puts it in force."""
+"""Plans: the rules resolved on one model, as data. `_train.attach` puts a plan in force."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from inbounds._arrays.units import Axes
-from inbounds._model.table import common_parts, grouped, table
+from inbounds._model.table import common_prefix, merged_notes, quantity, table
 from inbounds._model.weights import Weight
 from inbounds._sets.set import Set
 from inbounds._types import Gradient, Interval, Metric
@@ -17,16 +17,16 @@ from inbounds._types import Gradient, Interval, Metric
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One set, on one weight, or on several that form joint units.
+    """One set on one weight, or on several weights that form joint units.
 
     Attributes:
         set: the set.
         weights: the weights, in the order of the unit's entries.
         axes: for each weight, the axes that one unit spans.
-        source: the rule it comes from, or the layer's argument.
-        note: what a reader has to know of it.
-        inputs: for each weight, the axis that counts the inputs of its layer; None where there is none.
-        guessed: whether the axes are a guess, since the layer's layout is not known.
+        source: the rule, or the layer's argument, that assigns the set.
+        note: what the plan prints about the entry, besides the columns of its table.
+        inputs: for each weight, the axis of the layer's inputs, or None.
+        guessed: whether the axes are a guess, because no layout names the weight.
     """
 
     set: Set
@@ -39,12 +39,12 @@ class Entry:
 
     @cached_property
     def applied(self) -> Set:
-        """The set as it applies to these weights, with the inputs of `on` as a mask."""
+        """The set with the inputs of `on` as a mask of these weights."""
         return self.set.resolved([weight.shape for weight in self.weights], self.inputs)
 
     @cached_property
     def variables(self) -> list[Any]:
-        """Of its weights."""
+        """The variables of the weights."""
         return [weight.variable for weight in self.weights]
 
     @property
@@ -53,7 +53,7 @@ class Entry:
 
     @property
     def units(self) -> int:
-        """How many units the weights make; of a set of a whole weight, how many matrices."""
+        """How many units the weights make; for a set of matrices, how many matrices."""
         shape = self.weights[0].shape
         return self.set.counted(math.prod(n for axis, n in enumerate(shape) if axis not in self.axes[0]))
 
@@ -63,16 +63,17 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The rules as they hold on one model; `print` shows every weight.
+    """The rules resolved on one model; `print` shows every weight.
 
     Attributes:
-        entries: what is constrained.
+        entries: the sets, each with its weights.
         free: the weights without a set, each with the reason.
-        metric: the norm in which "nearest" is meant in training.
-        every: the number of steps after which weights are projected, or "epoch".
-        gradient: what the optimizer sees, "reduced" or "full".
-        metrics: says of an entry what that norm is, with the optimizer that the model has when it is asked.
-        whole: says of one likewise why the optimizer sees all of the gradient; nothing where it doesn't.
+        metric: the norm in which "nearest" is meant in training, as given to `constrain`.
+        every: the number of steps between projections, or "epoch".
+        gradient: which gradient the optimizer sees, "reduced" or "full".
+        metrics: from an entry to the name of its metric under the model's present optimizer.
+        whole: from an entry to the reason why that optimizer sees its full gradient, "" if it
+            doesn't.
     """
 
     entries: tuple[Entry, ...]
@@ -91,32 +92,32 @@ class Plan:
 
     @property
     def _title(self) -> str:
-        return f"Plan of {len(self.entries)} set{'s' * (len(self.entries) != 1)}"
+        return f"Plan of {quantity(len(self.entries), 'set')}"
 
     def __repr__(self) -> str:
         constrained = sum(len(entry.weights) for entry in self.entries)
         return f"<{self._title} on {constrained} of {constrained + len(self.free)} weights; print it to see them>"
 
-    def __str__(self) -> str:  # every weight: in the table, or below it with the reason why it is free
+    def __str__(self) -> str:
         weights = [weight for entry in self.entries for weight in entry.weights] + [weight for weight, _ in self.free]
-        prefix = common_parts(weight.path for weight in weights)
+        prefix = common_prefix(weight.path for weight in weights)
         rows: list[tuple[Any, ...]] = []
-        notes = []
-        metrics, seen = [], []
+        notes, metrics, gradients = [], [], []
         for entry in self.entries:
             paths = [path.removeprefix(prefix) for path in entry.paths]
             spans = [f"{_axes(axes)} of {weight.shape}" for weight, axes in zip(entry.weights, entry.axes, strict=True)]
             rows.append(("\n".join(paths), repr(entry.set), entry.units, "\n".join(spans), entry.source))
-            notes.append((" + ".join(paths), entry.note))
-            metrics.append((" + ".join(paths), self.metrics(entry)))
+            subject = " + ".join(paths)
+            notes.append((subject, entry.note))
+            metrics.append((subject, self.metrics(entry)))
             why = self.whole(entry)
-            seen.append((" + ".join(paths), f"gradient: all of it, {why}" if why else ""))
-        words = {said for _, said in metrics if said}
-        in_all = f" ({next(iter(words))})" if len(words) == 1 else ""
-        if len(words) > 1:
-            notes += [(paths, f"metric: {said}") for paths, said in metrics]
+            gradients.append((subject, f"gradient: all of it, {why}" if why else ""))
+        distinct = {metric for _, metric in metrics if metric}
+        in_all = f" ({next(iter(distinct))})" if len(distinct) == 1 else ""
+        if len(distinct) > 1:
+            notes += [(subject, f"metric: {metric}") for subject, metric in metrics]
         reduced = self.gradient == "reduced"
-        notes += seen if reduced else []
+        notes += gradients if reduced else []
         notes += [(weight.path.removeprefix(prefix), f"free, {why}") for weight, why in self.free]
         under = f", under {prefix}" if prefix else ""
         when = {1: "", "epoch": ", projected at the end of each epoch"}.get(self.every, f", each {self.every} steps")
@@ -124,12 +125,12 @@ class Plan:
             f"{self._title}{', reduced gradient' if reduced else ''}, {self.metric} metric{in_all}{when}{under}",
             ("weight", "set", "units", "axes of a unit", "rule"),
             rows,
-            grouped(notes),
+            merged_notes(notes),
         )
 
 
-def reducing(entries: Iterable[Entry]) -> list[Entry]:
-    """Those of which an optimizer is to see reduced gradients, whichever it is."""
+def reduced_entries(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries that ask for the reduced gradient and have a set that reduces it."""
     return [entry for entry in entries if entry.set.gradient == "reduced" and not entry.set.leaves_all]
 
 

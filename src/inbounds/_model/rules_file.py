@@ -1,6 +1,6 @@
-"""Rules in a TOML file become the mapping that `constrain` takes.
+"""Rules files: the arguments of `constrain` in TOML.
 
-    metric = "euclidean"                     # of training, as the arguments of `constrain`; may be left out
+    metric = "euclidean"                     # optional, as the arguments of `constrain`
     every = 10
     gradient = "reduced"
 
@@ -12,12 +12,12 @@
     Dense = "Joint(MaxNorm(2.0))"
     head = {kernel = "NonNeg", bias = "Box(-1, 1)"}
 
-A set is written as the Python code that it prints as, `&`, `where` and `on` too; a name alone is a set that takes no
-arguments. Nothing is evaluated: the code is parsed, and only sets, numbers, strings, None, lists and tuples are made of
-it.
+A set is written as the Python code that it prints as, including `&`, `where` and `on`. A name alone
+is a set without arguments. The code is parsed and not evaluated: it may hold only sets, numbers,
+strings, None, lists and tuples.
 
-A weight obeys the last rule that matches it, in the order of the file: the two tables in the order in which they first
-appear, and the rules of a table as they are written in it. So `[layers]` below `[rules]` wins over it.
+A weight obeys the last rule that matches it, in the order of the file. A table's place is where it
+first appears. So with `[layers]` below `[rules]`, the rules in `[layers]` win.
 """
 
 from __future__ import annotations
@@ -46,22 +46,15 @@ from inbounds.constraints import call_of, without_arguments
 TABLES = ("rules", "layers")
 SETTINGS = ("metric", "every", "gradient")
 
-CALLS = {"where": "MaxNorm(1.0).where([True, True, False])", "on": "MaxNorm(1.0).on(inputs=[0, 3])"}
-"""Calls of what makes a set of a set, as errors show them."""
+EXAMPLE_CALLS = {"where": "MaxNorm(1.0).where([True, True, False])", "on": "MaxNorm(1.0).on(inputs=[0, 3])"}
+"""Calls of the methods that make a set of a set, as errors show them."""
 
 EXAMPLE = 'a table [rules] with "**/kernel" = "MaxNorm(2.0)", or [layers] with Dense = "Joint(MaxNorm(2.0))"'
 
 
 @dataclass(frozen=True)
 class RulesFile:
-    """What a rules file says: the arguments of `constrain`.
-
-    Attributes:
-        rules: the mapping from selectors to sets.
-        metric: the norm in which "nearest" is meant in training.
-        every: the number of steps after which weights are projected, or "epoch".
-        gradient: what the optimizer sees, "full" or "reduced".
-    """
+    """The arguments of `constrain` that a rules file gives."""
 
     rules: dict[Any, Any]
     metric: Metric
@@ -69,17 +62,17 @@ class RulesFile:
     gradient: Gradient
 
 
-def _sets() -> dict[str, type[Set]]:
-    """Every name that an expression may use: the sets and the twins that Keras has."""
+def _sets_by_name() -> dict[str, type[Set]]:
+    """The sets by the names that an expression may use, including Keras' snake-case ones."""
     public = {name: getattr(constraints, name) for name in constraints.__all__} | constraints.SETS
     return {name: cls for name, cls in public.items() if isinstance(cls, type) and issubclass(cls, Set)}
 
 
 def read_rules(path: Path, model: Any) -> RulesFile:
-    """What a file says, for one model, whose layers the names in the file are looked up in.
+    """Reads a rules file for one model, whose layers the names in [layers] refer to.
 
     Raises:
-        FileError: the file can't be read, isn't TOML, or holds something else than rules; the text says where.
+        FileError: the file can't be read, isn't TOML, or holds anything but rules.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -104,7 +97,7 @@ def read_rules(path: Path, model: Any) -> RulesFile:
                     f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every and gradient",
                     f"{entry} = {shown(content)}",
                     where=str(path),
-                    instead=_near(entry, (*TABLES, *SETTINGS)),
+                    instead=_suggestion(entry, (*TABLES, *SETTINGS)),
                 )
             )
         if not isinstance(content, dict):
@@ -114,10 +107,13 @@ def read_rules(path: Path, model: Any) -> RulesFile:
         for key, value in content.items():
             where = f"{path}, [{entry}], {key}"
             if entry == "rules":
-                rules[key] = _read_set(value, where)
+                rules[key] = _rule_set(value, where)
+                continue
+            if isinstance(value, dict):
+                value = {name: _rule_set(given, f"{where}, {name}") for name, given in value.items()}
             else:
-                made = _layer_rule(value, where)
-                rules.update(dict.fromkeys(_layers_named(key, model, where), made))
+                value = _rule_set(value, where)
+            rules |= dict.fromkeys(_layer_selectors(key, model, where), value)
     if not rules:
         raise FileError(explain("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE))
     try:
@@ -130,27 +126,20 @@ def read_rules(path: Path, model: Any) -> RulesFile:
 
 
 def parse_set(text: str) -> Set:
-    """The set that an expression such as `"Joint(MaxNorm(1.0))"` or `"NonNeg"` means. Nothing is evaluated.
+    """The set that an expression such as `"Joint(MaxNorm(1.0))"` or `"NonNeg"` stands for.
 
     Raises:
-        SetError: it is not the code of a set, or the set's arguments are wrong.
+        SetError: the expression is not the code of a set, or the set's arguments are wrong.
     """
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-        return _set(node)
+        return _set_of(ast.parse(text.strip(), mode="eval").body)
+    except SetError:
+        raise
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        if isinstance(error, SetError):
-            raise
-        raise _not_a_set(text) from error
+        raise _not_a_set_error(text) from error
 
 
-def _layer_rule(value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        return _read_set(value, where)
-    return {name: _read_set(given, f"{where}, {name}") for name, given in value.items()}
-
-
-def _read_set(value: Any, where: str) -> Set:
+def _rule_set(value: Any, where: str) -> Set:
     if not isinstance(value, str):
         raise FileError(
             explain(
@@ -166,8 +155,8 @@ def _read_set(value: Any, where: str) -> Set:
         raise FileError(f"{error} In: {where}.") from error
 
 
-def _layers_named(name: str, model: Any, where: str) -> list[Any]:
-    """The selectors that a name in [layers] stands for: a class of the model's layers, or its layers of that name."""
+def _layer_selectors(name: str, model: Any, where: str) -> list[Any]:
+    """The selectors for a name in [layers]: a class of layers, or the layers of that name."""
     layers = layers_of(model)
     classes = {cls for layer in layers for cls in type(layer).__mro__ if issubclass(cls, keras.Layer)}
     same_class = [cls for cls in classes if cls.__name__ == name]
@@ -190,43 +179,42 @@ def _layers_named(name: str, model: Any, where: str) -> list[Any]:
                 f"{name!r} in [layers] is neither a layer of the model nor the class of one",
                 repr(name),
                 where=where,
-                instead=_near(name, sorted(set(known))),
+                instead=_suggestion(name, sorted(set(known))),
             )
         )
     return [*same_class, *same_name]
 
 
-# Expressions.
+# Expressions: from a node of the parsed code to a set or an argument.
 
 
-def _set(node: ast.expr) -> Set:
+def _set_of(node: ast.expr) -> Set:
+    found: Set
     match node:
         case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
-            return _set(left) & _set(right)
+            found = _set_of(left) & _set_of(right)
         case ast.Call(func=ast.Attribute(value=inner, attr="where" | "on" as name), args=args, keywords=keywords):
-            part: Set = _called(getattr(_set(inner), name), node, args, keywords, instead=CALLS[name])
-            return part
+            found = _called(getattr(_set_of(inner), name), node, args, keywords, EXAMPLE_CALLS[name])
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
-            pass
+            cls = _set_class(name)
+            found = _called(cls, node, args, keywords, call_of(cls), signature(cls))
         case ast.Name(id=name):
-            _set_named(name)
-            named: Set = without_arguments(name)
-            return named
+            _set_class(name)  # raises where no set has this name
+            found = without_arguments(name)
         case _:
-            raise _not_a_set(ast.unparse(node))
-    cls = _set_named(name)
-    made: Set = _called(cls, node, args, keywords, signature(cls), call_of(cls))
-    return made
+            raise _not_a_set_error(ast.unparse(node))
+    return found
 
 
 def _called(
-    fn: Any, node: ast.expr, args: list[ast.expr], keywords: list[ast.keyword], where: str = "", instead: str = ""
+    fn: Any, node: ast.expr, args: list[ast.expr], keywords: list[ast.keyword], instead: str, where: str = ""
 ) -> Any:
+    """`fn` called with the arguments of a node; `instead` and `where` are for its error."""
     names = [keyword.arg for keyword in keywords]
     if None in names or len(set(names)) < len(names):
-        raise _not_a_set(ast.unparse(node))
-    values = [_value(arg) for arg in args]
-    named = {str(keyword.arg): _value(keyword.value) for keyword in keywords}
+        raise _not_a_set_error(ast.unparse(node))
+    values = [_argument(arg) for arg in args]
+    named = {str(keyword.arg): _argument(keyword.value) for keyword in keywords}
     try:
         return fn(*values, **named)
     except TypeError as error:
@@ -240,31 +228,31 @@ def _called(
         ) from error
 
 
-def _value(node: ast.expr) -> Any:
+def _argument(node: ast.expr) -> Any:
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             return value
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
-            number = _value(operand)
+            number = _argument(operand)
             if isinstance(number, (int, float)) and not isinstance(number, bool):
                 return -number if isinstance(sign, ast.USub) else number
         case ast.List(elts=entries) | ast.Tuple(elts=entries):
-            return [_value(entry) for entry in entries]
+            return [_argument(entry) for entry in entries]
         case ast.Name(id="inf" | "nan" as name):
             return math.inf if name == "inf" else math.nan
         case ast.Call(
             func=ast.Name(id="float"), args=[ast.Constant(value="inf" | "-inf" | "nan" as text)], keywords=[]
         ):
-            return float(text)  # as sets print an infinite bound
+            return float(text)  # sets print an infinite bound so
         case ast.Name() | ast.Call() | ast.BinOp(op=ast.BitAnd()):
-            return _set(node)
+            return _set_of(node)
     raise SetError(
         explain("An argument is not a number, a string, None, a list, or a set", ast.unparse(node), instead="NonNeg()")
     )
 
 
-def _set_named(name: str) -> type[Set]:
-    sets = _sets()
+def _set_class(name: str) -> type[Set]:
+    sets = _sets_by_name()
     if sets.get(name) is Custom:
         raise SetError(
             explain(
@@ -274,18 +262,18 @@ def _set_named(name: str) -> type[Set]:
             )
         )
     if name not in sets:
-        raise SetError(explain(f"No set has the name {name!r}", repr(name), instead=_near(name, sorted(sets))))
+        raise SetError(explain(f"No set has the name {name!r}", repr(name), instead=_suggestion(name, sorted(sets))))
     return sets[name]
 
 
 def signature(cls: type[Set]) -> str:
-    """A set with its arguments and their defaults, as code."""
+    """A class of sets with its arguments and their defaults, as code."""
     bare = inspect.Parameter.empty
     parameters = [p.replace(annotation=bare) for p in inspect.signature(cls).parameters.values()]
     return f"{cls.__name__}{inspect.Signature(parameters)}"
 
 
-def _not_a_set(text: str) -> SetError:
+def _not_a_set_error(text: str) -> SetError:
     return SetError(
         explain(
             "This is not the code of a set",
@@ -295,7 +283,7 @@ def _not_a_set(text: str) -> SetError:
     )
 
 
-def _near(wanted: str, names: Iterable[str]) -> str:
+def _suggestion(wanted: str, names: Iterable[str]) -> str:
     names = list(names)
     folded = {name.lower().replace("_", ""): name for name in names}
     close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)

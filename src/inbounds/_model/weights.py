@@ -1,7 +1,7 @@
-"""The weights of a model, each with the layer that owns it and the name it has there.
+"""The weights of a model, each with the layer that owns it and its name in that layer.
 
-Keras has no public way down to the layers inside layers, nor from a variable to its layer: what is private here is in
-this module only, and `tests/test_keras_ground.py` says when it changes.
+Keras has no public way to list nested layers, nor to get from a variable to its layer. The private
+attributes that do it are used in this module only and pinned by `tests/test_keras_ground.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import keras
 
 from inbounds._arrays.ops import dtype_of
 from inbounds._errors import printable
-from inbounds._model.effective import Used, used_of
+from inbounds._model.effective_weights import EffectiveWeight, effective_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +25,16 @@ class Weight:
     Attributes:
         variable: the `keras.Variable`.
         layer: the innermost layer that owns it.
-        born_trainable: whether the layer made it for an optimizer to train (it may be frozen since).
+        created_trainable: whether the layer created it as trainable; it may be frozen since.
     """
 
     variable: Any
     layer: Any
-    born_trainable: bool
+    created_trainable: bool
 
     @property
     def path(self) -> str:
-        """As it is printed, without control characters."""
+        """The path of the variable, without control characters."""
         return printable(str(self.variable.path))
 
     @property
@@ -42,33 +42,33 @@ class Weight:
         return str(self.variable.name)
 
     @property
-    def used(self) -> Used | None:
-        """What the layer computes with in place of it; None: the weight as it is stored."""
-        return used_of(self.layer, self.name, self.variable)
+    def effective(self) -> EffectiveWeight | None:
+        """The weight that the layer computes with; None where that is the stored one."""
+        return effective_weight(self.layer, self.name, self.variable)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight as it is used: int4 is stored two in one."""
-        return tuple(self.variable.shape) if (used := self.used) is None else used.shape
+        """The shape of the effective weight: int4 stores two entries in one."""
+        return tuple(self.variable.shape) if (effective := self.effective) is None else effective.shape
 
     @property
     def dtype(self) -> str:
-        """Of the weight as it is used: float where integers are stored with a scale."""
-        return dtype_of(self.variable) if (used := self.used) is None else used.dtype
+        """The dtype of the effective weight: a float, also where integers are stored."""
+        return dtype_of(self.variable) if (effective := self.effective) is None else effective.dtype
 
     @property
     def quantized(self) -> bool:
-        """Whether integers are stored, so that no step moves it."""
-        return (used := self.used) is not None and used.quantized
+        """Whether the layer stores integers, which no training step changes."""
+        return (effective := self.effective) is not None and effective.quantized
 
     @property
-    def declared(self) -> Any:
-        """The constraint that the layer was given for it; None: none."""
-        return getattr(self.layer, self.argument) if self.argument else None
+    def declared_constraint(self) -> Any:
+        """The constraint in the layer's argument for this weight, or None."""
+        return getattr(self.layer, self.constraint_argument) if self.constraint_argument else None
 
     @property
-    def argument(self) -> str | None:
-        """The layer's attribute that holds the constraint of this weight and is saved with the layer, or None."""
+    def constraint_argument(self) -> str | None:
+        """The layer's argument for the constraint of this weight, saved with the layer, or None."""
         candidates = {
             "recurrent_kernel": ["recurrent_constraint"],
             "depthwise_kernel": ["depthwise_constraint"],
@@ -79,14 +79,15 @@ class Weight:
 
 
 def layers_of(model: Any) -> list[Any]:
-    """A model or layer and every layer inside it, each once."""
+    """A model or layer and all layers nested in it, each once."""
     return list({id(layer): layer for layer in model._flatten_layers()}.values())
 
 
 def weights_of(layers: Iterable[Any]) -> list[Weight]:
     """The weights that these layers own themselves, each once, in Keras' order.
 
-    A wrapper may hold a weight of the layer inside it as its own (SpectralNormalization): the inner layer owns it.
+    A wrapper such as SpectralNormalization lists a weight of its inner layer as its own. The inner
+    layer is taken as the owner.
     """
     found: dict[int, Weight] = {}
     for layer in layers:
@@ -103,25 +104,24 @@ def variables_of(model: Any) -> list[Any]:
     return [weight.variable for weight in weights_of(layers_of(model))]
 
 
-def variables_behind(values: Sequence[Any]) -> list[Any]:
-    """The variables that some values belong to; a variable is its own, and what belongs to none stays.
+def variables_of_values(values: Sequence[Any]) -> list[Any]:
+    """The Keras variables that these values belong to; variables and unknown values stay.
 
-    A loop of TensorFlow may hand an optimizer `variable.value`, which knows no constraint, in place of the variable.
-    Where there is such a value, all living variables are looked at, once per optimizer.
+    A TensorFlow loop may give an optimizer `variable.value`, which has no constraint. The variable
+    is then searched among all living objects, once per optimizer.
     """
     if all(isinstance(value, keras.Variable) for value in values):
         return list(values)
     alive = [thing for thing in gc.get_objects() if issubclass(type(thing), keras.Variable)]
-    behind = {id(variable.value): variable for variable in alive}
-    return [value if isinstance(value, keras.Variable) else behind.get(id(value), value) for value in values]
+    by_value = {id(variable.value): variable for variable in alive}
+    return [value if isinstance(value, keras.Variable) else by_value.get(id(value), value) for value in values]
 
 
-def owners_of(variables: Sequence[Any]) -> list[Any]:
+def layers_owning(variables: Sequence[Any]) -> list[Any]:
     """The living layers that own these variables.
 
-    A constraint given to a layer's constructor is handed a variable, and from there is no way back to the layer, which
-    it needs for the axes and for the bias that belongs to a kernel. All living layers are looked at, once per
-    optimizer.
+    Keras gives a layer's constraint only the variable. The set also needs the layer, for the axes
+    of a unit and the bias of a kernel. All living objects are searched, once per optimizer.
     """
     wanted = {id(variable) for variable in variables}
     alive = [

@@ -16,11 +16,11 @@ import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, to_numpy
 from inbounds._errors import ConstraintViolation, SetError, explain, printable, shown
-from inbounds._model.claims import selected
 from inbounds._model.layout import layout_of
 from inbounds._model.plan import Entry
-from inbounds._model.rules import obstacle, resolve
-from inbounds._model.table import counted
+from inbounds._model.rules import resolve, why_unenforceable
+from inbounds._model.selectors import selected_weights
+from inbounds._model.table import quantity
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._report.report import Report, Row, Status
 from inbounds._sets.custom import Custom
@@ -69,7 +69,7 @@ def audit(
     layers = layers_of(model)
     weights = weights_of(layers)
     selectors = [] if accept is None else accept if isinstance(accept, (list, tuple)) else [accept]
-    accepted = {id(weight.variable) for selector in selectors for weight in selected(selector, layers, weights)}
+    accepted = {id(weight.variable) for selector in selectors for weight in selected_weights(selector, layers, weights)}
     rows = [_row(entry, asked=rules is not None, step=steps_taken(model, entry)) for entry in plan.entries]
     for weight, why in plan.free:
         rows.append(_free_row(weight, why, weights, asked=rules is not None, accepted=id(weight.variable) in accepted))
@@ -107,7 +107,7 @@ def check(
     if bad:
         worst = max(bad, key=lambda row: (row.violated > 0, row.violation))
         where = " + ".join(worst.paths)
-        by = f", {worst.violated} of {counted(worst.units, 'unit')} by up to {worst.violation:.3g}" * (
+        by = f", {worst.violated} of {quantity(worst.units, 'unit')} by up to {worst.violation:.3g}" * (
             worst.violated > 0
         )
         text = f"{worst.set} on {where} is {worst.status}{by}"
@@ -119,12 +119,12 @@ def check(
 
 def nothing_constrained(model: Any, report: Report) -> ConstraintViolation:
     """The error that says so, with a line to type that constrains the model."""
-    born = [weight for weight in weights_of(layers_of(model)) if weight.born_trainable]
+    born = [weight for weight in weights_of(layers_of(model)) if weight.created_trainable]
     line = f"inbounds.constrain(model, {{'**/{born[0].name}': inbounds.MaxNorm(2.0)}})" if born else ""
     return ConstraintViolation(
         explain(
             "Nothing is constrained: no weight of the model has a set",
-            f"model {report.model!r} with {counted(len(report.rows), 'weight')}",
+            f"model {report.model!r} with {quantity(len(report.rows), 'weight')}",
             instead=line,
         ),
         report,
@@ -144,7 +144,7 @@ def _remedy(model: Any, row: Row, rules: Any) -> str:
         return " Instead: inbounds.project(model)."
     declared = _declared(weight)
     meant = declared if isinstance(declared, Set) else _as_set(declared)
-    if isinstance(meant, (Custom, Joint)) or obstacle(weight) or weight.quantized:
+    if isinstance(meant, (Custom, Joint)) or why_unenforceable(weight) or weight.quantized:
         return ""
     return f" Instead: {_rule_for(_selector(weight, weights), meant)}."
 
@@ -196,20 +196,21 @@ def _row(entry: Entry, *, asked: bool, label: str = "", step: int = 0) -> Row:
 
 def _as_used(weight: Weight) -> Any:
     """The numbers that the layer computes with: those of the variable, or made of it."""
-    return weight.variable if (used := weight.used) is None else used.value()
+    return weight.variable if (effective := weight.effective) is None else effective.value()
 
 
 def _made_of(entry: Entry) -> list[str]:
-    return [f"{weight.name} is {used.words}" for weight in entry.weights if (used := weight.used) is not None]
+    pairs = ((weight.name, weight.effective) for weight in entry.weights)
+    return [f"{name} is {effective.description}" for name, effective in pairs if effective]
 
 
 def _unkept(entry: Entry) -> str:
     """Why nothing would keep a declared set; empty where something does, or where no step moves the weights."""
     if any(weight.quantized for weight in entry.weights):
         moving = [weight.name for weight in entry.weights if weight.variable.trainable]
-        moving += ["the adapter" for weight in entry.weights if (used := weight.used) is not None and used.adapted]
+        moving += ["the adapter" for weight in entry.weights if weight.effective and weight.effective.adapted]
         return f"nothing keeps the units inside while {' and '.join(moving)} trains" if moving else ""
-    reasons = [f"{weight.name}: {why}" for weight in entry.weights if (why := obstacle(weight))]
+    reasons = [f"{weight.name}: {why}" for weight in entry.weights if (why := why_unenforceable(weight))]
     if all(weight.variable.constraint is None for weight in entry.weights):
         reasons.append(
             "declared, but Keras applies only what a variable has: the argument was set after the layer was built"
@@ -221,7 +222,11 @@ def _free_row(weight: Weight, why: str, weights: Sequence[Weight], *, asked: boo
     """A weight without a set of inbounds: it may have a constraint of Keras, or one that never reached the variable."""
     declared = None if asked else _declared(weight)
     if declared is None or weight.dtype not in MANTISSA_BITS:
-        note = why if declared is None else f"{why}; {weight.argument} is declared, but the weight is {weight.dtype}"
+        note = (
+            why
+            if declared is None
+            else f"{why}; {weight.constraint_argument} is declared, but the weight is {weight.dtype}"
+        )
         status: Status = "free" if declared is None else "unenforced"
         return Row(
             (weight.path,), "" if declared is None else _shown(declared), 0, 0, 0.0, None, math.nan, 0.0, status, note
@@ -240,7 +245,7 @@ def _free_row(weight: Weight, why: str, weights: Sequence[Weight], *, asked: boo
 
 def _declared(weight: Weight) -> Any:
     constraint = weight.variable.constraint
-    return weight.declared if constraint is None else constraint
+    return weight.declared_constraint if constraint is None else constraint
 
 
 def _along_fan_in(constraint: Set, weight: Weight, fan_in: Any, weights: Sequence[Weight]) -> tuple[int, str]:
@@ -254,7 +259,7 @@ def _along_fan_in(constraint: Set, weight: Weight, fan_in: Any, weights: Sequenc
     found = constraint.measure([_as_used(weight)], [span])
     outside = int(np.sum(found.outside))
     note = (
-        f"axis {constraint.axis} is not the layer's fan-in {span}: of its {counted(found.excess.size, 'unit')} "
+        f"axis {constraint.axis} is not the layer's fan-in {span}: of its {quantity(found.excess.size, 'unit')} "
         f"{outside} are outside"
     )
     if not outside:

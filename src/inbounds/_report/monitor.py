@@ -12,7 +12,7 @@ from inbounds._arrays.ops import to_numpy
 from inbounds._errors import RuleError, WeightNotMovedWarning, explain
 from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve
-from inbounds._model.table import counted
+from inbounds._model.table import quantity
 from inbounds._model.weights import Weight, layers_of
 from inbounds._report.audit import audit, nothing_constrained
 from inbounds._report.report import Report
@@ -138,7 +138,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
                 unmoved.append(weight.path)
                 if weight.path not in self._warned:
                     self._warned.add(weight.path)
-                    _warn(entry, weight, f"epoch {epoch + 1}, {counted(steps - before, 'step')}")
+                    _warn(entry, weight, f"epoch {epoch + 1}, {quantity(steps - before, 'step')}")
         self.unmoved = tuple(unmoved)
         self._seen = {id(weight.variable): now for _, weight, now in found}
 

@@ -18,7 +18,7 @@ from inbounds._arrays.ops import MANTISSA_BITS, cast, dense, dtype_of, quiet, to
 from inbounds._arrays.units import Units
 from inbounds._errors import RuleError, explain, printable, shown
 from inbounds._model.plan import Entry
-from inbounds._model.table import common_parts, counted, grouped, table
+from inbounds._model.table import common_prefix, merged_notes, quantity, table
 from inbounds._train.bound import in_force
 from inbounds._train.optimizers import steps_taken
 from inbounds._train.threads import visits
@@ -71,16 +71,16 @@ class Pressure:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return f"<Pressure on {counted(len(self), 'set')} of {self.model}; print it to see them>"
+        return f"<Pressure on {quantity(len(self), 'set')} of {self.model}; print it to see them>"
 
     def __str__(self) -> str:
-        prefix = common_parts(path for row in self for path in row.paths)
+        prefix = common_prefix(path for row in self for path in row.paths)
         named = [(row, [path.removeprefix(prefix) for path in row.paths]) for row in self]
         return table(
             f"Pressure on {self.model}: the fall of the loss for each unit by which a bound is loosened",
             ("weight", "set", "units", "largest", "unit", "costing"),
             [("\n".join(paths), row.set, row.values.size, *_cells(row)) for row, paths in named],
-            grouped((" + ".join(paths), row.note) for row, paths in named),
+            merged_notes((" + ".join(paths), row.note) for row, paths in named),
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inbounds._errors import InboundsError, explain
-from inbounds._model.table import common_parts, grouped, table
+from inbounds._model.table import common_prefix, merged_notes, table
 
 Status = Literal["holds", "violated", "unenforced", "misaligned", "free"]
 
@@ -81,12 +81,12 @@ class Report:
 
     def __str__(self) -> str:
         columns = ("weight", "set", "units", "violated", "violation", "worst", "active", "tolerance", "status")
-        prefix = common_parts(path for row in self.rows for path in row.paths)
+        prefix = common_prefix(path for row in self.rows for path in row.paths)
         named = [(row, [path.removeprefix(prefix) for path in row.paths]) for row in self.rows]
         rows = [("\n".join(paths), *_cells(row)[1:-1]) for row, paths in named if row.status != "free"]
         notes = [(" + ".join(paths), f"free, {row.note}" if row.status == "free" else row.note) for row, paths in named]
         under = f", under {prefix}" if prefix not in ("", f"{self.model}/") else ""
-        return table(f"Audit of {self.model}{under}: {self._verdict()}", columns, rows, grouped(notes))
+        return table(f"Audit of {self.model}{under}: {self._verdict()}", columns, rows, merged_notes(notes))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data. What has no number in JSON, infinities and NaN, is None."""

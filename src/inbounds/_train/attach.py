@@ -14,7 +14,7 @@ from inbounds._arrays.ops import as_written, is_concrete, no_gradient, to_numpy
 from inbounds._arrays.units import Units
 from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, explain, shown
 from inbounds._model.plan import Entry, Plan
-from inbounds._model.rules import guesses, resolve
+from inbounds._model.rules import guess_warning, resolve
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.arguments import gradient_name, interval
 from inbounds._sets.set import Set
@@ -77,7 +77,7 @@ def constrain(
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
     """
     plan = _constrain(model, rules, metric, every, gradient)
-    if text := guesses(plan.entries):
+    if text := guess_warning(plan.entries):
         warnings.warn(text, LayoutWarning, stacklevel=2)
     for weight_paths, why in not_carried(model, plan):
         warnings.warn(
@@ -211,7 +211,9 @@ def release(model: Model) -> None:
     """
     _clear(model)
     for weight in weights_of(layers_of(model)):
-        if isinstance(weight.variable.constraint, Set) or (weight.quantized and isinstance(weight.declared, Set)):
+        if isinstance(weight.variable.constraint, Set) or (
+            weight.quantized and isinstance(weight.declared_constraint, Set)
+        ):
             weight.variable.constraint = None
             _set_argument(weight, None)
     _renew(model)
@@ -264,6 +266,6 @@ def _renew(model: Any) -> None:
 
 def _set_argument(weight: Weight, constraint: Any) -> None:
     """Gives the layer's argument, which is saved with the layer, the constraint that holds for its weight."""
-    name = weight.argument
+    name = weight.constraint_argument
     if name is not None and not isinstance(getattr(type(weight.layer), name, None), property):
         setattr(weight.layer, name, constraint)

@@ -17,7 +17,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._errors import RuleError, explain
-from inbounds._model.plan import Entry, reducing
+from inbounds._model.plan import Entry, reduced_entries
 from inbounds._train.bound import in_force, projected, reduced_gradients
 from inbounds._train.metrics import UNKNOWN, Step
 from inbounds._types import Model
@@ -101,7 +101,7 @@ def _reduced_values(model: Any, trainable_variables: Any, gradients: Any, step: 
     seen = dict(zip(map(id, variables), _like(variables, gradients, "gradients", optional=True), strict=True))
     result = dict(zip(map(id, variables), gradients, strict=True))
     with no_gradient():
-        for entry in reducing(entries):
+        for entry in reduced_entries(entries):
             _check_step(entry, step, "stateless_reduce(model, values, gradients, step=count)")
             result |= reduced_gradients(entry, seen, read, 0 if step is None else step)
     return list(result.values())

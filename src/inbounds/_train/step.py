@@ -32,8 +32,8 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope  # no pu
 from inbounds._arrays.ops import dense, dtype_of, is_concrete, is_sharded, no_gradient
 from inbounds._errors import LayoutWarning, RuleError, explain
 from inbounds._model.plan import Entry
-from inbounds._model.rules import guesses, resolve_given
-from inbounds._model.weights import owners_of, variables_behind
+from inbounds._model.rules import guess_warning, resolve_given
+from inbounds._model.weights import layers_owning, variables_of_values
 from inbounds._sets.set import Set
 from inbounds._train.bound import Bound, bind, entries_of, given_constraint, projected, reduced_gradients
 from inbounds._train.metrics import REGISTERED, UNKNOWN, Step, step_of, whole_of
@@ -76,7 +76,7 @@ def watch_optimizers() -> None:
         return
 
     def build(self: Any, variables: Sequence[Any]) -> None:
-        known = variables_behind(variables)
+        known = variables_of_values(variables)
         original(self, known)
         take_up(self, known)
 
@@ -115,11 +115,11 @@ def take_up(optimizer: Any, variables: Sequence[Any], *, begins: bool = True) ->
     given = [variable for variable in variables if isinstance(getattr(variable, "constraint", None), Set)]
     if given:
         wanted = {id(variable) for variable in given}
-        found = resolve_given(owners_of(given), given_constraint).entries
+        found = resolve_given(layers_owning(given), given_constraint).entries
         taken = [entry for entry in found if any(id(variable) in wanted for variable in entry.variables)]
         for entry in taken:
             bind(entry)
-        if text := guesses(taken):
+        if text := guess_warning(taken):
             warnings.warn(text, LayoutWarning, stacklevel=2)
     entries = entries_of(variables)
     for entry in entries:

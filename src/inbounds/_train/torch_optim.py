@@ -16,7 +16,7 @@ import keras
 
 from inbounds._arrays.ops import cast, dtype_of, no_gradient, working_dtype
 from inbounds._errors import RuleError, explain
-from inbounds._model.plan import Entry, reducing
+from inbounds._model.plan import Entry, reduced_entries
 from inbounds._model.weights import variables_of
 from inbounds._train.attach import check_steps, project
 from inbounds._train.bound import Bound, bind, entries_of, in_force, reduced_gradients
@@ -132,7 +132,7 @@ class _AfterStep:
         def reduce() -> None:
             gradients = {id(v): descending(v, v.value.grad) for v in self.variables}
             with no_gradient():
-                for entry in reducing(entries_of(self.variables)):
+                for entry in reduced_entries(entries_of(self.variables)):
                     seen = reduced_gradients(entry, gradients, lambda v: v.value.detach(), self.steps + 1)
                     for variable in (v for v in entry.variables if id(v) in seen):
                         parameter = variable.value
@@ -202,7 +202,7 @@ def _check_torch(optimizer: Any) -> None:
 def _check_reduces(optimizer: Any, entries: Sequence[Entry]) -> None:
     import torch
 
-    reduced = reducing(entries)
+    reduced = reduced_entries(entries)
     if reduced and isinstance(optimizer, torch.optim.LBFGS):
         raise RuleError(
             explain(
