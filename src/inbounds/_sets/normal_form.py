@@ -38,7 +38,7 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Units
 
-TURNS, UNROLLED = 250, 24
+TURNS, UNROLLED = 250, 40
 """At most so many looks at the multipliers, as a rule 3 to 20; where PyTorch exports or vectorizes, so many."""
 
 FARTHEST = 1e-6
@@ -47,7 +47,7 @@ FARTHEST = 1e-6
 OVERSHOOT = 0.1
 """A step is taken where the dual falls at its end by no more than this share of its rise at the beginning."""
 
-DAMPING, LEAST, MOST, BY = 1e-3, 1e-12, 1e6, 8.0
+DAMPING, LEAST, MOST, BY = 1e-2, 1e-12, 1e6, 8.0
 """The damping of Newton's method at first, at least and at most, and what it is multiplied by after a bad step."""
 
 PASSES = 2
