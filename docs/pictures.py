@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from inbounds._cli.catalogue import cards
-from inbounds._cli.pictures import EDGE, Drawing
+from inbounds._cli.pictures import HALF_WIDTH, Drawing
 
 FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- cards: written by docs/pictures.py -->\n", "\n<!-- end of cards -->"
@@ -25,7 +25,7 @@ def figure(drawing: Drawing) -> Figure:
     """A set, some points, and an arrow from each to the nearest point of the set."""
     made = Figure(figsize=(2.8, 2.8), layout="constrained")
     axes = made.subplots()
-    places = np.linspace(-EDGE, EDGE, 201)
+    places = np.linspace(-HALF_WIDTH, HALF_WIDTH, 201)
     x, y = np.meshgrid(places, places)
     axes.contourf(x, y, drawing.violation(x, y), levels=[-1, LINE], colors=[SET])
     for letter, point, near in drawing.marks:
@@ -34,9 +34,9 @@ def figure(drawing: Drawing) -> Figure:
             axes.plot(*near, "o", color=NEAREST, markersize=4)
         axes.plot(*point, "o", color=POINT, markersize=4)
         axes.annotate(letter, point, (4, 4), textcoords="offset points", fontsize=9)
-    axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), aspect="equal")
-    axes.set_xticks(range(-EDGE, EDGE + 1))
-    axes.set_yticks(range(-EDGE, EDGE + 1))
+    axes.set(xlim=(-HALF_WIDTH, HALF_WIDTH), ylim=(-HALF_WIDTH, HALF_WIDTH), aspect="equal")
+    axes.set_xticks(range(-HALF_WIDTH, HALF_WIDTH + 1))
+    axes.set_yticks(range(-HALF_WIDTH, HALF_WIDTH + 1))
     axes.tick_params(labelsize=7, length=2)
     axes.grid(color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)

@@ -23,7 +23,7 @@ MATHEMATICS = ("_errors", "_types", "_arrays", "_sets", "constraints")
 OF_MODELS = {f"keras.{name}" for name in ("layers", "Layer", "Model", "models", "optimizers")}
 
 ASSIGNS = {"assign", "assign_add", "assign_sub", "scatter_update"}
-READS = {"current_constraint", "entries_of", "in_force"}  # of what is in force, in a module that can assign too
+READS = {"current_constraint", "entries_in_force"}  # of modules that can assign too
 
 MEASURING = {"_excess", "edges", "measure", "_measured", "singular_values", "violation"}
 PROJECTING = {"_project", "project", "__call__", "_move_norm", "Units", "clip_finite"}
@@ -131,14 +131,15 @@ def test_mathematics_knows_only_the_public_names_of_keras_and_no_layer(name):
 
 
 def test_weights_are_moved_in_one_package():
-    assert "_train.step" in assigning() <= set(of("_train"))
-    assert importers("_train.step") == {"__init__", "_train.attach", "_train.fit", "_train.torch_optim"}
-    assert importers("_train.rows", "_train.stacks") == {"_train.step"}
+    assert "_train.optimizer_hooks" in assigning() <= set(of("_train"))
+    by = {"__init__", "_train.attach", "_train.fit_hooks", "_train.torch_optim"}
+    assert importers("_train.optimizer_hooks") == by
+    assert importers("_train.sparse_updates", "_train.stacks") == {"_train.optimizer_hooks"}
 
 
 @pytest.mark.parametrize("name", [*of("_report"), "_cli.catalogue", "_cli.pictures"])
 def test_readers_import_nothing_that_moves_weights(name):
-    writers = assigning() | importers("_train.step") - {"__init__"}
+    writers = assigning() | importers("_train.optimizer_hooks") - {"__init__"}
     assert {member for module, member in own(name) if module in writers} <= READS
 
 
@@ -150,9 +151,9 @@ def test_the_report_knows_no_keras(name):
 def test_private_modules_of_keras_are_imported_in_three_places_only():
     private = {name: sorted(m for m in outside(name) if m.startswith("keras.src")) for name in MODULES}
     assert {name: found for name, found in private.items() if found} == {
-        "_train.carry": ["keras.src.models.functional"],
+        "_train.unsaved_sets": ["keras.src.models.functional"],
         "_model.layout": ["keras.src.layers.rnn.conv_lstm"],
-        "_train.step": ["keras.src.backend.common.stateless_scope"],
+        "_train.optimizer_hooks": ["keras.src.backend.common.stateless_scope"],
     }
 
 
@@ -180,4 +181,4 @@ def test_what_an_audit_measures_with_calls_no_projection():
 
 def test_the_audit_calls_no_projection():
     assert not attributes(tree("_report.audit")) & {"_project", "project", *ASSIGNS}
-    assert "projected" not in names(tree("_report.audit"))
+    assert "projected_values" not in names(tree("_report.audit"))

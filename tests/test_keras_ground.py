@@ -53,7 +53,7 @@ def listening(optimizer, method, told):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_takes_its_step_in_backend_update_step_with_all_variables_at_once(name):
-    """Else nothing would project after a step: `step.backend_update_step`."""
+    """Else nothing would project after a step: `optimizer_hooks.backend_update_step`."""
     layer, told = dense(), []
     optimizer = listening(made(name), "_backend_update_step", told)
     before = np.array(keras.ops.convert_to_numpy(layer.kernel.value))
@@ -68,7 +68,7 @@ def test_every_optimizer_takes_its_step_in_backend_update_step_with_all_variable
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's optimizers")
 def test_the_update_sums_the_gradients_of_all_replicas_first():
-    """Else the metric would be read of a replica's own gradients: `step.all_reduce_sum_gradients`."""
+    """Else the metric would be read of a replica's own gradients: `optimizer_hooks.all_reduce_sum_gradients`."""
     layer, told = dense(), []
     optimizer = listening(made("SGD"), "_all_reduce_sum_gradients", told)
     optimizer.apply(ones(layer.trainable_variables), layer.trainable_variables)
@@ -78,7 +78,7 @@ def test_the_update_sums_the_gradients_of_all_replicas_first():
 
 @pytest.mark.parametrize("name", ["AdamW", "Muon"])
 def test_weights_decay_in_a_method_of_their_own_before_the_update(name):
-    """Else gradients would be reduced at weights that have left the boundary: `step.apply_weight_decay`."""
+    """Else gradients would be reduced at weights that have left the boundary: `optimizer_hooks.apply_weight_decay`."""
     layer, told = dense(), []
     optimizer = listening(listening(made(name), "_apply_weight_decay", told), "_backend_update_step", told)
     assert optimizer.weight_decay, "what says that there is any"
@@ -134,7 +134,7 @@ def test_accumulation_updates_once_per_real_step():
 
 
 def test_a_real_step_is_told_by_the_count_of_all_steps():
-    """Else `step.backend_apply_gradients` would give weights back that a real step has moved."""
+    """Else `optimizer_hooks.backend_apply_gradients` would give weights back that a real step has moved."""
     layer = dense()
     optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=3)
     for taken in range(6):
@@ -156,7 +156,7 @@ def test_a_variable_without_a_gradient_is_left_out_of_the_update():
 
 
 def test_apply_calls_the_constraints_of_variables_one_by_one_after_the_step():
-    """`step.hidden_constraints` hides them, or Keras would constrain once more what was projected."""
+    """`optimizer_hooks.hidden_constraints` hides them, or Keras would constrain once more what was projected."""
     called = []
 
     def noted(w):
@@ -169,7 +169,7 @@ def test_apply_calls_the_constraints_of_variables_one_by_one_after_the_step():
 
 
 def test_backend_apply_gradients_ends_with_the_average_that_overwrites():
-    """Else a set that isn't convex would be left by the overwriting: `step.backend_apply_gradients`."""
+    """Else a set that isn't convex would be left by the overwriting: `optimizer_hooks.backend_apply_gradients`."""
     layer, told = dense(use_bias=False), []
     arguments = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1}
     optimizer = listening(keras.optimizers.SGD(0.5, **arguments), "_backend_apply_gradients", told)
@@ -181,7 +181,7 @@ def test_backend_apply_gradients_ends_with_the_average_that_overwrites():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizers_build_reaches_the_build_of_the_public_base_class(name, monkeypatch):
-    """Else that optimizer would never take up the sets of its variables: `step.watch_optimizers`."""
+    """Else that optimizer would never take up the sets of its variables: `optimizer_hooks.hook_optimizers`."""
     built = []
     base = keras.optimizers.Optimizer
     original = base.build
@@ -195,7 +195,7 @@ def test_every_optimizers_build_reaches_the_build_of_the_public_base_class(name,
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizers_apply_is_that_of_the_public_base_class(name):
-    """Else one that was built before there was a plan would go unhooked: `step.watch_optimizers`."""
+    """Else one that was built before there was a plan would go unhooked: `optimizer_hooks.hook_optimizers`."""
     assert getattr(keras.optimizers, name).apply is keras.optimizers.Optimizer.apply
 
 
@@ -216,7 +216,7 @@ def test_wrapping_optimizers_build_and_step_those_inside():
 
 
 def test_fit_ends_with_finalize_variable_values():
-    """Else the average that fit ends with would not be projected: `step.finalize_variable_values`."""
+    """Else the average that fit ends with would not be projected: `optimizer_hooks.finalize_variable_values`."""
     model, told = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), []
     model.compile(listening(keras.optimizers.SGD(0.1), "finalize_variable_values", told), "mse")
     model.fit(np.ones((4, 3)), np.ones((4, 2)), epochs=2, verbose=0)
@@ -227,7 +227,7 @@ def test_fit_ends_with_finalize_variable_values():
 
 
 def test_a_fitted_model_compiles_its_step_anew_when_forced():
-    """Else a plan would not take effect on a model that has been fitted: `attach._renew`."""
+    """Else a plan would not take effect on a model that has been fitted: `attach._rehook`."""
     model, told = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), []
     model.compile(keras.optimizers.SGD(0.1), "mse")
     model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
@@ -331,7 +331,7 @@ def test_convolutional_lstm_cells_are_where_they_were_and_own_the_weights():
 
 
 def test_functional_and_sequential_models_can_be_told_from_subclassed_ones():
-    """Else it could not be said what a file loses: `carry._saved_layers`."""
+    """Else it could not be said what a file loses: `unsaved_sets._saved_layers`."""
     from keras.src.models.functional import Functional
 
     inputs = keras.Input((3,))
@@ -392,7 +392,7 @@ def test_a_layers_constraint_argument_is_an_attribute_named_after_its_weight_and
 
 
 def test_a_recurrent_layers_arguments_are_read_only_properties_of_its_cells():
-    """Else `attach._set_argument` would set an attribute that is not the one that is saved."""
+    """Else `attach._set_layer_argument` would set an attribute that is not the one that is saved."""
     layer = keras.layers.LSTM(2)
     layer.build((1, 3, 2))
     assert isinstance(type(layer).kernel_constraint, property)
@@ -498,7 +498,7 @@ def test_torch_tells_what_is_vectorized():
 
 
 def test_every_list_of_callbacks_is_handed_its_model_by_set_model(monkeypatch):
-    """Else no fit would have a Keeper: `fit.watch_fits`."""
+    """Else no fit would have a ProjectionCallback: `fit_hooks.hook_fits`."""
     handed = []
     original = keras.callbacks.CallbackList.set_model
     monkeypatch.setattr(
@@ -513,7 +513,7 @@ def test_every_list_of_callbacks_is_handed_its_model_by_set_model(monkeypatch):
 
 
 def test_a_fit_begins_an_epoch_after_all_callbacks_have_begun_and_evaluates_before_the_epoch_ends():
-    """Else the Keeper would project before other callbacks load weights, or after they save them."""
+    """Else the ProjectionCallback would project before other callbacks load weights, or after they save them."""
     events = []
 
     class Listening(keras.callbacks.Callback):
@@ -538,7 +538,7 @@ def test_a_fit_begins_an_epoch_after_all_callbacks_have_begun_and_evaluates_befo
 
 
 def test_averages_are_swapped_in_and_out_by_one_method_that_is_told_apart_by_a_flag():
-    """Else averages would be evaluated as they are: `fit._swapped_inside`."""
+    """Else averages would be evaluated as they are: `fit_hooks._project_after_swap`."""
     model = keras.Sequential([dense()])
     model.compile(keras.optimizers.SGD(0.1, use_ema=True), "mse")
     model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0)
@@ -575,7 +575,7 @@ def test_an_optimizer_keeps_what_it_lists_and_saves_in_a_plain_list():
     keras.backend.backend() != "jax", reason="only JAX keeps the state of a fit apart from the variables"
 )
 def test_on_jax_a_fit_is_told_by_the_state_that_it_holds():
-    """Else a plan made within a fit would lengthen a list that the fit has taken: `attach._renew`."""
+    """Else a plan made within a fit would lengthen a list that the fit has taken: `attach._rehook`."""
     model = keras.Sequential([dense()])
     model.compile("sgd", "mse")
     seen = []
@@ -587,7 +587,7 @@ def test_on_jax_a_fit_is_told_by_the_state_that_it_holds():
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="where Keras calls no callback from another thread")
 def test_callbacks_are_asked_again_whether_they_are_safe_in_another_thread():
-    """Else a Monitor that is in no list would audit while the model is stepped: `fit._with_a_keeper`."""
+    """Else a Monitor in no list would audit while the model is stepped: `fit_hooks._add_projection_callback`."""
     callbacks = keras.callbacks.CallbackList()
     assert callbacks._async_train
     callbacks._configure_async_dispatch([ib.Monitor()])
@@ -596,7 +596,7 @@ def test_callbacks_are_asked_again_whether_they_are_safe_in_another_thread():
 
 @pytest.mark.parametrize("name", ["fit", "train_on_batch"])
 def test_every_model_of_keras_is_trained_by_the_method_of_keras_model(name):
-    """Else a training that raises would end outside, and other threads wouldn't know of it: `fit.watch_fits`."""
+    """Else a training that raises would end outside, and other threads wouldn't know of it: `fit_hooks.hook_fits`."""
     inputs = keras.Input((3,))
     for model in (keras.Sequential([dense()]), keras.Model(inputs, dense()(inputs))):
         assert getattr(type(model), name) is getattr(keras.Model, name)
@@ -606,7 +606,7 @@ def test_every_model_of_keras_is_trained_by_the_method_of_keras_model(name):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="only JAX takes the values out of variables")
 def test_on_jax_a_fit_empties_the_variables_which_have_no_initializer_any_more():
-    """Else `threads.is_lost` would take an emptied variable for one that has a value."""
+    """Else `weight_access.has_lost_value` would take an emptied variable for one that has a value."""
     model = keras.Sequential([dense()])
     model.compile("sgd", "mse")
     seen = []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from inbounds._cli.catalogue import Card, card_of, cards
-from inbounds._cli.pictures import COLUMNS, DRAWINGS, EDGE, ROWS, UNDRAWN, Drawing, why_not
+from inbounds._cli.pictures import COLUMNS, DRAWINGS, HALF_WIDTH, NO_DRAWING_REASONS, ROWS, Drawing, no_drawing_reason
 from inbounds.constraints import MADE, SETS, MaxNorm
 
 pytestmark = pytest.mark.once
@@ -49,7 +49,7 @@ def raster(drawing):
     lines = drawing.text.splitlines()[1:-1]
     assert len(lines) == ROWS
     return {
-        (EDGE * (2 * column / (COLUMNS - 1) - 1), EDGE * (1 - 2 * row / (ROWS - 1))): line[column + 1]
+        (HALF_WIDTH * (2 * column / (COLUMNS - 1) - 1), HALF_WIDTH * (1 - 2 * row / (ROWS - 1))): line[column + 1]
         for row, line in enumerate(lines)
         for column in range(COLUMNS)
     }
@@ -59,10 +59,10 @@ def test_every_set_is_drawn_or_has_a_reason():
     drawn, undrawn = set(DRAWINGS), {name for name, cls in ALL.items() if name not in DRAWINGS}
     assert drawn == set(HELD)
     assert drawn | undrawn == set(ALL)
-    assert set(UNDRAWN) <= undrawn
+    assert set(NO_DRAWING_REASONS) <= undrawn
     for name in undrawn:
-        assert why_not(ALL[name])
-        assert (name in UNDRAWN) == (ALL[name].matrix is not True), f"{name}: one reason"
+        assert no_drawing_reason(ALL[name])
+        assert (name in NO_DRAWING_REASONS) == (ALL[name].matrix is not True), f"{name}: one reason"
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -86,7 +86,7 @@ def _crossed(name, x, y):
 def test_letters_are_at_the_points_and_at_the_nearest_of_the_set(name):
     """The nearest is found again among many points of the set, by distance."""
     drawing, marks = DRAWINGS[name], raster(DRAWINGS[name])
-    fine = np.linspace(-EDGE, EDGE, 1025)
+    fine = np.linspace(-HALF_WIDTH, HALF_WIDTH, 1025)
     x, y = np.meshgrid(fine, fine)
     held = drawing.violation(x, y) < 0.003
     places = np.stack([x[held], y[held]], axis=1)

@@ -23,11 +23,11 @@ from inbounds._report.pressure import Pressure, PressureRow, pressure
 from inbounds._report.report import Report, Row
 from inbounds._sets.set import Set
 from inbounds._train.attach import constrain, project, release
-from inbounds._train.fit import watch_fits
+from inbounds._train.fit_hooks import hook_fits
 from inbounds._train.metrics import register_metric
 from inbounds._train.optax import optax_wrap
+from inbounds._train.optimizer_hooks import hook_optimizers
 from inbounds._train.stateless import stateless_project, stateless_reduce
-from inbounds._train.step import watch_optimizers
 from inbounds._train.torch_optim import project_after
 from inbounds.constraints import (
     Box,
@@ -130,5 +130,5 @@ __all__ = [
     "unit_norm",
 ]
 
-watch_optimizers()
-watch_fits()
+hook_optimizers()
+hook_fits()

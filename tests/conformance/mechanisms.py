@@ -12,8 +12,8 @@ from conformance.matrix import Cell
 from inbounds._model import layout
 from inbounds._sets.joint import Joint
 from inbounds._sets.scaled import Scaled
-from inbounds._train import attach, fit, step
-from inbounds._train.metrics import UNKNOWN
+from inbounds._train import attach, fit_hooks, optimizer_hooks
+from inbounds._train.metrics import NO_METRIC
 
 ALL = ("jax", "torch", "tensorflow")
 
@@ -61,23 +61,23 @@ def after_the_average(patch):
 
     def apply_gradients(optimizer, grads, variables):
         type(optimizer)._backend_apply_gradients(optimizer, grads, variables)
-        step.project_entries(optimizer, step._hooked_entries(optimizer), optimizer.iterations + 1)
+        optimizer_hooks.project_entries(optimizer, optimizer_hooks.entries_of(optimizer), optimizer.iterations + 1)
 
-    patch.setattr(step, "backend_update_step", only_keras("_backend_update_step"))
-    patch.setattr(step, "backend_apply_gradients", apply_gradients)
+    patch.setattr(optimizer_hooks, "backend_update_step", only_keras("_backend_update_step"))
+    patch.setattr(optimizer_hooks, "backend_apply_gradients", apply_gradients)
 
 
 def each_micro_step(patch):
     """Projects after each call of `apply`, as Keras constrains."""
-    hidden = step.hidden_constraints
+    hidden = optimizer_hooks.hidden_constraints
 
     @contextmanager
     def hidden_and_then(optimizer):
         with hidden(optimizer):
             yield
-        step.project_entries(optimizer, step.entries_of(optimizer._trainable_variables), optimizer.iterations)
+        optimizer_hooks.project_entries(optimizer, optimizer_hooks.entries_of(optimizer), optimizer.iterations)
 
-    patch.setattr(step, "hidden_constraints", hidden_and_then)
+    patch.setattr(optimizer_hooks, "hidden_constraints", hidden_and_then)
 
 
 def swaps_as_keras_does(patch):
@@ -110,7 +110,7 @@ def part_by_part(patch):
 
 
 def always_due(patch):
-    patch.setattr(step, "_by_interval", lambda entries: {1: list(entries)})
+    patch.setattr(optimizer_hooks, "_by_interval", lambda entries: {1: list(entries)})
 
 
 def as_at_first(patch):
@@ -119,14 +119,16 @@ def as_at_first(patch):
 
 
 MECHANISMS = {
-    "projection when constrained": Mechanism(replaced(attach, _projected=lambda *a, **k: []), [cell("released")]),
+    "projection when constrained": Mechanism(
+        replaced(attach, _projected_entries=lambda *a, **k: []), [cell("released")]
+    ),
     "projection after the update": Mechanism(
-        replaced(step, backend_update_step=only_keras("_backend_update_step")),
+        replaced(optimizer_hooks, backend_update_step=only_keras("_backend_update_step")),
         [cell("constrain, compile, fit"), cell("train_on_batch")],
     ),
     "projection before the average": Mechanism(after_the_average, [cell("average"), cell("average", "L1Ball")]),
     "projection of an average in the weights' place": Mechanism(
-        replaced(step, backend_apply_gradients=only_keras("_backend_apply_gradients")),
+        replaced(optimizer_hooks, backend_apply_gradients=only_keras("_backend_apply_gradients")),
         [
             cell("average that overwrites", "UnitNorm"),
             cell("average that overwrites", "MaxNorm, scaled"),
@@ -134,18 +136,19 @@ MECHANISMS = {
         ],
     ),
     "projection at the end of fit": Mechanism(
-        replaced(step, finalize_variable_values=only_keras("finalize_variable_values")),
+        replaced(optimizer_hooks, finalize_variable_values=only_keras("finalize_variable_values")),
         [cell("average", "UnitNorm")],
     ),
     "begin of a fit": Mechanism(
-        replaced(fit, _begin=nothing),
+        replaced(fit_hooks, _begin_fit=nothing),
         [cell("set outside, then fit"), cell("cloned")],
     ),
     "before an evaluation": Mechanism(
-        replaced(fit.Keeper, on_test_begin=nothing), [cell("every epoch"), cell("every third step")]
+        replaced(fit_hooks.ProjectionCallback, on_test_begin=nothing),
+        [cell("every epoch"), cell("every third step")],
     ),
     "end of an epoch": Mechanism(
-        replaced(fit.Keeper, on_epoch_end=nothing), [cell("every epoch"), cell("every third step")]
+        replaced(fit_hooks.ProjectionCallback, on_epoch_end=nothing), [cell("every epoch"), cell("every third step")]
     ),
     "swapped averages": Mechanism(
         swaps_as_keras_does,
@@ -155,25 +158,25 @@ MECHANISMS = {
         ],
     ),
     "metric of the optimizer": Mechanism(
-        replaced(step, step_of=lambda *arguments: UNKNOWN),
+        replaced(optimizer_hooks, step_metric=lambda *arguments: NO_METRIC),
         [cell("at the optimum")],
     ),
     "once for each real step": Mechanism(each_micro_step, [cell("accumulation in a loop")]),
     "what another optimizer steps, given back": Mechanism(
-        replaced(step, _of_others=lambda optimizer: []),
+        replaced(optimizer_hooks, _other_optimizers_variables=lambda optimizer: []),
         [cell("accumulation in a loop", "Joint(L1Ball)", "kernels before the rest")],
         ("jax",),
         "Keras computes an update in real steps only",
     ),
     "constraints hidden from Keras": Mechanism(
-        replaced(step, hidden_constraints=nullcontext), [cell("accumulation in a loop")]
+        replaced(optimizer_hooks, hidden_constraints=nullcontext), [cell("accumulation in a loop")]
     ),
     "hooks when an optimizer is built": Mechanism(
-        replaced(step, take_up=nothing),
+        replaced(optimizer_hooks, hook_optimizer=nothing),
         [cell("average", "UnitNorm"), cell("at the optimum")],
     ),
     "a step that is compiled anew": Mechanism(
-        replaced(attach, _renew=nothing),
+        replaced(attach, _rehook=nothing),
         [cell("every third step")],
         ("jax", "tensorflow"),
         "an optimizer looks for sets in each step",
@@ -182,15 +185,17 @@ MECHANISMS = {
         transposed_like_the_others, [cell("constrain, compile, fit", layer="Conv2DTranspose")]
     ),
     "a Joint as one vector": Mechanism(part_by_part, [cell("constrain, compile, fit", "Joint(MaxNorm)")]),
-    "sets in the arguments of layers": Mechanism(replaced(attach, _set_argument=nothing), [cell("saved and loaded")]),
+    "sets in the arguments of layers": Mechanism(
+        replaced(attach, _set_layer_argument=nothing), [cell("saved and loaded")]
+    ),
     "values of frozen weights": Mechanism(
-        replaced(step, _frozen_values=lambda entries: []),
+        replaced(optimizer_hooks, _frozen_values=lambda entries: []),
         [cell("one weight frozen", "Joint(MaxNorm)")],
         ("jax",),
         "a step reads variables as they are",
     ),
     "frozen weights looked at anew": Mechanism(
-        replaced(fit, look_again=lambda optimizer: False),
+        replaced(fit_hooks, update_compiled_constants=lambda optimizer: False),
         [cell("one weight frozen", "Joint(MaxNorm)")],
         ("jax",),
         "a step reads variables as they are",

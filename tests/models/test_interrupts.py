@@ -8,7 +8,7 @@ import pytest
 from measure import inside, norms, same_bits, values_of
 
 import inbounds as ib
-from inbounds._train import stacks, step
+from inbounds._train import optimizer_hooks, stacks
 
 BACKEND = keras.backend.backend()
 ONLY = {
@@ -56,13 +56,13 @@ def before_the_projection(patch, model):
     """The weights have moved and are outside; the first step may do as it likes."""
     done = []
 
-    def once(*arguments, real=step._project_when_due):
+    def once(*arguments, real=optimizer_hooks._project_when_due):
         if done:
             return real(*arguments)
         done.append(is_inside(model))
         raise Stop
 
-    patch.setattr(step, "_project_when_due", once)
+    patch.setattr(optimizer_hooks, "_project_when_due", once)
     return done
 
 
@@ -82,16 +82,16 @@ def within_the_update(patch, model):
 def within_the_projection(patch, model):
     """The first entry of several is back inside, the others aren't yet."""
     done = []
-    patch.setattr(step, "stacks_of", lambda optimizer, entries: [[entry] for entry in entries])
+    patch.setattr(optimizer_hooks, "stacks_of", lambda optimizer, entries: [[entry] for entry in entries])
 
-    def once(entry, *arguments, real=step.projected, **named):
+    def once(entry, *arguments, real=optimizer_hooks.projected_values, **named):
         if len(done) < 2 and (done or not is_inside(model)):
             done.append(False)
             if len(done) == 2:
                 raise Stop
         return real(entry, *arguments, **named)
 
-    patch.setattr(stacks if BACKEND == "torch" else step, "projected", once)
+    patch.setattr(stacks if BACKEND == "torch" else optimizer_hooks, "projected_values", once)
     return done
 
 
@@ -137,7 +137,7 @@ def test_the_constraints_are_on_the_variables_after_a_step_that_raises(moment, m
         with pytest.raises(Stop):
             by_apply(model)
     assert all(repr(layer.kernel.constraint) == repr(ib.MaxNorm(BOUND)) for layer in model.layers)
-    assert "_inbounds_lifted" not in vars(model.optimizer)
+    assert "_inbounds_hidden" not in vars(model.optimizer)
 
 
 def test_an_average_that_is_half_in_the_weights_place_is_put_inside(monkeypatch):
@@ -145,7 +145,7 @@ def test_an_average_that_is_half_in_the_weights_place_is_put_inside(monkeypatch)
     by_apply(model)
     by_apply(model)
     with monkeypatch.context() as patch:
-        patch.setattr(step, "project_entries", stop)
+        patch.setattr(optimizer_hooks, "project_entries", stop)
         with pytest.raises(Stop):
             model.optimizer.finalize_variable_values(model.trainable_variables)
     assert ib.audit(model).ok

@@ -421,7 +421,7 @@ def of_ones_own():
 
 
 def made(name, wrap):
-    """An optimizer with what may be inside and outside of the wrapper; at last its steps are too short to count."""
+    """An optimizer with what may be inside and outside of the wrapper; rates fall as a cosine, to negligible steps."""
     import optax
 
     falling = optax.cosine_decay_schedule(0.02, 400, alpha=1e-5)

@@ -114,13 +114,13 @@ def test_by_epoch_batches_are_not_audited(digits):
 
 def test_every_n_batches_are_audited_counted_over_epochs(digits, monkeypatch):
     seen = []
-    look = ib.Monitor._look
+    look = ib.Monitor._audit
 
     def counted(self):
         seen.append(self._batches)
         look(self)
 
-    monkeypatch.setattr(ib.Monitor, "_look", counted)
+    monkeypatch.setattr(ib.Monitor, "_audit", counted)
     logs = Logs()
     fit(digits, ib.Monitor(every=2), logs)
     assert seen == [2, 3, 4, 6, 6], "batches 2, 4 and 6, and the ends of both epochs"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds._train import step
+from inbounds._train import optimizer_hooks
 
 BACKEND = keras.backend.backend()
 ROWS, WIDTH, BATCH = 12, 4, 8
@@ -38,14 +38,14 @@ on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"gradients o
 @pytest.fixture
 def asked(monkeypatch):
     """For each projection in a traced step, whether it was one of rows."""
-    answers, original = [], step.rows_moved
+    answers, original = [], optimizer_hooks.updated_rows
 
-    def rows_moved(*arguments):
+    def updated_rows(*arguments):
         rows = original(*arguments)
         answers.append(rows is not None)
         return rows
 
-    monkeypatch.setattr(step, "rows_moved", rows_moved)
+    monkeypatch.setattr(optimizer_hooks, "updated_rows", updated_rows)
     return answers
 
 
@@ -123,7 +123,7 @@ def test_projecting_the_rows_of_the_batch_ends_where_projecting_all_does(name, o
         ends.append(embeddings(model))
         assert any(asked) is (len(ends) == 1)
         asked.clear()
-        monkeypatch.setattr(step, "rows_moved", lambda *arguments: None)
+        monkeypatch.setattr(optimizer_hooks, "updated_rows", lambda *arguments: None)
     assert np.max(np.abs(ends[0] - ends[1])) < 1e-5
 
 

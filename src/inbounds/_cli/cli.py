@@ -1,4 +1,4 @@
-"""The command line. It parses, reads files and prints; all else is the library's."""
+"""The command line: parses arguments, reads files, calls the library and prints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 import inbounds
-from inbounds._cli.catalogue import TWINS, card_of, cards
+from inbounds._cli.catalogue import SNAKE_CASE_NAMES, card_of, cards
 from inbounds._errors import FileError, InboundsError, LayoutWarning, PlanNotSavedWarning, explain, printable
 from inbounds._model.layout import layout_of
 from inbounds._model.rules import resolve
@@ -32,7 +32,7 @@ from inbounds._train.attach import constrain
 
 DESCRIPTION = "Keeps the weights of Keras models inside the sets you choose, and shows that they are there."
 
-RULES = """
+RULES_EPILOG = """
 a rules file (TOML):
   [rules]                                  # weights: a glob on the end of a path
   "conv*/kernel" = "MaxNorm(1.5)"
@@ -42,18 +42,18 @@ a rules file (TOML):
 A weight obeys the last rule that matches it, in the order of the file.
 """
 
-EXIT = "exit status: 0 when every set holds, 1 when not or when nothing is constrained, 2 on an error."
+EXIT_EPILOG = "exit status: 0 when every set holds, 1 when not or when nothing is constrained, 2 on an error."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-        arguments: of the command line; None: those of the process.
+        arguments: the arguments of the command line; None: those of the process.
 
     Returns:
-        The exit status: 0 when all holds, 1 when not or when nothing is constrained, 2 on an error: one message on
-        stderr.
+        The exit status: 0 when all holds, 1 when not or when nothing is constrained, 2 on an error,
+        which prints one message on stderr.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -65,14 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InboundsError as error:
         print(f"inbounds: error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, `head` or a pager, has seen enough
+    except BrokenPipeError:  # the reader, such as `head` or a pager, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One message, as every other error; argparse would print the usage too."""
+        """Prints one message, like every other error; argparse would print the usage too."""
         self.exit(2, f"inbounds: error: {printable(message)}. Instead: {self.prog} --help.\n")
 
 
@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
             help="a Python module that registers the model's own layers; may be repeated",
         )
 
-    added = command("audit", _audit, "show whether the weights of a model are inside their sets", RULES + EXIT)
+    added = command(
+        "audit", _audit, "show whether the weights of a model are inside their sets", RULES_EPILOG + EXIT_EPILOG
+    )
     takes_model(added)
     added.add_argument(
         "--rules", metavar="FILE.toml", type=Path, help="the sets to audit; without it, those saved in the model"
@@ -118,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--json", action="store_true", help="print JSON in place of a table")
     added.add_argument("--html", metavar="OUT", type=Path, help="write an HTML page too")
 
-    added = command("project", _project, "move the weights of a model into sets, and save it with them", RULES + EXIT)
+    added = command(
+        "project", _project, "move the weights of a model into sets, and save it with them", RULES_EPILOG + EXIT_EPILOG
+    )
     takes_model(added, "IN.keras")
     added.add_argument("-o", "--output", metavar="OUT.keras", type=Path, required=True, help="the file to write")
     added.add_argument("--rules", metavar="FILE.toml", type=Path, required=True, help="the sets")
@@ -131,12 +135,12 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         _demo,
         "train small models inside their sets on real data, and audit them",
-        "It takes about a minute. " + EXIT,
+        "It takes about a minute. " + EXIT_EPILOG,
     )
     return parser
 
 
-# Commands. Each returns the exit status.
+# Commands, which return the exit status.
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -146,17 +150,17 @@ def _audit(options: argparse.Namespace) -> int:
         try:
             report.to_html(options.html)
         except OSError as error:
-            raise _not_written(options.html, error) from error
+            raise _write_error(options.html, error) from error
     print(report.to_json() if options.json else report)
     if options.html:
         print(f"Written: {printable(str(options.html))}", file=sys.stderr if options.json else sys.stdout)
     if not report.constrained:
-        said = explain(
+        message = explain(
             "Nothing is constrained: no weight of the model has a set",
             repr(str(options.model)),
             instead=f"inbounds audit {shlex.quote(str(options.model))} --rules FILE.toml",
         )
-        print(f"inbounds: {said}", file=sys.stderr)
+        print(f"inbounds: {message}", file=sys.stderr)
     return 0 if report.ok else 1
 
 
@@ -185,12 +189,12 @@ def _project(options: argparse.Namespace) -> int:
             model.save(written)
             os.replace(written, target.resolve())
     except OSError as error:
-        raise _not_written(target, error) from error
+        raise _write_error(target, error) from error
     moved = {
         printable(weight.path): float(np.max(np.abs(new - old), initial=0))
         for weight, old, new in zip(model.weights, given, projected, strict=True)
     }
-    print(_changes(before, after, moved))
+    print(_projection_table(before, after, moved))
     print(f"\nWritten: {printable(str(target))}")
     return 0 if after.ok else 1
 
@@ -200,7 +204,7 @@ def _sets(options: argparse.Namespace) -> int:
         print("\n\n".join(card_of(name).text for name in options.names))
         return 0
     all_cards = list(cards().values())
-    twins = ", ".join(f"{twin} ({name})" for twin, name in TWINS.items())
+    twins = ", ".join(f"{twin} ({name})" for twin, name in SNAKE_CASE_NAMES.items())
     summary = table(
         "The sets of inbounds.constraints, and what operators make of them",
         ("set", "a unit w satisfies", "convex"),
@@ -257,7 +261,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace, *, compiled: bool) -> Any:
-    """The model of a command, after the modules that its layers come from."""
+    """Loads the model of a command, after importing the modules of its layers."""
     if options.modules:
         sys.path.insert(0, os.getcwd())
     for name in options.modules:
@@ -292,7 +296,7 @@ def _load(options: argparse.Namespace, *, compiled: bool) -> Any:
         )
     try:
         return keras.saving.load_model(path, compile=compiled)
-    except Exception as error:  # Keras raises any of a dozen types for files that it can't read
+    except Exception as error:  # Keras raises many types for files that it can't read
         innermost = str(error).split("Exception encountered: ")[-1].split(" Full object config:")[0].strip()
         reason = textwrap.shorten(innermost.split("\n")[0].split(". ")[0], 240, placeholder=" ...").rstrip(".")
         raise FileError(
@@ -305,7 +309,7 @@ def _load(options: argparse.Namespace, *, compiled: bool) -> Any:
         ) from error
 
 
-def _not_written(path: Path, error: OSError) -> FileError:
+def _write_error(path: Path, error: OSError) -> FileError:
     reason = error.strerror or error
     return FileError(
         explain(f"Can't write {str(path)!r}: {reason}", repr(str(path)), instead="a file in a folder of yours")
@@ -315,8 +319,8 @@ def _not_written(path: Path, error: OSError) -> FileError:
 # Text.
 
 
-def _changes(before: Report, after: Report, moved: dict[str, float]) -> str:
-    """What a projection did, set by set."""
+def _projection_table(before: Report, after: Report, moved: dict[str, float]) -> str:
+    """The table of a projection: each set before and after, and how far its weights moved."""
     prefix = common_prefix(path for row in after.rows for path in row.paths)
     rows = []
     for old, new in zip(before.rows, after.rows, strict=True):
@@ -339,7 +343,7 @@ def _changes(before: Report, after: Report, moved: dict[str, float]) -> str:
 
 
 def _show_own_warnings() -> None:
-    """Warnings of inbounds in the form of its errors; others as ever."""
+    """Makes warnings of inbounds print like its errors; other warnings print as before."""
     show = warnings.showwarning
 
     def shown(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:

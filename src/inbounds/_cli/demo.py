@@ -1,7 +1,8 @@
-"""The demo: four kinds of models on real data, with constraints given as for Keras, and one with a joint constraint.
+"""The demo: five models on real data, with constraints given as for Keras, one of them joint.
 
-What to copy: import the sets from `inbounds.constraints`, give them to layers as for Keras, call `ib.constrain(model)`
-once the model is built, add `ib.Monitor()` to the callbacks, and print `ib.audit(model)` at the end.
+To copy it: import the sets from `inbounds.constraints`, give them to layers as for Keras, call
+`ib.constrain(model)` once the model is built, add `ib.Monitor()` to the callbacks, and print
+`ib.audit(model)` at the end.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from inbounds.constraints import MaxNorm, NonNeg
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
 
-# The data: handwritten digits, 8 x 8 pixels with grey levels from 0 to 16, that come with scikit-learn.
+# The data: the handwritten digits of scikit-learn, 8 x 8 pixels with grey levels from 0 to 16.
 
 
 def load_digits() -> Arrays:
-    """Images for training and for testing, and their labels.
+    """Training images, test images, training labels and test labels.
 
     Raises:
         InboundsError: scikit-learn is not installed.
@@ -51,7 +52,7 @@ def as_pictures(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def as_solids(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Each digit as a solid of 8 x 8 x 8 voxels: as high above the paper as its ink is dark."""
+    """Each digit as a solid of 8 x 8 x 8 voxels, whose height is the darkness of the ink."""
     levels = 2 * np.arange(8)
     return (images[..., np.newaxis] > levels)[..., np.newaxis].astype("float32")
 
@@ -89,7 +90,7 @@ def conv_functional() -> keras.Model:
 
 
 def zero_mean(kernel: Any) -> Any:
-    """A constraint of one's own, as Keras takes it: the entries of each filter sum to 0."""
+    """A custom constraint, as Keras takes it: the entries of each filter sum to 0."""
     return kernel - ops.mean(kernel, axis=(0, 1, 2, 3), keepdims=True)
 
 
@@ -111,12 +112,12 @@ class Solids(keras.Model):  # type: ignore[misc]  # keras has no types
 
 def conv3d_subclassed() -> keras.Model:
     model = Solids(name="conv3d_subclassed")
-    model(np.zeros((1, 8, 8, 8, 1)))  # a first batch builds a subclassed model
+    model(np.zeros((1, 8, 8, 8, 1)))  # the first batch builds a subclassed model
     return model
 
 
 def dense_joint() -> keras.Model:
-    """Each neuron's kernel column and bias entry are one vector, and its norm is bounded."""
+    """A model with a bound on the norm of each neuron's kernel column and bias entry together."""
     inputs = keras.Input((64,))
     hidden, digit = ib.Joint(ib.MaxNorm(2.0)), ib.Joint(ib.MaxNorm(1.5))
     x = layers.Dense(64, activation="relu", kernel_constraint=hidden, bias_constraint=hidden)(inputs)
@@ -136,7 +137,7 @@ def train(model: keras.Model, images: Arrays, labels: Arrays, epochs: int) -> tu
     (x, x_test), (y, y_test) = images, labels
     ib.constrain(model)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    bar = 1 if sys.stdout.isatty() else 2  # a bar is drawn over itself, which a file can't show: one line an epoch
+    bar = 1 if sys.stdout.isatty() else 2  # a progress bar, or one line an epoch
     model.fit(x, y, batch_size=32, epochs=epochs, callbacks=[ib.Monitor()], verbose=bar)
     _, accuracy = model.evaluate(x_test, y_test, verbose=0)
     return accuracy, ib.audit(model)
@@ -146,7 +147,7 @@ def demo() -> int:
     """Trains and audits the models, one after the other.
 
     Returns:
-        0 when every set of every model holds, else 1.
+        0 if every set of every model holds, else 1.
 
     Raises:
         InboundsError: scikit-learn is not installed.
@@ -162,7 +163,7 @@ def demo() -> int:
     ]
     rows = []
     for number, (make, prepare, epochs) in enumerate(models, 1):
-        keras.utils.clear_session()  # names of layers start anew
+        keras.utils.clear_session()  # layer names count from the start
         keras.utils.set_random_seed(0)
         model = make()
         print(f"\n{number} of {len(models)}: {model.name}, {model.count_params():,} weights\n", flush=True)

@@ -1,1 +1,1 @@
-"""What reads weights and changes none: audits, reports, the monitor and the pressure of bounds."""
+"""Readers of weights: audits, reports, the monitor, and the pressure of bounds."""

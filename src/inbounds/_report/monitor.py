@@ -1,4 +1,4 @@
-"""Monitor: the audit on a schedule, as a Keras callback, and the weights that training doesn't move."""
+"""`Monitor`: a Keras callback that audits on a schedule and finds weights that don't move."""
 
 from __future__ import annotations
 
@@ -14,48 +14,51 @@ from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve
 from inbounds._model.table import quantity
 from inbounds._model.weights import Weight, layers_of
-from inbounds._report.audit import audit, nothing_constrained
+from inbounds._report.audit import audit, nothing_constrained_error
 from inbounds._report.report import Report
 from inbounds._sets.arguments import interval
-from inbounds._train.bound import current_constraint, entries_of
-from inbounds._train.optimizers import WRAPPERS, optimizers_of, stepping
-from inbounds._train.warm_starts import lengths_of, measure_gradients
+from inbounds._train.attached_sets import current_constraint
+from inbounds._train.optimizer_variables import gradient_norms_of, measure_gradients
+from inbounds._train.optimizers import optimizers_stepping, steppers_of
 from inbounds._types import Every
 
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
-    """Puts `violation` and `active` of the model into the logs of training, and says which weights stand still.
+    """Adds `violation` and `active` to the logs of training, and warns of weights that don't move.
 
-    So the progress bar, History, CSV and trackers show them.
-    `violation` is the largest over the model, in the units of the weights; `active` is the share of units on their
-    boundary. List the Monitor before callbacks that should see them.
+    The progress bar, History, CSV files and trackers then show them. `violation` is the largest
+    over the model, in the units of the weights; `active` is the share of units on their boundary.
+    List the Monitor before callbacks that should see them.
 
-    A weight stands still under a set that can swallow steps (a step below half a grid step leads back to where it
-    began) where the rate is too small: after an epoch whose steps have not moved one, there is a warning, once in each
-    fit. Frozen weights, epochs without a step and a learning rate of 0 are no reason for it.
+    Some sets swallow steps: on a grid, a step below half a grid step is projected back to where it
+    began. If the steps of an epoch have not moved a weight under such a set, there is a warning,
+    once per weight in each fit. Frozen weights, epochs without a step and a learning rate of 0
+    cause none.
 
     Args:
         every: "epoch", or a number of training batches after which the model is audited too.
         stop_on_violation: ends the training when a set is violated or unenforced.
-        stationarity: puts `stationarity` into the logs too: the length of what the sets leave of the last gradient over
-            that of all of it, over all weights that are trained. It is 0 at the constrained optimum, where the gradient
-            points straight out of the sets; of a batch it is an estimate. The steps of the
-            model measure it from then on, for which its optimizers keep one variable more, that isn't saved.
+        stationarity: adds `stationarity` to the logs: the norm of the last reduced gradient over
+            that of the full one, over all trained weights. It is 0 at the constrained optimum,
+            where the gradient points straight out of the sets; from a batch it is an estimate. The
+            training steps measure it from then on, with one more variable in each optimizer, which
+            isn't saved.
 
     Attributes:
         report: the last audit; None before the first.
         unmoved: the paths of the weights that the steps of the last epoch have not moved.
 
     Raises:
-        SetError: `every` is something else.
+        SetError: `every` is neither a positive number nor "epoch".
         ConstraintViolation: when training begins, nothing is constrained.
         RuleError: when training begins, `stationarity` is asked for on several devices.
 
     Warns:
         WeightNotMovedWarning: the steps of an epoch have not moved a weight.
 
-    Cost: one audit (a pass over the weights in float64) when training begins and at each epoch or each `every` batches.
-    Of weights whose set can swallow steps, the values of an epoch ago are kept in the host's memory, 8 bytes an entry.
+    Cost: one audit (a pass over the weights in float64) when training begins and after each epoch
+    or each `every` batches. Weights whose set can swallow steps are copied to the host's memory
+    once an epoch, 8 bytes an entry.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
@@ -72,81 +75,81 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self.report: Report | None = None
         self.unmoved: tuple[str, ...] = ()
         self._batches = 0
-        self._asked = False
-        self._left = float("nan")
+        self._checked = False
+        self._last_stationarity = float("nan")
         self._warned: set[str] = set()
-        self._seen: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}
+        self._previous: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._warned = set()
-        self._seen = {}
-        self._asked = False
+        self._previous = {}
+        self._checked = False
         if self.stationarity:
-            _measure(self.model)
-        if self._is_built():  # TensorFlow builds a subclassed model with its first batch
-            self._ask()
+            _measure_gradients(self.model)
+        if self._is_built():  # TensorFlow builds a subclassed model in its first batch
+            self._check_constrained()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Before the first, the weights have been put inside."""
-        if not self._seen and self._is_built():
-            self._seen = {id(weight.variable): now for _, weight, now in self._swallowed()}
+        """Stores the values before the first epoch, which the begin of the fit has projected."""
+        if not self._previous and self._is_built():
+            self._previous = {id(weight.variable): now for _, weight, now in self._values_that_may_stall()}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if not self._asked:
-            self._ask()
+        if not self._checked:
+            self._check_constrained()
         self._batches += 1
         if isinstance(self.every, int):
             if self._batches % self.every == 0:
-                self._look()
-            self._tell(logs)
+                self._audit()
+            self._log(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._look()
-        self._tell(logs)
-        self._compare(epoch)
+        self._audit()
+        self._log(logs)
+        self._find_unmoved(epoch)
 
     def _is_built(self) -> bool:
         return all(layer.built for layer in layers_of(self.model))
 
-    def _ask(self) -> None:
-        """That something is constrained."""
-        self._asked = True
+    def _check_constrained(self) -> None:
+        """Raises an error if nothing is constrained."""
+        self._checked = True
         report = audit(self.model)
         if not report.constrained:
-            raise nothing_constrained(self.model, report)
+            raise nothing_constrained_error(self.model, report)
 
-    def _look(self) -> None:
+    def _audit(self) -> None:
         self.report = audit(self.model)
-        self._left = _stationarity(self.model) if self.stationarity else self._left
+        self._last_stationarity = _stationarity(self.model) if self.stationarity else self._last_stationarity
         if self.stop_on_violation and any(row.status in ("violated", "unenforced") for row in self.report.rows):
             self.model.stop_training = True
 
-    def _tell(self, logs: dict[str, Any] | None) -> None:
+    def _log(self, logs: dict[str, Any] | None) -> None:
         if self.report is not None and logs is not None:
             logs["violation"] = self.report.violation
             logs["active"] = self.report.active
             if self.stationarity:
-                logs["stationarity"] = self._left
+                logs["stationarity"] = self._last_stationarity
 
-    def _compare(self, epoch: int) -> None:
-        """Warns of the weights that have the same values as an epoch ago, though steps were taken."""
-        found = self._swallowed()
+    def _find_unmoved(self, epoch: int) -> None:
+        """Warns of weights that the steps of the epoch have not moved."""
+        current = self._values_that_may_stall()
         unmoved = []
-        for entry, weight, (steps, value) in found:
-            before, was = self._seen.get(id(weight.variable), (steps, value))
-            if steps > before and _rate(self.model, weight) != 0 and _same(entry, was, value):
+        for entry, weight, (steps, new) in current:
+            old_steps, old = self._previous.get(id(weight.variable), (steps, new))
+            if steps > old_steps and _learning_rate(self.model, weight) != 0 and _is_unmoved(entry, old, new):
                 unmoved.append(weight.path)
                 if weight.path not in self._warned:
                     self._warned.add(weight.path)
-                    _warn(entry, weight, f"epoch {epoch + 1}, {quantity(steps - before, 'step')}")
+                    _warn_unmoved(entry, weight, f"epoch {epoch + 1}, {quantity(steps - old_steps, 'step')}")
         self.unmoved = tuple(unmoved)
-        self._seen = {id(weight.variable): now for _, weight, now in found}
+        self._previous = {id(weight.variable): now for _, weight, now in current}
 
-    def _swallowed(self) -> list[tuple[Entry, Weight, tuple[int, np.ndarray[Any, Any]]]]:
-        """The trained weights whose sets can swallow steps, each with its steps so far and its values."""
+    def _values_that_may_stall(self) -> list[tuple[Entry, Weight, tuple[int, np.ndarray[Any, Any]]]]:
+        """The trained weights whose sets can swallow steps, each with its step count and values."""
         entries = resolve(self.model, None, current_constraint, strict=False).entries
         return [
-            (entry, weight, (_steps(self.model, weight), to_numpy(weight.variable)))
+            (entry, weight, (_step_count(self.model, weight), to_numpy(weight.variable)))
             for entry in entries
             if entry.set.swallows
             for weight in entry.weights
@@ -154,8 +157,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         ]
 
 
-def _measure(model: Any) -> None:
-    """Has the steps of a model measure their gradients, and be compiled anew where they didn't."""
+def _measure_gradients(model: Any) -> None:
+    """Makes the steps of a model measure their gradients, and has them compiled again if needed."""
     replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
     if keras.distribution.distribution() is not None or replicas > 1:
         raise RuleError(
@@ -166,38 +169,40 @@ def _measure(model: Any) -> None:
                 instead="inbounds.Monitor()",
             )
         )
-    new = [one for one in optimizers_of(model) if not isinstance(one, WRAPPERS) and lengths_of(one) is None]
-    for optimizer in new:
-        measure_gradients(optimizer, entries_of(optimizer._trainable_variables) if optimizer.built else ())
-    if new and model.train_function is not None:
+    not_measuring = [optimizer for optimizer in steppers_of(model) if gradient_norms_of(optimizer) is None]
+    for optimizer in not_measuring:
+        measure_gradients(optimizer)
+    if not_measuring and model.train_function is not None:
         model.make_train_function(force=True)
 
 
 def _stationarity(model: Any) -> float:
-    """What the sets leave of the last gradient, as a share of its length; NaN before the first step."""
-    kept = [lengths_of(one) for one in optimizers_of(model) if not isinstance(one, WRAPPERS)]
-    left, whole = np.sum([np.full(2, np.nan) if one is None else to_numpy(one) for one in kept], axis=0)
-    return float(np.sqrt(left / whole)) if whole > 0 else float("nan")
+    """The norm of the last reduced gradient over that of the full one; NaN before a step."""
+    squares = [gradient_norms_of(optimizer) for optimizer in steppers_of(model)]
+    reduced, full = np.sum([np.full(2, np.nan) if pair is None else to_numpy(pair) for pair in squares], axis=0)
+    return float(np.sqrt(reduced / full)) if full > 0 else float("nan")
 
 
-def _same(entry: Entry, was: np.ndarray[Any, Any], value: np.ndarray[Any, Any]) -> bool:
-    """Whether no entry has moved by more than what counts as inside the set, which steps leave as it is."""
-    moved = np.abs(value - was).max(initial=0.0)
+def _is_unmoved(entry: Entry, old: np.ndarray[Any, Any], new: np.ndarray[Any, Any]) -> bool:
+    """Whether no entry has moved by more than the set's tolerance, within which steps leave it."""
+    moved = np.abs(new - old).max(initial=0.0)
     return bool(moved <= entry.applied.measure(entry.variables, entry.axes).slack.max(initial=0.0))
 
 
-def _steps(model: Any, weight: Weight) -> int:
-    """How many steps the optimizers of a weight have taken."""
-    return sum(int(optimizer.iterations) for optimizer in stepping(model, [weight.variable]) if optimizer.built)
+def _step_count(model: Any, weight: Weight) -> int:
+    """The number of steps that the optimizers of a weight have taken."""
+    return sum(
+        int(optimizer.iterations) for optimizer in optimizers_stepping(model, [weight.variable]) if optimizer.built
+    )
 
 
-def _rate(model: Any, weight: Weight) -> float:
-    """The largest learning rate that the optimizers of a weight have now."""
-    rates = (optimizer.learning_rate for optimizer in stepping(model, [weight.variable]))
+def _learning_rate(model: Any, weight: Weight) -> float:
+    """The largest current learning rate of a weight's optimizers."""
+    rates = (optimizer.learning_rate for optimizer in optimizers_stepping(model, [weight.variable]))
     return max((float(keras.ops.convert_to_numpy(rate)) for rate in rates), default=0.0)
 
 
-def _warn(entry: Entry, weight: Weight, when: str) -> None:
+def _warn_unmoved(entry: Entry, weight: Weight, when: str) -> None:
     warnings.warn(
         explain(
             f"No step has moved {weight.path}: {entry.set.swallows}; or its gradient is 0",

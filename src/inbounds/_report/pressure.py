@@ -1,7 +1,8 @@
-"""What bounds cost: the part of the loss's gradient that a set takes away, as one multiplier for each unit. Reads only.
+"""`pressure`: the Lagrange multiplier of each unit's bound. It only reads.
 
-With the gradient g of the loss and the reduced gradient g_C, n = g_C - g points straight out of the set: it is what the
-set takes of the descent direction -g. At the constrained optimum g_C is 0, and n holds the Lagrange multipliers.
+Let g be the gradient of the loss and g_C the reduced gradient. Then n = g_C - g points straight out
+of the set: it is the part that the set removes from the descent direction -g. At the constrained
+optimum g_C is 0, and n gives the Lagrange multipliers.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -19,24 +21,26 @@ from inbounds._arrays.units import Units
 from inbounds._errors import RuleError, explain, printable, shown
 from inbounds._model.plan import Entry
 from inbounds._model.table import common_prefix, merged_notes, quantity, table
-from inbounds._train.bound import in_force
+from inbounds._train.attached_sets import entries_in_force
 from inbounds._train.optimizers import steps_taken
-from inbounds._train.threads import visits
+from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Data, Integer, Model
 
-Loss = Callable[[Sequence[Any], Any], Any]
-"""The loss of values and a batch."""
+BatchFunction = Callable[[Sequence[Any], Any], Any]
+"""A function of the variables' values and a batch: the loss, or its gradient."""
 
 
 @dataclass(frozen=True, eq=False)
 class PressureRow:
-    """What the bound of one set costs, for each of its units.
+    """The pressure of one set, for each of its units.
 
     Attributes:
-        paths: of the weights.
+        paths: the paths of the weights.
         set: the set, as code.
-        values: one number for each unit, in the order of the weight's axes that count units; NaN where there is none.
-        unit: the index of the unit with the largest, in those axes; None where all are 0 or NaN.
+        values: one number for each unit, in the order of the weight's axes that count units; NaN
+            where there is none.
+        unit: the index of the unit with the largest pressure, in those axes; None if all are 0 or
+            NaN.
         note: why there are no numbers.
     """
 
@@ -48,7 +52,7 @@ class PressureRow:
 
     @property
     def largest(self) -> float:
-        """The pressure that is largest in size, with its sign."""
+        """The pressure of largest absolute value, with its sign."""
         return float(self.values[np.argmax(np.abs(self.values))])
 
     @property
@@ -59,7 +63,7 @@ class PressureRow:
 
 @dataclass(frozen=True, eq=False)
 class Pressure:
-    """What the bounds of a model cost, a row for each set: print it, or iterate over it."""
+    """The pressure of a model's bounds, a row for each set: print it, or iterate over it."""
 
     model: str
     rows: tuple[PressureRow, ...]
@@ -91,47 +95,52 @@ def _cells(row: PressureRow) -> tuple[Any, ...]:
     return row.largest, unit, f"{row.costing:.0%}"
 
 
-@visits("call it in a callback of that fit, such as on_epoch_end, or once the fit has ended")
+@exclusive_access("call it in a callback of that fit, such as on_epoch_end, or once the fit has ended")
 def pressure(
     model: Model, x: Data, y: Data | None = None, sample_weight: Data | None = None, batch_size: Integer = 256
 ) -> Pressure:
-    """What each bound costs: the fall of the loss for each unit by which it is loosened, unit by unit.
+    """Measures what each bound costs: how much the loss falls if it is loosened, unit by unit.
 
-    At the constrained optimum this is the Lagrange multiplier of the bound, exactly, and 0 for a unit inside. Elsewhere
-    it is what the bound takes of the gradient as things are; on a part of the data it is an estimate. What loosening
-    means depends on the set:
+    At the constrained optimum this is exactly the Lagrange multiplier of the bound, and 0 for a
+    unit inside. Elsewhere it is the part of the current gradient that the bound removes; on a part
+    of the data it is an estimate. The bound that is loosened depends on the set:
 
-    - one number, the norm, radius or total: MaxNorm, FrobeniusNorm, MinMaxNorm (whichever bound is met), UnitNorm,
-      L1Ball, Simplex, SpectralNorm, NuclearNorm; the sum or the offset: SumTo, Halfspace, Hyperplane;
-    - NonNeg, NonPos, Box, Fixed, and what is made of them: all bounds of the unit at once;
-    - all other sets: the set is widened by a distance on all sides;
-    - `Joint`, `where` and `on`: as the set inside; `scaled`: its bound as it is at this step.
+    - one number, the norm, radius or total: MaxNorm, FrobeniusNorm, MinMaxNorm (whichever bound is
+      met), UnitNorm, L1Ball, Simplex, SpectralNorm, NuclearNorm; the sum or the offset: SumTo,
+      Halfspace, Hyperplane;
+    - NonNeg, NonPos, Box, Fixed, and sets made of them: all bounds of the unit at once;
+    - all other sets: the set grows by a distance on all sides;
+    - `Joint`, `where` and `on`: as for the set inside; `scaled`: the bound at the current step.
 
-    Where the bound is an equation (UnitNorm, Simplex, SumTo, Hyperplane) the number is raised, and a negative pressure
-    says that lowering it would lower the loss. Else a pressure is never below 0.
+    For an equation (UnitNorm, Simplex, SumTo, Hyperplane) the number is raised, and a negative
+    pressure says that lowering it would lower the loss. Otherwise a pressure is never below 0.
 
     Args:
-        model: a compiled model with a plan, or with sets that were given to its layers. Nothing of it is changed.
+        model: a compiled model with a plan, or with sets given to its layers. It is not changed.
         x: the inputs, as for `model.evaluate`: an array, or a list or dictionary of arrays.
-        y: the targets likewise.
-        sample_weight: weights of the samples likewise.
-        batch_size: samples that are looked at together.
+        y: the targets, likewise.
+        sample_weight: the weights of the samples, likewise.
+        batch_size: the number of samples in a batch.
 
     Returns:
-        The pressure: a row for every set with `paths`, `set` and `values`, one number for each unit. They are NaN for
-        sets that are neither convex nor smooth (Sparse, Grid, LowRank, a Custom that isn't said to be a projection),
-        and where a weight is frozen; the row's `note` says so.
+        The pressure: a row for every set with `paths`, `set` and `values`, one number for each
+        unit: the fall of the loss per amount by which the unit's bound is loosened. The values are
+        NaN, and the row's `note` says why, for sets that are neither convex nor smooth (Sparse,
+        Grid, LowRank, a Custom that isn't said to be a projection) and where a weight is frozen.
 
     Raises:
-        RuleError: the model isn't built or compiled, has neither plan nor sets, the data aren't arrays of the same
-            number of samples, `batch_size` is no positive number, or another thread fits the model.
+        RuleError: the model isn't built or compiled, or has neither plan nor sets; the data aren't
+            arrays with the same number of samples; `batch_size` is not a positive number; or
+            another thread fits the model.
 
-    The loss is that of `model.evaluate` with this batch size, with the losses of regularizers; nothing is in training
-    mode. A unit within a thousandth of its size of a bound counts in part.
+    The loss is that of `model.evaluate` with this batch size, including the losses of regularizers;
+    no layer is in training mode. A unit within a thousandth of its size of a bound counts in part.
 
-    Cost: one forward and one backward pass over the data, and two projections, in NumPy and float64.
+    Cost: one forward and one backward pass over the data, and two projections, in NumPy and
+    float64.
 
-    Source: Boyd and Vandenberghe, "Convex Optimization", 2004, section 5.6, on multipliers as sensitivities.
+    Source: Boyd and Vandenberghe, "Convex Optimization", 2004, section 5.6, on multipliers as
+    sensitivities.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(0.5)})
@@ -139,7 +148,7 @@ def pressure(
         >>> rows[1].values.shape
         (3,)
     """
-    entries = in_force(model)
+    entries = entries_in_force(model)
     if not getattr(model, "compiled", False):
         raise RuleError(
             explain(
@@ -151,89 +160,86 @@ def pressure(
     variables = model.trainable_variables
     means = _mean_gradients(model, variables, (x, y, sample_weight), batch_size)
     gradients = dict(zip(map(id, variables), means, strict=True))
-    return Pressure(printable(str(model.name)), tuple(_row(model, entry, gradients) for entry in entries))
+    return Pressure(printable(str(model.name)), tuple(_pressure_row(model, entry, gradients) for entry in entries))
 
 
-def _row(model: Any, entry: Entry, gradients: Mapping[int, Any]) -> PressureRow:
+def _pressure_row(model: Any, entry: Entry, gradients: Mapping[int, Any]) -> PressureRow:
     frozen = [weight.name for weight in entry.weights if id(weight.variable) not in gradients]
     note = "" if entry.set.reduces else "no pressure, the set is neither convex nor smooth"
     note = f"no pressure, {' and '.join(frozen)} is frozen" if frozen else note
     if note:
         return PressureRow(entry.paths, repr(entry.set), np.full(entry.units, np.nan), None, note)
-    owner = entry.applied.at(steps_taken(model, entry))
+    applied = entry.applied.at(steps_taken(model, entry))
     coarsest = min((weight.dtype for weight in entry.weights), key=MANTISSA_BITS.__getitem__)
     units = replace(Units.of(list(map(to_numpy, entry.variables)), entry.axes), dtype=coarsest)
     gradient = units.with_parts([gradients[id(variable)] for variable in entry.variables])
     with quiet(units.parts[0]):
-        taken = owner.reduced(units, gradient).map(lambda left, g: left - g, gradient)
-        values = owner.multiplier(units, taken)
+        removed = applied.reduced(units, gradient).map(lambda reduced, full: reduced - full, gradient)
+        values = applied.multiplier(units, removed)
     largest = int(np.argmax(np.nan_to_num(np.abs(values))))
     shape = units.shape if units.count == values.size else values.shape
-    costs = np.isfinite(values[largest]) and values[largest] != 0
-    unit = tuple(int(i) for i in np.unravel_index(largest, shape)) if costs else None
+    has_pressure = np.isfinite(values[largest]) and values[largest] != 0
+    unit = tuple(int(i) for i in np.unravel_index(largest, shape)) if has_pressure else None
     return PressureRow(entry.paths, repr(entry.set), values, unit)
 
 
 def _mean_gradients(model: Any, variables: Sequence[Any], data: Any, batch_size: Any) -> list[np.ndarray[Any, Any]]:
-    """The gradient of the loss by each variable, its mean over the samples, in float64."""
-    trains = {"training": False} if "training" in inspect.signature(model.compute_loss).parameters else {}
+    """The gradient of the loss by each variable, averaged over the samples, in float64."""
+    training = {"training": False} if "training" in inspect.signature(model.compute_loss).parameters else {}
 
     def loss(values: Sequence[Any], batch: Any) -> Any:
         x, y, weight = batch
         mapping = list(zip(variables, values, strict=True))
-        # What is assigned in a scope is dropped with it; what Keras makes at the first call mustn't be made in a trace.
+        # The scope discards assignments. Keras must not create variables within a trace.
         with keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False):
-            return model.compute_loss(x=x, y=y, y_pred=model(x, training=False), sample_weight=weight, **trains)
+            return model.compute_loss(x=x, y=y, y_pred=model(x, training=False), sample_weight=weight, **training)
 
-    by_backend = {"jax": _in_jax, "torch": _in_torch, "tensorflow": _in_tensorflow}
-    gradient = by_backend[keras.backend.backend()](loss, bool(model.run_eagerly))
+    gradient = _gradient_of(loss, compiled=not model.run_eagerly)
     values = [variable.value for variable in variables]
     sums, samples = [np.zeros(variable.shape) for variable in variables], 0
     try:
         for batch, size in _batches(data, batch_size):
-            for total, found in zip(sums, gradient(values, batch), strict=True):
-                total += size * to_numpy(dense(found))
+            for total, part in zip(sums, gradient(values, batch), strict=True):
+                total += size * to_numpy(dense(part))
             samples += size
     finally:
-        with keras.StatelessScope():  # it makes them when it ends
+        with keras.StatelessScope():  # its end creates the variables that the call above did not
             pass
     return [total / samples for total in sums]
 
 
-def _in_jax(loss: Loss, eagerly: bool) -> Loss:
-    import jax
+def _gradient_of(loss: BatchFunction, *, compiled: bool) -> BatchFunction:
+    """The gradient of the loss by the values; `compiled` matters on JAX only."""
+    if keras.backend.backend() == "jax":
+        import jax
 
-    gradient: Loss = jax.grad(loss)
-    return gradient if eagerly else jax.jit(gradient)
+        gradient: BatchFunction = jax.grad(loss)
+        return jax.jit(gradient) if compiled else gradient
+    return partial(_torch_gradient if keras.backend.backend() == "torch" else _tensorflow_gradient, loss)
 
 
-def _in_torch(loss: Loss, eagerly: bool) -> Loss:
+def _torch_gradient(loss: BatchFunction, values: Sequence[Any], batch: Any) -> Any:
     import torch
 
-    def gradient(values: Sequence[Any], batch: Any) -> Any:
-        with torch.enable_grad():
-            return torch.autograd.grad(loss(values, batch), values, allow_unused=True, materialize_grads=True)
-
-    return gradient
+    with torch.enable_grad():
+        return torch.autograd.grad(loss(values, batch), values, allow_unused=True, materialize_grads=True)
 
 
-def _in_tensorflow(loss: Loss, eagerly: bool) -> Loss:
+def _tensorflow_gradient(loss: BatchFunction, values: Sequence[Any], batch: Any) -> Any:
     import tensorflow as tf
 
-    def gradient(values: Sequence[Any], batch: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            found = loss(values, batch)
-        return tape.gradient(found, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-
-    return gradient
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        result = loss(values, batch)
+    return tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
 def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:
-    """Inputs, targets and weights of so many samples each, as tensors, and how many there are.
+    """Batches of inputs, targets and sample weights as tensors, each with its number of samples.
 
     Raises:
-        RuleError: the data aren't arrays, of the same number of samples, one or more; or `batch_size` isn't positive.
+        RuleError: the data aren't arrays with the same number of samples, at least one; or
+            `batch_size` isn't positive.
     """
     shapes = [tuple(getattr(leaf, "shape", ())) for leaf in keras.tree.flatten(data) if leaf is not None]
     counts = {shape[:1] for shape in shapes}
@@ -247,13 +253,13 @@ def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:
             )
         )
 
-    def taken(array: Any, start: int) -> Any:
+    def batch_of(array: Any, start: int) -> Any:
         if array is None:
             return None
         tensor = keras.ops.convert_to_tensor(array[start : start + batch_size])
-        return cast(tensor, keras.config.floatx()) if dtype_of(tensor) in MANTISSA_BITS else tensor  # as Keras does
+        return cast(tensor, keras.config.floatx()) if dtype_of(tensor) in MANTISSA_BITS else tensor
 
     (samples,) = min(counts)
     for start in range(0, samples, batch_size):
-        batch = keras.tree.map_structure(lambda array, start=start: taken(array, start), data)
+        batch = keras.tree.map_structure(lambda array, start=start: batch_of(array, start), data)
         yield batch, min(batch_size, samples - start)

@@ -1,4 +1,4 @@
-"""Report and its rows: frozen data that becomes text, JSON or HTML. Knows no Keras."""
+"""`Report` and `Row`: frozen data that prints as text, JSON or HTML. Imports no Keras."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inbounds._model.table import common_prefix, merged_notes, table
 Status = Literal["holds", "violated", "unenforced", "misaligned", "free"]
 
 STATUSES: tuple[Status, ...] = ("violated", "unenforced", "misaligned", "holds", "free")
-"""In the order in which a verdict counts them."""
+"""The statuses in the order in which a verdict counts them."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,20 @@ class Row:
     """One set on one weight, or on several that form joint units; or a weight without a set.
 
     Attributes:
-        paths: of the weights.
+        paths: the paths of the weights.
         set: the set, as code; empty for a free weight.
-        units: how many units there are.
-        violated: how many of them are outside by more than `tolerance`.
-        violation: the largest, in the units of the weight; infinity where there are NaN or infinities.
-        worst_unit: the index of the unit with the largest violation, in the weight's axes that count units; None where
-            none is outside.
-        active: the share of units on their boundary; NaN where it can't be told.
-        tolerance: what counts as inside.
-        status: "holds"; "violated"; "unenforced": declared, but nothing would keep it; "misaligned": a constraint of
-            Keras holds along its axis, which is not the layer's fan-in, along which units are outside; "free": no set.
-        note: what else there is to know.
+        units: the number of units.
+        violated: the number of units outside by more than `tolerance`.
+        violation: the largest violation, in the units of the weight; infinity for NaN or
+            infinities.
+        worst_unit: the index of the unit with the largest violation, in the weight's axes that
+            count units; None if none is outside.
+        active: the share of units on their boundary; NaN if the set has no boundary.
+        tolerance: the largest violation that counts as inside.
+        status: "holds"; "violated"; "unenforced": declared, but nothing applies it; "misaligned": a
+            constraint of Keras holds along its axis, that axis is not the layer's fan-in, and units
+            along the fan-in are outside; "free": no set.
+        note: further remarks.
     """
 
     paths: tuple[str, ...]
@@ -52,14 +54,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What an audit found: print it, or read `ok` and `rows`."""
+    """The result of an audit: print it, or read `ok` and `rows`."""
 
     model: str
     rows: tuple[Row, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether something is constrained, and every set holds and would be kept."""
+        """Whether something is constrained, and every set holds and is enforced."""
         return bool(self.constrained) and all(row.status == "holds" for row in self.constrained)
 
     @property
@@ -74,10 +76,10 @@ class Report:
 
     @property
     def active(self) -> float:
-        """The share of units on their boundary over the model, of those sets where it can be told."""
-        told = [row for row in self.constrained if not math.isnan(row.active)]
-        units = sum(row.units for row in told)
-        return sum(row.active * row.units for row in told) / units if units else 0.0
+        """The share of units on their boundary over the model, among sets that have one."""
+        rows = [row for row in self.constrained if not math.isnan(row.active)]
+        units = sum(row.units for row in rows)
+        return sum(row.active * row.units for row in rows) / units if units else 0.0
 
     def __str__(self) -> str:
         columns = ("weight", "set", "units", "violated", "violation", "worst", "active", "tolerance", "status")
@@ -89,13 +91,13 @@ class Report:
         return table(f"Audit of {self.model}{under}: {self._verdict()}", columns, rows, merged_notes(notes))
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data. What has no number in JSON, infinities and NaN, is None."""
-        rows = [{name: _plain(value) for name, value in asdict(row).items()} for row in self.rows]
+        """The report as plain data. Infinities and NaN, which JSON lacks, become None."""
+        rows = [{name: _json_value(value) for name, value in asdict(row).items()} for row in self.rows]
         return {
             "model": self.model,
             "ok": self.ok,
-            "violation": _plain(self.violation),
-            "active": _plain(self.active),
+            "violation": _json_value(self.violation),
+            "active": _json_value(self.active),
             "rows": rows,
         }
 
@@ -130,8 +132,8 @@ class Report:
 
     def _verdict(self) -> str:
         counts = Counter(row.status for row in self.rows)
-        said = [] if self.constrained else ["nothing is constrained"]
-        return ", ".join(said + [f"{counts[status]} {status}" for status in STATUSES if counts[status]])
+        parts = [] if self.constrained else ["nothing is constrained"]
+        return ", ".join(parts + [f"{counts[status]} {status}" for status in STATUSES if counts[status]])
 
 
 def _cells(row: Row) -> tuple[Any, ...]:
@@ -143,5 +145,5 @@ def _cells(row: Row) -> tuple[Any, ...]:
     return (paths, row.set, row.units, row.violated, row.violation, worst, active, row.tolerance, row.status, row.note)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

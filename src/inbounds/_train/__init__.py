@@ -1,1 +1,1 @@
-"""What moves weights: a plan in force, and the steps and fits that it follows."""
+"""The only writers of weights: plans attached to models, and hooks on training steps and fits."""

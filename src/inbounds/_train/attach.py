@@ -1,4 +1,4 @@
-"""Plans in force: `constrain`, `release` and `project`. With the step hook the only writer of weights."""
+"""`constrain`, `release` and `project`: attach sets to a model, remove them, project weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ from inbounds._model.rules import guess_warning, resolve
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.arguments import gradient_name, interval
 from inbounds._sets.set import Set
-from inbounds._train.bound import Bound, bind, given_constraint, in_force, projected, value_once
-from inbounds._train.carry import not_carried
-from inbounds._train.metrics import whole_of, words_of
-from inbounds._train.optimizers import optimizers_of, stepping, steps_taken
-from inbounds._train.step import let_go, take_up
-from inbounds._train.threads import visits
+from inbounds._train.attached_sets import (
+    AttachedSet,
+    attach_set,
+    entries_in_force,
+    given_constraint,
+    numpy_or_dtensor,
+    projected_values,
+)
+from inbounds._train.metrics import describe_metric, full_gradient_reason
+from inbounds._train.optimizer_hooks import hook_optimizer, unhook_optimizer
+from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
+from inbounds._train.unsaved_sets import unsaved_sets
+from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Every, Gradient, Interval, Metric, Model, Rules
 
-_IN_A_CALLBACK = "call it in a callback of that fit, such as on_epoch_end, or once the fit has ended"
+_CALL_FROM_CALLBACK = "call it in a callback of that fit, such as on_epoch_end, or once the fit has ended"
 
 
 def constrain(
@@ -39,39 +46,44 @@ def constrain(
 ) -> Plan:
     """Keeps weights of a model inside sets, from now on.
 
-    The weights are inside at once, after every step of every Keras optimizer, and after `fit`, also with moving
-    averages. A model may be compiled or not, trained or not; constraining again replaces the plan.
+    The weights are projected at once, after every step of every Keras optimizer, and after `fit`,
+    also with moving averages. The model may be compiled or not, trained or not. Constraining again
+    replaces the plan.
 
     Args:
         model: a built `keras.Model` or layer.
-        rules: a mapping from selectors to sets, or a list of such pairs. A selector is a glob on the end of a weight's
-            path (`"conv*/kernel"`; `*` within a part, `**` over parts), a callable(layer, variable) -> bool, a layer, a
-            class of layers, or a `keras.Variable`, which takes a list, since Python can't hash it as a key. For weights
-            the value is a set (or a callable from tensor to tensor); for layers it is a `Joint`, or a mapping from
-            weights' names to sets. A weight obeys the last rule that matches it. None: the constraints given to layers
-            as arguments.
-        gradient: what the optimizer sees. "reduced": not the part that points out of the set, so that any optimizer
-            ends at the constrained optimum, see docs/optimizers.md; "full": all of it. The plan says which sets that
-            makes no difference to, and why. It is saved with the sets, as all of these are.
-        metric: the norm in which "nearest" is meant in training. "optimizer": the one in which the optimizer steps,
-            where that and the set have one, which makes the constrained optimum a fixed point by itself; "euclidean";
-            "auto": the optimizer's where gradients are full, or the set is made of a 1-norm, whose faces steps drag
-            along otherwise. The plan shows what it is for each weight.
-        every: the number of steps after which weights are projected, or "epoch". Above 1, weights may be outside in
-            between, also in files that are saved then; at the end of each epoch, before an evaluation within `fit` and
-            after `fit` they are inside.
+        rules: a mapping from selectors to sets, or a list of such pairs. A selector is a glob on
+            the end of a weight's path (`"conv*/kernel"`; `*` matches within a part, `**` over
+            parts), a callable(layer, variable) -> bool, a layer, a class of layers, or a
+            `keras.Variable`, which needs the list, since Python can't hash it as a key. For weights
+            the value is a set, or a callable from tensor to tensor; for layers it is a `Joint`, or
+            a mapping from weights' names to sets. A weight obeys the last rule that matches it.
+            None: the constraints given to layers as arguments.
+        gradient: the gradient that the optimizer sees. "reduced": without the part that points out
+            of the set, so that any optimizer converges to the constrained optimum, see
+            docs/optimizers.md; "full": unchanged. The plan says for which sets the two are the
+            same, and why. Saved with the sets, like `metric` and `every`.
+        metric: the norm in which the projection after a step is nearest. "optimizer": the
+            optimizer's own, where it and the set have one; then the constrained optimum is a fixed
+            point even with full gradients. "euclidean". "auto": the optimizer's where gradients are
+            full, or the set is made of a 1-norm, whose faces the steps drag along otherwise. The
+            plan shows the metric of each weight.
+        every: the number of steps between projections, or "epoch". Above 1, weights may be outside
+            between projections, also in files saved then; they are inside at the end of each epoch,
+            before an evaluation within `fit`, and after `fit`.
 
     Returns:
         The plan; `print(plan)` shows every weight, its set, its units and axes, or why it has none.
 
     Raises:
-        RuleError: the model isn't built, a rule matches nothing, a set can't apply, or a plan of another model holds a
-            weight, or another thread fits the model; no weight has been touched.
-        SetError: `every` is something else.
+        RuleError: the model isn't built, a rule matches nothing, a set can't apply, a plan of
+            another model holds a weight, or another thread fits the model. No weight has been
+            changed.
+        SetError: `every` is neither a positive number nor "epoch".
 
     Warns:
-        PlanNotSavedWarning: a `.keras` file can't carry all of the plan; says which weights.
-        LayoutWarning: the units of a weight were guessed, since its layer's layout is not known.
+        PlanNotSavedWarning: a `.keras` file can't hold the whole plan; names the weights.
+        LayoutWarning: the layout of a layer is unknown, so the units of its weight were guessed.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
@@ -79,7 +91,7 @@ def constrain(
     plan = _constrain(model, rules, metric, every, gradient)
     if text := guess_warning(plan.entries):
         warnings.warn(text, LayoutWarning, stacklevel=2)
-    for weight_paths, why in not_carried(model, plan):
+    for weight_paths, why in unsaved_sets(model, plan):
         warnings.warn(
             explain(
                 "A .keras file does not carry the whole plan",
@@ -93,12 +105,13 @@ def constrain(
     return plan
 
 
-@visits(_IN_A_CALLBACK)
+@exclusive_access(_CALL_FROM_CALLBACK)
 def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: Gradient) -> Plan:
-    """What `constrain` does to a model, but for its warnings, which name the line that calls it."""
+    """Does the work of `constrain`, which itself warns: warnings name the line of its caller."""
     every = interval("constrain", every, "steps", "constrain(model, rules, every=100)")
     gradient = gradient_name("constrain", gradient, RuleError)
-    plan = _in_training(model, _centred(resolve(model, rules, given_constraint, metric)), metric, every, gradient)
+    plan = _with_current_centers(resolve(model, rules, given_constraint, metric))
+    plan = _with_training_options(model, plan, metric, every, gradient)
     if not plan.entries:
         raise RuleError(
             explain(
@@ -108,43 +121,43 @@ def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: G
                 instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)})",
             )
         )
-    _check_alone(model)
-    values = _projected(model, plan.entries, read=value_once)
-    _clear(model)
+    _check_no_other_plan(model)
+    values = _projected_entries(model, plan.entries, read=numpy_or_dtensor)
+    _restore_given_constraints(model)
     for variable, value in values:
         variable.assign(value)
     for entry in plan.entries:
-        bind(entry, model)
+        attach_set(entry, model)
         for weight in entry.weights:
-            _set_argument(weight, entry.set)
-    _renew(model)
+            _set_layer_argument(weight, entry.set)
+    _rehook(model)
     return plan
 
 
-def _centred(plan: Plan) -> Plan:
-    """The plan, with the current weights in the place of the centre "current"."""
+def _with_current_centers(plan: Plan) -> Plan:
+    """The plan with the current weights in place of the centre "current"."""
 
-    def about(entry: Entry) -> Entry:
+    def centered(entry: Entry) -> Entry:
         if not entry.set.centers:
             return entry
         values = [to_numpy(weight.variable) for weight in entry.weights]
         current = values[0] if len(values) == 1 else Units.of(values, entry.axes).rows()
         return replace(entry, set=entry.set.about(current))
 
-    return replace(plan, entries=tuple(map(about, plan.entries)))
+    return replace(plan, entries=tuple(map(centered, plan.entries)))
 
 
-def _in_training(model: Any, plan: Plan, metric: Metric, every: Interval, gradient: Gradient) -> Plan:
+def _with_training_options(model: Any, plan: Plan, metric: Metric, every: Interval, gradient: Gradient) -> Plan:
     entries = (replace(entry, set=entry.set.in_training(metric, every, gradient)) for entry in plan.entries)
-    measured, seen = partial(_measured_by, model), partial(_seen_by, model)
-    return replace(plan, entries=tuple(entries), every=every, gradient=gradient, metrics=measured, whole=seen)
+    described, reason = partial(_metric_description, model), partial(_full_gradient_reason, model)
+    return replace(plan, entries=tuple(entries), every=every, gradient=gradient, metrics=described, whole=reason)
 
 
-def _check_alone(model: Any) -> None:
-    """That no plan of another model holds a weight of this one: of two plans, one would be broken in silence."""
+def _check_no_other_plan(model: Any) -> None:
+    """Checks that no plan of another model holds a weight of this one: it would be broken."""
     for weight in weights_of(layers_of(model)):
         constraint = weight.variable.constraint
-        if isinstance(constraint, Bound) and constraint.model not in (None, model):
+        if isinstance(constraint, AttachedSet) and constraint.model not in (None, model):
             raise RuleError(
                 explain(
                     "A weight is in the plan of another model",
@@ -156,36 +169,40 @@ def _check_alone(model: Any) -> None:
             )
 
 
-def _projected(model: Any, entries: Sequence[Entry], **how: Any) -> list[tuple[Any, Any]]:
-    """The variables of some entries with their nearest values, also the frozen ones, as the optimizers count steps."""
+def _projected_entries(model: Any, entries: Sequence[Entry], **options: Any) -> list[tuple[Any, Any]]:
+    """The variables of some entries, frozen ones too, with their projected values."""
+    pairs = []
     with no_gradient():
-        return [
-            pair for entry in entries for pair in projected(entry, frozen_too=True, at=steps_taken(model, entry), **how)
-        ]
+        for entry in entries:
+            step_count = steps_taken(model, entry)
+            pairs += projected_values(entry, include_frozen=True, step_count=step_count, **options)
+    return pairs
 
 
-def _measured_by(model: Any, entry: Entry) -> str:
-    """What the metric of an entry is in the steps of the optimizers that the model has now."""
+def _metric_description(model: Any, entry: Entry) -> str:
+    """The metric of an entry under the model's current optimizers, in words."""
     variables = entry.variables
-    return words_of(stepping(model, variables), entry.set, variables, rows_only=bool(_rows_only(entry)))
+    sparse = bool(_sparse_gradient_reason(entry))
+    return describe_metric(optimizers_stepping(model, variables), entry.set, variables, sparse_gradient=sparse)
 
 
-def _seen_by(model: Any, entry: Entry) -> str:
-    """Why those optimizers see all of the gradient of an entry."""
-    return whole_of(stepping(model, entry.variables), entry.set) or _rows_only(entry)
+def _full_gradient_reason(model: Any, entry: Entry) -> str:
+    """Why the model's current optimizers see the full gradient of an entry; empty if they don't."""
+    optimizers = optimizers_stepping(model, entry.variables)
+    return full_gradient_reason(optimizers, entry.set) or _sparse_gradient_reason(entry)
 
 
-def _rows_only(entry: Entry) -> str:
-    """Why no gradient of an entry is reduced on TensorFlow, where that of an Embedding names rows."""
-    named = any(isinstance(weight.layer, keras.layers.Embedding) for weight in entry.weights)
-    return "it names rows of a batch only" if named and keras.backend.backend() == "tensorflow" else ""
+def _sparse_gradient_reason(entry: Entry) -> str:
+    """Why the gradient of an entry is not reduced on TensorFlow, where an Embedding's is sparse."""
+    embedding = any(isinstance(weight.layer, keras.layers.Embedding) for weight in entry.weights)
+    return "it names rows of a batch only" if embedding and keras.backend.backend() == "tensorflow" else ""
 
 
-def check_steps(entries: Sequence[Entry], loop: str, instead: str) -> None:
-    """That a loop which counts steps can follow when entries are projected.
+def check_interval(entries: Sequence[Entry], loop: str, instead: str) -> None:
+    """Checks that no entry is projected at the end of epochs, which the loop doesn't know.
 
     Raises:
-        RuleError: one is projected at the end of each epoch.
+        RuleError: an entry has `every="epoch"`.
     """
     for entry in entries:
         if entry.set.every == "epoch":
@@ -199,40 +216,41 @@ def check_steps(entries: Sequence[Entry], loop: str, instead: str) -> None:
             )
 
 
-@visits(_IN_A_CALLBACK)
+@exclusive_access(_CALL_FROM_CALLBACK)
 def release(model: Model) -> None:
-    """Takes the plan of a model away; its weights stay as they are and are free from now on.
+    """Removes the plan of a model; its weights keep their values and are free from now on.
 
-    Sets of inbounds that were given to layers as arguments go too. A constraint of Keras' own, or a callable, that a
-    rule had replaced is back in its place.
+    Sets of inbounds that were given to layers as arguments are removed too. A constraint of Keras
+    or a callable that a rule had replaced is restored.
 
     Raises:
-        RuleError: it is not a model, or another thread fits it.
+        RuleError: the argument is not a model, or another thread fits it.
     """
-    _clear(model)
+    _restore_given_constraints(model)
     for weight in weights_of(layers_of(model)):
         if isinstance(weight.variable.constraint, Set) or (
             weight.quantized and isinstance(weight.declared_constraint, Set)
         ):
             weight.variable.constraint = None
-            _set_argument(weight, None)
-    _renew(model)
+            _set_layer_argument(weight, None)
+    _rehook(model)
 
 
 def project(model: Model) -> None:
     """Projects the weights of a model now: for loops that train without a Keras optimizer.
 
-    The model may have a plan, or sets that were given to its layers. Frozen weights are projected too.
+    The model may have a plan, or sets given to its layers. Frozen weights are projected too.
 
     Raises:
-        RuleError: the model has neither, `jax.jit` traces the call, or another thread fits the model.
+        RuleError: the model has neither, `jax.jit` traces the call, or another thread fits the
+            model.
     """
     as_written(_project)(model)
 
 
-@visits(_IN_A_CALLBACK)
+@exclusive_access(_CALL_FROM_CALLBACK)
 def _project(model: Any) -> None:
-    values = _projected(model, in_force(model))
+    values = _projected_entries(model, entries_in_force(model))
     if any(is_concrete(variable.value) and not is_concrete(value) for variable, value in values):
         raise RuleError(
             explain(
@@ -245,27 +263,28 @@ def _project(model: Any) -> None:
         variable.assign(value)
 
 
-def _clear(model: Any) -> None:
-    """Every variable and layer as it was before a plan held."""
+def _restore_given_constraints(model: Any) -> None:
+    """Gives every variable and layer the constraint that it had before the plan."""
     for weight in weights_of(layers_of(model)):
-        if isinstance(weight.variable.constraint, Bound):
-            given = given_constraint(weight.variable)
-            weight.variable.constraint = given
-            _set_argument(weight, given)
+        if isinstance(weight.variable.constraint, AttachedSet):
+            constraint = given_constraint(weight.variable)
+            weight.variable.constraint = constraint
+            _set_layer_argument(weight, constraint)
 
 
-def _renew(model: Any) -> None:
-    """Has the step compiled anew, also within a fit, and the optimizers that are built take the plan up."""
+def _rehook(model: Any) -> None:
+    """Hooks the built optimizers of a model again and discards its compiled training step."""
     if getattr(model, "train_function", None) is not None:
         model.make_train_function(force=True)
     for optimizer in optimizers_of(model):
-        let_go(optimizer)
+        unhook_optimizer(optimizer)
         if optimizer.built:
-            take_up(optimizer, optimizer._trainable_variables, begins=not getattr(model, "_jax_state", None))
+            may_add_variables = not getattr(model, "_jax_state", None)
+            hook_optimizer(optimizer, optimizer._trainable_variables, may_add_variables=may_add_variables)
 
 
-def _set_argument(weight: Weight, constraint: Any) -> None:
-    """Gives the layer's argument, which is saved with the layer, the constraint that holds for its weight."""
+def _set_layer_argument(weight: Weight, constraint: Any) -> None:
+    """Sets the constraint argument of a weight's layer, which Keras saves with the layer."""
     name = weight.constraint_argument
     if name is not None and not isinstance(getattr(type(weight.layer), name, None), property):
         setattr(weight.layer, name, constraint)

@@ -1,8 +1,9 @@
-"""The metric of a training step, read from the optimizer's state: the one place that knows what each optimizer keeps.
+"""The metrics of Keras' optimizers, read from their state.
 
-An optimizer that steps entry by entry moves a weight by `-m / d`. In the norm `sum d (y - x)^2` the nearest point of a
-convex set makes the constrained optimum a fixed point of step and projection, see docs/optimizers.md. A reader gives
-`d` up to a factor: what a factor does to all of a unit's entries does nothing to the nearest point.
+An optimizer that steps entry by entry moves a weight by `-m / d`, where `d` is the diagonal of its
+metric. Projected in the norm `sum d (y - x)^2`, the constrained optimum is a fixed point of step
+and projection, see docs/optimizers.md. A reader may return `d` up to a factor common to a unit's
+entries, which leaves the nearest point unchanged.
 """
 
 from __future__ import annotations
@@ -21,67 +22,71 @@ from inbounds._sets.set import Set
 from inbounds._train.optimizers import WRAPPERS
 
 Reader = Callable[[Any, Any, Any], Any]
-"""From an optimizer, a variable and its gradient in this step to a tensor like it; None: all entries alike."""
+"""Maps an optimizer, a variable and its gradient to the diagonal of the metric.
+
+The diagonal has the shape of the variable; None stands for a constant one.
+"""
 
 EUCLIDEAN = "Euclidean"
 
 
 @dataclass(frozen=True)
-class Metric:
-    """How the steps of one kind of optimizer measure.
+class OptimizerMetric:
+    """The metric of one class of optimizers.
 
     Attributes:
-        reader: what reads it; None: all entries step alike.
-        words: what it is.
-        steady: whether it hardly changes from one step to the next, as a mean over many does.
-        averages: whether the steps follow an average of gradients, as momentum is, and not each as it comes.
+        reader: reads the diagonal; None: it is constant.
+        description: what the diagonal is, in words.
+        steady: whether the diagonal changes little between steps, as an average over many does.
+        averages_gradients: whether the optimizer steps along an average of gradients (momentum).
     """
 
     reader: Reader | None
-    words: str = ""
+    description: str = ""
     steady: bool = True
-    averages: bool = True
+    averages_gradients: bool = True
 
 
 @dataclass(frozen=True)
-class Step:
-    """What the projection after a step knows of it; for each variable of an entry.
+class StepMetric:
+    """The metric of one training step on one entry, and the warm start of its projection.
 
     Attributes:
-        costs: what moves of its entries cost, which a projection may compute in; None: all the same.
-        warm: the variable that carries what this projection starts from, and the next one will; None: nothing.
-        anew: with it, what reads the costs once more; see `go_on` of sets.
-        steady: whether the costs are about those of the step before.
+        diagonals: the diagonal for each variable of the entry; None: the Euclidean metric.
+        warm_start: the optimizer's variable that holds the warm start; None: there is none.
+        reread: with a warm start, reads the diagonals again; see `go_on` of sets.
+        steady: see `OptimizerMetric`.
     """
 
-    costs: Sequence[Array] | None = None
-    warm: Any = None
-    anew: Callable[[], Sequence[Array] | None] | None = None
+    diagonals: Sequence[Array] | None = None
+    warm_start: Any = None
+    reread: Callable[[], Sequence[Array] | None] | None = None
     steady: bool = True
 
 
-UNKNOWN = Step()
-"""No step, as when weights are put inside by themselves."""
+NO_METRIC = StepMetric()
+"""No known metric: the projection is Euclidean. Also stands for no training step."""
 
-REGISTERED: list[type] = []
-"""The classes of `register_metric`, one after the other: where there are more, a compiled step is out of date."""
+REGISTERED_OPTIMIZERS: list[type] = []
+"""The classes given to `register_metric`. Steps compiled before the last one are out of date."""
 
 
 def register_metric(optimizer: type[Any], reader: Reader, words: str = "registered") -> None:
-    """Teaches inbounds the metric in which an optimizer of one's own steps.
+    """Registers the metric in which a custom optimizer steps.
 
     Args:
-        optimizer: a subclass of `keras.optimizers.Optimizer`; its own subclasses count too, unless they define another
-            `update_step`.
-        reader: a callable(optimizer, variable, gradient), called within the training step right after the update, with
-            the optimizer's state as it is then. It returns a tensor shaped like the variable, above 0: what the step
-            was divided by, entry by entry; or None where all entries are divided by the same.
-        words: what the plan says of it.
+        optimizer: a subclass of `keras.optimizers.Optimizer`. The metric also holds for its own
+            subclasses, unless they define another `update_step`.
+        reader: a callable(optimizer, variable, gradient), called within the training step right
+            after the update, with the optimizer's state as it is then. It returns the diagonal of
+            the metric, a positive tensor shaped like the variable that the step was divided by,
+            entry by entry; or None where all entries are divided by the same number.
+        words: the metric's description in the plan.
 
     Raises:
-        RuleError: it is not a class of optimizers with an `update_step`, `reader` takes no three arguments, or `words`
-            are no string; in the first step, where what `reader` returns is no tensor of real numbers shaped like the
-            variable.
+        RuleError: `optimizer` is not a class of optimizers with an `update_step`, `reader` doesn't
+            take three arguments, or `words` is not a string. In the first step: the result of
+            `reader` is not a tensor of real numbers shaped like the variable.
 
     Example:
         >>> class Signed(keras.optimizers.SGD):
@@ -89,9 +94,9 @@ def register_metric(optimizer: type[Any], reader: Reader, words: str = "register
         ...         self.assign_sub(variable, learning_rate * keras.ops.sign(gradient))
         >>> register_metric(Signed, lambda optimizer, variable, gradient: keras.ops.abs(gradient) + 1e-12)
     """
-    kind = inspect.isclass(optimizer) and issubclass(optimizer, keras.optimizers.Optimizer)
-    steps = kind and optimizer is not keras.optimizers.Optimizer and optimizer not in WRAPPERS
-    if not steps or not _takes_three(reader) or not isinstance(words, str):
+    is_optimizer = inspect.isclass(optimizer) and issubclass(optimizer, keras.optimizers.Optimizer)
+    steps = is_optimizer and optimizer is not keras.optimizers.Optimizer and optimizer not in WRAPPERS
+    if not steps or not _takes_three_arguments(reader) or not isinstance(words, str):
         raise RuleError(
             explain(
                 "register_metric is not given a class of optimizers with an `update_step`, "
@@ -102,63 +107,65 @@ def register_metric(optimizer: type[Any], reader: Reader, words: str = "register
         )
 
     def read(optimizer: Any, variable: Any, gradient: Any) -> Any:
-        cost = reader(optimizer, variable, gradient)
-        if cost is None:
+        diagonal = reader(optimizer, variable, gradient)
+        if diagonal is None:
             return None
-        shape, dtype = getattr(cost, "shape", None), getattr(cost, "dtype", None)
+        shape, dtype = getattr(diagonal, "shape", None), getattr(diagonal, "dtype", None)
         real = dtype is not None and not any(kind in str(dtype) for kind in ("bool", "complex", "str"))
         if shape is None or tuple(shape) != tuple(variable.shape) or not real:
             raise RuleError(
                 explain(
                     "The reader of a metric did not return a tensor of real numbers shaped like the variable",
-                    f"{type(cost).__name__} with shape={shape if shape is None else tuple(shape)}, dtype={dtype}",
+                    f"{type(diagonal).__name__} with shape={shape if shape is None else tuple(shape)}, dtype={dtype}",
                     where=f"{optimizer.__class__.__name__}, {variable.path} of shape {tuple(variable.shape)}",
                     instead="keras.ops.broadcast_to(cost, variable.shape), or None where all entries cost the same",
                 )
             )
-        return keras.ops.copy(cost)  # it may be what the optimizer keeps
+        return keras.ops.copy(diagonal)  # it may be the optimizer's own tensor
 
-    _METRICS[optimizer] = Metric(read, words, steady=False)
-    REGISTERED.append(optimizer)
+    _METRICS[optimizer] = OptimizerMetric(read, words, steady=False)
+    REGISTERED_OPTIMIZERS.append(optimizer)
 
 
-def _takes_three(reader: Any) -> bool:
+def _takes_three_arguments(reader: Any) -> bool:
     if not callable(reader):
         return False
     try:
         inspect.signature(reader).bind(None, None, None)
     except TypeError:
         return False
-    except ValueError:  # of a callable that tells nothing
+    except ValueError:  # the callable has no signature
         return True
     return True
 
 
-def metric_of(optimizer: Any) -> Metric | None:
-    """The metric of an optimizer; None: of an unknown kind."""
+def optimizer_metric(optimizer: Any) -> OptimizerMetric | None:
+    """The metric of an optimizer; None if it is unknown."""
     own: Any = type(optimizer)
     for kind in own.__mro__:
-        if kind in _METRICS and own.update_step is kind.update_step:  # else it steps in a way of its own
+        if kind in _METRICS and own.update_step is kind.update_step:  # not overridden
             return _METRICS[kind]
     return None
 
 
-def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any], *, rows_only: bool = False) -> str:
-    """What the metric of a set is in training, or why it is the Euclidean one.
+def describe_metric(
+    optimizers: Sequence[Any], constraint: Set, variables: Sequence[Any], *, sparse_gradient: bool = False
+) -> str:
+    """The metric in which a set is projected in training, or why it is the Euclidean one.
 
     Args:
-        optimizers: those that step the variables; none, where the model isn't compiled.
-        owner: the set.
-        variables: that make its units together.
-        rows_only: whether their gradients name rows, and aren't reduced.
+        optimizers: the optimizers that step the variables; none if the model isn't compiled.
+        constraint: the set.
+        variables: the variables that make up its units.
+        sparse_gradient: whether their gradient is sparse, and therefore not reduced.
     """
-    if owner.metric == "euclidean":
+    if constraint.metric == "euclidean":
         return f"{EUCLIDEAN}, as asked for"
-    if owner.same_in_every_metric:
+    if constraint.same_in_every_metric:
         return "the same in all: each entry by itself"
-    if not owner.reduces and not owner.weighs:
+    if not constraint.reduces and not constraint.weighs:
         return f"{EUCLIDEAN}: the set is not convex"
-    if not owner.weighs:
+    if not constraint.weighs:
         return f"{EUCLIDEAN}: in another the set has no formula"
     if not any(variable.trainable for variable in variables):
         return "none: frozen, no step moves it"
@@ -168,169 +175,175 @@ def words_of(optimizers: Sequence[Any], owner: Set, variables: Sequence[Any], *,
         return "that of the one that steps it, known once the optimizers are built"
     if len(optimizers) > 1:
         return f"{EUCLIDEAN}: {len(optimizers)} optimizers step weights of one unit"
-    name, found = type(optimizers[0]).__name__, metric_of(optimizers[0])
-    if not owner.follows((found is None or found.averages) and not rows_only):
+    name, metric = type(optimizers[0]).__name__, optimizer_metric(optimizers[0])
+    if not constraint.follows((metric is None or metric.averages_gradients) and not sparse_gradient):
         return f"{EUCLIDEAN}: {name} sees the reduced gradient"
-    if found is None:
+    if metric is None:
         return f"{EUCLIDEAN}: that of {name} is not known, see register_metric"
-    if found.reader is None:
+    if metric.reader is None:
         return f"{EUCLIDEAN}: {name} steps all entries alike"
-    return f"{name}: {found.words}"
+    return f"{name}: {metric.description}"
 
 
-def whole_of(optimizers: Sequence[Any], owner: Set) -> str:
-    """Why optimizers see all of a gradient, in words; empty: they see what the set leaves of it.
+def full_gradient_reason(optimizers: Sequence[Any], constraint: Set) -> str:
+    """Why optimizers see the full gradient, in words; empty if they see the reduced one.
 
     Args:
-        optimizers: those that step the variables of a unit; none, where the model isn't compiled.
-        owner: the set.
+        optimizers: the optimizers that step the variables; none if the model isn't compiled.
+        constraint: the set.
     """
-    if owner.gradient == "full":
+    if constraint.gradient == "full":
         return "as asked for"
     if len(optimizers) > 1 and any(optimizer.built for optimizer in optimizers):
         return f"{len(optimizers)} optimizers step weights of one unit"
-    if owner.follows(averages=False):
-        for kind, why in _SEES_WHOLE.items():
+    if constraint.follows(averages=False):
+        for kind, why in _NEED_FULL_GRADIENT.items():
             if any(isinstance(optimizer, kind) for optimizer in optimizers):
                 return f"{kind.__name__} {why}"
-    if owner.reduces and any(isinstance(optimizer, _STEPS_ELSEWHERE) for optimizer in optimizers):
+    if constraint.reduces and any(isinstance(optimizer, _STEP_ANOTHER_SEQUENCE) for optimizer in optimizers):
         return ""
-    return owner.leaves_all
+    return constraint.leaves_all
 
 
-def step_of(optimizer: Any, owner: Set, variables: Sequence[Any], gradients: Sequence[Any]) -> Step:
-    """What the projection on a set knows of the step that an optimizer has just taken.
+def step_metric(optimizer: Any, constraint: Set, variables: Sequence[Any], gradients: Sequence[Any]) -> StepMetric:
+    """The metric of the step that an optimizer has just taken.
 
     Args:
-        optimizer: after its update.
-        owner: the set.
-        variables: that make its units together.
-        gradients: for each, its gradient in the step; None for one that wasn't stepped, as one that is frozen.
+        optimizer: the optimizer, after its update.
+        constraint: the set.
+        variables: the variables that make up its units.
+        gradients: the gradient of each variable; None for one that wasn't stepped.
     """
-    metric = metric_of(optimizer)
-    rows_only = any(is_sparse(gradient) for gradient in gradients)  # of which none is reduced
-    if metric is None or metric.reader is None or not owner.follows(metric.averages and not rows_only):
-        return UNKNOWN
-    costs: list[Array] = []
+    metric = optimizer_metric(optimizer)
+    sparse_gradient = any(is_sparse(gradient) for gradient in gradients)  # these are never reduced
+    if (
+        metric is None
+        or metric.reader is None
+        or not constraint.follows(metric.averages_gradients and not sparse_gradient)
+    ):
+        return NO_METRIC
+    diagonals: list[Array] = []
     for variable, gradient in zip(variables, gradients, strict=True):
         dtype = working_dtype(dtype_of(variable))
-        if gradient is None and variable.trainable:  # the optimizer left it out
-            return UNKNOWN
-        cost = None if gradient is None else metric.reader(optimizer, variable, dense(gradient))
-        if gradient is not None and cost is None:
-            return UNKNOWN
-        costs.append(keras.ops.ones(variable.shape, dtype) if cost is None else keras.ops.cast(cost, dtype))
-    return Step(costs, steady=metric.steady)
+        if gradient is None and not variable.trainable:
+            diagonals.append(keras.ops.ones(variable.shape, dtype))
+            continue
+        diagonal = None if gradient is None else metric.reader(optimizer, variable, dense(gradient))
+        if diagonal is None:
+            return NO_METRIC
+        diagonals.append(keras.ops.cast(diagonal, dtype))
+    return StepMetric(diagonals, steady=metric.steady)
 
 
-# What each optimizer of Keras keeps.
+# Readers for the optimizers of Keras.
 
 
-def _kept(optimizer: Any, name: str, variable: Any) -> Any:
-    """What an optimizer keeps of a variable, under a name, as it is in this step."""
+def _slot(optimizer: Any, name: str, variable: Any) -> Any:
+    """The current value of an optimizer's slot variable."""
     return keras.ops.convert_to_tensor(getattr(optimizer, name)[optimizer._get_variable_index(variable)])
 
 
-def _root_of(name: str) -> Reader:
-    """The root of a second moment, and the optimizer's epsilon beside it."""
-
-    def read(optimizer: Any, variable: Any, gradient: Any) -> Any:
-        root = keras.ops.sqrt(_kept(optimizer, name, variable))
-        root += optimizer.epsilon  # in place on PyTorch
-        return root
-
-    return read
-
-
-def _corrected_root(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    moment = _kept(optimizer, "_velocities", variable)
+def _bias_corrected_root(optimizer: Any, variable: Any, gradient: Any) -> Any:
+    moment = _slot(optimizer, "_velocities", variable)
     step = keras.ops.cast(optimizer.iterations + 1, moment.dtype)
     return keras.ops.sqrt(moment / (1 - keras.ops.power(optimizer.beta_2, step))) + optimizer.epsilon
 
 
 def _adam(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    return _root_of("_velocity_hats" if optimizer.amsgrad else "_velocities")(optimizer, variable, gradient)
+    root = keras.ops.sqrt(_slot(optimizer, "_velocity_hats" if optimizer.amsgrad else "_velocities", variable))
+    root += optimizer.epsilon  # in place on PyTorch
+    return root
 
 
 def _rmsprop(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    moment = _kept(optimizer, "_velocities", variable)
+    moment = _slot(optimizer, "_velocities", variable)
     if optimizer.centered:
-        moment = keras.ops.maximum(moment - keras.ops.square(_kept(optimizer, "_average_gradients", variable)), 0)
+        moment = keras.ops.maximum(moment - keras.ops.square(_slot(optimizer, "_average_gradients", variable)), 0)
     return keras.ops.sqrt(moment + optimizer.epsilon)
 
 
 def _adagrad(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    return keras.ops.sqrt(_kept(optimizer, "_accumulators", variable) + optimizer.epsilon)
+    return keras.ops.sqrt(_slot(optimizer, "_accumulators", variable) + optimizer.epsilon)
 
 
 def _adamax(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    return _kept(optimizer, "_u", variable) + optimizer.epsilon
+    return _slot(optimizer, "_u", variable) + optimizer.epsilon
 
 
 def _adadelta(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """With the steps as they were before this one, which the optimizer has added since."""
-    squares = _kept(optimizer, "_accumulated_grads", variable) + optimizer.epsilon
-    steps = _kept(optimizer, "_accumulated_delta_vars", variable) + optimizer.rho * optimizer.epsilon
+    """The accumulated steps are needed as before this step, so its contribution is taken out."""
+    squares = _slot(optimizer, "_accumulated_grads", variable) + optimizer.epsilon
+    steps = _slot(optimizer, "_accumulated_delta_vars", variable) + optimizer.rho * optimizer.epsilon
     share = keras.ops.square(keras.ops.cast(gradient, squares.dtype)) / squares
     return keras.ops.sqrt(squares * (optimizer.rho + (1 - optimizer.rho) * share) / steps)
 
 
 def _lamb(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """Over the trust ratio, which differs between the weights of a Joint."""
-    cost, momentum = _corrected_root(optimizer, variable, gradient), _kept(optimizer, "_momentums", variable)
+    """Divided by the trust ratio, which differs between the weights of a Joint."""
+    diagonal, momentum = _bias_corrected_root(optimizer, variable, gradient), _slot(optimizer, "_momentums", variable)
     step = keras.ops.cast(optimizer.iterations + 1, momentum.dtype)
-    stepped = _length(momentum / (1 - keras.ops.power(optimizer.beta_1, step)) / cost)
-    size = _length(variable)
-    usual = (size > 0) & (stepped > 0)
-    return cost * keras.ops.where(usual, stepped / keras.ops.where(usual, size, 1.0), 1.0)
+    step_size = _norm(momentum / (1 - keras.ops.power(optimizer.beta_1, step)) / diagonal)
+    size = _norm(variable)
+    nonzero = (size > 0) & (step_size > 0)
+    return diagonal * keras.ops.where(nonzero, step_size / keras.ops.where(nonzero, size, 1.0), 1.0)
 
 
 def _adafactor(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """Over the root mean square of the variable, and what clipping leaves of the step: they differ likewise."""
-    cost = keras.ops.sqrt(_kept(optimizer, "_v", variable))
-    size, stepped = (_length(x) / math.prod(variable.shape) ** 0.5 for x in (variable, gradient / cost))
-    clipped = keras.ops.maximum(stepped / optimizer.clip_threshold, 1.0)
-    return cost * clipped / keras.ops.maximum(size, optimizer.epsilon_2)
+    """Divided by the variable's root mean square and the step's clipping, which differ likewise."""
+    diagonal = keras.ops.sqrt(_slot(optimizer, "_v", variable))
+    size, step_size = (_norm(x) / math.prod(variable.shape) ** 0.5 for x in (variable, gradient / diagonal))
+    clipped = keras.ops.maximum(step_size / optimizer.clip_threshold, 1.0)
+    return diagonal * clipped / keras.ops.maximum(size, optimizer.epsilon_2)
 
 
-def _length(x: Any) -> Any:
+def _norm(x: Any) -> Any:
     return keras.ops.sqrt(keras.ops.sum(keras.ops.square(x)))
 
 
 def _ftrl(optimizer: Any, variable: Any, gradient: Any) -> Any:
     rate = keras.ops.cast(optimizer.learning_rate, dtype_of(variable))
-    moment = keras.ops.power(_kept(optimizer, "_accumulators", variable), -optimizer.learning_rate_power)
+    moment = keras.ops.power(_slot(optimizer, "_accumulators", variable), -optimizer.learning_rate_power)
     return moment / rate + 2 * (optimizer.l2_regularization_strength + optimizer.beta / (2 * rate))
 
 
 def _lion(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """The size of what Lion takes the sign of, from the momentum, which has moved on since."""
-    momentum, b1, b2 = _kept(optimizer, "_momentums", variable), optimizer.beta_1, optimizer.beta_2
+    """The absolute value of the interpolated momentum whose sign Lion takes.
+
+    The momentum has been updated since, so its previous value is recovered first.
+    """
+    momentum, b1, b2 = _slot(optimizer, "_momentums", variable), optimizer.beta_1, optimizer.beta_2
     before = (momentum - (1 - b2) * keras.ops.cast(gradient, momentum.dtype)) / b2
     return keras.ops.abs(b1 * before + (1 - b1) * keras.ops.cast(gradient, momentum.dtype))
 
 
-o = keras.optimizers
 _SECOND_MOMENT = "root of the second moment"
-_METRICS: dict[type, Metric] = {
-    o.SGD: Metric(None),
-    o.Adam: Metric(_adam, _SECOND_MOMENT),
-    o.Nadam: Metric(_corrected_root, _SECOND_MOMENT),
-    o.Lamb: Metric(_lamb, _SECOND_MOMENT),
-    o.Adamax: Metric(_adamax, "largest gradient"),
-    o.RMSprop: Metric(_rmsprop, _SECOND_MOMENT, averages=False),
-    o.Adagrad: Metric(_adagrad, "root of the sum of squared gradients", averages=False),
-    o.Adadelta: Metric(_adadelta, "root of squared gradients over squared steps", averages=False),
-    o.Adafactor: Metric(_adafactor, "root of the factored second moment", averages=False),
-    o.Ftrl: Metric(_ftrl, "accumulated squared gradients to its learning_rate_power", averages=False),
-    o.Lion: Metric(_lion, "size of what the sign is taken of", steady=False),
+_METRICS: dict[type, OptimizerMetric] = {
+    keras.optimizers.SGD: OptimizerMetric(None),
+    keras.optimizers.Adam: OptimizerMetric(_adam, _SECOND_MOMENT),
+    keras.optimizers.Nadam: OptimizerMetric(_bias_corrected_root, _SECOND_MOMENT),
+    keras.optimizers.Lamb: OptimizerMetric(_lamb, _SECOND_MOMENT),
+    keras.optimizers.Adamax: OptimizerMetric(_adamax, "largest gradient"),
+    keras.optimizers.RMSprop: OptimizerMetric(_rmsprop, _SECOND_MOMENT, averages_gradients=False),
+    keras.optimizers.Adagrad: OptimizerMetric(
+        _adagrad, "root of the sum of squared gradients", averages_gradients=False
+    ),
+    keras.optimizers.Adadelta: OptimizerMetric(
+        _adadelta, "root of squared gradients over squared steps", averages_gradients=False
+    ),
+    keras.optimizers.Adafactor: OptimizerMetric(
+        _adafactor, "root of the factored second moment", averages_gradients=False
+    ),
+    keras.optimizers.Ftrl: OptimizerMetric(
+        _ftrl, "accumulated squared gradients to its learning_rate_power", averages_gradients=False
+    ),
+    keras.optimizers.Lion: OptimizerMetric(_lion, "size of what the sign is taken of", steady=False),
 }
 
-_SEES_WHOLE = {
-    o.Ftrl: "goes where the sums of whole gradients lead",
-    o.Adafactor: "divides 0 by 0 where a row and a column of a gradient are 0",
+_NEED_FULL_GRADIENT = {
+    keras.optimizers.Ftrl: "goes where the sums of whole gradients lead",
+    keras.optimizers.Adafactor: "divides 0 by 0 where a row and a column of a gradient are 0",
 }
-"""Optimizers that see whole gradients where they are projected in their metric, and why."""
+"""Optimizers that see full gradients where they are projected in their metric, and why."""
 
-_STEPS_ELSEWHERE = (o.ScheduleFreeAdamW,)
-"""Optimizers that step a sequence, which the weights follow: nothing but the gradient keeps its entries inside."""
+_STEP_ANOTHER_SEQUENCE = (keras.optimizers.ScheduleFreeAdamW,)
+"""Optimizers that step a sequence other than the weights: only reduced gradients keep it inside."""

@@ -1,4 +1,4 @@
-"""`optax_wrap`: a gradient transformation of optax whose updates lead from inside the sets to inside."""
+"""`optax_wrap`: a gradient transformation of optax whose updates stay inside a model's sets."""
 
 from __future__ import annotations
 
@@ -10,51 +10,54 @@ import keras
 
 from inbounds._arrays.ops import Array, branch
 from inbounds._errors import RuleError, explain
-from inbounds._train.attach import check_steps
-from inbounds._train.bound import in_force
+from inbounds._train.attach import check_interval
+from inbounds._train.attached_sets import entries_in_force
 from inbounds._train.stateless import stateless_project, stateless_reduce
 from inbounds._types import Model, OptaxOptimizer
 
 
 class Wrapped(NamedTuple):
-    """The state of `optax_wrap`: that of the optimizer inside, and how many steps it has taken."""
+    """The state of `optax_wrap`: the inner optimizer's state, and the number of steps taken."""
 
     inner: Any
     count: Any
 
 
 def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
-    """An optimizer of optax whose updates lead from inside the sets of a model to inside; on the JAX backend.
+    """Wraps an optimizer of optax so that its updates stay inside a model's sets, on JAX.
 
-    Nothing else of a loop changes, and any optimizer comes to rest at the constrained optimum: it sees what the sets
-    leave of the gradients, as by `stateless_reduce`, and the point that its update leads to is projected, as by
-    `stateless_project`. An entry that the projection leaves alone keeps its update bit for bit.
+    The rest of the loop stays the same, and any optimizer converges to the constrained optimum. The
+    optimizer sees reduced gradients, see `stateless_reduce`, and the values that its update leads
+    to are projected, see `stateless_project`. An entry that the projection doesn't move keeps its
+    update bit for bit.
 
-    The updates are for `optax.apply_updates`. What changes gradients (clipping, `optax.MultiSteps`,
-    `optax.apply_if_finite`) may be outside of it; what changes updates belongs inside. What an optimizer keeps beside
-    the values, as the averages of `optax.contrib.schedule_free`, isn't projected. Steps are counted, for
-    `constrain(every=n)` and for sets that change with the steps. The plan is looked up at each update: a step that
-    `jax.jit` has compiled keeps the plan that it saw.
+    The updates are for `optax.apply_updates`. Transformations of gradients (clipping,
+    `optax.MultiSteps`, `optax.apply_if_finite`) may wrap this one; transformations of updates
+    belong inside it. Values in an optimizer's state, such as the averages of
+    `optax.contrib.schedule_free`, aren't projected. Steps are counted, for `constrain(every=n)` and
+    for sets that change with the steps. The plan is looked up at each update; a step compiled by
+    `jax.jit` keeps the plan of its trace.
 
-    The sum of a value and an update is rounded. An entry that loses most of its size in one step can't always be led to
-    the projected value: it ends up to one rounding of the old value short of it, on the side of the old value. From
-    inside, balls, boxes and sums bear that within an audit's tolerance; of `Monotone`, whose order is exact, entries
-    may end in the other order by that much, until the next step. So may units that `every` let go to a multiple of
-    their bound end that much outside.
+    The sum of a value and its update is rounded. An entry that loses most of its size in one step
+    may end up to one rounding of its old value short of the projected value. Balls, boxes and sums
+    allow for that within an audit's tolerance. Entries under `Monotone`, whose order is exact, may
+    be out of order by that much until the next step; so may units be outside that `every` let grow
+    to a multiple of their bound.
 
     Args:
-        model: a built Keras model or layer, constrained, or with sets given to its layers.
-        optimizer: an `optax.GradientTransformation`. One that searches along a line, as `optax.lbfgs` does, compares
-            gradients with losses, and is refused in its first update, by its `value_fn`.
+        model: a built Keras model or layer with a plan, or with sets given to its layers.
+        optimizer: an `optax.GradientTransformation`. One that searches along a line, as
+            `optax.lbfgs` does, compares gradients with losses; it is refused in its first update,
+            by its `value_fn`.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs` for lists or tuples in the order of `model.trainable_variables`; its
-        `update` needs the values, and hands on other arguments.
+        An `optax.GradientTransformationExtraArgs` for lists or tuples in the order of
+        `model.trainable_variables`. Its `update` needs the values, and passes other arguments on.
 
     Raises:
-        RuleError: the backend is another one, optax isn't installed, an argument is something else, the model has no
-            plan, or `every` is "epoch". In an update: the values are missing or aren't like the model's variables, or
-            the optimizer searches along a line.
+        RuleError: the backend is not JAX, optax isn't installed, `optimizer` is not one of optax,
+            the model has no plan, or `every` is "epoch". In an update: the values are missing or
+            don't match the model's variables, or the optimizer searches along a line.
 
     Example:
         >>> optimizer = optax_wrap(model, optax.adam(1e-3))  # doctest: +SKIP
@@ -71,43 +74,45 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
         return Wrapped(inner.init(params), jnp.zeros([], "int32"))
 
     def update(updates: Any, state: Wrapped, params: Any = None, **extra: Any) -> tuple[Any, Wrapped]:
-        """Its arguments have optax's names, by which other transformations hand them on."""
+        """Optax passes these arguments by name."""
         _check_update(params, extra)
         every, count = _interval(model), optax.safe_increment(state.count)
         like = tuple if isinstance(updates, tuple) else list
-        seen = like(stateless_reduce(model, params, updates, step=count))
-        given, kept = inner.update(seen, state.inner, params, **extra)
-        given = [_rounded(u.astype(jnp.promote_types(u.dtype, x.dtype))) for x, u in zip(params, given, strict=True)]
+        gradients = like(stateless_reduce(model, params, updates, step=count))
+        steps, inner_state = inner.update(gradients, state.inner, params, **extra)
+        steps = [
+            _round_to_dtype(u.astype(jnp.promote_types(u.dtype, x.dtype))) for x, u in zip(params, steps, strict=True)
+        ]
 
-        def inwards() -> list[Array]:
-            moved = list(map(_added, params, given))
-            ends = stateless_project(model, moved, step=count)
-            return list(map(_leading, params, given, moved, ends))
+        def projected_steps() -> list[Array]:
+            moved = list(map(_apply_update, params, steps))
+            projected = stateless_project(model, moved, step=count)
+            return list(map(_update_towards, params, steps, moved, projected))
 
-        due = inwards() if every == 1 else branch(count % every == 0, inwards, lambda: given)
-        return like(due), Wrapped(kept, count)
+        result = projected_steps() if every == 1 else branch(count % every == 0, projected_steps, lambda: steps)
+        return like(result), Wrapped(inner_state, count)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _leading(value: Array, update: Array, moved: Array, end: Array) -> Array:
-    """The update that leads from a value to an end; where that was moved to anyway, the update that is there."""
+def _update_towards(value: Array, update: Array, moved: Array, end: Array) -> Array:
+    """The update from `value` to `end`; the given update where it already leads there."""
     import jax.numpy as jnp
 
-    led = _rounded((end - value).astype(update.dtype))
-    ends = _added(value, led)
-    beyond = jnp.where(led > 0, ends > end, ends < end)
-    led = jnp.where(beyond, jnp.nextafter(led, jnp.zeros_like(led)), led)
-    return jnp.where(moved == end, update, led)
+    towards = _round_to_dtype((end - value).astype(update.dtype))
+    result = _apply_update(value, towards)
+    overshoots = jnp.where(towards > 0, result > end, result < end)
+    towards = jnp.where(overshoots, jnp.nextafter(towards, jnp.zeros_like(towards)), towards)
+    return jnp.where(moved == end, update, towards)
 
 
-def _added(value: Array, update: Array) -> Array:
-    """What `optax.apply_updates` makes of a value."""
-    return _rounded((value + update).astype(value.dtype))
+def _apply_update(value: Array, update: Array) -> Array:
+    """The value after `optax.apply_updates`."""
+    return _round_to_dtype((value + update).astype(value.dtype))
 
 
-def _rounded(x: Array) -> Array:
-    """`x` as memory holds it: XLA may go on with more digits within a compiled step."""
+def _round_to_dtype(x: Array) -> Array:
+    """`x` rounded to its dtype: within a compiled step XLA may keep more digits."""
     import jax
 
     kind = jax.numpy.finfo(x.dtype)
@@ -115,9 +120,9 @@ def _rounded(x: Array) -> Array:
 
 
 def _interval(model: Any) -> int:
-    """The number of steps after which the plan of a model is projected: one for all its sets."""
-    entries = in_force(model)
-    check_steps(entries, "optax", "stateless_project")
+    """The number of steps between projections, which all sets of a plan share."""
+    entries = entries_in_force(model)
+    check_interval(entries, "optax", "stateless_project")
     return int(entries[0].set.every)
 
 

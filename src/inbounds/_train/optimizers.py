@@ -1,4 +1,4 @@
-"""The Keras optimizers of a model: which there are, which of them step some variables, and how often they have."""
+"""Finds the Keras optimizers of a model, which variables they step, and their step counts."""
 
 from __future__ import annotations
 
@@ -10,46 +10,58 @@ import keras
 from inbounds._model.plan import Entry
 
 WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
-"""Optimizers that leave the step to those inside them."""
+"""Optimizers that leave the step to the optimizers inside them."""
 
 
 def optimizers_of(model: Any) -> list[Any]:
-    """The optimizers that a model holds: the compiled one, those in its attributes, and those inside them."""
+    """The optimizers of a model: the compiled one, its attributes, and those inside them."""
     held = (getattr(model, "optimizer", None), *vars(model).values())
     return with_inner(*(value for value in held if isinstance(value, keras.optimizers.Optimizer)))
 
 
 def with_inner(*optimizers: Any) -> list[Any]:
-    """Some optimizers and those inside them, each once."""
+    """The given optimizers and those inside them, each once."""
     found: dict[int, Any] = {}
     pending = list(optimizers)
     while pending:
         optimizer = pending.pop()
         if id(optimizer) not in found:
             found[id(optimizer)] = optimizer
-            pending += [
-                *getattr(optimizer, "optimizers", []),
-                *filter(None, [getattr(optimizer, "inner_optimizer", None)]),
-            ]
+            inner = getattr(optimizer, "inner_optimizer", None)
+            pending += [*getattr(optimizer, "optimizers", []), *filter(None, [inner])]
     return list(found.values())
 
 
-def stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
-    """The optimizers of a model that step some of these variables.
+def steppers_of(model: Any) -> list[Any]:
+    """The optimizers of a model that step by themselves, without the wrappers."""
+    return [optimizer for optimizer in optimizers_of(model) if not isinstance(optimizer, WRAPPERS)]
 
-    Where none does, those that aren't built yet: the compiled one, or those inside it; where it is, all others.
+
+def optimizers_stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
+    """The optimizers of a model that step some of the variables.
+
+    If there are none, those that aren't built yet: of the compiled optimizer if any, else all.
     """
     ids = set(map(id, variables))
-    steps = [optimizer for optimizer in optimizers_of(model) if not isinstance(optimizer, WRAPPERS)]
-    own = [optimizer for optimizer in steps if ids & set(map(id, optimizer._trainable_variables))]
-    coming = [optimizer for optimizer in steps if not optimizer.built]
+    steppers = steppers_of(model)
+    own = [optimizer for optimizer in steppers if ids & set(map(id, optimizer._trainable_variables))]
+    unbuilt = [optimizer for optimizer in steppers if not optimizer.built]
     compiled = set(map(id, with_inner(*filter(None, [getattr(model, "optimizer", None)]))))
-    return own or [optimizer for optimizer in coming if id(optimizer) in compiled] or coming
+    return own or [optimizer for optimizer in unbuilt if id(optimizer) in compiled] or unbuilt
+
+
+def in_tensorflow_strategy() -> bool:
+    """Whether the caller runs within a strategy of TensorFlow, which has replicas."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return bool(tf.distribute.has_strategy())
 
 
 def steps_taken(model: Any, entry: Entry) -> int:
-    """How many steps the optimizer of an entry has taken, where its set changes with them; 0 without one."""
+    """The step count of an entry's optimizer, if its set changes with the steps; else 0."""
     if not entry.set.changes:
         return 0
-    own = [optimizer for optimizer in stepping(model, entry.variables) if optimizer.built]
+    own = [optimizer for optimizer in optimizers_stepping(model, entry.variables) if optimizer.built]
     return int(own[0].iterations) if own else 0

@@ -1,4 +1,7 @@
-"""PyTorch runs operation by operation: small weights that are alike are projected as one stack of them."""
+"""On PyTorch, small weights with equal sets are stacked and projected together.
+
+PyTorch runs each operation by itself, so one call on a stack replaces many small ones.
+"""
 
 from __future__ import annotations
 
@@ -10,57 +13,58 @@ from typing import Any
 from inbounds._arrays.ops import dtype_of
 from inbounds._arrays.units import Units
 from inbounds._model.plan import Entry
-from inbounds._train.bound import projected
-from inbounds._train.metrics import Step
+from inbounds._train.attached_sets import projected_values
+from inbounds._train.metrics import StepMetric
 
-SMALL = 1 << 15
-"""Weights with fewer entries than this go into stacks: the calls cost more than the copies."""
+MAX_STACKED_SIZE = 1 << 15
+"""Only entries with fewer numbers are stacked: above it the copies cost more than the calls."""
 
 
 def stacks_of(optimizer: Any, entries: Sequence[Entry]) -> list[list[Entry]]:
-    """The entries, those that are small and alike together; remembered until they change."""
+    """The entries merged_notes into stacks. The grouping is stored in the optimizer until it changes."""
     signature = [(entry, *(weight.variable.trainable for weight in entry.weights)) for entry in entries]
     stacks: list[list[Entry]]
-    known, stacks = vars(optimizer).get("_inbounds_stacks", (None, []))
-    if known != signature:
-        alike: dict[Any, list[Entry]] = defaultdict(list)
+    old_signature, stacks = vars(optimizer).get("_inbounds_stacks", (None, []))
+    if old_signature != signature:
+        by_key: dict[Any, list[Entry]] = defaultdict(list)
         for entry in entries:
-            alike[_likeness(entry)].append(entry)
-        stacks = list(alike.values())
+            by_key[_stack_key(entry)].append(entry)
+        stacks = list(by_key.values())
         vars(optimizer)["_inbounds_stacks"] = (signature, stacks)
     return stacks
 
 
-def _likeness(entry: Entry) -> Any:
-    """What entries of one stack share; its own id for an entry that is large, or whose set takes one weight."""
-    if sum(math.prod(weight.shape) for weight in entry.weights) >= SMALL or not entry.applied.stackable:
+def _stack_key(entry: Entry) -> Any:
+    """The key that the entries of one stack share; unique for an entry that can't be stacked."""
+    if sum(math.prod(weight.shape) for weight in entry.weights) >= MAX_STACKED_SIZE or not entry.applied.stackable:
         return id(entry)
     weights = tuple((w.shape, dtype_of(w.variable), bool(w.variable.trainable)) for w in entry.weights)
     return entry.applied, entry.set.metric, entry.set.gradient, entry.axes, weights
 
 
-def project_stack(stack: Sequence[Entry], steps: Sequence[Step], at: Any) -> None:
-    """Entries that are alike, as one with one more axis that counts units."""
+def project_stack(stack: Sequence[Entry], metrics: Sequence[StepMetric], step_count: Any) -> None:
+    """Projects the entries of one stack as one entry with one more axis that counts units."""
     if len(stack) == 1:
-        for variable, value in projected(stack[0], concrete=True, step=steps[0], at=at):
+        for variable, value in projected_values(stack[0], concrete=True, metric=metrics[0], step_count=step_count):
             variable.assign(value)
         return
     import torch
 
     first = stack[0]
-    columns = list(zip(*(entry.variables for entry in stack), strict=True))
-    free = [bool(variables[0].trainable) for variables in columns]
+    stacked = list(zip(*(entry.variables for entry in stack), strict=True))  # weight by weight
+    free = [bool(variables[0].trainable) for variables in stacked]
     if not any(free):
         return
-    parts = [torch.stack([variable.value for variable in variables]) for variables in columns]
+    parts = [torch.stack([variable.value for variable in variables]) for variables in stacked]
     axes = [tuple(axis + 1 for axis in span) for span in first.axes]
-    metric = None
-    if any(step.costs is not None for step in steps):
-        even = [torch.ones_like(part[0], dtype=torch.float32) for part in parts]
-        metric = [torch.stack(costs) for costs in zip(*(step.costs or even for step in steps), strict=True)]
-    applied = first.applied.at(at)
-    units = Units.of(parts, axes, free, concrete=True, metric=metric, training=True).comparable(applied.couples)
+    diagonals = None
+    if any(metric.diagonals is not None for metric in metrics):
+        ones = [torch.ones_like(part[0], dtype=torch.float32) for part in parts]
+        per_weight = zip(*(metric.diagonals or ones for metric in metrics), strict=True)
+        diagonals = [torch.stack(tensors) for tensors in per_weight]
+    applied = first.applied.at(step_count)
+    units = Units.of(parts, axes, free, concrete=True, metric=diagonals, training=True).comparable(applied.couples)
     result = applied.nearest(units)
-    for variables, part, moves in zip(columns, result.parts, free, strict=True):
-        if moves:
+    for variables, part, is_free in zip(stacked, result.parts, free, strict=True):
+        if is_free:
             torch._foreach_copy_([variable.value for variable in variables], list(part.unbind(0)))

@@ -1,4 +1,4 @@
-"""`stateless_project`: the projection as a pure function of values, for functional loops such as those of optax."""
+"""`stateless_project` and `stateless_reduce`: pure functions of values, for functional loops."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from inbounds._arrays.ops import (
 )
 from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry, reduced_entries
-from inbounds._train.bound import in_force, projected, reduced_gradients
-from inbounds._train.metrics import UNKNOWN, Step
-from inbounds._types import Model
-from inbounds._types import Step as Count
+from inbounds._train.attached_sets import entries_in_force, projected_values, reduced_gradients
+from inbounds._train.metrics import NO_METRIC, StepMetric
+from inbounds._types import Model, Step
 
 
 def stateless_project(
@@ -29,31 +28,34 @@ def stateless_project(
     trainable_variables: Sequence[Any],
     metric: Sequence[Any] | None = None,
     *,
-    step: Count | None = None,
+    step: Step | None = None,
 ) -> list[Array]:
-    """The values of a model's trainable variables, projected: a pure function, as `stateless_call` is.
+    """The projected values of a model's trainable variables, as a pure function.
 
-    For functional loops, such as those of optax: it works under `jax.jit` and `tf.function`, and leaves the model's
-    variables alone. Frozen weights of a Joint are read from the model; under `jax.jit` they become constants of the
-    trace. To differentiation its results are constants: for a derivative there is `Set.project`.
+    It is for functional loops such as those of optax, works under `jax.jit` and `tf.function`, and
+    doesn't change the model's variables. Frozen weights of a Joint are read from the model and
+    become constants of a trace. Gradients don't flow through the results; `Set.project` is
+    differentiable.
 
     Args:
-        model: a built Keras model or layer, constrained, or with sets given to its layers.
-        trainable_variables: the values, a list or tuple in the order of `model.trainable_variables`.
-        metric: for each value what the optimizer's step was divided by, entry by entry, above 0, or None; a list like
-            the values. With optax's Adam `sqrt(nu_hat) + eps`. A set is projected on in the Euclidean metric where
-            that of one of its weights is None, or where the plan's is "euclidean". With `stateless_reduce` before the
-            optimizer none is needed, and on sets of matrices, whose projection in a metric takes up to 2,000 steps,
-            none should be given.
-        step: how many steps have been taken, a number or a tensor, for sets that change with them.
+        model: a built Keras model or layer with a plan, or with sets given to its layers.
+        trainable_variables: the values, a list or tuple in the order of
+            `model.trainable_variables`.
+        metric: a list with the diagonal of the optimizer's metric for each value (the positive
+            numbers that its step was divided by, entry by entry), or None for a value. For optax's
+            Adam it is `sqrt(nu_hat) + eps`. A set is projected on in the Euclidean metric if the
+            diagonal of one of its weights is None, or if the plan's metric is "euclidean". After
+            `stateless_reduce` no metric is needed. Sets of matrices should get none: their
+            projection in a metric takes up to 2,000 steps.
+        step: the number of steps taken, a number or a tensor, for sets that change with them.
 
     Returns:
-        The values in a list; those without a set as they were given. `constrain(every=...)` is left to the caller: it
-        projects whenever it is called.
+        The values in a list; those without a set unchanged. `constrain(every=...)` is ignored: each
+        call projects.
 
     Raises:
-        RuleError: the model has no plan, the values or metrics aren't like the model's variables, or `step` is
-            missing.
+        RuleError: the model has no plan, the values or metrics don't match the model's variables,
+            or `step` is missing.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
@@ -64,25 +66,29 @@ def stateless_project(
 
 
 def stateless_reduce(
-    model: Model, trainable_variables: Sequence[Any], gradients: Sequence[Any], *, step: Count | None = None
+    model: Model, trainable_variables: Sequence[Any], gradients: Sequence[Any], *, step: Step | None = None
 ) -> list[Array]:
-    """What the sets of a model leave of gradients: a pure function, for the optimizer of a functional loop to see.
+    """The gradients, reduced by a model's sets, for the optimizer of a functional loop.
 
-    Called before the optimizer, with `stateless_project` after it, it makes any optimizer end at the constrained
-    optimum, and no metric has to be passed: `(P(x) - P(x - e g)) / e`, see docs/optimizers.md.
+    A pure function. Called before the optimizer, with `stateless_project` after it, it makes any
+    optimizer converge to the constrained optimum without a metric: `(P(x) - P(x - e g)) / e`, see
+    docs/optimizers.md.
 
     Args:
         model: as for `stateless_project`.
         trainable_variables: the values at which the gradients were taken.
-        gradients: a list or tuple like them; None for a variable that isn't stepped.
-        step: how many steps there are with the coming one, for sets that change with them.
+        gradients: a list or tuple of gradients like the values; None for a variable that isn't
+            stepped.
+        step: the number of steps including the coming one, for sets that change with them.
 
     Returns:
-        The gradients in a list, those bit for bit of which all is left: units that stay inside when they follow it,
-        sets of single entries, sets that are neither convex nor smooth, and all where the plan's is "full".
+        The gradients in a list. They stay bit for bit the same for units that stay inside when they
+        follow them, for sets of single entries, for sets that are neither convex nor smooth, and
+        for plans with `gradient="full"`.
 
     Raises:
-        RuleError: the model has no plan, the values or gradients aren't like its variables, or `step` is missing.
+        RuleError: the model has no plan, the values or gradients don't match its variables, or
+            `step` is missing.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
@@ -94,44 +100,47 @@ def stateless_reduce(
 
 
 def _reduced_values(model: Any, trainable_variables: Any, gradients: Any, step: Any) -> list[Array]:
-    entries = in_force(model)
+    entries = entries_in_force(model)
     variables = model.trainable_variables
-    values = _like(variables, trainable_variables, "trainable_variables")
-    read = _reading(variables, values)
-    seen = dict(zip(map(id, variables), _like(variables, gradients, "gradients", optional=True), strict=True))
+    values = _check_values(variables, trainable_variables, "trainable_variables")
+    read = _value_reader(variables, values)
+    tensors = dict(
+        zip(map(id, variables), _check_values(variables, gradients, "gradients", optional=True), strict=True)
+    )
     result = dict(zip(map(id, variables), gradients, strict=True))
     with no_gradient():
         for entry in reduced_entries(entries):
-            _check_step(entry, step, "stateless_reduce(model, values, gradients, step=count)")
-            result |= reduced_gradients(entry, seen, read, 0 if step is None else step)
+            _check_step_given(entry, step, "stateless_reduce(model, values, gradients, step=count)")
+            result |= reduced_gradients(entry, tensors, read, 0 if step is None else step)
     return list(result.values())
 
 
 def _projected_values(model: Any, trainable_variables: Any, metric: Any, step: Any) -> list[Array]:
-    entries = in_force(model)
+    entries = entries_in_force(model)
     variables = model.trainable_variables
-    values = _like(variables, trainable_variables, "trainable_variables")
-    costs = [None] * len(variables) if metric is None else _like(variables, metric, "metric", optional=True)
-    places = {id(variable): place for place, variable in enumerate(variables)}
+    values = _check_values(variables, trainable_variables, "trainable_variables")
+    diagonals = [None] * len(variables) if metric is None else _check_values(variables, metric, "metric", optional=True)
+    indices = {id(variable): index for index, variable in enumerate(variables)}
     result = list(trainable_variables)
 
-    read = _reading(variables, values)
+    read = _value_reader(variables, values)
     with no_gradient():
         for entry in entries:
-            _check_step(entry, step, "stateless_project(model, values, step=count)")
-            known = _given_step(entry, places, costs)
-            for variable, value in projected(entry, read=read, step=known, at=0 if step is None else step):
-                result[places[id(variable)]] = without_gradient(value)
+            _check_step_given(entry, step, "stateless_project(model, values, step=count)")
+            given = _given_metric(entry, indices, diagonals)
+            count = 0 if step is None else step
+            for variable, value in projected_values(entry, read=read, metric=given, step_count=count):
+                result[indices[id(variable)]] = without_gradient(value)
     return result
 
 
-def _reading(variables: Sequence[Any], values: Sequence[Any]) -> Callable[[Any], Array]:
-    """What gives the value of a variable: the one given for it, or that of the model."""
+def _value_reader(variables: Sequence[Any], values: Sequence[Any]) -> Callable[[Any], Array]:
+    """A function that returns the value given for a variable, or else the model's."""
     given = dict(zip(map(id, variables), values, strict=True))
     return lambda variable: keras.ops.convert_to_tensor(given.get(id(variable), variable))
 
 
-def _check_step(entry: Entry, step: Any, instead: str) -> None:
+def _check_step_given(entry: Entry, step: Any, instead: str) -> None:
     if entry.set.changes and step is None:
         raise RuleError(
             explain(
@@ -143,25 +152,25 @@ def _check_step(entry: Entry, step: Any, instead: str) -> None:
         )
 
 
-def _given_step(entry: Entry, places: Mapping[int, int], costs: Sequence[Any]) -> Step:
-    """What is known of the step of an entry from what the loop gave."""
+def _given_metric(entry: Entry, indices: Mapping[int, int], diagonals: Sequence[Any]) -> StepMetric:
+    """The metric of an entry from the diagonals that the caller gave."""
     variables = entry.variables
-    own = [places.get(id(variable)) for variable in variables]
-    if entry.set.metric == "euclidean" or any(place is not None and costs[place] is None for place in own):
-        return UNKNOWN
-    return Step(
+    own = [indices.get(id(variable)) for variable in variables]
+    if entry.set.metric == "euclidean" or any(index is not None and diagonals[index] is None for index in own):
+        return NO_METRIC
+    return StepMetric(
         [
-            keras.ops.ones(variable.shape, working_dtype(dtype_of(variable))) if place is None else costs[place]
-            for variable, place in zip(variables, own, strict=True)
+            keras.ops.ones(variable.shape, working_dtype(dtype_of(variable))) if index is None else diagonals[index]
+            for variable, index in zip(variables, own, strict=True)
         ]
     )
 
 
-def _like(variables: Sequence[Any], given: Any, name: str, *, optional: bool = False) -> list[Any]:
-    """What was given for each of some variables, as tensors like them.
+def _check_values(variables: Sequence[Any], given: Any, name: str, *, optional: bool = False) -> list[Any]:
+    """The given values as tensors, checked against the variables.
 
     Raises:
-        RuleError: their number, a shape or a dtype is another one.
+        RuleError: their number, a shape or a dtype differs.
     """
     values = "[variable.value for variable in model.trainable_variables]"
     instead = f"{'[None] * len(model.trainable_variables)' if optional else values} to begin with"
@@ -181,8 +190,8 @@ def _like(variables: Sequence[Any], given: Any, name: str, *, optional: bool = F
             continue
         tensor = keras.ops.convert_to_tensor(value)
         shape, dtype = tuple(tensor.shape), dtype_of(tensor)
-        right = dtype == dtype_of(variable) if name == "trainable_variables" else dtype in MANTISSA_BITS
-        if shape != tuple(variable.shape) or not right:
+        right_dtype = dtype == dtype_of(variable) if name == "trainable_variables" else dtype in MANTISSA_BITS
+        if shape != tuple(variable.shape) or not right_dtype:
             raise RuleError(
                 explain(
                     f"A value in `{name}` has another shape or dtype than its variable, in the order of"

@@ -1,6 +1,6 @@
-"""`project_after`: the projection after each step of an optimizer of `torch.optim`.
+"""`project_after`: projects after each step of an optimizer of `torch.optim`.
 
-The metric is read from the state of PyTorch's optimizers in one table here, as `metrics` reads it from Keras'.
+The readers here read the metrics of PyTorch's optimizers, as `metrics` does for Keras'.
 """
 
 from __future__ import annotations
@@ -18,43 +18,46 @@ from inbounds._arrays.ops import cast, dtype_of, no_gradient, working_dtype
 from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry, reduced_entries
 from inbounds._model.weights import variables_of
-from inbounds._train.attach import check_steps, project
-from inbounds._train.bound import Bound, bind, entries_of, in_force, reduced_gradients
-from inbounds._train.metrics import UNKNOWN, Step
-from inbounds._train.step import mend, project_entries
-from inbounds._train.threads import Use, used
+from inbounds._train.attach import check_interval, project
+from inbounds._train.attached_sets import AttachedSet, attach_set, attached_entries, entries_in_force, reduced_gradients
+from inbounds._train.metrics import NO_METRIC, StepMetric
+from inbounds._train.optimizer_hooks import project_after_error, project_entries
+from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
 
-SLOWEST = 1e-6
-"""Parameters that an optimizer steps at a rate of 0 cost as if it were this share of the largest."""
+MIN_RATE_RATIO = 1e-6
+"""The metric treats smaller learning rates as this share of the largest one."""
 
 
 def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
-    """Projects the plan of a model after every step of an optimizer of `torch.optim`; on the PyTorch backend.
+    """Projects a model's weights after every step of an optimizer of `torch.optim`, on PyTorch.
 
-    Nothing else is to be called. What holds is looked up at each step, so that `constrain` and `release` are followed.
-    Steps are counted from this call on, for `constrain(every=...)` and for sets that change with the steps.
+    Nothing else has to be called. The plan is looked up at each step, so that `constrain` and
+    `release` take effect. Steps are counted from this call on, for `constrain(every=...)` and for
+    sets that change with the steps.
 
-    Each step sees the reduced gradients, whatever the optimizer is, unless the plan's is "full"; what `parameter.grad`
-    holds after it is the gradient itself. LBFGS is refused where gradients are reduced.
+    Each step sees the reduced gradients, whatever the optimizer, unless the plan's gradient is
+    "full"; afterwards `parameter.grad` holds the full gradient again. LBFGS is refused where
+    gradients are reduced.
 
-    Where the projection follows the optimizer's metric, see `constrain`, it is known for Adam, AdamW, NAdam, RAdam,
-    Adamax, RMSprop and Adagrad, and that of SGD is the Euclidean one; where the groups of a unit's parameters have
-    rates that differ, over those. After all others (Muon, classes of one's own with a `step` of their own) the
-    projection is the Euclidean one; so is that of a unit some of whose weights the optimizer doesn't step, or that had
-    no gradient in the step.
+    The projection's metric, see `constrain`, is known for Adam, AdamW, NAdam, RAdam, Adamax,
+    RMSprop and Adagrad, and Euclidean for SGD; it is divided by the learning rates where those of a
+    unit's parameter groups differ. After other optimizers (Muon, classes with a `step` of their
+    own) the projection is Euclidean. So it is for a unit with a weight that the optimizer doesn't
+    step, or that had no gradient in the step.
 
     Args:
-        model: a built Keras model or layer, constrained, or with sets given to its layers.
+        model: a built Keras model or layer with a plan, or with sets given to its layers.
         optimizer: a `torch.optim.Optimizer` that steps at least one weight of the plan.
 
     Returns:
-        PyTorch's handle; its `remove()` ends it.
+        PyTorch's handle; its `remove()` ends the projections.
 
     Raises:
-        RuleError: the backend is another one, an argument is something else, the model has no plan, or the optimizer
-            steps none of its weights; no weight has been touched. In a step: a weight of a Joint is frozen by
-            `requires_grad` only, or `every` is "epoch". With reduced gradients the optimizer is LBFGS.
+        RuleError: the backend is not PyTorch, `optimizer` is not one of `torch.optim`, the model
+            has no plan, or the optimizer steps none of its weights; no weight has been changed. In
+            a step: a weight of a Joint is frozen by `requires_grad` only, or `every` is "epoch".
+            With reduced gradients: the optimizer is LBFGS.
 
     Example:
         >>> import torch  # doctest: +SKIP
@@ -62,7 +65,7 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
         >>> handle = project_after(model, optimizer)  # doctest: +SKIP
     """
     _check_torch(optimizer)
-    entries = in_force(model)
+    entries = entries_in_force(model)
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     weights = [weight for entry in entries for weight in entry.weights]
     if not any(id(weight.variable.value) in own for weight in weights):
@@ -74,85 +77,85 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
                 instead="torch.optim.Adam(model.parameters()), made after the model was built",
             )
         )
-    check_steps(entries, "torch.optim", "project(model)")
-    _check_reduces(optimizer, entries)
-    project(model)  # sets that were given to layers haven't been yet
+    check_interval(entries, "torch.optim", "project(model)")
+    _refuse_lbfgs(optimizer, entries)
+    project(model)  # sets given to layers are not enforced yet
     for entry in entries:
-        if not all(isinstance(weight.variable.constraint, Bound) for weight in entry.weights):
-            bind(entry)
-    after = _AfterStep(variables_of(model))
-    handle = optimizer.register_step_post_hook(after)
-    _guard(optimizer, weakref.ref(after))
+        if not all(isinstance(weight.variable.constraint, AttachedSet) for weight in entry.weights):
+            attach_set(entry)
+    hook = _StepHook(variables_of(model))
+    handle = optimizer.register_step_post_hook(hook)
+    _wrap_step(optimizer, weakref.ref(hook))
     return handle
 
 
-def _guard(optimizer: Any, after: weakref.ref[_AfterStep]) -> None:
-    """Has a step that raises, between the update and the projection too, end with the weights inside.
+def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
+    """Wraps an optimizer's step so that its weights are projected where it raises.
 
-    PyTorch has no hook for it. The step stays a bound method, which its schedulers wrap in turn.
+    PyTorch has no hook for that. The step stays a bound method, which PyTorch's schedulers wrap.
     """
     step = optimizer.step
 
     @functools.wraps(step)
-    def guarded(self: Any, *arguments: Any, **named: Any) -> Any:
-        hook = after()
+    def step_with_access(self: Any, *arguments: Any, **named: Any) -> Any:
+        hook = hook_reference()
         if hook is None:
             return step(*arguments, **named)
-        return used(
-            Use("step", f"a step of {type(self).__name__}", lambda: hook.variables),
-            lambda: hook.stepped(self, step, *arguments, **named),
-            lambda error: mend(entries_of(hook.variables), lambda: hook.steps, error),
+        return run_with_access(
+            WeightAccess("step", f"a step of {type(self).__name__}", lambda: hook.variables),
+            lambda: hook.run_step(self, step, *arguments, **named),
+            lambda error: project_after_error(attached_entries(hook.variables), lambda: hook.steps, error),
         )
 
-    optimizer.step = types.MethodType(guarded, optimizer)
+    optimizer.step = types.MethodType(step_with_access, optimizer)
 
 
-class _AfterStep:
-    """What happens after each step of one optimizer.
+class _StepHook:
+    """The hook on the steps of one optimizer.
 
     Attributes:
-        variables: of the model.
-        steps: how many have been taken.
+        variables: the variables of the model.
+        steps: the number of steps taken.
     """
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self.variables = variables
         self.steps = 0
 
-    def stepped(self, optimizer: Any, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
-        """A step that sees what sets leave of the gradients; afterwards the gradients are what they were."""
-        _check_reduces(optimizer, entries_of(self.variables))
-        given: dict[int, tuple[Any, Any]] = {}
-        upwards = {key for key, (_, group) in _groups(optimizer).items() if group.get("maximize")}
+    def run_step(self, optimizer: Any, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
+        """Runs a step that sees reduced gradients, then restores the gradients."""
+        _refuse_lbfgs(optimizer, attached_entries(self.variables))
+        original: dict[int, tuple[Any, Any]] = {}
+        maximized = {key for key, (_, group) in _groups(optimizer).items() if group.get("maximize")}
 
-        def descending(variable: Any, gradient: Any) -> Any:
-            """The other way round where the optimizer goes up; so is what is left of it."""
-            return -gradient if gradient is not None and id(variable.value) in upwards else gradient
+        def as_descent(variable: Any, gradient: Any) -> Any:
+            """The gradient, negated where the optimizer maximizes."""
+            return -gradient if gradient is not None and id(variable.value) in maximized else gradient
 
         def reduce() -> None:
-            gradients = {id(v): descending(v, v.value.grad) for v in self.variables}
+            gradients = {id(v): as_descent(v, v.value.grad) for v in self.variables}
             with no_gradient():
-                for entry in reduced_entries(entries_of(self.variables)):
-                    seen = reduced_gradients(entry, gradients, lambda v: v.value.detach(), self.steps + 1)
-                    for variable in (v for v in entry.variables if id(v) in seen):
+                for entry in reduced_entries(attached_entries(self.variables)):
+                    reduced = reduced_gradients(entry, gradients, lambda v: v.value.detach(), self.steps + 1)
+                    for variable in (v for v in entry.variables if id(v) in reduced):
                         parameter = variable.value
-                        given.setdefault(id(parameter), (parameter, parameter.grad))
-                        parameter.grad = descending(variable, seen[id(variable)])
+                        original.setdefault(id(parameter), (parameter, parameter.grad))
+                        parameter.grad = as_descent(variable, reduced[id(variable)])
 
-        def reclosed() -> Any:
+        def closure_with_reduced_gradients() -> Any:
             restore()
             loss = closure()
             reduce()
             return loss
 
         def restore() -> None:
-            for parameter, gradient in given.values():
+            for parameter, gradient in original.values():
                 parameter.grad = gradient
-            given.clear()
+            original.clear()
 
         try:
             if closure is not None:
-                return step(reclosed, **named)
+                return step(closure_with_reduced_gradients, **named)
             reduce()
             return step(**named)
         finally:
@@ -161,11 +164,11 @@ class _AfterStep:
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.steps += 1
         groups = _groups(optimizer)
-        entries = [entry for entry in entries_of(self.variables) if _moves(entry)]
-        check_steps(entries, "torch.optim", "project(model)")
+        entries = [entry for entry in attached_entries(self.variables) if _is_trained(entry)]
+        check_interval(entries, "torch.optim", "project(model)")
         due = [entry for entry in entries if self.steps % int(entry.set.every) == 0]
         with no_gradient():
-            project_entries(optimizer, due, self.steps, lambda entry: _step(optimizer, entry, groups))
+            project_entries(optimizer, due, self.steps, lambda entry: _step_metric(optimizer, entry, groups))
 
 
 def _check_torch(optimizer: Any) -> None:
@@ -199,7 +202,7 @@ def _check_torch(optimizer: Any) -> None:
         )
 
 
-def _check_reduces(optimizer: Any, entries: Sequence[Entry]) -> None:
+def _refuse_lbfgs(optimizer: Any, entries: Sequence[Entry]) -> None:
     import torch
 
     reduced = reduced_entries(entries)
@@ -214,47 +217,47 @@ def _check_reduces(optimizer: Any, entries: Sequence[Entry]) -> None:
         )
 
 
-def _moves(entry: Entry) -> bool:
-    """Whether something of an entry may move; PyTorch's `requires_grad` can be taken away behind Keras' back."""
+def _is_trained(entry: Entry) -> bool:
+    """Whether PyTorch trains an entry: `requires_grad` can be cleared without Keras."""
     trained = [weight for weight in entry.weights if weight.variable.trainable]
-    held = [weight for weight in trained if not weight.variable.value.requires_grad]
-    if held and len(held) < len(trained):
+    frozen = [weight for weight in trained if not weight.variable.value.requires_grad]
+    if frozen and len(frozen) < len(trained):
         raise RuleError(
             explain(
                 "A weight of a Joint is frozen by `requires_grad`, so that the others don't know it",
-                f"requires_grad=False, trainable=True for {held[0].path}",
+                f"requires_grad=False, trainable=True for {frozen[0].path}",
                 where=repr(entry),
                 instead="variable.trainable = False, or layer.trainable = False",
             )
         )
-    return len(held) < len(trained)
+    return len(frozen) < len(trained)
 
 
-# What each optimizer of PyTorch keeps.
+# Readers for the optimizers of PyTorch.
 
 Reader = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
-"""From the state of a parameter and the options of its group to what its step was divided by; None: all alike."""
+"""Maps the state of a parameter and its group's options to the diagonal; None: a constant one."""
 
 Groups = Mapping[int, tuple[Any, Mapping[str, Any]]]
-"""By parameters' ids, the parameters that an optimizer steps, with the options of their groups."""
+"""By parameters' ids, the parameters that an optimizer steps and their groups' options."""
 
 
-def _corrected(moment: Any, state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    """The root of a second moment, corrected for its start from 0."""
-    steps = keras.ops.maximum(state["step"], 1)  # 0 where scaled gradients overflowed in the first step
+def _bias_corrected_root(moment: Any, state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    """The root of a bias-corrected second moment."""
+    steps = keras.ops.maximum(state["step"], 1)  # 0 if the first step overflowed
     return (moment / (1 - group["betas"][1] ** steps)).sqrt() + group["eps"]
 
 
 def _adam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return _corrected(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"], state, group)
+    return _bias_corrected_root(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"], state, group)
 
 
 def _nadam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return _corrected(state["exp_avg_sq"], state, group)
+    return _bias_corrected_root(state["exp_avg_sq"], state, group)
 
 
 def _radam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    """In the first steps, while the second moment is of too few gradients, RAdam steps all entries alike."""
+    """RAdam steps all entries alike while the second moment averages too few gradients."""
     beta, steps = group["betas"][1], float(state["step"])
     length = 2 / (1 - beta) - 1 - 2 * steps * beta**steps / (1 - beta**steps)
     return state["exp_avg_sq"].sqrt() + group["eps"] if length > 5 else None
@@ -289,14 +292,14 @@ _READERS: dict[str, Reader] = {
     "RMSprop": _rmsprop,
     "Adagrad": _adagrad,
 }
-"""By their names in `torch.optim`."""
+"""The readers by the names of the classes in `torch.optim`."""
 
-_UNAVERAGED = (_rmsprop, _adagrad)
-"""Of optimizers that step along each gradient as it comes, and no average."""
+_WITHOUT_MOMENTUM = (_rmsprop, _adagrad)
+"""Readers of optimizers that step along each gradient, not along an average."""
 
 
-def _reader_of(optimizer: Any) -> Reader | None:
-    """What reads the metric of an optimizer; None: it is of an unknown kind."""
+def _metric_reader(optimizer: Any) -> Reader | None:
+    """The reader of an optimizer's metric; None if it is unknown."""
     import torch
 
     own = type(optimizer)
@@ -311,36 +314,25 @@ def _groups(optimizer: Any) -> Groups:
     return {id(parameter): (parameter, group) for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def _measured(optimizer: Any, entry: Entry, groups: Groups) -> bool:
-    """Whether the projection of an entry follows the optimizer's metric."""
-    stepped = [groups.get(id(weight.variable.value)) for weight in entry.weights if weight.variable.trainable]
-    if not stepped or any(found is None or found[0].grad is None for found in stepped):
-        return False
-    reader = _reader_of(optimizer)
-    if reader is None or not entry.set.follows(averages=reader not in _UNAVERAGED):
-        return False
-    return reader is not _sgd or _rates_differ(stepped)
-
-
-def _rates_differ(stepped: Sequence[Any]) -> bool:
-    return len({float(group["lr"]) for _, group in stepped}) > 1
-
-
-def _step(optimizer: Any, entry: Entry, groups: Groups) -> Step:
-    """What is known of the step that an optimizer has just taken."""
-    reader = _reader_of(optimizer)
-    if reader is None or not _measured(optimizer, entry, groups):
-        return UNKNOWN
-    costs = []
-    stepped = [groups[id(w.variable.value)] for w in entry.weights if w.variable.trainable]
-    rates_differ = _rates_differ(stepped)
-    least = SLOWEST * max(float(group["lr"]) for _, group in stepped)
-    for variable in (weight.variable for weight in entry.weights):
-        cost = keras.ops.ones(variable.shape, working_dtype(dtype_of(variable)))
+def _step_metric(optimizer: Any, entry: Entry, groups: Groups) -> StepMetric:
+    """The metric of the step that an optimizer has just taken."""
+    trained = [variable for variable in entry.variables if variable.trainable]
+    stepped = [groups[id(v.value)] for v in trained if id(v.value) in groups and v.value.grad is not None]
+    reader = _metric_reader(optimizer)
+    if not trained or len(stepped) < len(trained) or reader is None:
+        return NO_METRIC
+    rates = [float(group["lr"]) for _, group in stepped]
+    rates_differ = len(set(rates)) > 1
+    follows = entry.set.follows(averages=reader not in _WITHOUT_MOMENTUM)
+    if not follows or (reader is _sgd and not rates_differ):
+        return NO_METRIC
+    diagonals = []
+    for variable in entry.variables:
+        diagonal = keras.ops.ones(variable.shape, working_dtype(dtype_of(variable)))
         if variable.trainable:
             parameter, group = groups[id(variable.value)]
             read = reader(optimizer.state.get(parameter, {}), group)
-            cost = cost if read is None else cast(read, dtype_of(cost))
-            cost = cost / max(float(group["lr"]), least) if rates_differ else cost
-        costs.append(cost)
-    return Step(costs)
+            diagonal = diagonal if read is None else cast(read, dtype_of(diagonal))
+            diagonal = diagonal / max(float(group["lr"]), MIN_RATE_RATIO * max(rates)) if rates_differ else diagonal
+        diagonals.append(diagonal)
+    return StepMetric(diagonals)

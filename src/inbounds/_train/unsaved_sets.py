@@ -1,8 +1,8 @@
-"""What of a plan a `.keras` file carries.
+"""Finds the weights whose sets a `.keras` file would lose.
 
-Keras saves a layer's constraints with the layer's arguments, so the sets of a plan are put there. What has no such
-argument (the scale of an RMSNormalization), or lies in a layer that is made anew by a user's code, is lost in a file:
-that is found out here, by making each layer again from its own config, and said by `constrain`.
+Keras saves a layer's constraints with the layer's arguments, where a plan puts its sets. A set is
+lost if its weight has no such argument (the scale of an RMSNormalization), or if a user's code
+makes the layer again. To find out, each layer is made again from its own config.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.composite import parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
-from inbounds._train.bound import given_constraint
+from inbounds._train.attached_sets import given_constraint
 
 
-def not_carried(model: Any, plan: Plan) -> list[tuple[str, str]]:
-    """The weights of a plan that a file would lose, as a text, each with the reason."""
+def unsaved_sets(model: Any, plan: Plan) -> list[tuple[str, str]]:
+    """The paths of weights whose sets a file would lose, each group with the reason."""
     lost: list[tuple[str, str]] = []
-    top = _saved_layers(model)
     planned = {id(weight.variable): (weight, entry.set) for entry in plan.entries for weight in entry.weights}
     seen: set[int] = set()
-    for layer in top:
+    for layer in _saved_layers(model):
         inside = {id(w.variable) for w in weights_of(layers_of(layer))} & planned.keys()
         seen |= inside
-        if inside and (why := _lost_in(layer, [planned[key] for key in inside])):
-            lost.append(why)
+        if inside and (reason := _lost_in_config(layer, [planned[key] for key in inside])):
+            lost.append(reason)
     outside = [
         weight.path
         for key, (weight, constraint) in planned.items()
-        if key not in seen and not _is_given(weight, constraint)  # what code gives its layers, it gives them again
+        if key not in seen and not _given_by_layer(weight, constraint)  # user code gives it again
     ]
     if outside:
         lost.append((", ".join(outside), f"layers that {type(model).__name__} makes in its own code"))
     return lost
 
 
-def _is_given(weight: Weight, constraint: Set) -> bool:
+def _given_by_layer(weight: Weight, constraint: Set) -> bool:
+    """Whether the layer's own argument already gives the weight this set."""
     given = given_constraint(weight.variable)
     return constraint == (given if isinstance(given, Set) or not callable(given) else Custom(given))
 
 
 def _saved_layers(model: Any) -> list[Any]:
-    """The layers whose configs are in the model's file: those of Sequential and functional models, also nested."""
-    from keras.src.models.functional import Functional  # no public name tells a functional model from a subclassed one
+    """The layers whose configs a model's file holds: those of Sequential and functional models."""
+    from keras.src.models.functional import Functional  # no public equivalent
 
     if not isinstance(model, (keras.Sequential, Functional)):
         return [] if isinstance(model, keras.Model) else [model]
@@ -62,21 +62,21 @@ def _saved_layers(model: Any) -> list[Any]:
     ]
 
 
-def _lost_in(layer: Any, planned: list[tuple[Any, Set]]) -> tuple[str, str] | None:
-    """What the layer made anew from its config lacks; None when it has it all."""
+def _lost_in_config(layer: Any, planned: list[tuple[Any, Set]]) -> tuple[str, str] | None:
+    """The paths of planned weights whose sets a layer loses in its config, and why; None: none."""
     paths = ", ".join(weight.path for weight, _ in planned)
-    state = random.getstate()  # initializers without a seed draw one
+    state = random.getstate()  # initializers without a seed draw from it
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Keras says of a lambda when saving is said here as an error is
-            again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
-            if not again.built:
-                again.build_from_config(layer.get_build_config())
-    except Exception as error:  # a layer of the user's may fail in any way, and that is the finding
+            warnings.simplefilter("ignore")  # of a lambda, which is reported below
+            remade = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+            if not remade.built:
+                remade.build_from_config(layer.get_build_config())
+    except Exception as error:  # a custom layer may raise anything
         return paths, f"{type(layer).__name__} can't be made from its config: {str(error).split('. ')[0]}"
     finally:
         random.setstate(state)
-    old, new = weights_of(layers_of(layer)), weights_of(layers_of(again))
+    old, new = weights_of(layers_of(layer)), weights_of(layers_of(remade))
     if len(old) != len(new):
         return paths, f"{type(layer).__name__} made from its config has other weights"
     wanted = {id(weight.variable): constraint for weight, constraint in planned}
@@ -87,11 +87,11 @@ def _lost_in(layer: Any, planned: list[tuple[Any, Set]]) -> tuple[str, str] | No
                 and keras.saving.get_registered_name(kind) == kind.__name__
             ):
                 return paths, f"{kind.__name__} isn't registered with keras.saving.register_keras_serializable"
-    without = [
-        o.path
-        for o, n in zip(old, new, strict=True)
-        if id(o.variable) in wanted and n.variable.constraint != wanted[id(o.variable)]
+    unsaved = [
+        weight.path
+        for weight, again in zip(old, new, strict=True)
+        if id(weight.variable) in wanted and again.variable.constraint != wanted[id(weight.variable)]
     ]
-    if without:
-        return ", ".join(without), f"{type(layer).__name__} saves no constraint for it, or one for several weights"
+    if unsaved:
+        return ", ".join(unsaved), f"{type(layer).__name__} saves no constraint for it, or one for several weights"
     return None

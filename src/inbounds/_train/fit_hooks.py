@@ -1,0 +1,190 @@
+"""Hooks on Keras' fits: projections when a fit begins, evaluates, swaps averages, ends or raises.
+
+Every list of callbacks gets one more callback at its front. `SwapEMAWeights` is wrapped, so that
+swapped-in averages are projected. `fit` and `train_on_batch` are wrapped, so that their weights are
+projected where they raise, and their access is known to other threads. The hooks are on classes of
+Keras; `tests/test_keras_ground.py` pins what they rely on. Projections within steps are in
+`optimizer_hooks`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import keras
+
+from inbounds._model.plan import Entry
+from inbounds._model.rules import resolve_given
+from inbounds._model.weights import layers_of, variables_of, weights_of
+from inbounds._sets.set import Set
+from inbounds._train.attached_sets import AttachedSet, attached_entries, current_constraint
+from inbounds._train.optimizer_hooks import entries_of, project_in_numpy, project_or_add_note, update_compiled_constants
+from inbounds._train.optimizers import optimizers_of, steps_taken
+from inbounds._train.weight_access import WeightAccess, check_weights_exist, has_lost_value, run_with_access
+
+
+def hook_fits() -> None:
+    """Wraps the methods of Keras that run fits. Runs once, on import."""
+    _wrap_method(keras.callbacks.CallbackList, "set_model", _add_projection_callback)
+    _wrap_method(keras.callbacks.SwapEMAWeights, "_swap_variables", _project_after_swap)
+    _wrap_method(keras.Model, "fit", functools.partial(_train_with_access, "fit"))
+    _wrap_method(keras.Model, "train_on_batch", functools.partial(_train_with_access, "step"))
+
+
+def _wrap_method(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    original = getattr(owner, name)
+    if getattr(original, "watched_by_inbounds", False):
+        return
+
+    @functools.wraps(original)
+    def method(self: Any, *arguments: Any, **named: Any) -> Any:
+        return around(original, self, *arguments, **named)
+
+    method.watched_by_inbounds = True  # type: ignore[attr-defined]
+    setattr(owner, name, method)
+
+
+_EPOCH_START = "_inbounds_epoch_start"
+"""Attribute of a model that JAX fits: its variables' values before the epoch's first step.
+
+Keras empties the variables before that step, and loses the values where its compilation is
+interrupted.
+"""
+
+
+def _train_with_access(
+    kind: Literal["fit", "step"], train: Callable[..., Any], model: Any, *arguments: Any, **named: Any
+) -> Any:
+    """Runs `fit` or `train_on_batch`; where it raises, projects the weights."""
+    access = WeightAccess(
+        kind, train.__name__, lambda: variables_of(model), sync=getattr(model, "jax_state_sync", lambda: None)
+    )
+    return run_with_access(
+        access,
+        lambda: train(model, *arguments, **named),
+        lambda error: project_or_add_note(error, lambda: _project_interrupted(model)),
+    )
+
+
+def _project_interrupted(model: Any) -> None:
+    """Restores the values that an interrupted fit has lost, and projects the weights."""
+    for variable, value in _pop_epoch_start(model):
+        if has_lost_value(variable) and not value.is_deleted():
+            variable.assign(value)
+    check_weights_exist(model)
+    for optimizer in optimizers_of(model):
+        vars(optimizer).pop("_inbounds_averages", None)
+    _project(model, _declared_entries(model))
+
+
+def _project(model: Any, entries: Iterable[Entry]) -> list[tuple[Any, Any]]:
+    """Projects entries; returns the variables that moved, each with its previous value."""
+    return [pair for entry in entries for pair in project_in_numpy(entry, steps_taken(model, entry))]
+
+
+class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
+    """Projects weights at moments of a fit that no step sees; does nothing without sets.
+
+    When a fit begins it projects all weights, frozen ones too, since they may have been set or
+    loaded. At the end of an epoch, before other callbacks save or inspect the model, and before an
+    evaluation it projects the weights that aren't projected in each step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fitting = False
+        self._before_first_epoch = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._fitting = self._before_first_epoch = True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Begins the fit here: other callbacks may load weights in `on_train_begin`."""
+        if self._before_first_epoch:
+            self._before_first_epoch = False
+            _begin_fit(self.model)
+        if keras.backend.backend() == "jax":
+            _store_epoch_start(self.model)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        if self._fitting:
+            self._project_delayed()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._project_delayed()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._fitting = False
+        _pop_epoch_start(self.model)
+
+    def _project_delayed(self) -> None:
+        """Projects the weights that aren't projected in each step."""
+        entries = attached_entries(variables_of(self.model))
+        _project(self.model, [entry for entry in entries if entry.set.every != 1])
+
+
+def _add_projection_callback(set_model: Callable[..., None], callbacks: Any, model: Any) -> None:
+    if not any(isinstance(callback, ProjectionCallback) for callback in callbacks.callbacks):
+        callbacks.callbacks.insert(0, ProjectionCallback())
+        default = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+        given = [callback for callback in callbacks.callbacks[1:] if not isinstance(callback, default)]
+        callbacks._configure_async_dispatch(given)  # Keras ignores a callback that is in no list
+    set_model(callbacks, model)
+
+
+def _store_epoch_start(model: Any) -> None:
+    variables = [*model.variables, *model.metrics_variables, *getattr(model.optimizer, "variables", ())]
+    vars(model)[_EPOCH_START] = [(variable, variable.value) for variable in variables]
+
+
+def _pop_epoch_start(model: Any) -> list[tuple[Any, Any]]:
+    pairs: list[tuple[Any, Any]] = vars(model).pop(_EPOCH_START, [])
+    return pairs
+
+
+def _begin_fit(model: Any) -> None:
+    declared = _declared_entries(model)
+    if declared:
+        check_weights_exist(model)
+    _project(model, declared)
+    # A list, not a generator: every optimizer has to store its constants.
+    changed = [update_compiled_constants(optimizer) for optimizer in optimizers_of(model)]
+    if any(changed):
+        model.make_train_function(force=True)
+
+
+def _declared_entries(model: Any) -> list[Entry]:
+    """The sets of a model's plan and of its layers' arguments, including those not attached yet."""
+    layers = layers_of(model)
+    constrained = {
+        id(weight.variable)
+        for weight in weights_of(layers)
+        if isinstance(weight.variable.constraint, (AttachedSet, Set))
+    }
+    entries = resolve_given(layers, current_constraint).entries if constrained else ()
+    return [entry for entry in entries if constrained.issuperset(id(weight.variable) for weight in entry.weights)]
+
+
+def _project_after_swap(swap: Callable[..., None], callback: Any) -> None:
+    """Swaps weights and their averages, then projects the weights.
+
+    Averages of weights inside a set may be outside: by rounding where it is convex, by more where
+    it isn't. An average projected in the model's place is restored when it is swapped back, so that
+    an evaluation doesn't change the training.
+    """
+    swap(callback)
+    model = callback.model
+    for optimizer in optimizers_of(model):
+        averages = getattr(optimizer, "_model_variables_moving_average", None)
+        if not averages:
+            continue
+        for average, value in vars(optimizer).pop("_inbounds_averages", ()):
+            average.assign(value)
+        moved = _project(model, entries_of(optimizer))
+        averages_of = dict(zip(map(id, optimizer._trainable_variables), averages, strict=True))
+        if not callback._ema_weights_in_model:  # Keras sets it after the swap: the averages are in
+            vars(optimizer)["_inbounds_averages"] = [
+                (averages_of[id(variable)], value) for variable, value in moved if id(variable) in averages_of
+            ]

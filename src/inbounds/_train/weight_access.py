@@ -1,0 +1,183 @@
+"""Locks on weights: no thread changes a plan or audits a model while another thread trains it.
+
+A fit holds its weights from its first step to its last; on JAX their values even leave the
+variables. So an exclusive access from another thread raises an error during a fit. It waits for a
+single step, and steps and fits that begin later wait for it. A thread never waits for itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import keras
+
+from inbounds._arrays.ops import is_concrete, recording_again
+from inbounds._errors import RuleError, explain
+from inbounds._model.rules import check_model
+from inbounds._model.weights import variables_of
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class WeightAccess:
+    """One access of one thread to some weights.
+
+    Attributes:
+        kind: "fit"; "step": a step of a fit or of a custom loop; "exclusive": a call that changes a
+            plan or reads the weights.
+        what: the name of the call, for errors.
+        variables: returns the weights.
+        instead: for an exclusive access, what to do where another thread fits the weights.
+        sync: for a fit, writes the values trained so far to the variables.
+        thread: the thread that has the access.
+    """
+
+    kind: Literal["fit", "step", "exclusive"]
+    what: str
+    variables: Callable[[], Iterable[Any]]
+    instead: str = ""
+    sync: Callable[[], Any] = lambda: None
+    thread: threading.Thread = field(default_factory=threading.current_thread)
+
+
+_accesses: list[WeightAccess] = []
+"""The accesses under way, in the order in which they began, including those that wait."""
+
+_accesses_changed = threading.Condition()
+
+
+def begin_access(access: WeightAccess) -> None:
+    """Begins an access once no other one conflicts.
+
+    Raises:
+        RuleError: the access is exclusive, and another thread fits the weights. Call `end_access`
+            all the same.
+    """
+    with _accesses_changed:
+        if access.kind == "exclusive":
+            for fit in _conflicts(access, "fit"):
+                raise RuleError(
+                    explain(
+                        f"`{access.what}` can't be called while another thread fits the model",
+                        f"{access.what} in thread {access.thread.name!r}, {fit.what} in thread {fit.thread.name!r}",
+                        instead=access.instead,
+                    )
+                )
+            _accesses.append(access)
+            _accesses_changed.wait_for(lambda: not _conflicts(access, "step", "exclusive"))
+        else:
+            if not any(other.thread is access.thread for other in _accesses):
+                _accesses_changed.wait_for(lambda: not _conflicts(access, "exclusive"))
+            _accesses.append(access)
+
+
+def end_access(access: WeightAccess) -> None:
+    """Ends an access; does nothing if it has ended or never began."""
+    with _accesses_changed:
+        if access in _accesses:
+            _accesses.remove(access)
+            _accesses_changed.notify_all()
+
+
+def run_with_access(
+    access: WeightAccess, function: Callable[[], Result], on_error: Callable[[BaseException], Any] = lambda error: None
+) -> Result:
+    """The result of a function that accesses weights.
+
+    A KeyboardInterrupt may come between any two operations, also within `end_access`, which is then
+    called again.
+
+    Args:
+        access: the access.
+        function: the function to run.
+        on_error: called where the function raises, before other threads may access the weights.
+    """
+    resume_recording = recording_again()
+    try:
+        begin_access(access)
+        result = function()
+        end_access(access)
+    except BaseException as error:
+        try:
+            resume_recording()
+            on_error(error)
+        finally:
+            end_access(access)
+        raise
+    return result
+
+
+def _conflicts(access: WeightAccess, *kinds: str) -> list[WeightAccess]:
+    """The accesses of given kinds by other threads that began earlier and share a weight."""
+    before = _accesses[: _accesses.index(access)] if access in _accesses else _accesses
+    others = [other for other in before if other.thread is not access.thread and other.kind in kinds]
+    if not others:
+        return []
+    variables = set(map(id, access.variables()))
+    return [other for other in others if not variables.isdisjoint(map(id, other.variables()))]
+
+
+def exclusive_access(instead: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Gives a function of a model exclusive access to the model's weights.
+
+    The function raises a RuleError where another thread fits the model, where its argument is not a
+    model, and where Keras has lost the weights.
+
+    Args:
+        instead: what to do where another thread fits the model.
+    """
+
+    def decorated(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        @functools.wraps(function)
+        def wrapped(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+            model = arguments[0] if arguments else named.get("model")
+            check_model(model)
+            access = WeightAccess("exclusive", function.__name__.strip("_"), lambda: variables_of(model), instead)
+
+            def call() -> Result:
+                check_weights_exist(model)
+                return function(*arguments, **named)
+
+            return run_with_access(access, call)
+
+        return wrapped
+
+    return decorated
+
+
+def check_weights_exist(model: Any) -> None:
+    """Checks that the weights of a model have values.
+
+    On JAX a compiled step takes over the variables' arrays; an interrupt loses them.
+
+    Raises:
+        RuleError: a weight has none.
+    """
+    if keras.backend.backend() != "jax" or not any(map(has_lost_value, variables_of(model))):
+        return
+    for access in list(_accesses):
+        if access.thread is threading.current_thread():
+            access.sync()
+    if any(map(has_lost_value, variables_of(model))):
+        raise RuleError(
+            explain(
+                "The weights of the model are gone: on JAX, Keras loses a model whose compiled step is interrupted",
+                f"model={model.name!r}",
+                instead="keras.models.load_model(path) where ModelCheckpoint saved, or fit again with BackupAndRestore",
+            )
+        )
+
+
+def has_lost_value(variable: Any) -> bool:
+    """Whether a variable has no value on JAX: a fit emptied it, or a step took its array."""
+    try:
+        value = variable.value
+    except TypeError:  # Keras calls the initializer, which a built variable no longer has
+        return True
+    return is_concrete(value) and bool(value.is_deleted())
