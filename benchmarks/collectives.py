@@ -70,7 +70,7 @@ def compiled(rule_set, sharding, metric, inputs, units):
 
     def step(values, costs):
         given = {id(variable): value for variable, value in zip(variables, values, strict=True)}
-        known = StepMetric(costs) if metric == "optimizer" and entry.set.weighs else NO_METRIC
+        known = StepMetric(costs) if metric == "optimizer" and entry.set.exact_in_metric else NO_METRIC
         return [value for _, value in projected_values(entry, read=lambda v: given[id(v)], metric=known)]
 
     args = [

@@ -18,9 +18,9 @@ from sets.tensors import BACKEND, LIBRARIES, array, compiled, exact, gradient, m
 pytestmark = pytest.mark.by_turns
 
 CONVEX = {name: case for name, case in SETS.items() if case.convex}
-WEIGHED = {name: case for name, case in CONVEX.items() if case.set.weighs}
+WEIGHED = {name: case for name, case in CONVEX.items() if case.set.exact_in_metric}
 OF_UNITS = {name: case for name, case in WEIGHED.items() if not case.by_entry}
-IN_STEPS = {name: case for name, case in CONVEX.items() if not case.set.weighs and not case.set.same_in_every_metric}
+IN_STEPS = {name: case for name, case in CONVEX.items() if not case.set.exact_in_metric and not case.set.separable}
 
 SHAPES = ((1, 1), (1, 9), (3, 4), (16, 8)) if repetition.everything else ((3, 4),)
 DECADES = (0, 3, 8)
@@ -214,7 +214,7 @@ def test_what_one_unit_costs_against_another_counts_where_a_set_looks_at_all(own
     """A kernel's columns are its units, so that a metric made comparable column by column would be another one."""
     rng = np.random.default_rng(9)
     kernel, metric = rng.standard_normal((4, 3)) * 2, 10 ** rng.uniform(-2, 0, (4, 3)) * [1.0, 0.1, 0.01]
-    units = Units.of([kernel], [(0,)], metric=[metric]).comparable(owner.couples)
+    units = Units.of([kernel], [(0,)], metric=[metric]).comparable(owner.couples_units)
     expected = owner.project(kernel.T, metric.T).T
     np.testing.assert_allclose(owner.nearest(units).parts[0], expected, atol=1e-9)
     apart = owner.nearest(Units.of([kernel], [(0,)], metric=[metric]).comparable(False)).parts[0]

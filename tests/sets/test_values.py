@@ -262,8 +262,8 @@ def test_a_config_is_checked_when_it_is_read(field: dict[str, Any]) -> None:
 
 def test_which_sets_swallow_steps_is_handed_on() -> None:
     for grid in (ib.Grid(0.5) & ib.Box(-1, 1), ib.Grid(0.5).where([True, False]), ib.Joint(ib.Grid(0.5))):
-        assert grid.swallows == ib.Grid(0.5).swallows != ""
-    assert (ib.NonNeg() & ib.MaxNorm(1)).swallows == ""
+        assert grid.undone_steps == ib.Grid(0.5).undone_steps != ""
+    assert (ib.NonNeg() & ib.MaxNorm(1)).undone_steps == ""
 
 
 def test_a_shell_without_an_upper_bound() -> None:

@@ -55,7 +55,7 @@ class Entry:
     def units(self) -> int:
         """How many units the weights make; for a set of matrices, how many matrices."""
         shape = self.weights[0].shape
-        return self.set.counted(math.prod(n for axis, n in enumerate(shape) if axis not in self.axes[0]))
+        return self.set.reported_units(math.prod(n for axis, n in enumerate(shape) if axis not in self.axes[0]))
 
     def __repr__(self) -> str:
         return f"{self.set!r} on {' + '.join(self.paths)}"
@@ -131,7 +131,7 @@ class Plan:
 
 def reduced_entries(entries: Iterable[Entry]) -> list[Entry]:
     """The entries that ask for the reduced gradient and have a set that reduces it."""
-    return [entry for entry in entries if entry.set.gradient == "reduced" and not entry.set.leaves_all]
+    return [entry for entry in entries if entry.set.gradient == "reduced" and not entry.set.full_gradient_reason]
 
 
 def _axes(axes: Axes) -> str:

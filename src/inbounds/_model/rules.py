@@ -177,7 +177,7 @@ def _checked_entry(
     """
     frozen = " and ".join(weight.name for weight in _frozen(weights))
     said = f"{frozen} frozen: projected when constrained, not trained" if frozen else ""
-    note = _joined_notes(note, assignment.set.swallows, said)
+    note = _joined_notes(note, assignment.set.undone_steps, said)
     inputs = tuple(layout_of(weight.layer).inputs.get(weight.name) for weight in weights)
     entry = Entry(assignment.set, tuple(weights), axes, assignment.source, note, inputs, guessed)
     _check_shapes(entry)
@@ -386,7 +386,7 @@ def _check_shapes(entry: Entry) -> None:
     entry.applied.check_fit(units)
     entry.set.check_room(units)
     frozen = _frozen(entry.weights)
-    if frozen and len(frozen) < len(entry.weights) and not entry.set.holds_frozen:
+    if frozen and len(frozen) < len(entry.weights) and not entry.set.allows_frozen:
         raise SetError(
             explain(
                 "One weight of a joint unit is frozen, and in this set the others can't make up for it",

@@ -165,7 +165,7 @@ def pressure(
 
 def _pressure_row(model: Any, entry: Entry, gradients: Mapping[int, Any]) -> PressureRow:
     frozen = [weight.name for weight in entry.weights if id(weight.variable) not in gradients]
-    note = "" if entry.set.reduces else "no pressure, the set is neither convex nor smooth"
+    note = "" if entry.set.has_reduced_gradient else "no pressure, the set is neither convex nor smooth"
     note = f"no pressure, {' and '.join(frozen)} is frozen" if frozen else note
     if note:
         return PressureRow(entry.paths, repr(entry.set), np.full(entry.units, np.nan), None, note)

@@ -35,26 +35,26 @@ class Composite(Set):
         return next((member.axis for member in self.members if member.axis is not None), None)
 
     entrywise = _true_of(all, "entrywise")
-    same_in_every_metric = _true_of(all, "same_in_every_metric")
+    separable = _true_of(all, "separable")
     convex = _true_of(all, "convex")
     whole = _true_of(all, "whole")
     has_boundary = _true_of(all, "has_boundary")
-    holds_frozen = _true_of(all, "holds_frozen")
-    reduces = _true_of(all, "reduces")
-    declares = _true_of(all, "declares")
-    couples = _true_of(any, "couples")
+    allows_frozen = _true_of(all, "allows_frozen")
+    has_reduced_gradient = _true_of(all, "has_reduced_gradient")
+    has_normal_form = _true_of(all, "has_normal_form")
+    couples_units = _true_of(any, "couples_units")
     has_faces = _true_of(any, "has_faces")
     matrix = _true_of(any, "matrix")
     centers = _true_of(any, "centers")
     changes = _true_of(any, "changes")
 
     @property
-    def swallows(self) -> str:  # type: ignore[override]  # likewise
-        return "; ".join(dict.fromkeys(member.swallows for member in self.members if member.swallows))
+    def undone_steps(self) -> str:  # type: ignore[override]  # likewise
+        return "; ".join(dict.fromkeys(member.undone_steps for member in self.members if member.undone_steps))
 
     @property
-    def weighs(self) -> bool:  # type: ignore[override]  # likewise
-        return all(member.weighs or member.same_in_every_metric for member in self.members)
+    def exact_in_metric(self) -> bool:  # type: ignore[override]  # likewise
+        return all(member.exact_in_metric or member.separable for member in self.members)
 
     @property
     def stackable(self) -> bool:
@@ -77,8 +77,8 @@ class Composite(Set):
         for member in self.members:
             member.check_fit(units)
 
-    def counted(self, units: int) -> int:
-        return max(member.counted(units) for member in self.members)
+    def reported_units(self, units: int) -> int:
+        return max(member.reported_units(units) for member in self.members)
 
     def declaration(self, units: Units) -> Declaration:
         return reduce(operator.and_, [member.declaration(units) for member in self.members])

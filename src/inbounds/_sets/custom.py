@@ -80,15 +80,15 @@ class Custom(Set):
         return self.axis is None
 
     @property
-    def reduces(self) -> bool:
+    def has_reduced_gradient(self) -> bool:
         return self.projection
 
     @property
-    def leaves_all(self) -> str:
+    def full_gradient_reason(self) -> str:
         return "" if self.projection else "the callable isn't said to be a projection"
 
     @property
-    def couples(self) -> bool:
+    def couples_units(self) -> bool:
         """Always, as far as one can tell: the callable sees the whole weight."""
         return True
 

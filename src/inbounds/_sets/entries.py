@@ -42,7 +42,7 @@ class Interval(Set):
         return isinstance(self.low, float) and isinstance(self.high, float)
 
     @property
-    def same_in_every_metric(self) -> bool:
+    def separable(self) -> bool:
         return True
 
     def check_fit(self, units: Units) -> None:
@@ -51,7 +51,7 @@ class Interval(Set):
         units.entries(self.high)
 
     @property
-    def declares(self) -> bool:
+    def has_normal_form(self) -> bool:
         return True
 
     def declaration(self, units: Units) -> Declaration:

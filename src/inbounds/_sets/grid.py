@@ -63,7 +63,7 @@ class Grid(Set):
     """
 
     convex: ClassVar[bool] = False
-    swallows: ClassVar[str] = "a step of less than half a grid step is lost, so that small ones never move a weight"
+    undone_steps: ClassVar[str] = "a step of less than half a grid step is lost, so that small ones never move a weight"
 
     def __init__(self, step: Number) -> None:
         self.step = number("Grid", "step", step)
@@ -75,7 +75,7 @@ class Grid(Set):
         return True
 
     @property
-    def same_in_every_metric(self) -> bool:
+    def separable(self) -> bool:
         return True
 
     def check_fit(self, units: Units) -> None:

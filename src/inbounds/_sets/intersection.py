@@ -147,7 +147,7 @@ class Intersection(Composite):
         """What is told of each unit, or of all units of a matrix where one of the sets is a set of it."""
         if not any(member.whole for member in self.members):
             return told
-        groups = self.members[0].counted(units.count) if self.whole else 1
+        groups = self.members[0].reported_units(units.count) if self.whole else 1
         return units.alike(told, groups)
 
     def check_room(self, units: Units) -> None:
@@ -223,7 +223,7 @@ class Method:
 
 
 def method_of(members: Sequence[Set], *, weighted: bool = False) -> Method:
-    """The way for an intersection of these sets, in the Euclidean metric or in one that weighs each entry."""
+    """The method for an intersection of these sets, in the Euclidean metric or in one that weighs each entry."""
     if len(members) == 1:
         return Method(members[0].nearest, "its own projection", keeps=True)
     for i, last in enumerate(members):
@@ -238,7 +238,7 @@ def method_of(members: Sequence[Set], *, weighted: bool = False) -> Method:
         )
     groups = _groups(members)
     if len(groups) == 1:
-        bounds = [member for member in members if member.same_in_every_metric]
+        bounds = [member for member in members if member.separable]
         words = _named([member for member in members if member not in bounds])
         words = (
             f"exact: multipliers for {words}{f', with {_named(bounds)}' if bounds else ''}"
@@ -255,11 +255,11 @@ def _groups(members: Sequence[Set]) -> list[list[Set]]:
     balls = [[part for part in parts_of(member) if isinstance(part, L1Ball)] for member in members]
     centers = [{comparison_key(ball.center) for ball in some} for some in balls]
     center = next((about for about in centers if about), set())
-    whole = all(member.whole for member in members if member.declares and not member.same_in_every_metric)
+    whole = all(member.whole for member in members if member.has_normal_form and not member.separable)
     groups: dict[Any, list[Set]] = {}
     for i, (member, about) in enumerate(zip(members, centers, strict=True)):
-        kind = whole if member.same_in_every_metric else member.whole
-        groups.setdefault(kind if member.declares and about <= center else -i - 1, []).append(member)
+        kind = whole if member.separable else member.whole
+        groups.setdefault(kind if member.has_normal_form and about <= center else -i - 1, []).append(member)
     return list(groups.values())
 
 

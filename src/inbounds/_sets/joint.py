@@ -110,8 +110,8 @@ class Joint(Composite):
         return Joint(members[0], self.weights)
 
     @property
-    def warm_starts(self) -> bool:
-        return self.inner.warm_starts
+    def supports_warm_start(self) -> bool:
+        return self.inner.supports_warm_start
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         return self.inner.reduced(units, gradient)
@@ -119,8 +119,8 @@ class Joint(Composite):
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         return self.inner.multiplier(units, taken)
 
-    def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
-        return self.inner.go_on(units, in_metric, steady)
+    def project_warm(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
+        return self.inner.project_warm(units, in_metric, steady)
 
     def _project(self, units: Units) -> Units:
         return self.inner.nearest(units)

@@ -65,7 +65,7 @@ class MatrixSet(Set):
 
     whole: ClassVar[bool] = True
     matrix: ClassVar[bool] = True
-    holds_frozen: ClassVar[bool] = False
+    allows_frozen: ClassVar[bool] = False
     square: ClassVar[bool] = False
     stack: int = 1
 
@@ -115,7 +115,7 @@ class MatrixSet(Set):
                 )
             )
 
-    def counted(self, units: int) -> int:
+    def reported_units(self, units: int) -> int:
         return self.stack
 
     def _project(self, units: Units) -> Units:

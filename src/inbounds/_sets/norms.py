@@ -53,18 +53,18 @@ PLAIN = 1e20
 class _NormInterval(Set):
     """low <= |w| <= high."""
 
-    weighs: ClassVar[bool] = True
+    exact_in_metric: ClassVar[bool] = True
     low: float
     high: float
     rate: float = 1.0
 
     @property
-    def warm_starts(self) -> bool:
+    def supports_warm_start(self) -> bool:
         plain = 1 / PLAIN < self.high**2 < PLAIN
         return self.low == 0 and self.rate == 1 and self.center is None and plain
 
     @property
-    def reduces(self) -> bool:
+    def has_reduced_gradient(self) -> bool:
         return self.rate == 1
 
     def reduced(self, units: Units, gradient: Units) -> Units:
@@ -83,14 +83,14 @@ class _NormInterval(Set):
         return np.where(self._by_scale(units, taken, 1.0) < 0, -length, length)
 
     @property
-    def declares(self) -> bool:
+    def has_normal_form(self) -> bool:
         return self.convex and self.high > 0
 
     def declaration(self, units: Units) -> Declaration:
         row = Row("ball", units.row(np.ones(units.size)), units.row(self.high), self.center_row(units))
         return Declaration.of(row)
 
-    def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
+    def project_warm(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         def together() -> Units:
             return in_metric().together(self.whole)
 

@@ -64,8 +64,8 @@ class Monotone(Set):
            [1.5, 1.5, 1.5, 1.5]])
     """
 
-    weighs: ClassVar[bool] = True
-    holds_frozen: ClassVar[bool] = False
+    exact_in_metric: ClassVar[bool] = True
+    allows_frozen: ClassVar[bool] = False
 
     def __init__(self, increasing: Bool = True, axis: Axis = None) -> None:
         if not isinstance(increasing, (bool, np.bool_)):

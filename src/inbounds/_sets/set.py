@@ -101,13 +101,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     convex: ClassVar[bool] = True
     has_boundary: ClassVar[bool] = True
     """Whether it can be told if a unit lies on the boundary."""
-    weighs: ClassVar[bool] = False
+    exact_in_metric: ClassVar[bool] = False
     """Whether `_project` heeds the metric of the units."""
     has_faces: ClassVar[bool] = False
     """Whether its boundary is made of the flat faces of a 1-norm, which steps of one size drag along."""
-    holds_frozen: ClassVar[bool] = True
+    allows_frozen: ClassVar[bool] = True
     """Whether the free entries of a unit can make up for those that are frozen."""
-    swallows: ClassVar[str] = ""
+    undone_steps: ClassVar[str] = ""
     """Which steps of training the projection undoes, in words, so that a weight may never move; empty: none."""
 
     # What a family says of itself.
@@ -147,23 +147,23 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return False
 
     @property
-    def same_in_every_metric(self) -> bool:
+    def separable(self) -> bool:
         """Whether each entry is projected by itself, so that the metric doesn't matter."""
         return False
 
     @property
-    def reduces(self) -> bool:
+    def has_reduced_gradient(self) -> bool:
         """Whether there is a reduced gradient: the set is convex, or smooth as a sphere is."""
         return self.convex
 
     @property
-    def leaves_all(self) -> str:
+    def full_gradient_reason(self) -> str:
         """Why an optimizer sees all of a gradient where the reduced one is asked for, in words; empty: it doesn't."""
-        if self.same_in_every_metric:
+        if self.separable:
             return "each entry is projected by itself"
-        return "" if self.reduces else "the set is neither convex nor smooth"
+        return "" if self.has_reduced_gradient else "the set is neither convex nor smooth"
 
-    def follows(self, averages: bool) -> bool:
+    def projects_in_metric(self, averages: bool) -> bool:
         """Whether a projection after a step of training is in the optimizer's metric, where that is known.
 
         With reduced gradients the plain one ends at the constrained optimum as well, and takes less. But steps of one
@@ -173,27 +173,27 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         Args:
             averages: whether the optimizer steps along an average of gradients, as momentum is.
         """
-        if self.metric == "euclidean" or self.same_in_every_metric or not self.weighs:
+        if self.metric == "euclidean" or self.separable or not self.exact_in_metric:
             return False
-        whole = self.gradient == "full" or bool(self.leaves_all)
+        whole = self.gradient == "full" or bool(self.full_gradient_reason)
         return self.metric == "optimizer" or whole or self.has_faces or not averages
 
     @property
-    def declares(self) -> bool:
+    def has_normal_form(self) -> bool:
         """Whether it is made of bounds on entries, linear rows, balls and 1-norms, which `declaration` gives."""
         return False
 
     def declaration(self, units: Units) -> Declaration:
-        """What it asks of the rows of units, for intersections; only of sets that say `declares`."""
+        """What it asks of the rows of units, for intersections; only of sets that say `has_normal_form`."""
         raise NotImplementedError(f"{type(self).__name__} has no normal form")
 
     @property
-    def warm_starts(self) -> bool:
-        """Whether its projection after a step, in a metric, can start from what the one before found: see `go_on`."""
+    def supports_warm_start(self) -> bool:
+        """Whether its projection after a step, in a metric, can start from the last one's: see `project_warm`."""
         return False
 
     @property
-    def couples(self) -> bool:
+    def couples_units(self) -> bool:
         """Whether where one unit goes depends on the others."""
         return self.whole
 
@@ -285,9 +285,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         In the metric of the units where there is one and the set is convex; a set that isn't is projected on in the
         Euclidean one, unless it says otherwise.
         """
-        if units.metric is not None and not self.weighs:
-            if self.convex and not self.same_in_every_metric:
-                return in_steps(self.nearest, units, couples=self.couples)
+        if units.metric is not None and not self.exact_in_metric:
+            if self.convex and not self.separable:
+                return in_steps(self.nearest, units, couples=self.couples_units)
             return self.nearest(units.costing(None)).costing(units.costs)
         if self.center is None:
             return self._project(units)
@@ -303,7 +303,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         """What the set leaves of a gradient at some units, for an optimizer to see: see `reduced`."""
-        return difference(self.nearest, units, gradient, together=self.couples)
+        return difference(self.nearest, units, gradient, together=self.couples_units)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """For each thing that a report counts, the fall of the loss for each unit by which its bound is loosened.
@@ -314,7 +314,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             units: in the set, of NumPy.
             taken: the normal of the set that it takes of the descent direction, in units of the same parts.
         """
-        if self.same_in_every_metric:
+        if self.separable:
             return self._by_count(taken.sum(np.abs))
         length: np.ndarray[Any, Any] = np.sqrt(self._by_count(taken.total(np.square)))
         return length
@@ -326,13 +326,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def _by_count(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """One number for each unit, added up to one for each thing that a report counts."""
-        sums: np.ndarray[Any, Any] = np.sum(np.reshape(numbers, (self.counted(numbers.size), -1)), axis=1)
+        sums: np.ndarray[Any, Any] = np.sum(np.reshape(numbers, (self.reported_units(numbers.size), -1)), axis=1)
         return sums
 
-    def go_on(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
+    def project_warm(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         """`nearest` after a step of training, from what the projection after the step before handed on, with `warm`.
 
-        Only of sets that say `warm_starts`, which have one of their own.
+        Only of sets that say `supports_warm_start`, which have one of their own.
 
         Args:
             units: all free, with `warm`.
@@ -396,7 +396,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         xp = namespace(laid.rows)
         return finite if finite.shape[0] == count else xp.all(xp.reshape(finite, (count, -1)), axis=1)
 
-    def counted(self, units: int) -> int:
+    def reported_units(self, units: int) -> int:
         """Of how many things a report speaks, on weights of that many units."""
         return 1 if self.whole else units
 
@@ -450,7 +450,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             metric = self._checked_metric(rows, metric)
         units = Units.of([rows], [(1,)], differentiable=True, metric=None if metric is None else [metric])
         with quiet(rows):
-            return cast(self.nearest(units.comparable(self.couples)).parts[0], dtype_of(rows))
+            return cast(self.nearest(units.comparable(self.couples_units)).parts[0], dtype_of(rows))
 
     def violation(self, rows: Rows) -> Array:
         """How far each row is outside, in the units of the weight; 0 inside, infinity for NaN and infinities.

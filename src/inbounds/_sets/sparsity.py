@@ -58,10 +58,10 @@ class Sparse(Set):
 
     k: int
     convex: ClassVar[bool] = False
-    swallows: ClassVar[str] = (
+    undone_steps: ClassVar[str] = (
         "a step that leaves an entry below the k largest of its unit is lost, so that small ones never revive it"
     )
-    holds_frozen: ClassVar[bool] = False
+    allows_frozen: ClassVar[bool] = False
 
     def __init__(self, k: Integer, axis: Axis = None) -> None:
         if isinstance(k, (bool, np.bool_)) or not isinstance(k, numbers.Integral) or k < 1:

@@ -363,7 +363,7 @@ class Orthogonal(_Spectral):
         self.stack = stack_of("Orthogonal", stack)
 
     @property
-    def reduces(self) -> bool:
+    def has_reduced_gradient(self) -> bool:
         return True
 
     def _nearest_wide(self, matrices: Array, units: Units) -> tuple[Array, Array]:
@@ -420,7 +420,7 @@ class LowRank(_Shrinking):
     rank: int
     convex: ClassVar[bool] = False
     has_boundary: ClassVar[bool] = False
-    swallows: ClassVar[str] = (
+    undone_steps: ClassVar[str] = (
         "the part of a step that would raise the rank is lost, unless it outgrows a singular value that is kept"
     )
 

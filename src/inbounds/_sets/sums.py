@@ -45,7 +45,7 @@ UNROLLED = 12
 class Linear(Set):
     """a.w = b, or a.w <= b, for a normal a whose largest entry is 1 in size."""
 
-    weighs: ClassVar[bool] = True
+    exact_in_metric: ClassVar[bool] = True
     equal: bool
     slope: Any
     """The normal, and the offset, over the normal's largest entry."""
@@ -58,7 +58,7 @@ class Linear(Set):
         units.entries(self.slope)
 
     @property
-    def declares(self) -> bool:
+    def has_normal_form(self) -> bool:
         return True
 
     def declaration(self, units: Units) -> Declaration:
@@ -285,14 +285,14 @@ class Simplex(Set):
            [0., 1.]])
     """
 
-    weighs: ClassVar[bool] = True
+    exact_in_metric: ClassVar[bool] = True
 
     def __init__(self, total: Number = 1.0, axis: Axis = None) -> None:
         self.total = _positive("Simplex", "total", total)
         self.axis = axes("Simplex", axis)
 
     @property
-    def declares(self) -> bool:
+    def has_normal_form(self) -> bool:
         return True
 
     def declaration(self, units: Units) -> Declaration:
@@ -347,7 +347,7 @@ class L1Ball(Set):
            [ 0.2 ,  0.3 ]])
     """
 
-    weighs: ClassVar[bool] = True
+    exact_in_metric: ClassVar[bool] = True
     has_faces: ClassVar[bool] = True
 
     def __init__(self, radius: Number = 1.0, axis: Axis = None, center: Center = None) -> None:
@@ -356,7 +356,7 @@ class L1Ball(Set):
         self.center = center_of("L1Ball", center)
 
     @property
-    def declares(self) -> bool:
+    def has_normal_form(self) -> bool:
         return True
 
     def declaration(self, units: Units) -> Declaration:

@@ -144,9 +144,9 @@ def projected_values(
     with quiet(values[0]), _explain_dtensor_errors(entry):
         if (reread := metric.reread) is not None and all(free):
             warm_start = keras.ops.convert_to_tensor(metric.warm_start)
-            units = applied.go_on(units_in(None, warm_start), lambda: units_in(reread()), metric.steady)
+            units = applied.project_warm(units_in(None, warm_start), lambda: units_in(reread()), metric.steady)
             return [*_free_values(variables, units, free), (metric.warm_start, units.warm)]
-        units = applied.nearest(units_in(metric.diagonals).comparable(applied.couples))
+        units = applied.nearest(units_in(metric.diagonals).comparable(applied.couples_units))
         return _free_values(variables, units, free)
 
 

@@ -54,7 +54,7 @@ class StepMetric:
     Attributes:
         diagonals: the diagonal for each variable of the entry; None: the Euclidean metric.
         warm_start: the optimizer's variable that holds the warm start; None: there is none.
-        reread: with a warm start, reads the diagonals again; see `go_on` of sets.
+        reread: with a warm start, reads the diagonals again; see `project_warm` of sets.
         steady: see `OptimizerMetric`.
     """
 
@@ -161,11 +161,11 @@ def describe_metric(
     """
     if constraint.metric == "euclidean":
         return f"{EUCLIDEAN}, as asked for"
-    if constraint.same_in_every_metric:
+    if constraint.separable:
         return "the same in all: each entry by itself"
-    if not constraint.reduces and not constraint.weighs:
+    if not constraint.has_reduced_gradient and not constraint.exact_in_metric:
         return f"{EUCLIDEAN}: the set is not convex"
-    if not constraint.weighs:
+    if not constraint.exact_in_metric:
         return f"{EUCLIDEAN}: in another the set has no formula"
     if not any(variable.trainable for variable in variables):
         return "none: frozen, no step moves it"
@@ -176,7 +176,7 @@ def describe_metric(
     if len(optimizers) > 1:
         return f"{EUCLIDEAN}: {len(optimizers)} optimizers step weights of one unit"
     name, metric = type(optimizers[0]).__name__, optimizer_metric(optimizers[0])
-    if not constraint.follows((metric is None or metric.averages_gradients) and not sparse_gradient):
+    if not constraint.projects_in_metric((metric is None or metric.averages_gradients) and not sparse_gradient):
         return f"{EUCLIDEAN}: {name} sees the reduced gradient"
     if metric is None:
         return f"{EUCLIDEAN}: that of {name} is not known, see register_metric"
@@ -196,13 +196,15 @@ def full_gradient_reason(optimizers: Sequence[Any], constraint: Set) -> str:
         return "as asked for"
     if len(optimizers) > 1 and any(optimizer.built for optimizer in optimizers):
         return f"{len(optimizers)} optimizers step weights of one unit"
-    if constraint.follows(averages=False):
+    if constraint.projects_in_metric(averages=False):
         for kind, why in _NEED_FULL_GRADIENT.items():
             if any(isinstance(optimizer, kind) for optimizer in optimizers):
                 return f"{kind.__name__} {why}"
-    if constraint.reduces and any(isinstance(optimizer, _STEP_ANOTHER_SEQUENCE) for optimizer in optimizers):
+    if constraint.has_reduced_gradient and any(
+        isinstance(optimizer, _STEP_ANOTHER_SEQUENCE) for optimizer in optimizers
+    ):
         return ""
-    return constraint.leaves_all
+    return constraint.full_gradient_reason
 
 
 def step_metric(optimizer: Any, constraint: Set, variables: Sequence[Any], gradients: Sequence[Any]) -> StepMetric:
@@ -219,7 +221,7 @@ def step_metric(optimizer: Any, constraint: Set, variables: Sequence[Any], gradi
     if (
         metric is None
         or metric.reader is None
-        or not constraint.follows(metric.averages_gradients and not sparse_gradient)
+        or not constraint.projects_in_metric(metric.averages_gradients and not sparse_gradient)
     ):
         return NO_METRIC
     diagonals: list[Array] = []

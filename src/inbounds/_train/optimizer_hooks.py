@@ -419,7 +419,7 @@ def _reduced(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any])
         if (gradient_norms := gradient_norms_of(optimizer)) is not None:
             all_reduced = dict(result)
             for entry in entries_of(optimizer):
-                if entry.set.reduces and entry not in entries and _steps_all_weights(optimizer, entry):
+                if entry.set.has_reduced_gradient and entry not in entries and _steps_all_weights(optimizer, entry):
                     all_reduced |= reduced_gradients(entry, all_reduced, read, optimizer.iterations + 1)
             norms = [_sum_of_squares(all_reduced.values()), _sum_of_squares(gradients)]
             gradient_norms.assign(keras.ops.stack(norms))

@@ -104,11 +104,11 @@ def _uses_warm_start(optimizer: Any, entry: Entry) -> bool:
     """Whether an optimizer's projections on an entry can start warm."""
     metric = optimizer_metric(optimizer)
     return (
-        entry.applied.warm_starts
+        entry.applied.supports_warm_start
         and entry.set.every == 1
         and metric is not None
         and metric.reader is not None
-        and entry.set.follows(metric.averages_gradients)
+        and entry.set.projects_in_metric(metric.averages_gradients)
         and not any(is_sharded(variable.value) for variable in entry.variables)
         and not _is_replicated(entry)
     )

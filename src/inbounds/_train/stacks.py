@@ -63,7 +63,9 @@ def project_stack(stack: Sequence[Entry], metrics: Sequence[StepMetric], step_co
         per_weight = zip(*(metric.diagonals or ones for metric in metrics), strict=True)
         diagonals = [torch.stack(tensors) for tensors in per_weight]
     applied = first.applied.at(step_count)
-    units = Units.of(parts, axes, free, concrete=True, metric=diagonals, training=True).comparable(applied.couples)
+    units = Units.of(parts, axes, free, concrete=True, metric=diagonals, training=True).comparable(
+        applied.couples_units
+    )
     result = applied.nearest(units)
     for variables, part, is_free in zip(stacked, result.parts, free, strict=True):
         if is_free:

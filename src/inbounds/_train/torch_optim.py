@@ -323,7 +323,7 @@ def _step_metric(optimizer: Any, entry: Entry, groups: Groups) -> StepMetric:
         return NO_METRIC
     rates = [float(group["lr"]) for _, group in stepped]
     rates_differ = len(set(rates)) > 1
-    follows = entry.set.follows(averages=reader not in _WITHOUT_MOMENTUM)
+    follows = entry.set.projects_in_metric(averages=reader not in _WITHOUT_MOMENTUM)
     if not follows or (reader is _sgd and not rates_differ):
         return NO_METRIC
     diagonals = []
