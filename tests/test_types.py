@@ -1,6 +1,7 @@
 """The types of the public signatures: mypy passes right code in strict mode, and rejects each wrong line."""
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -176,6 +177,7 @@ def said(tmp_path_factory):
     """The lines that mypy rejects of both snippets, by file, each with what it says; one run, with our own settings."""
     folder = tmp_path_factory.mktemp("types")
     files = [folder / "right.py", folder / "wrong.py"]
+    home = Path(ib.__file__).parent.parent
     for file, lines in zip(files, (RIGHT, WRONG), strict=True):
         file.write_text(START + lines, encoding="utf-8")
     found = subprocess.run(
@@ -189,7 +191,8 @@ def said(tmp_path_factory):
             folder / "cache",
             *files,
         ],
-        cwd=Path(ib.__file__).parent.parent,  # where mypy looks first, so that it reads what is tested
+        cwd=folder,
+        env=os.environ | ({"MYPYPATH": str(home)} if home == ROOT / "src" else {}),  # else what is installed is tested
         capture_output=True,
         text=True,
     )
