@@ -178,7 +178,7 @@ def test_the_way_is_said(name: str) -> None:
     assert way in owner.how  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["cone, ball", "two l1", "many"])  # the others are rows of the table
+@pytest.mark.parametrize("name", ["cone, ball", "two l1", "half-space, plane"])  # the others are rows of the table
 @(pytest.mark.repetition if BACKEND == "tensorflow" else pytest.mark.repeats())  # traced for half a minute
 def test_it_is_compiled(name: str) -> None:
     if BACKEND == "torch" and name == "two l1":
