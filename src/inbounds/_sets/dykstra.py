@@ -6,6 +6,7 @@ Source: Boyle and Dykstra, "A method for finding projections onto the intersecti
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -41,15 +42,23 @@ def in_turn(projections: Sequence[Projection], units: Units) -> Units:
 
 def until_still(project: Projection, units: Units, limit: int, unrolled: int) -> Units:
     """A projection, and again from its result until nothing changes, with the derivative of the first."""
+    return _repeated(project, units, lambda old, new: ~old.same(new), limit, unrolled)
+
+
+def _repeated(
+    project: Projection, units: Units, unfinished: Callable[[Units, Units], Array], limit: int, unrolled: int
+) -> Units:
+    """A projection, and again from its result while units are unfinished, with the derivative of the first."""
     first = project(units)
     fixed = replace(first.constants(), differentiable=False)
 
     def again(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         old = fixed.with_parts(state)
         new = project(old)
-        return new.parts, ~old.same(new)
+        return new.parts, unfinished(old, new)
 
-    return _with_derivative_of(first.with_parts(iterate(again, fixed.parts, limit, unrolled)), first)
+    begin = unfinished(units.constants(), fixed)
+    return _with_derivative_of(first.with_parts(iterate(again, fixed.parts, limit, unrolled, begin)), first)
 
 
 def _one_round(projections: Sequence[Projection], units: Units) -> Units:
@@ -66,9 +75,17 @@ def _with_derivative_of(value: Units, other: Units) -> Units:
     return replace(live, differentiable=True)
 
 
-def to_the_last_bits(project: Projection) -> Projection:
-    """Again from the result: what rounding leaves is at the size of what was given."""
-    return lambda units: until_still(project, units, REPEATS, UNROLLED_REPEATS)
+def until_inside(project: Projection, members: Sequence[Projection], units: Units) -> Units:
+    """A projection, and again from its result until no member's moves it.
+
+    What rounding leaves is at the size of what is projected, which a result is nearer to its own.
+    """
+
+    def outside(_: Units, new: Units) -> Array:
+        plain = new.costing(None)
+        return ~reduce(operator.and_, [plain.same(member(plain)) for member in members])
+
+    return _repeated(project, units, outside, REPEATS, UNROLLED_REPEATS)
 
 
 # Nothing but the projections.

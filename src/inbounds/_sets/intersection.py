@@ -12,7 +12,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import keras
@@ -23,7 +23,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.composite import Composite, parts_of
 from inbounds._sets.custom import Custom
-from inbounds._sets.dykstra import Projection, dykstra, in_turn, to_the_last_bits
+from inbounds._sets.dykstra import Projection, dykstra, in_turn, until_inside
 from inbounds._sets.entries import Interval
 from inbounds._sets.joint import Joint
 from inbounds._sets.masks import On, Where
@@ -245,7 +245,8 @@ def method_of(members: Sequence[Set], *, weighted: bool = False) -> Method:
             if words
             else "exact: bounds"
         )
-        return Method(to_the_last_bits(lambda units: _by_normal_form(members, units)), words)
+        solve = partial(_by_normal_form, members)
+        return Method(lambda units: until_inside(solve, [member.nearest for member in members], units), words)
     projections = [method_of(group, weighted=weighted).project for group in groups]
     return Method(lambda units: dykstra(projections, units), "Dykstra's algorithm, to rounding")
 

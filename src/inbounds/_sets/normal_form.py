@@ -312,7 +312,7 @@ class _Problem:
         exceeded, gradient = self.exceeded(y)
         terms = xp.sum(xp.abs(gradient) * size[:, None], axis=2) + xp.abs(self.level)
         wrong = xp.where(self.idle(z), xp.maximum(exceeded, 0), exceeded)
-        wrong = xp.where(xp.abs(wrong) > 0.5 * epsilon(dtype_of(z)) * terms, wrong, xp.zeros_like(wrong))
+        wrong = xp.where(xp.abs(wrong) > epsilon(dtype_of(z)) * self.half * terms, wrong, xp.zeros_like(wrong))
         solved = xp.max(xp.abs(wrong * (1 - self.first_ball)), axis=1, keepdims=True) == 0
         return _Seen(exceeded, self.hessian(gradient, speed), solved, self.of_ball(wrong))
 
@@ -385,7 +385,8 @@ class _Problem:
             seen = self.look(ahead)
             still = xp.max(xp.abs(ahead - z), axis=1, keepdims=True) == 0
             rise, end = (xp.sum(by * step, axis=1, keepdims=True) for by in (exceeded, seen.exceeded))
-            rounded = (still & (rise > 0)) | (damping >= MOST)  # a step that is too short to be seen
+            looked = xp.max(xp.abs(exceeded), axis=1, keepdims=True) > 0
+            rounded = (still & looked) | (damping >= MOST)  # a step that is too short to be seen
             good = (open_ > 0) & ((end >= -OVERSHOOT * rise) | seen.solved | still | rounded)
             settled = good & (seen.solved | rounded)
             anew = xp.zeros_like(settled)
