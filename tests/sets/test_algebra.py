@@ -113,6 +113,16 @@ CASES: dict[str, tuple[ib.Set, Program, str]] = {
         lambda r: [r >= 0, sums(r) == 1, length(r) <= 0.6, r <= LOWS[None] + 1.2, r @ NORMAL <= 0.1],
         "multipliers for Simplex and MaxNorm and Halfspace and Halfspace, with Box",
     ),
+    "two l1, marked": (
+        (ib.L1Ball(1) & ib.L1Ball(1, center=0.3)).where(NORMAL > 0) & ib.Box(-0.2, 0.6),
+        lambda r: [
+            length(r[:, np.flatnonzero(NORMAL > 0)], 1) <= 1,
+            length(r[:, np.flatnonzero(NORMAL > 0)] - 0.3, 1) <= 1,
+            r >= -0.2,
+            r <= 0.6,
+        ],
+        "Dykstra's algorithm",
+    ),
     "masked": (
         ib.NonNeg().where(NORMAL > 0) & ib.MaxNorm(1),
         lambda r: [r[:, np.flatnonzero(NORMAL > 0)] >= 0, length(r) <= 1],

@@ -112,6 +112,10 @@ class Intersection(Composite):
         """The sets, as given."""
         return self.members
 
+    @property
+    def has_normal_form(self) -> bool:
+        return all(member.has_normal_form for member in self.members) and len(_groups(self.members)) == 1
+
     @cached_property
     def method(self) -> Method:
         """How it is projected on."""

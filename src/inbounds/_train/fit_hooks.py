@@ -42,7 +42,7 @@ def _wrap_method(owner: Any, name: str, around: Callable[..., Any]) -> None:
     def method(self: Any, *arguments: Any, **named: Any) -> Any:
         return around(original, self, *arguments, **named)
 
-    method.watched_by_inbounds = True  # type: ignore[attr-defined]
+    method.watched_by_inbounds = True  # type: ignore[attr-defined]  # a mark on a function
     setattr(owner, name, method)
 
 

@@ -113,7 +113,7 @@ def hook_optimizers() -> None:
         access = WeightAccess("step", f"a step of {type(self).__name__}", lambda: self._trainable_variables)
         run_with_access(access, run_step, on_error)
 
-    build.watched_by_inbounds = True  # type: ignore[attr-defined]
+    build.watched_by_inbounds = True  # type: ignore[attr-defined]  # a mark on a function
     optimizer_class.build, optimizer_class.apply = build, apply
     for name in ("save_own_variables", "load_own_variables"):
         setattr(optimizer_class, name, without_added_variables(getattr(optimizer_class, name)))
