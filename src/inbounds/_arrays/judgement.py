@@ -11,8 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, SMALLEST_EXPONENT, epsilon, ulp, working_dtype
+
+Bound = float | np.ndarray[Any, Any]
+"""One number for all units, or an array with one for each."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,11 @@ class Judgement:
     dtype: str
     root: bool = False
 
-    def held(self, bound: float) -> float:
-        """How far beyond the bound a training step leaves a unit alone."""
+    def held(self, bound: Bound) -> Bound:
+        """How far beyond the bound, or each of several, a training step leaves a unit alone."""
         return self._within(bound, 2 * self._error(working_dtype(self.dtype)))
 
-    def tolerated(self, bound: float) -> float:
+    def tolerated(self, bound: Bound) -> Bound:
         """How far beyond the bound an audit, which computes in float64, calls a unit inside."""
         return self._within(bound, 3 * self._error(working_dtype(self.dtype)) + self._error("float64"))
 
@@ -46,7 +52,9 @@ class Judgement:
         """
         return 1.5 * (2 + math.log2(max(self.size, 1))) * epsilon(dtype) / (4 if self.root else 2)
 
-    def _within(self, bound: float, error: float) -> float:
+    def _within(self, bound: Bound, error: float) -> Bound:
+        if isinstance(bound, np.ndarray):
+            return np.asarray(np.vectorize(self._within, otypes=[float])(bound, error))
         if bound == 0 or not math.isfinite(bound):  # a bound of 0 is met exactly
             return 0.0
         grain = max(epsilon(self.dtype) * abs(bound), ulp(bound, self.dtype))

@@ -439,6 +439,32 @@ class Units:
             )
         )
 
+    def numbers(self, value: float | np.ndarray[Any, Any]) -> Array | float:
+        """One number for all units, or an array with one for each, of shape `shape`.
+
+        Args:
+            value: a number, or an array of shape (count,) or `shape`.
+
+        Raises:
+            SetError: the array has another shape.
+        """
+        if not np.shape(value):
+            return float(value)
+        if self.count >= 0 and np.shape(value) not in ((self.count,), self.shape):
+            raise SetError(
+                explain(
+                    "An array doesn't fit the units: one number for each",
+                    f"shape={np.shape(value)}",
+                    where=f"{self.count} units of {self.size} entries",
+                    instead=f"give a number, or an array of shape ({self.count},)",
+                )
+            )
+        return constant(self.parts[0], np.reshape(value, self.shape))
+
+    def column(self, value: float | np.ndarray[Any, Any]) -> Array:
+        """`numbers` as an array of shape (count, 1), or (1, 1) for a number, for use with `rows`."""
+        return constant(self.parts[0], np.reshape(value, (-1, 1)))
+
     def entries(self, value: Array) -> tuple[Array, ...]:
         """Values for the entries of a unit as one array per part that broadcasts against it.
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from inbounds._arrays.judgement import Bound
 from inbounds._errors import InboundsError, SetError, explain, shown
 from inbounds._types import Gradient, Interval, Metric
 
@@ -42,7 +43,7 @@ def number(
     return result
 
 
-def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False) -> float | np.ndarray[Any, Any]:
+def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False, instead: str = "") -> Bound:
     """A number, or an array of numbers as read-only NumPy float64; none of them NaN.
 
     Args:
@@ -50,11 +51,12 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
         name: of the argument.
         value: what was given.
         infinite: whether infinities are allowed.
+        instead: what to give, for the error.
 
     Raises:
         SetError: it holds something else.
     """
-    remedy = "give a number such as 0.5, or one number for each entry of a unit"
+    instead = instead or "give a number such as 0.5, or one number for each entry of a unit"
     wrong = ""
     array = np.zeros(())
     try:
@@ -64,16 +66,42 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
         array = np.array(value, dtype="float64") + 0.0  # as in `number`
     except (TypeError, ValueError):
         wrong = "is not a number or an array of numbers"
-    if np.isnan(array).any():
+    if not array.size:
+        wrong = "is empty"
+    elif np.isnan(array).any():
         wrong = "is NaN, or holds it"
     elif not infinite and not np.isfinite(array).all():
         wrong = "is not finite"
     if wrong:
-        raise SetError(explain(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", instead=remedy))
+        raise SetError(explain(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", instead=instead))
     if array.ndim == 0:
         return float(array)
     array.setflags(write=False)
     return array
+
+
+def numbers_of_units(
+    owner: str, name: str, value: Any, *, low: float = -math.inf, positive: bool = False, infinite: bool = False
+) -> Bound:
+    """A number for all units, or an array with one for each; each in [low, infinity], or above 0.
+
+    Raises:
+        SetError: it holds something else.
+    """
+    instead = f"{owner}({name}=1.0), or an array with one number for each unit"
+    if not isinstance(value, (list, tuple)) and not getattr(value, "shape", ()):
+        given: Bound = number(owner, name, value, low=low, infinite=infinite, instead=instead)
+    else:
+        given = number_or_array(owner, name, value, infinite=infinite, instead=instead)
+    if np.any(np.less(given, low)) or (positive and np.any(np.less_equal(given, 0))):
+        wanted = "above 0" if positive else f"{low:g} or more"
+        raise SetError(explain(f"`{name}` of {owner} is not {wanted}", f"{name}={shown(value)}", instead=instead))
+    return given
+
+
+def in_a_row(given: Bound) -> Bound:
+    """Numbers of units in one axis, in the order in which reports count units."""
+    return given.reshape(-1) if isinstance(given, np.ndarray) else given
 
 
 class GivenAxes(tuple[int, ...]):

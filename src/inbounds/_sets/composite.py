@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any
 
+import numpy as np
+
+from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Axes, Units
@@ -92,8 +95,8 @@ class Composite(Set):
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return reduce(namespace(rows).maximum, [excess for excess, _ in self.edges(Laid.of_rows(rows))])
 
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return max(member._tolerance(dtype, size) for member in self.members)
+    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
+        return reduce(np.maximum, [member._tolerance(dtype, size) for member in self.members])
 
 
 def parts_of(given: Set) -> Iterator[Set]:

@@ -105,7 +105,8 @@ class Intersection(Composite):
         self.members = tuple(flat)
         arrays = (getattr(member, name) for member in flat for name in member.argument_names())
         sizes = sorted({1, 2, 16, 256} | {array.size for array in arrays if isinstance(array, np.ndarray)})
-        self._check_common_point([(n, n) for n in (2, 8)] if self.matrix else [(1, n) for n in sizes])
+        bounds = [np.size(getattr(part, name)) for part in parts_of(self) for name in part.of_each_unit]
+        self._check_common_point([(n, n) for n in (2, 8)] if self.matrix else [(max([1, *bounds]), n) for n in sizes])
 
     @property
     def sets(self) -> tuple[Set, ...]:

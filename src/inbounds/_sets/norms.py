@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inbounds._arrays.judgement import Judgement
+from inbounds._arrays.judgement import Bound, Judgement
 from inbounds._arrays.ops import (
     HUGE,
     Array,
     branch,
+    constant,
     dtype_of,
     epsilon,
     is_eager_torch,
@@ -25,11 +26,11 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._sets.arguments import axes, center_of, number
+from inbounds._sets.arguments import axes, center_of, in_a_row, number, numbers_of_units
 from inbounds._sets.normal_form import Declaration, Row
 from inbounds._sets.reduced import radial
 from inbounds._sets.set import Set, registered
-from inbounds._types import Axis, Center, Number
+from inbounds._types import Axis, Center, Number, Numbers
 
 STEPS, UNROLLED = 64, 12
 """At most so many steps of Newton's method in a metric; where PyTorch exports or vectorizes, so many. It takes 0 to 6;
@@ -54,21 +55,22 @@ class _NormInterval(Set):
     """low <= |w| <= high."""
 
     exact_in_metric: ClassVar[bool] = True
-    low: float
-    high: float
+    low: Bound
+    high: Bound
     rate: float = 1.0
 
     @property
     def supports_warm_start(self) -> bool:
-        plain = 1 / PLAIN < self.high**2 < PLAIN
-        return self.low == 0 and self.rate == 1 and self.center is None and plain
+        if isinstance(self.high, np.ndarray) or not 1 / PLAIN < self.high**2 < PLAIN:
+            return False
+        return self.convex and self.center is None
 
     @property
     def has_reduced_gradient(self) -> bool:
         return self.rate == 1
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        if self.high == 0 or units.only(free=False) is not None:
+        if np.any(np.equal(self.high, 0)) or units.only(free=False) is not None:
             return super().reduced(units, gradient)
         centred = units if self.center is None else units.about(self.centers_of(units))
         one = centred.together(self.whole)
@@ -78,19 +80,20 @@ class _NormInterval(Set):
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """Of a sphere that of its radius, below 0 where a smaller one is better."""
         length = super().multiplier(units, taken)
-        if self.low < self.high:
-            return length
-        return np.where(self._by_scale(units, taken, 1.0) < 0, -length, length)
+        sphere = np.equal(self.low, self.high)
+        return np.where(sphere & (self._by_scale(units, taken, 1.0) < 0), -length, length)
 
     @property
     def has_normal_form(self) -> bool:
-        return self.convex and self.high > 0
+        return self.convex and bool(np.all(np.greater(self.high, 0)))
 
     def declaration(self, units: Units) -> Declaration:
-        row = Row("ball", units.row(np.ones(units.size)), units.row(self.high), self.center_row(units))
+        row = Row("ball", units.row(np.ones(units.size)), units.column(self.high), self.center_row(units))
         return Declaration.of(row)
 
     def project_warm(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
+        assert isinstance(self.high, float)
+
         def together() -> Units:
             return in_metric().together(self.whole)
 
@@ -113,11 +116,11 @@ class _NormInterval(Set):
         squares = xp.sum((rows * (1 / scale)) ** 2, axis=axis, keepdims=True)
         zero = squares == 0  # where a root has no gradient
         norm = xp.where(zero, squares, scale * xp.sqrt(xp.where(zero, xp.ones_like(squares), squares)))
-        above = norm - self.high
-        return xp.reshape(xp.maximum(above, self.low - norm) if self.low > 0 else above, (-1,))
+        low, high = (constant(rows, np.reshape(bound, (-1, 1))) for bound in (self.low, self.high))
+        return xp.reshape(xp.maximum(norm - high, xp.where(low > 0, low - norm, -np.inf)), (-1,))
 
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return Judgement(size, dtype, root=True).tolerated(self.high if self.high < np.inf else self.low)
+    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
+        return Judgement(size, dtype, root=True).tolerated(_finite_bound(self.low, self.high))
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return 0.0 if self.center is None else np.sqrt(np.sum(rows**2, axis=None if self.whole else 1))
@@ -131,7 +134,7 @@ class MaxNorm(_NormInterval):
     the sphere of radius `max_value`. Keeps units from growing, a companion of dropout and of high learning rates.
 
     Args:
-        max_value: the largest norm; not negative.
+        max_value: the largest norm, for all units, or an array with that of each; not negative.
         axis: as in Keras the axes that are summed over. None: the layer's fan-in where the layer is known, else every
             axis but the last.
         center: what the ball is about, a number or an array that broadcasts to the weight (for a Joint: to its rows):
@@ -149,11 +152,13 @@ class MaxNorm(_NormInterval):
            [0.3, 0.4]])
     """
 
-    def __init__(self, max_value: Number = 2.0, axis: Axis = None, center: Center = None) -> None:
-        self.max_value = number("MaxNorm", "max_value", max_value, low=0)
+    of_each_unit = ("max_value",)
+
+    def __init__(self, max_value: Numbers = 2.0, axis: Axis = None, center: Center = None) -> None:
+        self.max_value = numbers_of_units("MaxNorm", "max_value", max_value, low=0)
         self.axis = axes("MaxNorm", axis)
         self.center = center_of("MaxNorm", center)
-        self.low, self.high = 0.0, self.max_value
+        self.low, self.high = 0.0, in_a_row(self.max_value)
 
 
 @registered
@@ -189,8 +194,8 @@ class MinMaxNorm(_NormInterval):
     The drop-in for `keras.constraints.MinMaxNorm`.
 
     Args:
-        min_value: the smallest norm; not negative.
-        max_value: the largest; not below `min_value`. Infinity: no upper bound.
+        min_value: the smallest norm, for all units, or an array with that of each; not negative.
+        max_value: the largest, likewise; not below `min_value`. Infinity: no upper bound.
         rate: how much of the way to the set a projection goes, from 0 to 1. Below 1 the weights approach the set step
             by step and are reported as violated until they are there.
         axis: see `MaxNorm`.
@@ -208,24 +213,28 @@ class MinMaxNorm(_NormInterval):
            [1.2, 1.6]])
     """
 
-    def __init__(self, min_value: Number = 0.0, max_value: Number = 1.0, rate: Number = 1.0, axis: Axis = None) -> None:
-        self.min_value = number("MinMaxNorm", "min_value", min_value, low=0)
-        self.max_value = number("MinMaxNorm", "max_value", max_value, low=0, infinite=True)
+    of_each_unit = ("min_value", "max_value")
+
+    def __init__(
+        self, min_value: Numbers = 0.0, max_value: Numbers = 1.0, rate: Number = 1.0, axis: Axis = None
+    ) -> None:
+        self.min_value = numbers_of_units("MinMaxNorm", "min_value", min_value, low=0)
+        self.max_value = numbers_of_units("MinMaxNorm", "max_value", max_value, low=0, infinite=True)
         self.rate = number("MinMaxNorm", "rate", rate, low=0, high=1)
         self.axis = axes("MinMaxNorm", axis)
-        if self.min_value > self.max_value:
+        if np.any(np.greater(self.min_value, self.max_value)):
             raise SetError(
                 explain(
                     "`min_value` of MinMaxNorm is above `max_value`",
                     f"min_value={shown(min_value)}, max_value={shown(max_value)}",
-                    instead=f"MinMaxNorm(min_value={self.max_value}, max_value={self.min_value})",
+                    instead=f"MinMaxNorm(min_value={shown(max_value)}, max_value={shown(min_value)})",
                 )
             )
-        self.low, self.high = self.min_value, self.max_value
+        self.low, self.high = in_a_row(self.min_value), in_a_row(self.max_value)
 
     @property
     def convex(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
-        return self.low == 0 and self.rate == 1
+        return not np.any(self.low) and self.rate == 1
 
 
 @registered
@@ -256,7 +265,13 @@ class FrobeniusNorm(_NormInterval):
         self.low, self.high = 0.0, self.max_value
 
 
-def _move_norm(units: Units, low: float, high: float) -> Units:
+def _finite_bound(low: Bound, high: Bound) -> Bound:
+    """The upper bounds, and the lower ones where there is no upper bound."""
+    bound = np.where(np.isinf(high), low, high)
+    return bound if bound.shape else float(bound)
+
+
+def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     """Each unit scaled to the nearest norm in [low, high]; the units inside as they are.
 
     In a metric those above are drawn to the nearest point first, and scaled by what rounding left.
@@ -271,24 +286,27 @@ def _move_norm(units: Units, low: float, high: float) -> Units:
     scale, squares = _squares(free)
     inverse = 1.0 if scale is None else scale
     finite = squares < np.inf  # which NaN isn't either
-    top = high if high < np.inf else low  # without an upper bound no unit is moved there
+    top = _finite_bound(low, high)  # without an upper bound no unit is moved there
     judged, moved_by = units.judged(root=True), units.rounding(_norm)
-    floor, ceiling = low - judged.held(low) - moved_by, high + judged.held(high) + moved_by
-    bounds = [low, top, *(xp.reshape(x, free.shape) if hasattr(x, "shape") else x for x in (floor, ceiling))]
+    moved_by = xp.reshape(moved_by, free.shape) if hasattr(moved_by, "shape") else moved_by
+    least, most, floor, ceiling = map(free.numbers, (low, top, low - judged.held(low), high + judged.held(high)))
+    bounds = [least, most, floor - moved_by, ceiling + moved_by]
     if (frozen := units.only(free=False)) is not None:
-        unit = min(max(top, 1 / HUGE), HUGE)
-        taken = xp.reshape(frozen.total(lambda x: (x * (1 / unit)) ** 2), free.shape)
+        size = np.clip(top, 1 / HUGE, HUGE)
+        squares_of_frozen = frozen.total(lambda x, size: (x * (1 / size)) ** 2, frozen.numbers(size))
+        taken, unit = xp.reshape(squares_of_frozen, free.shape), free.numbers(size)
         bounds = [unit * xp.sqrt(xp.maximum((bound / unit) ** 2 - taken, 0)) for bound in bounds]
         finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), free.shape)
     least, most, floor, ceiling = bounds
+    bounded_below = bool(np.any(low))
 
     one = xp.ones_like(squares)
     moved = (squares > (ceiling * inverse) ** 2) & finite
     if units.metric is not None:
         drawn = units.with_free(_drawn(free, moved, one * most * inverse, scale, squares))
-        return _move_norm(drawn.costing(None), low, high).costing(units.costs) if low > 0 else drawn
+        return _move_norm(drawn.costing(None), low, high).costing(units.costs) if bounded_below else drawn
     target = one * most
-    if low > 0:
+    if bounded_below:
         moved_up = (squares < (floor * inverse) ** 2) & finite
         target = xp.where(moved_up, one * least, target)
         moved = moved | moved_up
@@ -296,7 +314,7 @@ def _move_norm(units: Units, low: float, high: float) -> Units:
     norm = xp.sqrt(xp.where(moved & ~zero, squares, one))
     step = [] if scale is None else [xp.where(moved, scale, one)]
     result = free.scaled(moved, *step, xp.where(moved, target / norm, one))
-    if low > 0:
+    if bounded_below:
         length = free.length
         root = length**0.5 if isinstance(length, int) else xp.sqrt(xp.maximum(length, 1))
         result = result.map(lambda y, zero, fill: xp.where(zero, fill, y), zero & moved, target / root)

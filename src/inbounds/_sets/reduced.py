@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
+from inbounds._arrays.judgement import Bound
 from inbounds._arrays.ops import HUGE, Array, cast, dtype_of, epsilon, namespace
 from inbounds._arrays.units import Units
 
@@ -49,7 +52,7 @@ def difference(project: Callable[[Units], Units], units: Units, gradient: Units,
     return slope.chosen(usable & ~stays, left).apart(units)
 
 
-def radial(units: Units, gradient: Units, low: float, high: float, moved_by: Array | float) -> Units:
+def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Array | float) -> Units:
     """The reduced gradient of {w : low <= |w| <= high}: without what points out of it along the ray of a unit.
 
     Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two sums and a map. Entries
@@ -63,21 +66,26 @@ def radial(units: Units, gradient: Units, low: float, high: float, moved_by: Arr
         moved_by: how far a centre may move the norm by rounding.
     """
     xp = namespace(units.parts[0])
-    bound = min(max(high if high < float("inf") else low, 1 / HUGE), HUGE)
-    squares = units.total(lambda x: (x * (1 / bound)) ** 2)
+    size = np.clip(np.where(np.isinf(high), low, high), 1 / HUGE, HUGE)
+    bound, least, most = map(units.numbers, (size, low / size, high / size))
+    squares = units.total(lambda x, bound: (x * (1 / bound)) ** 2, bound)
     length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
-    outwards = units.total(lambda x, g: (x * (-1 / bound)) * g, gradient) / length
+    outwards = units.total(lambda x, g, bound: (x * (-1 / bound)) * g, gradient, bound) / length
     rounding = 2 * units.judged(root=True).held(1.0) + moved_by / bound / length
 
     def taken_at(gap: Array) -> Array:
         """The share that is taken so far from a bound; rounding is nothing, nor is what a sphere's other side holds."""
-        return xp.ones_like(gap) if low == high else xp.clip(1 - (gap / length - rounding) / SHARE, 0, 1)
+        share = xp.clip(1 - (gap / length - rounding) / SHARE, 0, 1)
+        return share + units.numbers(sphere) * (1 - share) if np.any(sphere) else share
 
-    none = xp.zeros_like(length)
-    share = xp.where(outwards > 0, taken_at(high / bound - length), taken_at(length - low / bound) if low > 0 else none)
+    none, sphere = xp.zeros_like(length), np.equal(low, high).astype("float64")
+    below = taken_at(length - least) * units.numbers(np.greater(low, 0)) if np.any(low) else none
+    share = xp.where(outwards > 0, taken_at(most - length), below)
     usable = (squares > 0) & xp.isfinite(squares) & xp.isfinite(outwards)
     taken = xp.where(usable, outwards * share / length, none)
-    return gradient.chosen(taken != 0, gradient.map(lambda g, x, t: g + (x * (1 / bound)) * t, units, taken))
+    return gradient.chosen(
+        taken != 0, gradient.map(lambda g, x, t, bound: g + (x * (1 / bound)) * t, units, taken, bound)
+    )
 
 
 def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array]:

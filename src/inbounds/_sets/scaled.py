@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace, ulps
 from inbounds._arrays.units import Units
@@ -107,7 +108,7 @@ class Scaled(Composite):
     def edges(self, laid: Laid) -> list[Edge]:
         return self.at(0).edges(laid)
 
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         return self.at(0)._tolerance(dtype, size)
 
     def _config(self) -> dict[str, Any]:
@@ -157,7 +158,7 @@ class _Multiple(Composite):
             (excess, slack + ulps(largest.reshape(len(excess), -1).max(axis=1), laid.dtype)) for excess, slack in edges
         ]
 
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         return float(self.factor) * self.set._tolerance(dtype, size)
 
     def _factor(self, like: Array) -> Array:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import keras
 import numpy as np
 
+from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid, constant_mask
 from inbounds._arrays.ops import (
     MANTISSA_BITS,
@@ -107,6 +108,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     """Whether its boundary is made of the flat faces of a 1-norm, which steps of one size drag along."""
     allows_frozen: ClassVar[bool] = True
     """Whether the free entries of a unit can make up for those that are frozen."""
+    of_each_unit: ClassVar[tuple[str, ...]] = ()
+    """The arguments that may be arrays with one number for each unit."""
     undone_steps: ClassVar[str] = ""
     """Which steps of training the projection undoes, in words, so that a weight may never move; empty: none."""
 
@@ -126,7 +129,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
 
     @abstractmethod
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
+    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         """What an audit takes for inside: how far from the set, from rounding, a step may leave a unit of that size."""
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
@@ -319,10 +322,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         length: np.ndarray[Any, Any] = np.sqrt(self._by_count(taken.total(np.square)))
         return length
 
-    def _by_scale(self, units: Units, taken: Units, size: float) -> np.ndarray[Any, Any]:
+    def _by_scale(self, units: Units, taken: Units, size: Bound) -> np.ndarray[Any, Any]:
         """`multiplier` of the size of a set that is this size times another one, about its centre."""
         about = units if self.center is None else units.about(self.centers_of(units))
-        return self._by_count(taken.total(lambda n, x: n * x, about)) / size
+        scaled: np.ndarray[Any, Any] = self._by_count(taken.total(lambda n, x: n * x, about)) / size
+        return scaled
 
     def _by_count(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """One number for each unit, added up to one for each thing that a report counts."""
@@ -555,6 +559,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         if self.center is not None and not self.centers:
             units.place(self.center)
+        for name in self.of_each_unit:
+            units.numbers(getattr(self, name))
 
     def check_room(self, units: Units) -> None:  # most sets have a point for units of any size
         """That the set has a point, for units of this size.
@@ -672,8 +678,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     @property
     def stackable(self) -> bool:
         """Whether weights that are alike can be projected as one, with one more axis that counts units."""
-        arrays = [value for value in map(vars(self).get, self.argument_names()) if isinstance(value, np.ndarray)]
-        table = any(value.ndim > 1 for value in arrays)  # it may have a row for each unit of one layer
+        ranks = {name: np.ndim(vars(self).get(name, 0)) for name in self.argument_names()}
+        table = any(rank > (name not in self.of_each_unit) for name, rank in ranks.items())  # of one layer's units
         return not self.whole and self.center is None and not table
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inbounds._arrays.judgement import Judgement
+from inbounds._arrays.judgement import Bound, Judgement
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
     HUGE,
@@ -28,12 +28,12 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._sets.arguments import axes, center_of, number, number_or_array
+from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units
 from inbounds._sets.entries import flat
 from inbounds._sets.normal_form import Declaration, Row
 from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Edge, Set, registered
-from inbounds._types import Axis, Center, Number, Numbers
+from inbounds._types import Axis, Center, Numbers
 
 STEPS = 64
 """At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third halves a bracket."""
@@ -49,7 +49,7 @@ class Linear(Set):
     equal: bool
     slope: Any
     """The normal, and the offset, over the normal's largest entry."""
-    level: float
+    level: Bound
     largest: float
     """The normal's largest entry, in size."""
 
@@ -64,7 +64,7 @@ class Linear(Set):
     def declaration(self, units: Units) -> Declaration:
         slope = np.broadcast_to(self.slope, np.shape(self.slope) or (units.size,))
         return Declaration.of(
-            Row("equal" if self.equal else "most", units.row(slope), units.row(self.level), units.row(0.0))
+            Row("equal" if self.equal else "most", units.row(slope), units.column(self.level), units.row(0.0))
         )
 
     def _project(self, units: Units) -> Units:
@@ -88,7 +88,7 @@ class Linear(Set):
         size = self._size(units)
         apart = self.gap(units, slope, size)
         terms = units.constants().sum(lambda x, a, size: xp.abs(a * (x / size)), slope, size)
-        inside = units.judged().held(1.0) * xp.maximum(terms, xp.abs(self.level / size))
+        inside = units.judged().held(1.0) * xp.maximum(terms, xp.abs(units.numbers(self.level) / size))
         moved = ((xp.abs(apart) if self.equal else apart) > inside) & xp.isfinite(apart) & (squares > 0)
         step = apart / xp.where(squares > 0, squares, xp.ones_like(squares))
         return xp.where(moved, size * step, xp.zeros_like(step))
@@ -96,11 +96,12 @@ class Linear(Set):
     def gap(self, units: Units, slope: Units, size: Array | None = None) -> Array:
         """How far slope . w is beyond the level, in units of a size per unit that lets no sum overflow."""
         size = 1.0 if size is None else size
-        return units.total(lambda x, a, size: a * (x / size), slope, size) - self.level / size
+        return units.total(lambda x, a, size: a * (x / size), slope, size) - units.numbers(self.level) / size
 
     def _size(self, units: Units) -> Array:
         xp = namespace(units.parts[0])
-        return without_gradient(xp.clip(units.max(xp.abs), max(abs(self.level), 1 / HUGE), HUGE))
+        least = units.numbers(np.maximum(np.abs(self.level), 1 / HUGE))
+        return without_gradient(xp.minimum(xp.maximum(units.max(xp.abs), least), HUGE))
 
     def along(self, units: Units) -> Units:
         """The way to the set: the slope, over what a move of each entry costs."""
@@ -131,15 +132,15 @@ class Linear(Set):
         return self._by_count(along / np.where(squares > 0, squares, 1.0)) / self.largest
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        apart = _beyond(rows, constant(rows, flat(self.slope, span)), self.level)
+        apart = _beyond(rows, constant(rows, flat(self.slope, span)), np.asarray(self.level))
         return (namespace(rows).abs(apart) if self.equal else apart) / self._length(span)
 
     def _length(self, span: tuple[int, ...]) -> float:
         """What a.w - b is divided by: the normal's length, which makes it a distance."""
         return float(np.sqrt(np.sum(np.broadcast_to(flat(self.slope, span), int(np.prod(span))) ** 2)))
 
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return Judgement(size, dtype).tolerated(1.0) * abs(self.level) / self._length(np.shape(self.slope))
+    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
+        return Judgement(size, dtype).tolerated(1.0) * np.abs(self.level) / self._length(np.shape(self.slope))
 
     def _slack(self, laid: Laid) -> Any:
         """Rounding is measured at the sum of the sizes of what is added up."""
@@ -159,7 +160,7 @@ class SumTo(Linear):
     `Simplex`.
 
     Args:
-        total: what the entries add up to; finite.
+        total: what the entries add up to, in all units, or an array with that of each; finite.
         axis: see `MaxNorm`.
 
     Cost: four passes: a shift, and a look at what its rounding left, which as a rule moves nothing more (64 shifts at
@@ -172,11 +173,13 @@ class SumTo(Linear):
     array([[0., 1.]])
     """
 
+    of_each_unit = ("total",)
     equal = True
     slope = largest = 1.0
 
-    def __init__(self, total: Number = 0.0, axis: Axis = None) -> None:
-        self.total = self.level = number("SumTo", "total", total)
+    def __init__(self, total: Numbers = 0.0, axis: Axis = None) -> None:
+        self.total = numbers_of_units("SumTo", "total", total)
+        self.level = in_a_row(self.total)
         self.axis = axes("SumTo", axis)
 
     def _length(self, span: tuple[int, ...]) -> float:
@@ -187,10 +190,12 @@ class SumTo(Linear):
 class _WithNormal(Linear):
     """A linear set with a normal of the user's."""
 
-    def __init__(self, normal: Numbers, offset: Number, axis: Axis = None) -> None:
+    of_each_unit = ("offset",)
+
+    def __init__(self, normal: Numbers, offset: Numbers, axis: Axis = None) -> None:
         name = type(self).__name__
         self.normal = number_or_array(name, "normal", normal)
-        self.offset = number(name, "offset", offset, instead=f"{name}(normal=[1.0, -1.0], offset=0.0)")
+        self.offset = numbers_of_units(name, "offset", offset)
         self.axis = axes(name, axis)
         self.largest = float(np.max(np.abs(self.normal), initial=0.0))
         if self.largest == 0:
@@ -201,7 +206,7 @@ class _WithNormal(Linear):
                     instead=f"{name}(normal=[1.0, -1.0], offset=0.0)",
                 )
             )
-        self.slope, self.level = self.normal / self.largest, self.offset / self.largest
+        self.slope, self.level = self.normal / self.largest, in_a_row(self.offset / self.largest)
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
         """Under a mask the normal is what the mask leaves of it."""
@@ -223,7 +228,7 @@ class Halfspace(_WithNormal):
     Args:
         normal: an array with one entry for each entry of a unit (or a shape that broadcasts to it), or one number for
             all; finite, not all 0.
-        offset: a finite number.
+        offset: a number for all units, or an array with one for each; finite.
         axis: see `MaxNorm`.
 
     Cost: four passes, as `SumTo`. The violation is the distance, (normal . w - offset) /
@@ -248,7 +253,7 @@ class Hyperplane(_WithNormal):
 
     Args:
         normal: see `Halfspace`.
-        offset: a finite number.
+        offset: see `Halfspace`.
         axis: see `MaxNorm`.
 
     Cost: as `Halfspace`, and the edges too.
@@ -269,7 +274,7 @@ class Simplex(Set):
     Mixing weights, attention that is fixed, convex combinations of inputs. Unlike a softmax it reaches 0 exactly.
 
     Args:
-        total: what the entries add up to; above 0.
+        total: what the entries add up to, in all units, or an array with that of each; above 0.
         axis: see `MaxNorm`.
 
     Cost: two passes and one for each look at the threshold, 4 to 8 as a rule and 64 at most, where the threshold is
@@ -285,10 +290,12 @@ class Simplex(Set):
            [0., 1.]])
     """
 
+    of_each_unit = ("total",)
     exact_in_metric: ClassVar[bool] = True
 
-    def __init__(self, total: Number = 1.0, axis: Axis = None) -> None:
-        self.total = _positive("Simplex", "total", total)
+    def __init__(self, total: Numbers = 1.0, axis: Axis = None) -> None:
+        self.total = numbers_of_units("Simplex", "total", total, positive=True)
+        self.level = in_a_row(self.total)
         self.axis = axes("Simplex", axis)
 
     @property
@@ -296,32 +303,32 @@ class Simplex(Set):
         return True
 
     def declaration(self, units: Units) -> Declaration:
-        row = Row("equal", units.row(np.ones(units.size)), units.row(self.total), units.row(0.0))
+        row = Row("equal", units.row(np.ones(units.size)), units.column(self.level), units.row(0.0))
         return Declaration.of(row, low=0.0)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        return _reduced_on_a_face(self._project(units), units, gradient, self.total, signed=False)
+        return _reduced_on_a_face(self._project(units), units, gradient, self.level, signed=False)
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
         least = units.constants().max(lambda x: -x)
-        off = units.constants().total(lambda x: x) - self.total
-        moved = (least > 0) | (xp.abs(off) > units.judged().held(self.total))
-        return _above_threshold(units, self.total, moved, signed=False)
+        off = units.constants().total(lambda x: x) - units.numbers(self.level)
+        moved = (least > 0) | (xp.abs(off) > units.numbers(units.judged().held(self.level)))
+        return _above_threshold(units, self.level, moved, signed=False)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        return namespace(rows).abs(_beyond(rows, 1.0, self.total))
+        return namespace(rows).abs(_beyond(rows, 1.0, np.asarray(self.level)))
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
         below = namespace(rows).max(-rows, axis=1)
         return [*super()._edges(rows, laid), (below, SMALLEST_NORMAL[working_dtype(laid.dtype)])]
 
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return Judgement(size, dtype).tolerated(self.total)
+    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
+        return Judgement(size, dtype).tolerated(self.level)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """That of the total."""
-        return self._by_scale(units, taken, self.total)
+        return self._by_scale(units, taken, self.level)
 
 
 @registered
@@ -332,7 +339,7 @@ class L1Ball(Set):
     L1 penalty, with a radius that means something.
 
     Args:
-        radius: the largest sum; above 0.
+        radius: the largest sum, for all units, or an array with that of each; above 0.
         axis: see `MaxNorm`.
         center: see `MaxNorm`.
 
@@ -349,9 +356,11 @@ class L1Ball(Set):
 
     exact_in_metric: ClassVar[bool] = True
     has_faces: ClassVar[bool] = True
+    of_each_unit = ("radius",)
 
-    def __init__(self, radius: Number = 1.0, axis: Axis = None, center: Center = None) -> None:
-        self.radius = _positive("L1Ball", "radius", radius)
+    def __init__(self, radius: Numbers = 1.0, axis: Axis = None, center: Center = None) -> None:
+        self.radius = numbers_of_units("L1Ball", "radius", radius, positive=True)
+        self.level = in_a_row(self.radius)
         self.axis = axes("L1Ball", axis)
         self.center = center_of("L1Ball", center)
 
@@ -360,44 +369,45 @@ class L1Ball(Set):
         return True
 
     def declaration(self, units: Units) -> Declaration:
-        row = Row("diamond", units.row(np.ones(units.size)), units.row(self.radius), self.center_row(units))
+        row = Row("diamond", units.row(np.ones(units.size)), units.column(self.level), self.center_row(units))
         return Declaration.of(row)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         centred = units if self.center is None else units.about(self.centers_of(units))
         here = self._project(centred if self.center is None else centred.as_computed().uncentred())
-        return _reduced_on_a_face(here, centred, gradient, self.radius, signed=True)
+        return _reduced_on_a_face(here, centred, gradient, self.level, signed=True)
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
-        ceiling = self.radius + units.judged().held(self.radius)
+        ceiling = units.numbers(self.level + units.judged().held(self.level))
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         moved = units.constants().total(xp.abs) > ceiling + moved_by
-        return _above_threshold(units, self.radius, moved, signed=True)
+        return _above_threshold(units, self.level, moved, signed=True)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         xp = namespace(rows)
-        return xp.sum(xp.abs(rows), axis=1) - self.radius
+        return xp.sum(xp.abs(rows), axis=1) - constant(rows, self.level)
 
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return Judgement(size, dtype).tolerated(self.radius)
+    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
+        return Judgement(size, dtype).tolerated(self.level)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """That of the radius."""
-        return self._by_scale(units, taken, self.radius)
+        return self._by_scale(units, taken, self.level)
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return 0.0 if self.center is None else np.sum(np.abs(rows), axis=1)
 
 
-def _beyond(rows: Array, slope: Array, level: float) -> Array:
+def _beyond(rows: Array, slope: Array, level: np.ndarray[Any, Any]) -> Array:
     """For each row the sum of slope times entries, less the level; no sum on the way overflows."""
     xp = namespace(rows)
-    size = without_gradient(xp.clip(xp.max(xp.abs(rows), axis=1, keepdims=True), max(abs(level), 1 / HUGE), HUGE))
-    return size[:, 0] * (xp.sum((rows / size) * slope, axis=1) - level / size[:, 0])
+    least = constant(rows, np.maximum(np.abs(level), 1 / HUGE))
+    size = without_gradient(xp.minimum(xp.maximum(xp.max(xp.abs(rows), axis=1), least), HUGE))
+    return size * (xp.sum((rows / size[:, None]) * slope, axis=1) - constant(rows, level) / size)
 
 
-def _above_threshold(units: Units, total: float, moved: Array, *, signed: bool) -> Units:
+def _above_threshold(units: Units, total: Bound, moved: Array, *, signed: bool) -> Units:
     """The units that are moved, less a threshold and no less than 0, so that they add up to a total.
 
     With `signed` entries keep their sign and it is their sizes that are lowered. Frozen entries take their part of the
@@ -410,7 +420,7 @@ def _above_threshold(units: Units, total: float, moved: Array, *, signed: bool) 
     size = xp.abs if signed else (lambda x: x)
     moved = moved & xp.isfinite(units.constants().max(xp.abs))
     moved = xp.reshape(moved, free.shape)
-    budget = xp.full_like(free.constants().max(xp.abs), total)
+    budget = xp.zeros_like(free.constants().max(xp.abs)) + free.numbers(total)
     if (frozen := units.only(free=False)) is not None:
         budget = xp.maximum(budget - xp.reshape(frozen.constants().total(size), free.shape), 0)
     above = (_above if units.metric is None else _above_by_cost)(free, size, moved, budget)
@@ -425,7 +435,7 @@ def _above_threshold(units: Units, total: float, moved: Array, *, signed: bool) 
     return units.with_free(result)
 
 
-def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: float, *, signed: bool) -> Units:
+def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: Bound, *, signed: bool) -> Units:
     """The reduced gradient of the entries of which `_above_threshold` makes the sum a total.
 
     The point after a step `e g` has the entries of x - e g less e t in size, or 0, for one t a unit. That is looked for
@@ -441,7 +451,8 @@ def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: float,
     xp = namespace(units.parts[0])
     moved_by = units.rounding(lambda given: given.total(xp.abs))
     e, usable = reach(units, gradient, NEAR)
-    gap = xp.minimum(here.total(xp.abs) - total + units.judged().held(total) + moved_by, 0)  # rounding is nothing
+    least = units.numbers(total - units.judged().held(total))  # rounding is nothing
+    gap = xp.minimum(here.total(xp.abs) - least + moved_by, 0)
     free, pull = here.only(free=True), gradient.only(free=True)
     assert free is not None
     assert pull is not None
@@ -551,13 +562,3 @@ def _by_tangents(beyond: Callable[[Array], tuple[Array, Array]], low: Array, hig
         return (risen, high, xp.where(halve, 0.5 * (risen + high), risen), turn + 1), unfinished
 
     return iterate(look, (low, high, low, xp.zeros_like(low)), STEPS, UNROLLED)[0]
-
-
-def _positive(owner: str, name: str, value: Any) -> float:
-    """A finite number above 0."""
-    checked = number(owner, name, value)
-    if checked <= 0:
-        raise SetError(
-            explain(f"`{name}` of {owner} is not above 0", f"{name}={value!r}", instead=f"{owner}({name}=1.0)")
-        )
-    return checked
