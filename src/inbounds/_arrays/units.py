@@ -356,20 +356,42 @@ class Units:
         """The metric as rows; None for the Euclidean one."""
         return None if self.metric is None else self._laid(self.metric)
 
+    @property
+    def marks(self) -> Units:
+        """1 for each entry that belongs to its unit, else 0."""
+        marks = []
+        for part, mask in zip(self.parts, self.masks, strict=True):
+            xp = namespace(part)
+            ones = xp.ones_like(part)
+            marks.append(ones if mask is None else xp.where(mask, ones, xp.zeros_like(part)))
+        return self._but(parts=tuple(marks), masks=(None,) * len(marks))
+
     def mask_rows(self) -> Array | None:
         """The masks as rows; None without masks."""
-        if not self.masked:
-            return None
-        whole = zip(self.masks, self.parts, strict=True)
-        return (
-            self._laid(
-                [
-                    namespace(part).ones_like(part) if mask is None else namespace(part).where(mask, 1.0, 0 * part)
-                    for mask, part in whole
-                ]
-            )
-            > 0
+        return self._laid(self.marks.parts) > 0 if self.masked else None
+
+    def table(self, values: Units | float) -> Array:
+        """Values that broadcast against the parts as an array that broadcasts against `rows`."""
+        like = self.parts[0]
+        if not isinstance(values, Units):
+            return constant(like, [[values]])
+        xp, laid = namespace(like), []
+        pieces = [
+            constant(like, np.reshape(piece, (1,) * len(part.shape))) if isinstance(piece, float) else piece
+            for piece, part in zip(values.parts, self.parts, strict=True)
+        ]
+        counted = (
+            n
+            for piece, span in zip(pieces, self.axes, strict=True)
+            for axis, n in enumerate(piece.shape)
+            if axis not in span
         )
+        if any(n != 1 for n in counted):
+            return self._laid([piece + xp.zeros_like(part) for piece, part in zip(pieces, self.parts, strict=True)])
+        for piece, part, span in zip(pieces, self.parts, self.axes, strict=True):
+            lengths = [n if axis in span else 1 for axis, n in enumerate(part.shape)]
+            laid.append(xp.reshape(xp.transpose(xp.broadcast_to(piece, lengths), self._order(part, span)), (1, -1)))
+        return laid[0] if len(laid) == 1 else xp.concatenate(laid, axis=1)
 
     def with_rows(self, rows: Array) -> Units:
         """The units with the entries of rows, except frozen and masked ones."""
@@ -461,10 +483,6 @@ class Units:
             )
         return constant(self.parts[0], np.reshape(value, self.shape))
 
-    def column(self, value: float | np.ndarray[Any, Any]) -> Array:
-        """`numbers` as an array of shape (count, 1), or (1, 1) for a number, for use with `rows`."""
-        return constant(self.parts[0], np.reshape(value, (-1, 1)))
-
     def entries(self, value: Array) -> tuple[Array, ...]:
         """Values for the entries of a unit as one array per part that broadcasts against it.
 
@@ -479,16 +497,6 @@ class Units:
             return (value,) * len(self.parts)
         pieces = zip(self.parts, self._split(value), strict=True)
         return tuple(constant(part, piece) for part, piece in pieces)
-
-    def row(self, value: Array | float) -> Array:
-        """`entries` as an array of shape (1, size), or (1, 1) for a number, for use with `rows`."""
-        if not getattr(value, "shape", ()):
-            return constant(self.parts[0], [[value]])
-        laid = []
-        for part, span, piece in zip(self.parts, self.axes, self._split(value), strict=True):
-            lengths = [n if axis in span else 1 for axis, n in enumerate(part.shape)]
-            laid.append(np.broadcast_to(piece, lengths).transpose(self._order(part, span)).reshape(1, -1))
-        return constant(self.parts[0], np.concatenate(laid, axis=1))
 
     def _split(self, value: Array) -> tuple[Array, ...]:
         """`entries` of an array, in NumPy."""

@@ -14,7 +14,7 @@ from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Axes, Units
-from inbounds._sets.normal_form import Declaration
+from inbounds._sets.declaration import Declaration
 from inbounds._sets.set import Edge, Set
 from inbounds._types import Step
 

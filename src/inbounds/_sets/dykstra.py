@@ -42,11 +42,11 @@ def in_turn(projections: Sequence[Projection], units: Units) -> Units:
 
 def until_still(project: Projection, units: Units, limit: int, unrolled: int) -> Units:
     """A projection, and again from its result until nothing changes, with the derivative of the first."""
-    return _repeated(project, units, lambda old, new: ~old.same(new), limit, unrolled)
+    return repeated(project, units, lambda old, new: ~old.same(new), limit, unrolled)
 
 
-def _repeated(
-    project: Projection, units: Units, unfinished: Callable[[Units, Units], Array], limit: int, unrolled: int
+def repeated(
+    project: Projection, units: Units, unfinished: Callable[[Units, Units], Array], limit: int, unrolled: int = 0
 ) -> Units:
     """A projection, and again from its result while units are unfinished, with the derivative of the first."""
     first = project(units)
@@ -71,7 +71,11 @@ def _with_derivative_of(value: Units, other: Units) -> Units:
     """Units as they are, with the derivative of others that differ by rounding."""
     if not other.differentiable:
         return value
-    live = value.map(lambda x, live, dead: x + (live - dead), other, other.constants())
+
+    def kept(x: Array, live: Array, dead: Array) -> Array:
+        return x + namespace(x).where(namespace(x).isfinite(dead), live - dead, namespace(x).zeros_like(x))
+
+    live = value.map(kept, other, other.constants())
     return replace(live, differentiable=True)
 
 
@@ -85,7 +89,7 @@ def until_inside(project: Projection, members: Sequence[Projection], units: Unit
         plain = new.costing(None)
         return ~reduce(operator.and_, [plain.same(member(plain)) for member in members])
 
-    return _repeated(project, units, outside, REPEATS, UNROLLED_REPEATS)
+    return repeated(project, units, outside, REPEATS, UNROLLED_REPEATS)
 
 
 # Nothing but the projections.

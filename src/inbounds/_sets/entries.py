@@ -7,6 +7,7 @@ They are the same in every metric.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import center_of, number_or_array
-from inbounds._sets.normal_form import Declaration
+from inbounds._sets.declaration import Declaration, Values, each, is_bounded
 from inbounds._sets.set import Set, registered
 from inbounds._types import Center, Numbers
 
@@ -55,8 +56,13 @@ class Interval(Set):
         return True
 
     def declaration(self, units: Units) -> Declaration:
-        center = self.center_row(units)
-        return Declaration(units.row(self.low) + center, units.row(self.high) + center)
+        center = self.center_values(units)
+
+        def bound(given: Bound) -> Values:
+            values = given if isinstance(given, float) else units.with_parts(units.entries(given))
+            return values if center == 0.0 or not is_bounded(values) else each(operator.add, center, values)
+
+        return Declaration(low=bound(self.low), high=bound(self.high))
 
     def _project(self, units: Units) -> Units:
         low, high = (units.with_parts(units.entries(bound)) for bound in (self.low, self.high))

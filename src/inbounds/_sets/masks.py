@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import Array, cast, dtype_of
+from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import FEW, SetError, explain, shown
 from inbounds._sets.composite import Composite, contains
 from inbounds._sets.custom import Custom
+from inbounds._sets.declaration import Declaration
 from inbounds._sets.joint import Joint
 from inbounds._sets.matrices import MatrixSet
-from inbounds._sets.normal_form import Declaration
 from inbounds._sets.serialization import to_code
 from inbounds._sets.set import Edge, Set, registered
 from inbounds._types import Inputs, Mask
@@ -71,8 +71,7 @@ class Where(Composite):
         return self.set.nearest(units.where(self.mask)).everywhere(units)
 
     def declaration(self, units: Units) -> Declaration:
-        mask = units.where(self.mask).mask_rows()
-        return self.set.declaration(units).within(cast(mask, dtype_of(units.parts[0])))
+        return self.set.declaration(units).within(units.where(self.mask).marks)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         marked = units.where(self.mask)

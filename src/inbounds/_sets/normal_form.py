@@ -17,8 +17,8 @@ Source: Li, Sun and Toh, "A highly efficient semismooth Newton augmented Lagrang
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from inbounds._arrays.ops import (
     Array,
     at_once,
     blocked_sum,
-    cast,
     constant,
     dtype_of,
     epsilon,
@@ -37,12 +36,11 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
+from inbounds._sets.declaration import KINDS, Declaration, Kind, Values, clip, least_radius
+from inbounds._sets.one_row import nearest_on_one_row
 
 TURNS, UNROLLED = 250, 40
 """At most so many looks at the multipliers, as a rule 3 to 20; where PyTorch exports or vectorizes, so many."""
-
-FARTHEST = 1e-6
-"""The radius of a ball counts as at least this share of a unit's largest entry: squares of less would vanish."""
 
 OVERSHOOT = 0.1
 """A step is taken where the dual falls at its end by no more than this share of its rise at the beginning."""
@@ -56,100 +54,41 @@ PASSES = 2
 REACH = 4.0
 """A ball's multiplier, and 1, grow to at most so many times what they are."""
 
-Kind = Literal["equal", "most", "ball", "diamond"]
-KINDS: tuple[Kind, ...] = ("equal", "most", "ball", "diamond")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number of each unit that is compared with a level: equal to it, or at most.
-
-    Attributes:
-        kind: what the number is: the sum of `weights * y` ("equal", "most"), the 2-norm ("ball") or the 1-norm
-            ("diamond") of `weights * (y - center)`.
-        weights: rows, of shape (units, size) or (1, size); of a norm 1 or 0, else the largest is 1.
-        level: of shape (units, 1) or (1, 1).
-        center: rows, or of shape (1, 1).
-    """
-
-    kind: Kind
-    weights: Array
-    level: Array
-    center: Array
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """{y : low <= y <= high, and all rows hold}, each unit. Bounds are rows, or (1, 1)."""
-
-    low: Array
-    high: Array
-    rows: tuple[Row, ...] = ()
-
-    @classmethod
-    def of(cls, row: Row, low: float = -np.inf) -> Declaration:
-        """One row, and a lower bound."""
-        bound = namespace(row.level).full_like(row.level, low)
-        return cls(bound, namespace(bound).full_like(bound, np.inf), (row,))
-
-    def __and__(self, other: Declaration) -> Declaration:
-        xp = namespace(self.low)
-        return Declaration(xp.maximum(self.low, other.low), xp.minimum(self.high, other.high), self.rows + other.rows)
-
-    def within(self, mask: Array) -> Declaration:
-        """The declaration for those entries that a mask marks; a unit without one is free."""
-        xp = namespace(mask)
-        infinite = xp.full_like(mask, np.inf)
-        some = xp.max(mask, axis=1, keepdims=True)
-        return Declaration(
-            xp.where(mask > 0, self.low, -infinite),
-            xp.where(mask > 0, self.high, infinite),
-            tuple(replace(row, weights=row.weights * mask, level=row.level * some) for row in self.rows),
-        )
-
-    def times(self, factor: Array) -> Declaration:
-        """The declaration of a multiple of the set, by a number for each unit or for all."""
-        rows = (replace(row, level=row.level * factor, center=row.center * factor) for row in self.rows)
-        return Declaration(self.low * factor, self.high * factor, tuple(rows))
-
-    def as_one(self, x: Array) -> Declaration:
-        """The declaration of all the rows x as one."""
-
-        def flat(values: Array) -> Array:
-            if tuple(values.shape) == (1, 1):
-                return values
-            return namespace(x).reshape(values + namespace(x).zeros_like(x), (1, -1))
-
-        rows = (replace(row, weights=flat(row.weights), center=flat(row.center)) for row in self.rows)
-        return Declaration(flat(self.low), flat(self.high), tuple(rows))
-
 
 def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:
     """The units at the nearest points of a declared set, in their metric; entries of units with NaN may be anywhere.
 
     Args:
         units: of any parts.
-        declaration: what is declared of their rows.
-        whole: whether it is declared of all units together; the level of each row is one number then.
+        declaration: what is declared of them.
+        whole: whether it is declared of all units together.
     """
+    one = units.together(whole)
+    if not declaration.rows:
+        return one.map(clip, declaration.low, declaration.high).apart(units)
+    if len(declaration.rows) == 1:
+        xp = namespace(units.parts[0])
+        everywhere = xp.zeros_like(one.max(xp.abs)) == 0
+        return nearest_on_one_row(one, declaration, everywhere).apart(units)
     x, costs = units.rows(), units.metric_rows()
     xp = namespace(x)
     moves = None
     if not all(units.free):
-        parts = zip(units.parts, units.free, strict=True)
-        moves = units.with_parts([xp.full_like(part, float(free)) for part, free in parts]).rows()
-    if (mask := units.mask_rows()) is not None:
-        declaration = declaration.within(cast(mask, dtype_of(x)))
-    if whole:
-        declaration = declaration.as_one(x)
-        x, costs, moves = (None if a is None else xp.reshape(a, (1, -1)) for a in (x, costs, moves))
-    if not declaration.rows:
-        y = xp.maximum(xp.minimum(x, declaration.high), declaration.low)
-        return units.with_rows(xp.reshape(y, (-1, units.size)))
+        moves = units.with_parts([float(free) for free in units.free])
+    if units.masked:
+        declaration = declaration.within(units.marks)
+
+    def table(values: Values) -> Array:
+        laid = units.table(values)
+        return laid if not whole or laid.shape == (1, 1) else xp.reshape(laid + xp.zeros_like(x), (1, -1))
+
     rows = sorted(declaration.rows, key=lambda row: KINDS.index(row.kind))
-    given = [(row.weights, row.level, row.center) for row in rows]
+    given = [(table(row.weights), xp.reshape(constant(x, row.level), (-1, 1)), table(row.center)) for row in rows]
+    low, high, moving = (None if v is None else table(v) for v in (declaration.low, declaration.high, moves))
+    if whole:
+        x, costs = (None if a is None else xp.reshape(a, (1, -1)) for a in (x, costs))
     static = tuple(row.kind for row in rows), units.differentiable
-    y = at_once(_nearest, x, costs, moves, declaration.low, declaration.high, given, static=static)
+    y = at_once(_nearest, x, costs, moving, low, high, given, static=static)
     return units.with_rows(xp.reshape(y, (-1, units.size)))
 
 
@@ -226,7 +165,7 @@ class _Problem:
         self.equal = constant(x, [[float(kind == "equal") for kind in kinds]]) > 0
         self.first_ball = constant(x, [[float(i == starts[2] and kind == "ball") for i, kind in enumerate(kinds)]])
         level = xp.concatenate([level + xp.zeros_like(x[:, :1]) for _, level, _ in rows], axis=1)
-        self.radius = xp.maximum(level, FARTHEST)
+        self.radius = xp.maximum(level, least_radius(dtype_of(x)))
         self.half = 1 - 0.5 * is_ball
         self.one = constant(x, np.eye(len(kinds)))
         squares = xp.sum(self.weights * self.weights, axis=2)
@@ -235,9 +174,9 @@ class _Problem:
 
     def _stacked(self, arrays: Sequence[Array]) -> Array:
         """One array of shape (units or 1, K, size)."""
-        if any(array.shape[0] != 1 for array in arrays):
-            arrays = [array + self.xp.zeros_like(self.x) for array in arrays]
-        return self.xp.stack(arrays, axis=1)
+        alike = all(array.shape[0] == 1 for array in arrays)
+        like = self.xp.zeros_like(self.x[:1] if alike else self.x)
+        return self.xp.stack([array + like for array in arrays], axis=1)
 
     def entries(self, z: Array, x: Array | None = None) -> tuple[Array, Array, Array]:
         """The entries y at some multipliers; how fast each moves against its pull, 0 where it is held; their rounding.
@@ -357,7 +296,7 @@ class _Problem:
         curvature = self.of_ball(coupling) - xp.sum(coupling * tilt, axis=1, keepdims=True)
         squares = xp.maximum(self.of_ball(2 * (seen.exceeded + self.level)), 0)
         length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
-        over = length / xp.maximum(self.of_ball(self.radius), FARTHEST) - 1
+        over = length / xp.where(self.of_ball(self.radius) > 0, self.of_ball(self.radius), xp.ones_like(length)) - 1
         change = squares * over / xp.maximum(curvature, 1 / HUGE)
 
         multiplier = self.of_ball(z)

@@ -27,7 +27,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes, center_of, in_a_row, number, numbers_of_units
-from inbounds._sets.normal_form import Declaration, Row
+from inbounds._sets.declaration import Declaration, Row
 from inbounds._sets.reduced import radial
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Center, Number, Numbers
@@ -88,8 +88,7 @@ class _NormInterval(Set):
         return self.convex and bool(np.all(np.greater(self.high, 0)))
 
     def declaration(self, units: Units) -> Declaration:
-        row = Row("ball", units.row(np.ones(units.size)), units.column(self.high), self.center_row(units))
-        return Declaration.of(row)
+        return Declaration((Row("ball", units.numbers(self.high), center=self.center_values(units)),))
 
     def project_warm(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
         assert isinstance(self.high, float)
@@ -227,7 +226,7 @@ class MinMaxNorm(_NormInterval):
                 explain(
                     "`min_value` of MinMaxNorm is above `max_value`",
                     f"min_value={shown(min_value)}, max_value={shown(max_value)}",
-                    instead=f"MinMaxNorm(min_value={shown(max_value)}, max_value={shown(min_value)})",
+                    instead=f"MinMaxNorm(min_value={np.min(self.max_value)}, max_value={np.max(self.min_value)})",
                 )
             )
         self.low, self.high = in_a_row(self.min_value), in_a_row(self.max_value)

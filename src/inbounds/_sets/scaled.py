@@ -17,8 +17,8 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.composite import Composite, contains, parts_of
 from inbounds._sets.custom import Custom
+from inbounds._sets.declaration import Declaration
 from inbounds._sets.joint import Joint
-from inbounds._sets.normal_form import Declaration
 from inbounds._sets.set import Edge, Set, registered
 
 

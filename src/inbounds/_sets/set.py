@@ -35,7 +35,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import gradient_name, interval, metric_name
-from inbounds._sets.normal_form import Declaration
+from inbounds._sets.declaration import Declaration, Values
 from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
@@ -410,12 +410,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         placed = units.place(0.0 if self.center is None else self.center)
         return units.with_parts([constant(part, values) for part, values in zip(units.parts, placed, strict=True)])
 
-    def center_row(self, units: Units) -> Array:
-        """The centre in rows, which broadcast against those of the units."""
-        if self.center is None:
-            return units.row(0.0)
-        centers = self.centers_of(units)
-        return units.with_parts([c + 0 * part for c, part in zip(centers.parts, units.parts, strict=True)]).rows()
+    def center_values(self, units: Units) -> Values:
+        """`centers_of`; the number 0 without a centre."""
+        return 0.0 if self.center is None else self.centers_of(units)
 
     def _check_center(self) -> None:
         if self.centers:
@@ -678,8 +675,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     @property
     def stackable(self) -> bool:
         """Whether weights that are alike can be projected as one, with one more axis that counts units."""
-        ranks = {name: np.ndim(vars(self).get(name, 0)) for name in self.argument_names()}
-        table = any(rank > (name not in self.of_each_unit) for name, rank in ranks.items())  # of one layer's units
+        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        table = any(value.ndim > (name not in self.of_each_unit) for name, value in arrays.items())  # of one layer's
         return not self.whole and self.center is None and not table
 
     @property

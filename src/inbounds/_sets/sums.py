@@ -29,8 +29,10 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units
+from inbounds._sets.declaration import Declaration, Kind, Row
+from inbounds._sets.dykstra import repeated
 from inbounds._sets.entries import flat
-from inbounds._sets.normal_form import Declaration, Row
+from inbounds._sets.one_row import nearest_on_one_row
 from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Edge, Set, registered
 from inbounds._types import Axis, Center, Numbers
@@ -62,68 +64,34 @@ class Linear(Set):
         return True
 
     def declaration(self, units: Units) -> Declaration:
-        slope = np.broadcast_to(self.slope, np.shape(self.slope) or (units.size,))
-        return Declaration.of(
-            Row("equal" if self.equal else "most", units.row(slope), units.column(self.level), units.row(0.0))
-        )
+        kind: Kind = "equal" if self.equal else "most"
+        slope = units.with_parts(units.entries(self.slope)) if np.shape(self.slope) else 1.0
+        return Declaration((Row(kind, units.numbers(self.level), slope),))
 
     def _project(self, units: Units) -> Units:
-        slope = units.with_parts(units.entries(self.slope))
-        along = self.along(units)
-        squares = self.squares(units)
-        shifted = self.shifted(units, along, self._apart(units, slope, squares))
-        rest = shifted.constants()
+        declaration = self.declaration(units)
 
-        def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-            (shift,) = state
-            more = self._apart(self.shifted(rest, along, shift), slope, squares)
-            return (shift + more,), more != 0
+        def project(units: Units) -> Units:
+            return nearest_on_one_row(units, declaration, self._outside(units))
 
-        (shift,) = iterate(look, (namespace(squares).zeros_like(squares),), STEPS)
-        return self.shifted(shifted, along, shift)
+        return repeated(project, units, lambda _, new: self._outside(new), STEPS)
 
-    def _apart(self, units: Units, slope: Units, squares: Array) -> Array:
-        """How far each unit is to move along the slope; 0 where it is inside."""
+    def _outside(self, units: Units) -> Array:
+        """Which units are outside by more than rounding, and can move."""
         xp = namespace(units.parts[0])
-        size = self._size(units)
-        apart = self.gap(units, slope, size)
-        terms = units.constants().sum(lambda x, a, size: xp.abs(a * (x / size)), slope, size)
-        inside = units.judged().held(1.0) * xp.maximum(terms, xp.abs(units.numbers(self.level) / size))
-        moved = ((xp.abs(apart) if self.equal else apart) > inside) & xp.isfinite(apart) & (squares > 0)
-        step = apart / xp.where(squares > 0, squares, xp.ones_like(squares))
-        return xp.where(moved, size * step, xp.zeros_like(step))
-
-    def gap(self, units: Units, slope: Units, size: Array | None = None) -> Array:
-        """How far slope . w is beyond the level, in units of a size per unit that lets no sum overflow."""
-        size = 1.0 if size is None else size
-        return units.total(lambda x, a, size: a * (x / size), slope, size) - units.numbers(self.level) / size
-
-    def _size(self, units: Units) -> Array:
-        xp = namespace(units.parts[0])
+        units, slope = units.constants(), units.with_parts(units.entries(self.slope))
         least = units.numbers(np.maximum(np.abs(self.level), 1 / HUGE))
-        return without_gradient(xp.minimum(xp.maximum(units.max(xp.abs), least), HUGE))
-
-    def along(self, units: Units) -> Units:
-        """The way to the set: the slope, over what a move of each entry costs."""
-        slope = units.with_parts(units.entries(self.slope))
-        return slope if units.costs is None else slope.map(lambda a, d: a / d, units.costs)
-
-    @staticmethod
-    def shifted(units: Units, along: Units, shift: Array) -> Units:
-        """The units, less `shift` times the way; where that is 0 bit for bit."""
-        return units.map(lambda x, a, by: namespace(x).where(by != 0, x - by * a, x), along, shift)
+        size = xp.minimum(xp.maximum(units.max(xp.abs), least), HUGE)  # lets no sum overflow
+        level = units.numbers(self.level) / size
+        apart = units.total(lambda x, a, size: a * (x / size), slope, size) - level
+        terms = units.sum(lambda x, a, size: xp.abs(a * (x / size)), slope, size)
+        inside = units.judged().held(1.0) * xp.maximum(terms, xp.abs(level))
+        return ((xp.abs(apart) if self.equal else apart) > inside) & xp.isfinite(apart) & (self.squares(units) > 0)
 
     def squares(self, units: Units) -> Array:
-        """The sum over the free entries of the slope times the way: of its squares, in the Euclidean metric."""
-        free = units.only(free=True)
-        xp = namespace(units.parts[0])
-        if free is None:
-            return xp.zeros_like(units.max(xp.abs))
-        pairs = zip(units.entries(self.slope), self.along(units).parts, units.free, strict=True)
-        slope, along = (
-            free.with_parts(parts) for parts in zip(*((a, b) for a, b, moves in pairs if moves), strict=True)
-        )
-        return xp.reshape(free.constants().sum(lambda x, a, b: a * b * xp.ones_like(x), slope, along), units.shape)
+        """The sum over the free entries of the squares of the slope."""
+        slope, moves = (units.with_parts(parts) for parts in (units.entries(self.slope), list(map(float, units.free))))
+        return units.sum(lambda x, a, moves: moves * a * a + 0 * x, slope, moves)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """That of the offset."""
@@ -303,8 +271,7 @@ class Simplex(Set):
         return True
 
     def declaration(self, units: Units) -> Declaration:
-        row = Row("equal", units.row(np.ones(units.size)), units.column(self.level), units.row(0.0))
-        return Declaration.of(row, low=0.0)
+        return Declaration((Row("equal", units.numbers(self.level)),), low=0.0)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         return _reduced_on_a_face(self._project(units), units, gradient, self.level, signed=False)
@@ -314,7 +281,7 @@ class Simplex(Set):
         least = units.constants().max(lambda x: -x)
         off = units.constants().total(lambda x: x) - units.numbers(self.level)
         moved = (least > 0) | (xp.abs(off) > units.numbers(units.judged().held(self.level)))
-        return _above_threshold(units, self.level, moved, signed=False)
+        return nearest_on_one_row(units, self.declaration(units), moved & xp.isfinite(units.max(xp.abs)))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return namespace(rows).abs(_beyond(rows, 1.0, np.asarray(self.level)))
@@ -369,8 +336,7 @@ class L1Ball(Set):
         return True
 
     def declaration(self, units: Units) -> Declaration:
-        row = Row("diamond", units.row(np.ones(units.size)), units.column(self.level), self.center_row(units))
-        return Declaration.of(row)
+        return Declaration((Row("diamond", units.numbers(self.level), center=self.center_values(units)),))
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         centred = units if self.center is None else units.about(self.centers_of(units))
@@ -382,7 +348,8 @@ class L1Ball(Set):
         ceiling = units.numbers(self.level + units.judged().held(self.level))
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         moved = units.constants().total(xp.abs) > ceiling + moved_by
-        return _above_threshold(units, self.level, moved, signed=True)
+        about_0 = Declaration((Row("diamond", units.numbers(self.level)),))
+        return nearest_on_one_row(units, about_0, moved & xp.isfinite(units.max(xp.abs)))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         xp = namespace(rows)
@@ -407,36 +374,8 @@ def _beyond(rows: Array, slope: Array, level: np.ndarray[Any, Any]) -> Array:
     return size * (xp.sum((rows / size[:, None]) * slope, axis=1) - constant(rows, level) / size)
 
 
-def _above_threshold(units: Units, total: Bound, moved: Array, *, signed: bool) -> Units:
-    """The units that are moved, less a threshold and no less than 0, so that they add up to a total.
-
-    With `signed` entries keep their sign and it is their sizes that are lowered. Frozen entries take their part of the
-    total.
-    """
-    free = units.only(free=True)
-    if free is None:
-        return units
-    xp = namespace(units.parts[0])
-    size = xp.abs if signed else (lambda x: x)
-    moved = moved & xp.isfinite(units.constants().max(xp.abs))
-    moved = xp.reshape(moved, free.shape)
-    budget = xp.zeros_like(free.constants().max(xp.abs)) + free.numbers(total)
-    if (frozen := units.only(free=False)) is not None:
-        budget = xp.maximum(budget - xp.reshape(frozen.constants().total(size), free.shape), 0)
-    above = (_above if units.metric is None else _above_by_cost)(free, size, moved, budget)
-    mass = without_gradient(above.total(lambda x: x))
-    factor = budget / xp.where(mass > 0, mass, xp.ones_like(mass))
-    result = free.map(
-        lambda x, y, factor, moved: xp.where(moved, (xp.sign(x) if signed else 1.0) * (y * factor), x),
-        above,
-        factor,
-        moved,
-    )
-    return units.with_free(result)
-
-
 def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: Bound, *, signed: bool) -> Units:
-    """The reduced gradient of the entries of which `_above_threshold` makes the sum a total.
+    """The reduced gradient of a set whose entries, or their sizes, are lowered by a threshold to add up to a total.
 
     The point after a step `e g` has the entries of x - e g less e t in size, or 0, for one t a unit. That is looked for
     in x / e - g: entries at 0, which a threshold on x - e g would lose in rounding, are compared with it exactly.
@@ -446,7 +385,7 @@ def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: Bound,
         units: where the gradient is taken.
         gradient: the gradient, in units of the same parts.
         total: the sum of sizes; with `signed` the largest.
-        signed: as in `_above_threshold`.
+        signed: whether entries keep their sign and it is their sizes that are lowered.
     """
     xp = namespace(units.parts[0])
     moved_by = units.rounding(lambda given: given.total(xp.abs))
@@ -479,62 +418,6 @@ def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: Bound,
     cut = xp.reshape(pull.sum(lambda g, w, t: cast((w * sign(w) <= t) & (w != 0), dtype_of(g)), ahead, t), units.shape)
     moved = (t > rounding) if signed else (xp.abs(t) > rounding) | (cut > 0)
     return gradient.chosen(usable & moved, gradient.with_free(seen))
-
-
-def _above(free: Units, size: Callable[[Array], Array], moved: Array, budget: Array) -> Units:
-    """What is left of the sizes above the threshold, in units of the total."""
-    xp = namespace(budget)
-    unit = xp.where(budget > 0, budget, xp.ones_like(budget))
-    # Entries as distances below the largest: between -1 and 0, what is lower being out of reach.
-    top = free.constants().max(size)
-    below = free.map(lambda x, top, unit: xp.maximum((size(x) - top) / unit, -1.0), top, unit)
-    below = below.map(lambda x, moved: xp.where(moved, x, -xp.ones_like(x)), moved)
-    threshold = _threshold(below.constants())
-    reached = below.sum(lambda x, low: xp.where(x > low, x, xp.zeros_like(x)), threshold)
-    count = below.constants().sum(lambda x, low: xp.where(x > low, xp.ones_like(x), xp.zeros_like(x)), threshold)
-    lowered = (reached - 1) / xp.maximum(count, 1)  # the threshold again, with its derivative
-    return below.map(
-        lambda x, low, lowered: xp.where(x > low, xp.maximum(x - lowered, 0), xp.zeros_like(x)), threshold, lowered
-    )
-
-
-def _above_by_cost(free: Units, size: Callable[[Array], Array], moved: Array, budget: Array) -> Units:
-    """What is left of the sizes where each is lowered by a threshold over the cost of its entry."""
-    xp = namespace(budget)
-    unit = without_gradient(xp.maximum(xp.clip(free.max(xp.abs), 1 / HUGE, HUGE), budget))
-    aim = budget / unit
-    sizes = free.map(lambda x, unit, moved: xp.where(moved, size(x) / unit, xp.zeros_like(x)), unit, moved)
-    costs, fixed = free.costs, sizes.constants()
-    assert costs is not None
-    ease = costs.map(lambda d: 1 / d)
-    highest = fixed.max(lambda x, d: x * d, costs)
-
-    def beyond(sizes: Units, t: Array) -> tuple[Array, Array]:
-        left = sizes.sum(lambda x, e, t: xp.where(x > t * e, x - t * e, xp.zeros_like(x)), ease, t)
-        slope = sizes.constants().sum(lambda x, e, t: xp.where(x > t * e, e, xp.zeros_like(x)), ease, t)
-        return left - aim, xp.where(slope > 0, slope, xp.ones_like(slope))
-
-    start = xp.minimum((fixed.sum(lambda x: x) - aim) / ease.sum(lambda e: e), highest)  # all entries' tangent
-    low = _by_tangents(lambda t: beyond(fixed, t), start, highest, moved)
-    if free.differentiable:
-        left, slope = beyond(sizes, low)
-        low = low + (left - without_gradient(left)) / slope
-    left = sizes.map(lambda x, e, t: xp.maximum(x - t * e, 0), ease, low)
-    some = left.constants().max(lambda x: x) > 0  # else the total is below rounding: the entry that is the last to go
-    last = costs.map(lambda d, x, highest: xp.where(x * d >= highest, d / d, 0 * d), fixed, highest)
-    return last.chosen(some, left)
-
-
-def _threshold(below: Units) -> Array:
-    """For each unit the number t in [-1, 0) with `sum max(x - t, 0) = 1`, for entries in [-1, 0] of which one is 0."""
-    xp = namespace(below.parts[0])
-
-    def beyond(t: Array) -> tuple[Array, Array]:
-        count = below.sum(lambda x, t: xp.where(x > t, xp.ones_like(x), xp.zeros_like(x)), t)
-        return below.sum(lambda x, t: xp.maximum(x - t, 0), t) - 1, xp.maximum(count, 1)
-
-    start = -xp.ones_like(below.max(xp.abs))
-    return _by_tangents(beyond, start, xp.zeros_like(start), start < 0)
 
 
 def _by_tangents(beyond: Callable[[Array], tuple[Array, Array]], low: Array, high: Array, moved: Array) -> Array:

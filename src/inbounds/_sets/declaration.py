@@ -1,0 +1,113 @@
+"""What a set in normal form declares of units: bounds on entries, linear rows, balls and 1-norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from inbounds._arrays.ops import Array, epsilon, namespace
+from inbounds._arrays.units import Units
+
+Values = Units | float
+"""A number for all entries, or units whose parts broadcast against those that it is declared of."""
+
+Kind = Literal["equal", "most", "ball", "diamond"]
+KINDS: tuple[Kind, ...] = ("equal", "most", "ball", "diamond")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of each unit that is compared with a level: equal to it, or at most.
+
+    Attributes:
+        kind: what the number is: the sum of `weights * y` ("equal", "most"), the 2-norm ("ball") or the 1-norm
+            ("diamond") of `weights * (y - center)`.
+        level: one number for all units, or an array with one for each.
+        weights: of a norm 1 or 0, else the largest is 1.
+        center: of a norm.
+    """
+
+    kind: Kind
+    level: Array | float
+    weights: Values = 1.0
+    center: Values = 0.0
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """{y : low <= y <= high, and all rows hold}, each unit."""
+
+    rows: tuple[Row, ...] = ()
+    low: Values = -math.inf
+    high: Values = math.inf
+
+    def __and__(self, other: Declaration) -> Declaration:
+        return Declaration(
+            self.rows + other.rows,
+            _tighter("maximum", self.low, other.low),
+            _tighter("minimum", self.high, other.high),
+        )
+
+    def within(self, mask: Units) -> Declaration:
+        """The declaration for those entries that a mask of 0 and 1 marks; a unit without one is free."""
+        some = mask.max(lambda marked: marked)
+
+        def marked(values: Values, otherwise: float) -> Values:
+            return each(lambda m, v: namespace(m).where(m > 0, v + 0 * m, otherwise + 0 * m), mask, values)
+
+        return Declaration(
+            tuple(
+                replace(row, weights=each(lambda m, a: m * a, mask, row.weights), level=some * row.level)
+                for row in self.rows
+            ),
+            marked(self.low, -math.inf) if is_bounded(self.low) else self.low,
+            marked(self.high, math.inf) if is_bounded(self.high) else self.high,
+        )
+
+    def times(self, factor: Array | float) -> Declaration:
+        """The declaration of a multiple of the set, by one number."""
+        rows = (replace(row, level=row.level * factor, center=_grown(row.center, factor)) for row in self.rows)
+        return Declaration(tuple(rows), _grown(self.low, factor), _grown(self.high, factor))
+
+
+def each(fn: Callable[..., Any], *values: Values) -> Values:
+    """A function of values, entry by entry; of the first, if it is an array, the arrays of the others follow."""
+    like = next((value for value in values if isinstance(value, Units)), None)
+    if like is None:
+        return float(fn(*values))
+    parts = range(len(like.parts))
+    return like.with_parts([fn(*(v.parts[i] if isinstance(v, Units) else v for v in values)) for i in parts])
+
+
+def is_bounded(bound: Values) -> bool:
+    """Whether a bound is not just an infinite number."""
+    return isinstance(bound, Units) or math.isfinite(bound)
+
+
+def clip(x: Array, low: Any, high: Any) -> Array:
+    """Entries within their bounds; an infinite number is none."""
+    xp = namespace(x)
+    x = x if isinstance(low, float) and low == -math.inf else xp.maximum(x, low)
+    return x if isinstance(high, float) and high == math.inf else xp.minimum(x, high)
+
+
+def least_radius(dtype: str) -> float:
+    """What the radius of a ball counts as at least, as a share of a unit's largest entry: less vanishes in sums."""
+    return math.pow(epsilon(dtype), 0.8)
+
+
+def _tighter(which: Literal["maximum", "minimum"], one: Values, other: Values) -> Values:
+    if not is_bounded(one) or not is_bounded(other):
+        return other if is_bounded(other) else one
+    if isinstance(one, float) and isinstance(other, float):
+        return max(one, other) if which == "maximum" else min(one, other)
+    first, second = (one, other) if isinstance(one, Units) else (other, one)
+    return each(lambda a, b: getattr(namespace(a), which)(a, b), first, second)
+
+
+def _grown(values: Values, factor: Array | float) -> Values:
+    if isinstance(values, Units):
+        return each(lambda v: v * factor, values)
+    return values if values == 0 or math.isinf(values) else values * factor

@@ -1,0 +1,289 @@
+"""The projection on one row with bounds on entries: one multiplier for each unit, found in a bracket.
+
+The entries are known by a formula once the multiplier t is known (see `normal_form`), and what they add up to falls in
+t. Newton's method finds where it meets the level; a step that leaves the bracket of what has been seen is replaced by
+its middle. A sum of positive parts is convex and piecewise linear in t, so that the steps come from one side and end
+exactly, after 4 to 8 as a rule.
+
+Source: Condat, "Fast projection onto the simplex and the l1 ball", 2016, for Newton's method on thresholds; Kiwiel,
+"Breakpoint searching algorithms for the continuous quadratic knapsack problem", 2008, for sums with bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from inbounds._arrays.ops import HUGE, Array, dtype_of, epsilon, iterate, namespace, without_gradient
+from inbounds._arrays.units import Units
+from inbounds._sets.declaration import Declaration, Row, Values, clip, is_bounded, least_radius
+
+LOOKS, UNROLLED = 64, 12
+"""At most so many looks at a multiplier; where PyTorch exports or vectorizes, so many for sums of positive parts."""
+
+PATIENCE = 8
+"""Of the looks after so many, each third halves the bracket."""
+
+
+def nearest_on_one_row(units: Units, declaration: Declaration, moved: Array) -> Units:
+    """The units that are moved, at their nearest points; the result meets the level where bounds leave it room.
+
+    Args:
+        units: of any parts, in their metric.
+        declaration: bounds, and one row.
+        moved: which units are outside, one for each; the others stay bit for bit.
+    """
+    free = units.only(free=True)
+    if free is None:
+        return units
+    xp = namespace(free.parts[0])
+    problem = _OneRow(units, free, declaration)
+    moved = xp.reshape(moved, free.shape)
+    t = problem.multiplier(moved)
+    y = problem.finished(problem.entries(problem.base, t), t)
+    if units.differentiable:
+        y = problem.with_derivative(y, t, moved)
+    return units.with_free(free.chosen(moved, y))
+
+
+class _OneRow:
+    """One row, and the free entries of units, divided by a number for each unit so that they are of the size of 1.
+
+    Attributes:
+        level: what the entries are to add up to, or at most.
+        base: for each entry, what the multiplier is taken from: its distance below the largest where only positive
+            parts count, which loses no digits; else the entry, or its size.
+        ease: by how much a multiplier of 1 moves each entry.
+        none: the multiplier that moves nothing, below which that of an inequality doesn't go.
+    """
+
+    def __init__(self, units: Units, free: Units, declaration: Declaration) -> None:
+        self.xp = xp = namespace(free.parts[0])
+        (row,) = declaration.rows
+        self.weights, self.offset, self.lowest, self.highest = (
+            _of(values, free=True) for values in (row.weights, row.center, declaration.low, declaration.high)
+        )
+        self.free, self.training = free, units.training
+        self.kind, self.linear = row.kind, row.kind in ("equal", "most")
+        self.bounded = is_bounded(self.lowest) or is_bounded(self.highest)
+        self.costs: Values = 1.0 if free.costs is None else free.costs
+        self.positive = (
+            self.lowest == 0.0 and not is_bounded(self.highest) and self.weights == 1.0
+            if self.linear
+            else row.kind == "diamond" and not self.bounded
+        )
+        self.from_top = self.positive and self.costs == 1.0 and self.weights == 1.0
+
+        known = free.constants().map(lambda x: xp.where(xp.isfinite(x), x, xp.zeros_like(x)))
+        level = _level_of_free(units, free, row)
+        if self.from_top:
+            self.top = known.max(lambda x, c: x if self.linear else xp.abs(x - c), self.offset)
+            level = level + xp.zeros_like(self.top)
+            self.unit = xp.where(level > 0, level, xp.ones_like(level))
+        else:
+            largest = _largest(known, declaration, row)
+            level = level + xp.zeros_like(largest)
+            self.unit = xp.clip(xp.maximum(largest, xp.abs(level)), 1 / HUGE, HUGE)
+        self.level = level / self.unit
+        if row.kind == "ball":
+            self.level = xp.maximum(self.level, least_radius(dtype_of(level)))
+        self.center, self.low, self.high = (
+            known.map(lambda _, v, unit: v / unit, values, self.unit) if self.bounded and is_bounded(values) else values
+            for values in (self.offset, self.lowest, self.highest)
+        )
+        self.ease = self.weights if self.costs == 1.0 else known.map(lambda _, a, d: a / d, self.weights, self.costs)
+        self.base, self.sign = self.based(known)
+        self.none = -self.top / self.unit if self.from_top else xp.zeros_like(level)
+        if row.kind == "equal":
+            self.none = xp.full_like(level, -np.inf)
+
+    def based(self, x: Units) -> tuple[Units, Values]:
+        """What the multiplier is taken from, and the sign that an entry has, of free entries that may be live."""
+        xp = self.xp
+        away = x if self.linear else x.map(lambda x, c: x - c, self.offset)
+        if self.kind == "diamond":
+            sign: Values = away.constants().map(xp.sign)
+            away = away.map(lambda x, sign: x * sign, sign)
+        else:
+            sign = 1.0
+        if self.from_top:
+            return away.map(lambda x, top, unit: xp.maximum((x - top) / unit, -1.0), self.top, self.unit), sign
+        return away.map(lambda x, unit: x / unit, self.unit), sign
+
+    def entries(self, base: Units, t: Array) -> Units:
+        """The entries at a multiplier; those of a norm without bounds relative to its centre, without their sign."""
+        xp = self.xp
+
+        def entry(b: Array, a: Any, e: Any, d: Any, sign: Any, c: Any, low: Any, high: Any, t: Array) -> Array:
+            y = b * (d / (d + t * a)) if self.kind == "ball" else b - t * e
+            y = xp.maximum(y, 0) if self.kind == "diamond" else y
+            if self.bounded:
+                y = y if self.linear else c + sign * y
+                y = clip(y, low, high)
+            return y
+
+        given = (self.weights, self.ease, self.costs, self.sign, self.center, self.low, self.high)
+        return base.map(entry, *given, t)
+
+    def number(self, y: Units, size: bool = False) -> Array:
+        """What is compared with the level, its square for a ball; or the size of what is added up."""
+        xp = self.xp
+
+        def term(y: Array, a: Any, c: Any) -> Array:
+            if self.linear:
+                return xp.abs(a * y) if size else a * y
+            away = a * (y - c if self.bounded else y)
+            return away * away if self.kind == "ball" else xp.abs(away)
+
+        return y.total(term, self.weights, self.center)
+
+    def moving(self, y: Array, c: Any, low: Any, high: Any) -> Array:
+        """Whether an entry moves with the multiplier: it is held neither by a bound nor at the centre of a 1-norm."""
+        held = (y <= low) | (y >= high) if self.bounded else y != y
+        if self.kind == "diamond":
+            held = held | (y == c if self.bounded else y == 0)
+        return ~held
+
+    def slope(self, y: Units, t: Array) -> Array:
+        """How fast that falls in the multiplier, half as fast as its square for a ball."""
+        xp = self.xp
+
+        def slope(y: Array, a: Any, e: Any, d: Any, c: Any, low: Any, high: Any, t: Array) -> Array:
+            away = y - c if self.bounded and not self.linear else y
+            fall = (a * away) ** 2 / (d + t * a) if self.kind == "ball" else a * e + 0 * y
+            return xp.where(self.moving(y, c, low, high), fall, xp.zeros_like(y))
+
+        return y.sum(slope, self.weights, self.ease, self.costs, self.center, self.low, self.high, t)
+
+    def look(self, t: Array) -> tuple[Array, Array, Array]:
+        """By how much the level is exceeded; the step to where Newton's method sees it met; what is rounding."""
+        xp = self.xp
+        y = self.entries(self.base, t)
+        number, slope = self.number(y), self.slope(y, t)
+        safe = xp.where(slope > 0, slope, xp.ones_like(slope))
+        rounding = epsilon(dtype_of(number))
+        if self.kind == "ball":
+            over = xp.sqrt(number) / self.level - 1
+            step = over * number / safe
+            near = xp.zeros_like(over) + (rounding**0.5 / 4 if self.training else 8 * rounding)
+        else:
+            over = number - self.level
+            step = over / safe
+            size = number if self.positive else self.number(y, size=True)
+            near = 2 * rounding * (size + xp.abs(self.level))
+        return over, xp.where(slope > 0, step, xp.zeros_like(step)), near
+
+    def multiplier(self, moved: Array) -> Array:
+        """Where the level is met, for the units that are moved."""
+        xp = self.xp
+        zero = xp.zeros_like(self.level)
+        least = start = xp.maximum(self.none, zero - 1) if self.from_top else self.none
+        if self.linear and not self.from_top and (self.kind == "equal" or not self.bounded):  # if nothing is held
+            slope = self.base.sum(lambda x, a, e: a * e + 0 * x, self.weights, self.ease)
+            start = (self.number(self.base) - self.level) / xp.where(slope > 0, slope, xp.ones_like(slope))
+        start = xp.where(moved, start, zero)
+        if self.linear and not self.bounded:
+            return start
+
+        def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+            t, low, high, count = state
+            over, step, near = self.look(t)
+            low, high = xp.where(over > 0, t, low), xp.where(over < 0, t, high)
+            farther = 1 + xp.abs(t)
+            middle = xp.where(high < np.inf, xp.where(low > -np.inf, 0.5 * (low + high), high - farther), low + farther)
+            new, halve = t + step, (count >= PATIENCE) & (count % 3 == 2)
+            new = xp.where((step != 0) & (new > low) & (new < high) & ~halve, new, middle)
+            going = moved & (xp.abs(over) > near) & (new > low) & (new < high)
+            return (xp.where(going, new, t), low, high, count + 1), going
+
+        unrolled = UNROLLED if self.positive else 3 * UNROLLED
+        return iterate(turn, (start, least, zero + np.inf, zero), LOOKS, unrolled)[0]
+
+    def finished(self, y: Units, t: Array) -> Units:
+        """The entries as weights, after a step that makes up for rounding: a scale, or a shift of those that move."""
+        xp = self.xp
+        number = self.number(y)
+        if self.linear and not self.positive:
+            slope = self.slope(y, t)
+            left = xp.where(slope > 0, number - self.level, xp.zeros_like(number))
+            left = left / xp.where(slope > 0, slope, xp.ones_like(slope))
+            left = xp.maximum(left, 0) if self.kind == "most" else left
+
+            def shifted(y: Array, e: Any, by: Array, low: Any, high: Any) -> Array:
+                return xp.where((y > low) & (y < high), y - by * e, y)
+
+            return self.as_weights(y.map(shifted, self.ease, left, self.low, self.high))
+        length = xp.sqrt(number) if self.kind == "ball" else number
+        factor = self.level / xp.where(length > 0, length, xp.ones_like(length))
+        factor = factor if self.positive or not self.bounded else xp.minimum(factor, 1)
+
+        def scaled(y: Array, c: Any, a: Any, by: Array) -> Array:
+            grown = by * y if isinstance(c, float) and c == 0 else c + by * (y - c)
+            return grown if isinstance(a, float) else xp.where(a > 0, grown, y)
+
+        center = self.center if self.bounded and not self.linear else 0.0
+        return self.as_weights(y.map(scaled, center, self.weights, factor))
+
+    def as_weights(self, y: Units) -> Units:
+        """Entries as they are for the weights, exactly within the bounds."""
+
+        def weight(y: Array, sign: Any, c: Any, unit: Array, low: Any, high: Any) -> Array:
+            y = y * unit
+            if self.bounded:
+                return clip(y, low, high)
+            return y if self.linear else c + sign * y
+
+        return y.map(weight, self.sign, self.offset, self.unit, self.lowest, self.highest)
+
+    def with_derivative(self, y: Units, t: Array, moved: Array) -> Units:
+        """The entries with their derivative in what is projected, and the multiplier's with it."""
+        xp = self.xp
+        live, _ = self.based(self.free.map(lambda x, moved: xp.where(moved, x, xp.zeros_like(x)), moved))
+        fixed = self.entries(live.constants(), t)
+        slope = self.slope(fixed, t)
+        share = xp.where(
+            (slope > 0) & moved & (t > self.none), (0.5 if self.kind == "ball" else 1.0) / slope, 0 * slope
+        )
+        number = self.number(self.entries(live, t))
+        ahead = self.as_weights(self.entries(live, t + share * (number - without_gradient(number))))
+
+        def with_it(y: Array, live: Array, dead: Array, fixed: Array, c: Any, low: Any, high: Any) -> Array:
+            return y + xp.where(self.moving(fixed, c, low, high), live - dead, xp.zeros_like(y))
+
+        return y.map(with_it, ahead, ahead.constants(), fixed, self.center, self.low, self.high)
+
+
+def _of(values: Values, *, free: bool) -> Values:
+    return values.only(free=free) or 0.0 if isinstance(values, Units) else values
+
+
+def _level_of_free(units: Units, free: Units, row: Row) -> Array | float:
+    """The level that frozen entries leave for the free ones."""
+    level = row.level if isinstance(row.level, float) else namespace(free.parts[0]).reshape(row.level, free.shape)
+    if (frozen := units.only(free=False)) is None:
+        return level
+    xp = namespace(free.parts[0])
+    weights, center = _of(row.weights, free=False), _of(row.center, free=False)
+    if row.kind in ("equal", "most"):
+        return level - xp.reshape(frozen.total(lambda x, a: a * x, weights), free.shape)
+    if row.kind == "diamond":
+        return xp.maximum(
+            level - xp.reshape(frozen.total(lambda x, a, c: xp.abs(a * (x - c)), weights, center), free.shape), 0
+        )
+    taken = frozen.total(lambda x, a, c: (a * (x - c)) ** 2, weights, center)
+    return xp.sqrt(xp.maximum(level * level - xp.reshape(taken, free.shape), 0))
+
+
+def _largest(known: Units, declaration: Declaration, row: Row) -> Array:
+    """The size of the largest of the entries and of what they are compared with, for each unit."""
+    xp = namespace(known.parts[0])
+
+    def size(x: Array, *others: Any) -> Array:
+        for other in others:
+            finite = xp.isfinite(other + 0 * x)
+            x = xp.maximum(xp.abs(x), xp.where(finite, xp.abs(other + 0 * x), xp.zeros_like(x)))
+        return xp.abs(x)
+
+    others = [v for v in (declaration.low, declaration.high, row.center) if is_bounded(v) and v != 0.0]
+    return known.max(size, *(_of(other, free=True) for other in others))
