@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from inbounds._arrays.ops import Array, epsilon, namespace
+from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Units
 
 Values = Units | float
@@ -91,11 +91,6 @@ def clip(x: Array, low: Any, high: Any) -> Array:
     xp = namespace(x)
     x = x if isinstance(low, float) and low == -math.inf else xp.maximum(x, low)
     return x if isinstance(high, float) and high == math.inf else xp.minimum(x, high)
-
-
-def least_radius(dtype: str) -> float:
-    """What the radius of a ball counts as at least, as a share of a unit's largest entry: less vanishes in sums."""
-    return math.pow(epsilon(dtype), 0.8)
 
 
 def _tighter(which: Literal["maximum", "minimum"], one: Values, other: Values) -> Values:

@@ -16,6 +16,7 @@ Source: Li, Sun and Toh, "A highly efficient semismooth Newton augmented Lagrang
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
-from inbounds._sets.declaration import KINDS, Declaration, Kind, Values, clip, least_radius
+from inbounds._sets.declaration import KINDS, Declaration, Kind, Values, clip
 from inbounds._sets.one_row import nearest_on_one_row
 
 TURNS, UNROLLED = 250, 40
@@ -90,6 +91,11 @@ def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:
     static = tuple(row.kind for row in rows), units.differentiable
     y = at_once(_nearest, x, costs, moving, low, high, given, static=static)
     return units.with_rows(xp.reshape(y, (-1, units.size)))
+
+
+def _least_radius(dtype: str) -> float:
+    """What the radius of a ball counts as at least, as a share of a unit's largest entry: less vanishes in sums."""
+    return math.pow(epsilon(dtype), 0.8)
 
 
 def _nearest(
@@ -165,7 +171,7 @@ class _Problem:
         self.equal = constant(x, [[float(kind == "equal") for kind in kinds]]) > 0
         self.first_ball = constant(x, [[float(i == starts[2] and kind == "ball") for i, kind in enumerate(kinds)]])
         level = xp.concatenate([level + xp.zeros_like(x[:, :1]) for _, level, _ in rows], axis=1)
-        self.radius = xp.maximum(level, least_radius(dtype_of(x)))
+        self.radius = xp.maximum(level, _least_radius(dtype_of(x)))
         self.half = 1 - 0.5 * is_ball
         self.one = constant(x, np.eye(len(kinds)))
         squares = xp.sum(self.weights * self.weights, axis=2)

@@ -20,7 +20,6 @@ from inbounds._arrays.ops import (
     dtype_of,
     epsilon,
     is_eager_torch,
-    iterate,
     namespace,
     without_gradient,
 )
@@ -28,13 +27,10 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes, center_of, in_a_row, number, numbers_of_units
 from inbounds._sets.declaration import Declaration, Row
+from inbounds._sets.one_row import nearest_on_one_row
 from inbounds._sets.reduced import radial
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Center, Number, Numbers
-
-STEPS, UNROLLED = 64, 12
-"""At most so many steps of Newton's method in a metric; where PyTorch exports or vectorizes, so many. It takes 0 to 6;
-where entries cost 1e8 times as much as others, up to 30."""
 
 FAR = 0.01
 """Where a step leaves a norm over the bound by this share of it, a start from the step before isn't near enough."""
@@ -42,10 +38,6 @@ FAR = 0.01
 FADED = 0.99
 """The decay per step of a carried mean while its unit stays inside. One that is too small falls back towards the
 Euclidean point, which does less harm than one that overshoots."""
-
-FARTHEST = 1e12
-"""A unit whose norm is more than so many times the bound is drawn in to this share of its norm, and goes on along the
-ray, as to rounding the nearest point does: the squares of what is left would vanish."""
 
 PLAIN = 1e20
 """Sums of squares between its inverse and this lost nothing on their way."""
@@ -302,7 +294,8 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     one = xp.ones_like(squares)
     moved = (squares > (ceiling * inverse) ** 2) & finite
     if units.metric is not None:
-        drawn = units.with_free(_drawn(free, moved, one * most * inverse, scale, squares))
+        ball = Declaration((Row("ball", units.numbers(top)),))
+        drawn = nearest_on_one_row(units, ball, xp.reshape(moved, units.shape))
         return _move_norm(drawn.costing(None), low, high).costing(units.costs) if bounded_below else drawn
     target = one * most
     if bounded_below:
@@ -318,70 +311,6 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
         root = length**0.5 if isinstance(length, int) else xp.sqrt(xp.maximum(length, 1))
         result = result.map(lambda y, zero, fill: xp.where(zero, fill, y), zero & moved, target / root)
     return units.with_free(result)
-
-
-def _drawn(units: Units, moved: Array, aim: Array, scale: Array | None, squares: Array) -> Units:
-    """The units that are moved at the point of the ball that is nearest in their metric.
-
-    That point has d / (d + t) times each entry, for the one t at which the norm is the bound. The inverse of the norm
-    is concave in t: Newton's method comes from below, and a step by Chebyshev's, of third order, is as a rule enough.
-
-    Args:
-        units: in a metric.
-        moved: those whose norm is above the bound.
-        aim: the bound, times the scale.
-        scale: what entries are multiplied by before they are squared; None: nothing.
-        squares: the sums of the squares.
-    """
-    xp = namespace(aim)
-    costs = units.costs
-    assert costs is not None
-    scaled = units if scale is None else units.map(lambda x, scale: x * scale, scale)
-    fixed, squares = scaled.constants(), without_gradient(squares)
-    drawn = moved & (aim > 0)
-    goal = xp.where(drawn, xp.maximum(aim, xp.sqrt(squares) / FARTHEST), xp.ones_like(aim))
-    rounding = epsilon(dtype_of(aim))
-    near = rounding**0.5 / 4 if units.training else 16 * rounding
-
-    def shares_at(t: Array) -> Units:
-        return costs.map(lambda d, t: d / (d + t), t)
-
-    def squares_at(shares: Units, scaled: Units = fixed) -> Array:
-        return scaled.map(lambda x, s: x * s, shares).total(lambda y: y * y)
-
-    def over(squares: Array) -> Array:
-        norm = xp.sqrt(xp.where(drawn & (squares > 0), squares, goal * goal))
-        return norm / goal - 1
-
-    def newton(squares: Array, slope: Array) -> Array:
-        step = over(squares) * squares / xp.where(drawn & (slope > 0), slope, xp.ones_like(slope))
-        return xp.where(drawn, step, xp.zeros_like(step))  # whatever is in the other units
-
-    def slope_at(shares: Units, scaled: Units = fixed) -> Array:
-        return scaled.map(lambda x, s: x * s, shares).sum(lambda y, s, d: y * y * s / d, shares, costs)
-
-    def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        t, squares, *parts = state
-        new = xp.maximum(t + newton(squares, slope_at(costs.with_parts(parts))), 0)
-        shares = shares_at(new)
-        squares = squares_at(shares)
-        return (new, squares, *shares.parts), (xp.abs(over(squares)) > near) & (new != t)
-
-    falls = fixed.map(lambda x, d: x * x / d, costs)
-    slope, bend = falls.sum(lambda r: r), falls.sum(lambda r, d: r / d, costs)
-    t = newton(squares, slope)
-    curved = bend / xp.where(slope > 0, slope, xp.ones_like(slope)) - slope / xp.where(drawn, squares, goal)
-    t = xp.where(drawn, t * (1 + xp.clip(1.5 * t * curved, 0.0, 1.0)), xp.zeros_like(t))
-    shares = shares_at(t)
-    squares = squares_at(shares)
-    state = (t, squares, *shares.parts)
-    t, squares, *parts = iterate(look, state, STEPS, UNROLLED, xp.abs(over(squares)) > near)
-    shares = costs.with_parts(parts)
-    if units.differentiable:
-        more = newton(squares_at(shares, scaled), slope_at(shares, scaled))
-        shares = shares_at(t + (more - without_gradient(more)))
-    norm = xp.sqrt(xp.where(moved & (squares > 0), squares, goal * goal))
-    return units.scaled(moved, shares, without_gradient(xp.where(moved, aim / norm, xp.ones_like(aim))))
 
 
 def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: float) -> Units:

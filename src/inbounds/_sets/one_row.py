@@ -17,13 +17,17 @@ import numpy as np
 
 from inbounds._arrays.ops import HUGE, Array, dtype_of, epsilon, iterate, namespace, without_gradient
 from inbounds._arrays.units import Units
-from inbounds._sets.declaration import Declaration, Row, Values, clip, is_bounded, least_radius
+from inbounds._sets.declaration import Declaration, Row, Values, clip, is_bounded
 
 LOOKS, UNROLLED = 64, 12
 """At most so many looks at a multiplier; where PyTorch exports or vectorizes, so many for sums of positive parts."""
 
 PATIENCE = 8
 """Of the looks after so many, each third halves the bracket."""
+
+FARTHEST = 1e-12
+"""A unit whose norm is more than the inverse times the bound goes on along its ray, as the nearest point does to
+rounding: the squares of what is left would vanish."""
 
 
 def nearest_on_one_row(units: Units, declaration: Declaration, moved: Array) -> Units:
@@ -86,8 +90,6 @@ class _OneRow:
             level = level + xp.zeros_like(largest)
             self.unit = xp.clip(xp.maximum(largest, xp.abs(level)), 1 / HUGE, HUGE)
         self.level = level / self.unit
-        if row.kind == "ball":
-            self.level = xp.maximum(self.level, least_radius(dtype_of(level)))
         self.center, self.low, self.high = (
             known.map(lambda _, v, unit: v / unit, values, self.unit) if self.bounded and is_bounded(values) else values
             for values in (self.offset, self.lowest, self.highest)
@@ -164,7 +166,7 @@ class _OneRow:
         safe = xp.where(slope > 0, slope, xp.ones_like(slope))
         rounding = epsilon(dtype_of(number))
         if self.kind == "ball":
-            over = xp.sqrt(number) / self.level - 1
+            over = xp.sqrt(number) / xp.maximum(self.level, FARTHEST) - 1
             step = over * number / safe
             near = xp.zeros_like(over) + (rounding**0.5 / 4 if self.training else 8 * rounding)
         else:
@@ -271,8 +273,10 @@ def _level_of_free(units: Units, free: Units, row: Row) -> Array | float:
         return xp.maximum(
             level - xp.reshape(frozen.total(lambda x, a, c: xp.abs(a * (x - c)), weights, center), free.shape), 0
         )
-    taken = frozen.total(lambda x, a, c: (a * (x - c)) ** 2, weights, center)
-    return xp.sqrt(xp.maximum(level * level - xp.reshape(taken, free.shape), 0))
+    flat = xp.zeros_like(frozen.max(xp.abs))
+    size = xp.clip(flat + (level if isinstance(level, float) else xp.reshape(level, frozen.shape)), 1 / HUGE, HUGE)
+    taken = frozen.total(lambda x, a, c, size: (a * (x - c) / size) ** 2, weights, center, size)
+    return level * xp.sqrt(xp.maximum(1 - xp.reshape(taken, free.shape), 0))
 
 
 def _largest(known: Units, declaration: Declaration, row: Row) -> Array:
