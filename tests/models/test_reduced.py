@@ -25,7 +25,7 @@ def reduced(owner: ib.Set, rows, gradient):
 
 def on_the_boundary(case: Case):
     """Rows, and gradients that point out of the set and along it."""
-    (shape,) = case.shapes((3, 5))
+    (shape,) = case.shapes((6, 5))  # that of the laws, for which JAX has compiled
     rng = np.random.default_rng(0)
     given = rng.standard_normal(shape) * 3
     x = case.set.project(given)
@@ -55,7 +55,7 @@ def test_it_is_what_a_solver_projects_on_the_tangent_cone(case: Case):
 @every_set
 def test_it_is_0_where_no_member_is_better(case: Case):
     """At the nearest point to any other, the gradient of the distance points straight out of the set."""
-    (shape,) = case.shapes((3, 5))
+    (shape,) = case.shapes((6, 5))  # that of the laws, for which JAX has compiled
     y = np.random.default_rng(1).standard_normal(shape) * 3
     x = case.set.project(y)
     left = reduced(case.set, array(x, "float32", BACKEND), array(x - y, "float32", BACKEND))
@@ -65,7 +65,7 @@ def test_it_is_0_where_no_member_is_better(case: Case):
 @pytest.mark.by_turns
 @pytest.mark.parametrize("case", CONVEX.values(), ids=CONVEX)
 def test_a_gradient_that_leads_to_a_member_is_seen_bit_for_bit(case: Case):
-    (shape,) = case.shapes((3, 5))
+    (shape,) = case.shapes((6, 5))  # that of the laws, for which JAX has compiled
     rng = np.random.default_rng(2)
     here, there = (case.set.project(rng.standard_normal(shape)) for _ in range(2))
     x, g = (array(rows, "float32", BACKEND) for rows in (here, here - there))
@@ -151,6 +151,7 @@ def loss_at(kernel):
 ADAM = keras.optimizers.Adam
 
 
+@pytest.mark.by_turns  # that each backend's steps see it, the next tests show
 @pytest.mark.repeats("name")
 @pytest.mark.parametrize(
     ("name", "kind"),
@@ -180,7 +181,7 @@ def test_what_schedule_free_steps_stays_near_so_that_weights_come_back_at_once(o
     kernel, optimizer = model.layers[0].kernel, keras.optimizers.ScheduleFreeAdamW(0.05)
     kernel.assign(owner.project(np.eye(UNITS, SIZE, dtype="float32")).T)
     pull = np.ones((SIZE, UNITS), "float32") * np.arange(1, SIZE + 1, dtype="float32")[:, None]
-    for direction in (*[1] * 100, *[-1] * 30):
+    for direction in (*[1] * 50, *[-1] * 20):
         optimizer.apply([keras.ops.convert_to_tensor(direction * pull)], [kernel])
         if direction > 0:
             outwards = exact(keras.ops.convert_to_tensor(kernel))
@@ -267,12 +268,20 @@ def test_a_pure_function_reduces_gradients_and_says_what_is_wrong():
     ib.constrain(model, {"**/kernel": ib.Simplex()})
     (value,) = [keras.ops.convert_to_tensor(variable) for variable in model.trainable_variables]
     target, squares = (keras.ops.convert_to_tensor(x, dtype="float32") for x in (TARGET, SCALES[:, None] ** 2))
-    moment = keras.ops.zeros_like(value)
-    for step in range(400):
+
+    def step(value, moment, rate):
         (seen,) = ib.stateless_reduce(model, [value], [squares * (value - target)])
         moment = 0.9 * moment + 0.1 * seen * seen  # RMSprop, of which nobody knows
-        moved = value - 0.05 * 0.99**step * seen / (keras.ops.sqrt(moment) + 1e-7)
-        (value,) = ib.stateless_project(model, [moved])
+        moved = value - rate * seen / (keras.ops.sqrt(moment) + 1e-7)
+        return ib.stateless_project(model, [moved])[0], moment
+
+    if BACKEND == "jax":
+        import jax
+
+        step = jax.jit(step)
+    moment = keras.ops.zeros_like(value)
+    for i in range(400):
+        value, moment = step(value, moment, 0.05 * 0.99**i)
     assert loss_at(exact(value)) - loss_at(optimum(ib.Simplex())) < 1e-3
     assert ib.stateless_reduce(model, [value], [None]) == [None]
     with pytest.raises(ib.RuleError, match="`gradients`"):
