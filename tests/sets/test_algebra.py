@@ -441,6 +441,7 @@ def refused(bad: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
+@of_numpy
 @pytest.mark.parametrize(
     ("bad", "says"),
     [

@@ -361,8 +361,10 @@ def test_law_6_units_are_independent(case: Case, dtype: str, library: str) -> No
         bits = (6 if case.whole else 0) * EPSILON[dtype]
         assert_near(permuted, exact(all_at_once)[order], bits, mixing(case, exact(rows), dtype) if case.whole else 0)
         if not case.whole:
-            alone = exact(case.set.project(array(rows[-1:], dtype, library)))
-            assert_near(alone, exact(all_at_once[-1:]), 6 * EPSILON[dtype], mixing(case, exact(rows[-1:]), dtype))
+            few = np.zeros_like(rows) if library == "jax" else rows[-1:]  # JAX compiles each shape anew
+            few[-1] = rows[-1]
+            last = exact(case.set.project(array(few, dtype, library)))[-1:]
+            assert_near(last, exact(all_at_once[-1:]), 6 * EPSILON[dtype], mixing(case, exact(rows[-1:]), dtype))
 
 
 @every_set_and_dtype

@@ -209,6 +209,7 @@ COUPLED: dict[str, Any] = {
 }
 
 
+@of_numpy
 @pytest.mark.parametrize("owner", COUPLED.values(), ids=COUPLED)
 def test_what_one_unit_costs_against_another_counts_where_a_set_looks_at_all(owner: Any) -> None:
     """A kernel's columns are its units, so that a metric made comparable column by column would be another one."""
