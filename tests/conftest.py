@@ -37,7 +37,8 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--once-done"):
         out |= {item for item in items if is_once(item)}
     if not config.getoption("--all"):
-        out |= {item for item in items if repetition.is_of_another_backend(item, backend)}
+        turns = [item for item in items if not is_once(item)]  # which has none: only the first backend runs it
+        out |= {item for item in turns if repetition.is_of_another_backend(item, backend)}
         out |= set(repetition.left_out(item for item in items if item not in out))
     config.hook.pytest_deselected(items=[item for item in items if item in out])
     items[:] = [item for item in items if item not in out]

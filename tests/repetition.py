@@ -17,7 +17,7 @@ REPEATED = ("dtype", "scale", "seed", "shape", "size")
 USUAL = {"numpy": "float64"}
 """The dtype of three samples in four, by library; float32 for the others."""
 
-TURNS = ("torch", "tensorflow", "torch", "torch", "jax", "torch")
+TURNS = (*["torch"] * 5, "tensorflow", *["torch"] * 5, "jax")
 """Whose turn it is, by test function; PyTorch has most, since it compiles nothing."""
 
 everything = False

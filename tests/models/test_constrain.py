@@ -295,28 +295,6 @@ def test_train_on_batch_is_held(digits):
     assert on_bound(lengths(model), BOUND)
 
 
-WAYS = {
-    "eager": {"run_eagerly": True},
-    "jit": {"jit_compile": True},
-    "several steps at a time": {"steps_per_execution": 2},
-}
-
-
-@pytest.mark.parametrize("way", list(WAYS))
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from inside torch.compile
-@pytest.mark.filterwarnings("ignore::UserWarning:torch")
-def test_each_way_of_running_a_step_is_held(way, digits):
-    if BACKEND == "torch" and way == "several steps at a time":
-        pytest.skip("Keras on PyTorch takes no steps_per_execution above 1")
-    if BACKEND == "torch" and way == "jit":
-        pytest.skip("torch.compile needs a C++ compiler and a minute")
-    model = compiled(functional(), **WAYS[way])
-    fit(model, digits)
-    ib.constrain(model, KERNELS)
-    fit(model, digits)
-    assert on_bound(lengths(model), BOUND)
-
-
 class Late(keras.callbacks.Callback):
     """Constrains the model while it is being fitted."""
 

@@ -169,7 +169,7 @@ def test_sets_that_are_projected_on_now_and_then_hold_where_others_look(every, d
     assert all(ib.audit(keras.models.load_model(file.format(epoch=epoch))).ok for epoch in (1, 2))
 
 
-@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.repetition), 3])  # 1: as in the matrix' cells
 def test_a_matrix_and_a_joint_are_projected_on_now_and_then_too(every, digits):
     rules = {"hidden/kernel": ib.SpectralNorm(BOUND), keras.layers.Dense: ib.Joint(ib.L1Ball(BOUND))}
     model = model_of(keras.optimizers.Adam(0.1), {**rules, "hidden/bias": ib.NonNeg()}, every=every)
@@ -246,6 +246,7 @@ def test_a_bound_goes_on_where_a_saved_run_ended(digits, tmp_path):
     assert on_bound(seen.steps[0], BOUND * float(TIGHTER(3)))
 
 
+@pytest.mark.by_turns  # `iterations` of Keras; scaled sets are in cells of the conformance matrix on each backend
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -276,6 +277,7 @@ def test_schedules_of_one_name_are_two():
         assert on_bound(norms((model.get_layer(name).kernel, (0,))), bound)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     "owner",
     [
@@ -294,6 +296,7 @@ def test_what_is_made_of_scaled_sets_is_trained_and_audited(owner, digits):
     assert not ib.audit(model).ok
 
 
+@pytest.mark.by_turns
 def test_in_a_joint_too(digits):
     rules = {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND).scaled(TIGHTER).on(inputs=range(10)))}
     model = model_of(keras.optimizers.SGD(3.0), rules)

@@ -124,13 +124,27 @@ def gradient(fn: Callable[[Any], Any], x: Any, weights: Any) -> np.ndarray[Any, 
     return exact(x.grad)
 
 
-def differences(fn: Callable[[Any], Any], x: Any, step: float = 1e-6) -> tuple[Any, Any]:
-    """The gradient of the number fn(x) by differences forward and backward, entry by entry: two numbers at a kink."""
-    middle = fn(x)
+def differences(
+    fn: Callable[[Any], Any], x: Any, weights: Any = 1.0, *, apart: bool = False, step: float = 1e-6
+) -> tuple[Any, Any]:
+    """The gradient of sum(weights * fn(x)) by differences forward and backward: two numbers at a kink.
+
+    Entry by entry; where each row of fn(x) is of that row of x alone, `apart`, of all entries at once.
+    """
+    if apart:
+        weights = np.broadcast_to(weights, (len(x), 1) if np.ndim(weights) == 0 else weights.shape)
+        rows, entries = np.indices(x.shape).reshape(2, -1)
+        moved = step * (np.arange(x.shape[1]) == entries[:, None])
+        middle, ahead, behind = (
+            (weights[rows] * np.reshape(fn(at), (len(rows), -1))).sum(axis=1)
+            for at in (x[rows], x[rows] + moved, x[rows] - moved)
+        )
+        return ((ahead - middle) / step).reshape(x.shape), ((middle - behind) / step).reshape(x.shape)
+    middle = np.sum(weights * fn(x))
     forward, backward = np.empty_like(x), np.empty_like(x)
     for index in np.ndindex(x.shape):
         moved = np.zeros_like(x)
         moved[index] = step
-        forward[index] = (fn(x + moved) - middle) / step
-        backward[index] = (middle - fn(x - moved)) / step
+        forward[index] = (np.sum(weights * fn(x + moved)) - middle) / step
+        backward[index] = (middle - np.sum(weights * fn(x - moved))) / step
     return forward, backward

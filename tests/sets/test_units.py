@@ -128,6 +128,7 @@ def test_units_are_projected_as_their_rows(layout: Layout, owner: ib.Set, dtype:
     assert_close(owner._project(units(layout, parts, dtype, library)).parts, expected)
 
 
+@pytest.mark.by_turns
 @every_library
 @every_layout
 def test_an_array_has_an_entry_for_each_of_a_unit(layout: Layout, dtype: str, library: str) -> None:
@@ -146,6 +147,7 @@ def test_the_violation_of_weights_is_that_of_their_rows(layout: Layout) -> None:
         np.testing.assert_allclose(np.maximum(found, 0), owner.violation(layout.rows(parts)), atol=1e-14)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     "layout", [layout for layout in LAYOUTS.values() if len(layout.shapes) == 1 and layout.axes[0]]
 )
@@ -156,6 +158,7 @@ def test_a_weight_of_any_shape_is_projected_over_its_axes(layout: Layout) -> Non
     assert_close([ib.MaxNorm(1, axis=list(axes))(array(part, "float32", BACKEND))], expected)
 
 
+@pytest.mark.by_turns
 @settings(deadline=None, derandomize=True, max_examples=100 if repetition.everything else 25, database=None)
 @given(st.data())
 def test_any_axes_of_any_shape(data: st.DataObject) -> None:
@@ -210,6 +213,7 @@ def nearest_with_frozen(owner: ib.Set, rows: Any, frozen: Any) -> Any:
     return np.where(frozen, rows, moved * np.clip(norm, least, most) / np.where(norm == 0, 1, norm))
 
 
+@pytest.mark.by_turns
 @every_library
 @pytest.mark.parametrize("owner", FROZEN_SETS.values(), ids=FROZEN_SETS)
 @pytest.mark.parametrize("layout", FROZEN.values(), ids=FROZEN)
