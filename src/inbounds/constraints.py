@@ -69,45 +69,16 @@ min_max_norm = MinMaxNorm
 non_neg = NonNeg
 unit_norm = UnitNorm
 
-SETS = {
-    cls.__name__: cls
-    for cls in (
-        Box,
-        Custom,
-        DoublyStochastic,
-        Fixed,
-        FrobeniusNorm,
-        Grid,
-        Halfspace,
-        Hyperplane,
-        Joint,
-        L1Ball,
-        LowRank,
-        MaxNorm,
-        MinMaxNorm,
-        Monotone,
-        NonNeg,
-        NonPos,
-        NuclearNorm,
-        Orthogonal,
-        PositiveSemidefinite,
-        Simplex,
-        SkewSymmetric,
-        Sparse,
-        SpectralNorm,
-        SumTo,
-        Symmetric,
-        UnitNorm,
-        ZeroDiagonal,
-    )
+_BY_NAME: dict[str, type[Set]] = {
+    name: given
+    for name, given in sorted(vars().items())
+    if name in __all__ and isinstance(given, type) and issubclass(given, Set)
 }
+SETS = {name: cls for name, cls in _BY_NAME.items() if name == cls.__name__}
 """Every set by its name."""
 
 MADE = {"a & b": Intersection, "a.where(mask)": Where, "a.on(inputs=...)": On, "a.scaled(schedule)": Scaled}
 """What operators on sets make, by the code that makes it."""
-
-_BY_NAME = {**SETS, "max_norm": MaxNorm, "min_max_norm": MinMaxNorm, "non_neg": NonNeg, "unit_norm": UnitNorm}
-
 
 _SAMPLES = {
     "low": -1.0,

@@ -23,11 +23,9 @@ first appears. So with `[layers]` below `[rules]`, the rules in `[layers]` win.
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import math
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ import keras
 
 from inbounds import constraints
 from inbounds._errors import FileError, SetError, explain, shown
+from inbounds._model.selectors import similar_or_first
 from inbounds._model.weights import layers_of
 from inbounds._sets.arguments import gradient_name, interval, metric_name
 from inbounds._sets.custom import Custom
@@ -97,7 +96,7 @@ def read_rules(path: Path, model: Any) -> RulesFile:
                     f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every and gradient",
                     f"{entry} = {shown(content)}",
                     where=str(path),
-                    instead=_suggestion(entry, (*TABLES, *SETTINGS)),
+                    instead=" or ".join(similar_or_first(entry, (*TABLES, *SETTINGS))),
                 )
             )
         if not isinstance(content, dict):
@@ -179,7 +178,7 @@ def _layer_selectors(name: str, model: Any, where: str) -> list[Any]:
                 f"{name!r} in [layers] is neither a layer of the model nor the class of one",
                 repr(name),
                 where=where,
-                instead=_suggestion(name, sorted(set(known))),
+                instead=" or ".join(similar_or_first(name, sorted(set(known)))),
             )
         )
     return [*same_class, *same_name]
@@ -262,7 +261,11 @@ def _set_class(name: str) -> type[Set]:
             )
         )
     if name not in sets:
-        raise SetError(explain(f"No set has the name {name!r}", repr(name), instead=_suggestion(name, sorted(sets))))
+        raise SetError(
+            explain(
+                f"No set has the name {name!r}", repr(name), instead=" or ".join(similar_or_first(name, sorted(sets)))
+            )
+        )
     return sets[name]
 
 
@@ -281,11 +284,3 @@ def _not_a_set_error(text: str) -> SetError:
             instead="MaxNorm(max_value=1.5), NonNeg, or Joint(MaxNorm(1.0))",
         )
     )
-
-
-def _suggestion(wanted: str, names: Iterable[str]) -> str:
-    names = list(names)
-    folded = {name.lower().replace("_", ""): name for name in names}
-    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
-    close = close or [folded[key] for key in difflib.get_close_matches(wanted.lower().replace("_", ""), folded, n=3)]
-    return " or ".join(close or names[:8])

@@ -67,8 +67,8 @@ def assignments_of(
     value = of_keras(value)
     if isinstance(selector, type):
         if not (chosen := [layer for layer in layers if isinstance(layer, selector)]):
-            near = _similar_or_first(selector.__name__, sorted({type(layer).__name__ for layer in layers}))
-            shipped = [name for name in _similar(selector.__name__, near) if hasattr(keras.layers, name)]
+            near = similar_or_first(selector.__name__, sorted({type(layer).__name__ for layer in layers}))
+            shipped = [name for name in similar(selector.__name__, near) if hasattr(keras.layers, name)]
             raise _no_match_error(
                 f"No layer of the model is a {selector.__name__}",
                 f"{{{selector.__name__}: {shown(value)}}}",
@@ -78,12 +78,12 @@ def assignments_of(
         return _layer_assignments(selector.__name__, value, chosen)
     if isinstance(selector, keras.Layer):
         if not any(layer is selector for layer in layers):
-            near = _similar_or_first(selector.name, [layer.name for layer in layers])
+            near = similar_or_first(selector.name, [layer.name for layer in layers])
             raise _no_match_error(
                 f"The layer {selector.name!r} is not in the model",
                 f"{{{selector.name}: {shown(value)}}}",
                 near,
-                f"{{{near[0]!r}: {_as_code(value)}}}" if _similar(selector.name, near) else "one of these",
+                f"{{{near[0]!r}: {_as_code(value)}}}" if similar(selector.name, near) else "one of these",
             )
         return _layer_assignments(f"layer {selector.name}", value, [selector])
     if isinstance(selector, str) and isinstance(value, (Mapping, Joint)):
@@ -194,7 +194,7 @@ def _layers_selected(selector: str, value: Any, layers: Sequence[Any], weights: 
     selected = selected or [weight.layer.name for weight in weights if selects(weight)]
     wrong = f"{kind} is for a layer, and {selector!r} selects {'weights' if selected else 'nothing'}"
     names = sorted({layer.name for layer in layers})
-    near = list(dict.fromkeys(selected)) or _similar_or_first(selector.split("/")[0], names)
+    near = list(dict.fromkeys(selected)) or similar_or_first(selector.split("/")[0], names)
     raise _no_match_error(
         wrong,
         f"{{{selector!r}: {shown(value)}}}",
@@ -252,7 +252,7 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
         raise _no_match_error(
             f"No layer that the rule selects has any of the weights {', '.join(chosen_set.weights)}",
             f"{source}: {shown(value)}",
-            _similar_or_first(chosen_set.weights[0], names),
+            similar_or_first(chosen_set.weights[0], names),
             f"{{{example!r}: {chosen_set.inner!r}}}" if example else "layers that have weights",
         )
     return assignments
@@ -276,7 +276,7 @@ def _mapping_assignments(
     for name, given in value.items():
         matching = [weight for weight in owned if weight.name == name]
         if not matching:
-            near = _similar_or_first(str(name), names)
+            near = similar_or_first(str(name), names)
             raise _no_match_error(
                 f"No layer that the rule selects has a weight {name!r}",
                 f"{source}: {{{name!r}: {shown(given)}}}",
@@ -354,13 +354,16 @@ def _first_five(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _similar(wanted: str, names: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(wanted, list(names), n=3, cutoff=0.5)
+def similar(wanted: str, names: Sequence[str]) -> list[str]:
+    """The names most similar to the wanted one, three at most; if none is, without looking at case and underscores."""
+    folded = {name.lower().replace("_", ""): name for name in names}
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    return close or [folded[key] for key in difflib.get_close_matches(wanted.lower().replace("_", ""), folded, n=3)]
 
 
-def _similar_or_first(wanted: str, names: Sequence[str]) -> list[str]:
+def similar_or_first(wanted: str, names: Sequence[str]) -> list[str]:
     """The names most similar to the wanted one, else the first five."""
-    return _similar(wanted, names) or list(names)[:5]
+    return similar(wanted, names) or list(names)[:5]
 
 
 def _similar_paths(wanted: str, paths: Sequence[str]) -> list[str]:

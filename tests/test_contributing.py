@@ -1,0 +1,176 @@
+"""A set, a layout and a metric, each added as CONTRIBUTING shows it, in as few lines as it says."""
+
+import ast
+import re
+from pathlib import Path
+
+import cvxpy as cp
+import keras
+import numpy as np
+import pytest
+
+import inbounds as ib
+from inbounds._model import layout
+from inbounds._sets import set as sets_module
+from inbounds._sets.declared import Declared
+from inbounds._train import metrics
+from sets.solver import solver, weighted_solver
+from sets.tensors import array, exact
+
+PAGE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+NORMAL = [1.0, -0.5, 0.25, 0.0, 2.0]
+LOW, HIGH = -0.25, 0.5
+
+
+def snippet(heading):
+    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    return code
+
+
+def lines(code):
+    """The lines of what a snippet adds: without imports, docstrings and empty lines."""
+    kept = set(range(1, code.count("\n") + 1))
+    for node in ast.walk(ast.parse(code)):
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if docstring or isinstance(node, (ast.Import, ast.ImportFrom)):
+            kept -= set(range(node.lineno, node.end_lineno + 1))
+    return len([number for number in kept if code.splitlines()[number - 1].strip()])
+
+
+def run(heading, **names):
+    names |= {"__name__": "contributed", "inbounds": ib, "keras": keras}
+    exec(compile(snippet(heading), heading, "exec"), names)
+    return names
+
+
+class Mix(keras.layers.Layer):
+    """y = kernel @ x + bias: one unit a row."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(3, shape[-1]), initializer="random_normal", name="kernel")
+        self.bias = self.add_weight(shape=(3,), initializer="zeros", name="bias")
+
+    def call(self, x):
+        return keras.ops.matmul(x, keras.ops.transpose(self.kernel)) + self.bias
+
+
+class Signed(keras.optimizers.SGD):
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * keras.ops.sign(gradient))
+
+
+@pytest.fixture
+def band(monkeypatch):
+    monkeypatch.setattr(sets_module, "CLASSES", dict(sets_module.CLASSES))
+    return run("A set")["Band"](NORMAL, LOW, HIGH)
+
+
+@pytest.fixture
+def mixed(monkeypatch):
+    monkeypatch.setattr(layout, "_REGISTRY", dict(layout._REGISTRY))
+    run("A layout", Mix=Mix)
+
+
+@pytest.fixture
+def signed(monkeypatch):
+    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(metrics, "REGISTERED_OPTIMIZERS", list(metrics.REGISTERED_OPTIMIZERS))
+    run("A metric", Signed=Signed)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("heading", "limit"), [("A set", 15), ("A layout", 5), ("A metric", 5)])
+def test_each_takes_few_lines(heading, limit):
+    assert 0 < lines(snippet(heading)) < limit
+
+
+def within(rows):
+    return [rows @ np.array(NORMAL) <= HIGH, rows @ np.array(NORMAL) >= LOW]
+
+
+def test_the_set_projects_on_the_nearest_point_in_every_metric(band):
+    chance = np.random.default_rng(0)
+    rows, metric = chance.normal(size=(6, 5)), chance.uniform(0.1, 1.0, size=(6, 5))
+    nearest, sure = solver(within, rows.shape)(rows)
+    weighted, sure_too = weighted_solver(within, rows.shape)(rows, metric)
+    assert sure
+    assert sure_too
+    np.testing.assert_allclose(band.project(rows), nearest, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(band.project(rows, metric), weighted, rtol=0, atol=1e-4)
+    once = band.project(array(100 * rows, "float32", "keras"))
+    assert np.all(exact(band.project(once)) == exact(once)), "a unit that is inside stays bit for bit"
+    assert not band.measure([once], [(1,)]).outside.any()
+    off = rows @ np.array(NORMAL)
+    distance = np.maximum(np.maximum(off - HIGH, LOW - off), 0) / np.linalg.norm(NORMAL)
+    np.testing.assert_allclose(band.violation(rows), distance, rtol=1e-12)
+
+
+def test_the_set_meets_others_and_masks(band):
+    rows = np.random.default_rng(1).normal(size=(6, 5))
+    both, _ = solver(lambda rows: [*within(rows), cp.norm(rows, 2, axis=1) <= 0.5], rows.shape)(rows)
+    np.testing.assert_allclose((band & ib.MaxNorm(0.5)).project(rows), both, rtol=0, atol=1e-6)
+    mask = np.array([True, True, False, True, False])
+    some, _ = solver(lambda rows: within(cp.multiply(rows, mask[None] * 1.0)), rows.shape)(rows)
+    np.testing.assert_allclose(band.where(mask).project(rows), some, rtol=0, atol=1e-6)
+    assert not band.where(mask).measure([some], [(1,)]).excess.max() > 1e-6
+
+
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # Mix takes no constraints as arguments
+def test_all_three_train_together(band, mixed, signed):
+    model = keras.Sequential([keras.Input((4,)), Mix(name="mix")])
+    model.compile(Signed(10.0), "mse")  # each step leads out of the band
+    plan = ib.constrain(model, {Mix: ib.Joint(band)}, gradient="full")
+    (entry,) = plan
+    assert (entry.units, entry.axes, entry.guessed, entry.inputs) == (3, ((1,), ()), False, (1, None))
+    assert "Signed: size of the gradient" in str(plan)
+    chance = np.random.default_rng(0)
+    model.fit(chance.normal(size=(16, 4)), chance.normal(size=(16, 3)) + 1, batch_size=4, verbose=0)
+    assert ib.check(model).rows[0].active > 0
+
+
+def test_the_set_is_saved_with_a_model_and_prints_as_its_code(band, tmp_path):
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, name="out")])
+    ib.constrain(model, {"out/kernel": band})
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.get_layer("out").kernel_constraint == band
+    assert ib.check(again).rows[0].set == repr(band) == f"Band(normal={NORMAL}, low={LOW}, high={HIGH})"
+
+
+class OfMembers(Declared):
+    """What two sets declare together, of any kinds of rows."""
+
+    def __init__(self, *members):
+        self.members = members
+
+    def declaration(self, units):
+        one, other = (member.declaration(units) for member in self.members)
+        return one & other
+
+
+PAIRS = {
+    "ball, box": (ib.MaxNorm(1.0), ib.Box(-0.5, 0.75)),
+    "1-norm, bounds": (ib.L1Ball(1.0), ib.NonPos()),
+    "simplex, row": (ib.Simplex(), ib.Halfspace([1.0, -1.0, 0.0, 0.0, 0.0], 0.25)),
+    "ball, sum": (ib.MaxNorm(1.0), ib.SumTo(0.5)),
+}
+
+
+@pytest.mark.by_turns
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_declared_set_of_any_rows_is_as_their_intersection(name, dtype):
+    one, other = PAIRS[name]
+    declared, both = OfMembers(one, other), one & other
+    chance = np.random.default_rng(2)
+    rows = chance.normal(size=(12, 5)) * np.geomspace(1e-3, 1e3, 12)[:, None]
+    np.testing.assert_allclose(declared.project(rows), both.project(rows), rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(declared.violation(rows) > 0, both.violation(rows) > 0)
+    given = array(rows, dtype, "keras")
+    once = declared.project(given)
+    for judge in (declared, both):
+        assert not judge.measure([once], [(1,)]).outside.any()
+    assert np.all(exact(declared.project(once)) == exact(once)), "a unit that is inside stays bit for bit"
+    inside = exact(both.project(given))
+    assert np.all(exact(declared.project(array(inside, dtype, "keras"))) == inside)
