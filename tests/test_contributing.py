@@ -12,7 +12,6 @@ import pytest
 import inbounds as ib
 from inbounds._model import layout
 from inbounds._sets import set as sets_module
-from inbounds._sets.declared import Declared
 from inbounds._train import metrics
 from sets.solver import solver, weighted_solver
 from sets.tensors import array, exact
@@ -136,41 +135,3 @@ def test_the_set_is_saved_with_a_model_and_prints_as_its_code(band, tmp_path):
     again = keras.models.load_model(tmp_path / "model.keras")
     assert again.get_layer("out").kernel_constraint == band
     assert ib.check(again).rows[0].set == repr(band) == f"Band(normal={NORMAL}, low={LOW}, high={HIGH})"
-
-
-class OfMembers(Declared):
-    """What two sets declare together, of any kinds of rows."""
-
-    def __init__(self, *members):
-        self.members = members
-
-    def declaration(self, units):
-        one, other = (member.declaration(units) for member in self.members)
-        return one & other
-
-
-PAIRS = {
-    "ball, box": (ib.MaxNorm(1.0), ib.Box(-0.5, 0.75)),
-    "1-norm, bounds": (ib.L1Ball(1.0), ib.NonPos()),
-    "simplex, row": (ib.Simplex(), ib.Halfspace([1.0, -1.0, 0.0, 0.0, 0.0], 0.25)),
-    "ball, sum": (ib.MaxNorm(1.0), ib.SumTo(0.5)),
-}
-
-
-@pytest.mark.by_turns
-@pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_declared_set_of_any_rows_is_as_their_intersection(name, dtype):
-    one, other = PAIRS[name]
-    declared, both = OfMembers(one, other), one & other
-    chance = np.random.default_rng(2)
-    rows = chance.normal(size=(12, 5)) * np.geomspace(1e-3, 1e3, 12)[:, None]
-    np.testing.assert_allclose(declared.project(rows), both.project(rows), rtol=0, atol=1e-9)
-    np.testing.assert_array_equal(declared.violation(rows) > 0, both.violation(rows) > 0)
-    given = array(rows, dtype, "keras")
-    once = declared.project(given)
-    for judge in (declared, both):
-        assert not judge.measure([once], [(1,)]).outside.any()
-    assert np.all(exact(declared.project(once)) == exact(once)), "a unit that is inside stays bit for bit"
-    inside = exact(both.project(given))
-    assert np.all(exact(declared.project(array(inside, dtype, "keras"))) == inside)

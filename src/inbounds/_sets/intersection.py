@@ -41,77 +41,21 @@ Ball = MaxNorm | MinMaxNorm | FrobeniusNorm
 """A ball of the Euclidean norm, where it is convex."""
 
 
-@registered
-class Intersection(Composite):
-    """{w : w in every one of the sets}: what `a & b` makes.
+class AllOf(Composite):
+    """A set that is the intersection of its members, with a name and arguments of its own."""
 
-    The projection is the nearest point of the intersection, which one projection after the other is not. How it is
-    found depends on the sets, see `how`:
+    def made_of(self, *members: Set) -> None:
+        """Takes the members, for `__init__`.
 
-    - one after the other where that is exact: a cone (NonNeg, Monotone, Symmetric...) and then a ball about 0; an
-      orthant and then L1Ball, a symmetric Box or Sparse; boxes; Monotone and then a Box, SumTo or L1Ball; Symmetric and
-      then a norm of the spectrum;
-    - sets of bounds (NonNeg, Box, Fixed...), linear rows (SumTo, Simplex, Halfspace, Hyperplane), balls and 1-norms
-      about one centre together, by their normal form: one multiplier per unit for each row and norm, found by Newton's
-      method to rounding, as a rule in 3 to 20 steps and in 250 at most;
-    - else Dykstra's algorithm, 1,000 rounds over the sets at most, until the rounds change nothing but rounding; then
-      projections in turn until every set holds.
-
-    A set that isn't convex (UnitNorm, Sparse, Grid...) has no nearest point that could be found in general: the sets
-    are projected on in turn, 500 rounds at most, until all hold. The result is in the intersection, where that is
-    found, and exact for Sparse with an orthant or a ball.
-
-    Args:
-        sets: two or more; intersections among them are taken apart. Their axes are the same, or not given.
-
-    Raises:
-        SetError: fewer than two sets, a Joint, different axes, or sets that have no point in common.
-
-    Cost: that of the sets, one after the other; for m multipliers 2 m + m^2 sums over the unit and a few systems of m
-    unknowns in each step; for Dykstra's algorithm 1,000 rounds over the sets at most, twice. A unit that is inside
-    every set stays bit for bit.
-
-    Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in Hilbert
-    spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's algorithm", 2005; Bauschke, Bui and Wang,
-    "Projecting onto the intersection of a cone and a sphere", 2018.
-
-    >>> from inbounds import MaxNorm, NonNeg
-    >>> (NonNeg() & MaxNorm(1)).project([[3.0, 4.0], [-3.0, 0.5]])
-    array([[0.6, 0.8],
-           [0. , 0.5]])
-    """
-
-    def __init__(self, *sets: Set) -> None:
-        flat = [inner for given in sets for inner in (given.members if isinstance(given, Intersection) else (given,))]
-        wrong = [inner for inner in flat if not isinstance(inner, Set) or isinstance(inner, Joint)]
-        if wrong or len(flat) < 2:
-            raise SetError(
-                explain(
-                    "An intersection is not made of two or more sets, or one of them is a Joint",
-                    f"sets={shown(sets)}",
-                    instead="Joint(a & b)",
-                )
-            )
-        axes = {inner.axis for inner in flat if inner.axis is not None}
-        if len(axes) > 1:
-            raise SetError(
-                explain(
-                    "The sets of an intersection span different axes",
-                    f"axes {' and '.join(map(str, sorted(axes)))}",
-                    where=repr(flat),
-                    instead="leave `axis` out: the layer knows its units",
-                )
-            )
-        self.members = tuple(flat)
-        arrays = (getattr(member, name) for member in flat for name in member.argument_names())
-        sizes = sorted({1, 2, 16, 256} | {array.size for array in arrays if isinstance(array, np.ndarray)})
-        bounds = [np.size(getattr(part, name)) for part in parts_of(self) for name in part.of_each_unit]
-        self._check_common_point([(n, n) for n in (2, 8)] if self.matrix else [(max([1, *bounds]), n) for n in sizes])
-
-    @property
-    def sets(self) -> tuple[Set, ...]:
-        """The sets, as given."""
-        return self.members
+        Raises:
+            SetError: they have no point in common.
+        """
+        self.members = members
+        arrays = (getattr(member, name) for member in members for name in member.argument_names())
+        sizes = {1, 2, 16, 256} | {array.size for array in arrays if isinstance(array, np.ndarray)}
+        units = max([1, *(np.size(getattr(part, name)) for part in parts_of(self) for name in part.of_each_unit)])
+        rows = [(units, size) for size in sorted(sizes, reverse=True)]  # in many entries there is room, as a rule
+        self._check_common_point([(n, n) for n in (2, 8)] if self.matrix else rows)
 
     @property
     def has_normal_form(self) -> bool:
@@ -191,14 +135,6 @@ class Intersection(Composite):
                 )
             )
 
-    def _config(self) -> dict[str, Any]:
-        return {"sets": [keras.saving.serialize_keras_object(member) for member in self.members]}
-
-    @classmethod
-    def _of_config(cls, config: dict[str, Any]) -> Set:
-        given = (keras.saving.deserialize_keras_object(x) if isinstance(x, dict) else x for x in config["sets"])
-        return cls(*given)
-
     def rebuilt(self, members: Sequence[Set]) -> Set:
         made = copy.copy(self)  # not made anew: a compiled step, where bounds are tensors, can't check them
         made.__dict__["members"] = tuple(members)
@@ -207,6 +143,83 @@ class Intersection(Composite):
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold: not the methods, which are found again."""
         return {name: value for name, value in vars(self).items() if name not in ("method", "weighted_method")}
+
+
+@registered
+class Intersection(AllOf):
+    """{w : w in every one of the sets}: what `a & b` makes.
+
+    The projection is the nearest point of the intersection, which one projection after the other is not. How it is
+    found depends on the sets, see `how`:
+
+    - one after the other where that is exact: a cone (NonNeg, Monotone, Symmetric...) and then a ball about 0; an
+      orthant and then L1Ball, a symmetric Box or Sparse; boxes; Monotone and then a Box, SumTo or L1Ball; Symmetric and
+      then a norm of the spectrum;
+    - sets of bounds (NonNeg, Box, Fixed...), linear rows (SumTo, Simplex, Halfspace, Hyperplane), balls and 1-norms
+      about one centre together, by their normal form: one multiplier per unit for each row and norm, found by Newton's
+      method to rounding, as a rule in 3 to 20 steps and in 250 at most;
+    - else Dykstra's algorithm, 1,000 rounds over the sets at most, until the rounds change nothing but rounding; then
+      projections in turn until every set holds.
+
+    A set that isn't convex (UnitNorm, Sparse, Grid...) has no nearest point that could be found in general: the sets
+    are projected on in turn, 500 rounds at most, until all hold. The result is in the intersection, where that is
+    found, and exact for Sparse with an orthant or a ball.
+
+    Args:
+        sets: two or more; intersections among them are taken apart. Their axes are the same, or not given.
+
+    Raises:
+        SetError: fewer than two sets, a Joint, different axes, or sets that have no point in common.
+
+    Cost: that of the sets, one after the other; for m multipliers 2 m + m^2 sums over the unit and a few systems of m
+    unknowns in each step; for Dykstra's algorithm 1,000 rounds over the sets at most, twice. A unit that is inside
+    every set stays bit for bit.
+
+    Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in Hilbert
+    spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's algorithm", 2005; Bauschke, Bui and Wang,
+    "Projecting onto the intersection of a cone and a sphere", 2018.
+
+    >>> from inbounds import MaxNorm, NonNeg
+    >>> (NonNeg() & MaxNorm(1)).project([[3.0, 4.0], [-3.0, 0.5]])
+    array([[0.6, 0.8],
+           [0. , 0.5]])
+    """
+
+    def __init__(self, *sets: Set) -> None:
+        flat = [inner for given in sets for inner in (given.members if isinstance(given, Intersection) else (given,))]
+        wrong = [inner for inner in flat if not isinstance(inner, Set) or isinstance(inner, Joint)]
+        if wrong or len(flat) < 2:
+            raise SetError(
+                explain(
+                    "An intersection is not made of two or more sets, or one of them is a Joint",
+                    f"sets={shown(sets)}",
+                    instead="Joint(a & b)",
+                )
+            )
+        axes = {inner.axis for inner in flat if inner.axis is not None}
+        if len(axes) > 1:
+            raise SetError(
+                explain(
+                    "The sets of an intersection span different axes",
+                    f"axes {' and '.join(map(str, sorted(axes)))}",
+                    where=repr(flat),
+                    instead="leave `axis` out: the layer knows its units",
+                )
+            )
+        self.made_of(*flat)
+
+    @property
+    def sets(self) -> tuple[Set, ...]:
+        """The sets, as given."""
+        return self.members
+
+    def _config(self) -> dict[str, Any]:
+        return {"sets": [keras.saving.serialize_keras_object(member) for member in self.members]}
+
+    @classmethod
+    def _of_config(cls, config: dict[str, Any]) -> Set:
+        given = (keras.saving.deserialize_keras_object(x) if isinstance(x, dict) else x for x in config["sets"])
+        return cls(*given)
 
     def __repr__(self) -> str:
         return " & ".join(map(repr, self.members))
