@@ -35,7 +35,7 @@ from inbounds._sets.serialization import comparison_key
 from inbounds._sets.set import Set, registered
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
-from inbounds._sets.sums import L1Ball, SumTo
+from inbounds._sets.sums import L1Ball, Linear, SumTo
 
 Ball = MaxNorm | MinMaxNorm | FrobeniusNorm
 """A ball of the Euclidean norm, where it is convex."""
@@ -360,7 +360,7 @@ def _orthant(given: Set) -> bool:
 def _cone(given: Set) -> bool:
     inner = given.members[0] if isinstance(given, Composite) and len(given.members) == 1 else given
     cones = (Monotone, Symmetric, SkewSymmetric, ZeroDiagonal, PositiveSemidefinite)
-    return _orthant(given) or isinstance(inner, cones)
+    return _orthant(given) or isinstance(inner, cones) or (isinstance(inner, Linear) and not np.any(inner.level))
 
 
 def _solid(given: Set) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._arrays.ops import HUGE, Array, dtype_of, epsilon, iterate, namespace, without_gradient
+from inbounds._arrays.ops import HUGE, Array, cast, dtype_of, epsilon, iterate, namespace, without_gradient
 from inbounds._arrays.units import Units
 from inbounds._sets.declaration import Declaration, Row, Values, clip, is_bounded
 
@@ -118,7 +118,7 @@ class _OneRow:
         xp = self.xp
 
         def entry(b: Array, a: Any, e: Any, d: Any, sign: Any, c: Any, low: Any, high: Any, t: Array) -> Array:
-            y = b * (d / (d + t * a)) if self.kind == "ball" else b - t * e
+            y = b * (d / (d + _times(a, t))) if self.kind == "ball" else b - _times(e, t)
             y = xp.maximum(y, 0) if self.kind == "diamond" else y
             if self.bounded:
                 y = y if self.linear else c + sign * y
@@ -133,10 +133,10 @@ class _OneRow:
         xp = self.xp
 
         def term(y: Array, a: Any, c: Any) -> Array:
-            if self.linear:
-                return xp.abs(a * y) if size else a * y
-            away = a * (y - c if self.bounded else y)
-            return away * away if self.kind == "ball" else xp.abs(away)
+            away = _times(a, y - c if self.bounded and not self.linear else y)
+            if self.kind == "ball":
+                return away * away
+            return away if self.positive or (self.linear and not size) else xp.abs(away)
 
         return y.total(term, self.weights, self.center)
 
@@ -149,12 +149,13 @@ class _OneRow:
 
     def slope(self, y: Units, t: Array) -> Array:
         """How fast that falls in the multiplier, half as fast as its square for a ball."""
-        xp = self.xp
 
         def slope(y: Array, a: Any, e: Any, d: Any, c: Any, low: Any, high: Any, t: Array) -> Array:
-            away = y - c if self.bounded and not self.linear else y
-            fall = (a * away) ** 2 / (d + t * a) if self.kind == "ball" else a * e + 0 * y
-            return xp.where(self.moving(y, c, low, high), fall, xp.zeros_like(y))
+            if self.kind != "ball":
+                return _times(a, _times(e, cast(self.moving(y, c, low, high), dtype_of(y))))
+            away = _times(a, y - c if self.bounded else y)
+            fall = away * away / (d + _times(a, t))
+            return fall * cast(self.moving(y, c, low, high), dtype_of(y)) if self.bounded else fall
 
         return y.sum(slope, self.weights, self.ease, self.costs, self.center, self.low, self.high, t)
 
@@ -181,12 +182,10 @@ class _OneRow:
         xp = self.xp
         zero = xp.zeros_like(self.level)
         least = start = xp.maximum(self.none, zero - 1) if self.from_top else self.none
-        if self.linear and not self.from_top and (self.kind == "equal" or not self.bounded):  # if nothing is held
+        if self.kind == "equal" and not self.from_top:  # where it is met if nothing is held
             slope = self.base.sum(lambda x, a, e: a * e + 0 * x, self.weights, self.ease)
             start = (self.number(self.base) - self.level) / xp.where(slope > 0, slope, xp.ones_like(slope))
         start = xp.where(moved, start, zero)
-        if self.linear and not self.bounded:
-            return start
 
         def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
             t, low, high, count = state
@@ -254,6 +253,10 @@ class _OneRow:
             return y + xp.where(self.moving(fixed, c, low, high), live - dead, xp.zeros_like(y))
 
         return y.map(with_it, ahead, ahead.constants(), fixed, self.center, self.low, self.high)
+
+
+def _times(factor: Any, y: Array) -> Array:
+    return y if isinstance(factor, float) and factor == 1 else factor * y
 
 
 def _of(values: Values, *, free: bool) -> Values:

@@ -69,34 +69,41 @@ class Linear(Set):
         return Declaration((Row(kind, units.numbers(self.level), slope),))
 
     def _project(self, units: Units) -> Units:
-        declaration = self.declaration(units)
+        slope = units.with_parts(units.entries(self.slope))
+        along = slope if units.costs is None else slope.map(lambda a, d: a / d, units.costs)
+        squares = self.squares(units, along)
 
         def project(units: Units) -> Units:
-            return nearest_on_one_row(units, declaration, self._outside(units))
+            by = self._shift(units, slope, squares)
+            return units.map(lambda x, a, by: namespace(x).where(by != 0, x - by * a, x), along, by)
 
-        return repeated(project, units, lambda _, new: self._outside(new), STEPS)
+        def moves_on(_: Units, new: Units) -> Array:
+            return self._shift(new, slope, squares) != 0
 
-    def _outside(self, units: Units) -> Array:
-        """Which units are outside by more than rounding, and can move."""
+        return repeated(project, units, moves_on, STEPS)
+
+    def _shift(self, units: Units, slope: Units, squares: Array) -> Array:
+        """How far each unit is to move along the slope, over what that costs; 0 where it is inside."""
         xp = namespace(units.parts[0])
-        units, slope = units.constants(), units.with_parts(units.entries(self.slope))
         least = units.numbers(np.maximum(np.abs(self.level), 1 / HUGE))
-        size = xp.minimum(xp.maximum(units.max(xp.abs), least), HUGE)  # lets no sum overflow
+        size = without_gradient(xp.minimum(xp.maximum(units.max(xp.abs), least), HUGE))  # lets no sum overflow
         level = units.numbers(self.level) / size
         apart = units.total(lambda x, a, size: a * (x / size), slope, size) - level
-        terms = units.sum(lambda x, a, size: xp.abs(a * (x / size)), slope, size)
+        terms = units.constants().sum(lambda x, a, size: xp.abs(a * (x / size)), slope, size)
         inside = units.judged().held(1.0) * xp.maximum(terms, xp.abs(level))
-        return ((xp.abs(apart) if self.equal else apart) > inside) & xp.isfinite(apart) & (self.squares(units) > 0)
+        moved = ((xp.abs(apart) if self.equal else apart) > inside) & xp.isfinite(apart) & (squares > 0)
+        step = apart / xp.where(squares > 0, squares, xp.ones_like(squares))
+        return xp.where(moved, size * step, xp.zeros_like(step))
 
-    def squares(self, units: Units) -> Array:
-        """The sum over the free entries of the squares of the slope."""
+    def squares(self, units: Units, along: Units) -> Array:
+        """The sum over the free entries of the slope times the way."""
         slope, moves = (units.with_parts(parts) for parts in (units.entries(self.slope), list(map(float, units.free))))
-        return units.sum(lambda x, a, moves: moves * a * a + 0 * x, slope, moves)
+        return units.constants().sum(lambda x, a, b, m: m * a * b * namespace(x).ones_like(x), slope, along, moves)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """That of the offset."""
-        along = taken.total(lambda n, a: n * a, units.with_parts(units.entries(self.slope)))
-        squares = self.squares(units)
+        slope = units.with_parts(units.entries(self.slope))
+        along, squares = taken.total(lambda n, a: n * a, slope), self.squares(units, slope)
         return self._by_count(along / np.where(squares > 0, squares, 1.0)) / self.largest
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
