@@ -108,17 +108,10 @@ def numpy_or_dtensor(variable: Any) -> Array:
 
 
 def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarray[Any, Any]]]:
-    """Projects the weights of an entry in NumPy, which compiles nothing.
+    """Projects the weights of an entry after so many steps in NumPy, which compiles nothing.
 
     Frozen weights move only where a plan holds them and the trained weights alone can't bring the
-    units inside.
-
-    Args:
-        entry: the set and its weights.
-        step_count: the number of steps taken, for a set that changes with them.
-
-    Returns:
-        The variables that moved, each with its previous value.
+    units inside. Returns the variables that moved, each with its previous value.
     """
     variables = entry.variables
     before = {id(variable): np.array(keras.ops.convert_to_numpy(variable)) for variable in variables}
@@ -145,10 +138,7 @@ def project_after_error(entries: Iterable[Entry], steps: Callable[[], int], erro
     Skipped in a trace; for weights that several devices share, since the other devices may not get
     here; and in a replica of TensorFlow, whose weights the end of the fit projects.
 
-    Args:
-        entries: the entries that the step may have moved.
-        steps: returns the number of steps taken, for sets that change with them.
-        error: the error that the step raised; a failure to project is added to it as a note.
+    A failure to project is added to the error as a note. `steps` returns the number of steps taken.
     """
     if in_stateless_scope() or in_tensorflow_strategy():
         return

@@ -78,7 +78,8 @@ def _train_with_access(
 
 def _project_interrupted(model: Any) -> None:
     """Restores the values that an interrupted fit has lost, and projects the weights."""
-    assign(pair for pair in _pop_epoch_start(model) if has_lost_value(pair[0]) and not pair[1].is_deleted())
+    start = vars(model).pop(_EPOCH_START, [])
+    assign((variable, value) for variable, value in start if has_lost_value(variable) and not value.is_deleted())
     check_weights_exist(model)
     for optimizer in optimizers_of(model):
         taken_plan(optimizer).averages = []
@@ -112,7 +113,9 @@ class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
             self._before_first_epoch = False
             _begin_fit(self.model)
         if keras.backend.backend() == "jax":
-            _store_epoch_start(self.model)
+            model: Any = self.model
+            variables = [*model.variables, *model.metrics_variables, *getattr(model.optimizer, "variables", ())]
+            vars(model)[_EPOCH_START] = [(variable, variable.value) for variable in variables]
 
     def on_test_begin(self, logs: Any = None) -> None:
         if self._fitting:
@@ -123,7 +126,8 @@ class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
 
     def on_train_end(self, logs: Any = None) -> None:
         self._fitting = False
-        _pop_epoch_start(self.model)
+        model: Any = self.model
+        vars(model).pop(_EPOCH_START, None)
 
     def _project_delayed(self) -> None:
         """Projects the weights that aren't projected in each step."""
@@ -138,16 +142,6 @@ def _add_projection_callback(set_model: Callable[..., None], callbacks: Any, mod
         given = [callback for callback in callbacks.callbacks[1:] if not isinstance(callback, default)]
         callbacks._configure_async_dispatch(given)  # Keras ignores a callback that is in no list
     set_model(callbacks, model)
-
-
-def _store_epoch_start(model: Any) -> None:
-    variables = [*model.variables, *model.metrics_variables, *getattr(model.optimizer, "variables", ())]
-    vars(model)[_EPOCH_START] = [(variable, variable.value) for variable in variables]
-
-
-def _pop_epoch_start(model: Any) -> list[tuple[Any, Any]]:
-    pairs: list[tuple[Any, Any]] = vars(model).pop(_EPOCH_START, [])
-    return pairs
 
 
 def _begin_fit(model: Any) -> None:

@@ -172,14 +172,6 @@ def _rmsprop(optimizer: Any, variable: Any, gradient: Any) -> Any:
     return keras.ops.sqrt(moment + optimizer.epsilon)
 
 
-def _adagrad(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    return keras.ops.sqrt(_slot(optimizer, "_accumulators", variable) + optimizer.epsilon)
-
-
-def _adamax(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    return _slot(optimizer, "_u", variable) + optimizer.epsilon
-
-
 def _adadelta(optimizer: Any, variable: Any, gradient: Any) -> Any:
     """The accumulated steps are needed as before this step, so its contribution is taken out."""
     squares = _slot(optimizer, "_accumulated_grads", variable) + optimizer.epsilon
@@ -232,10 +224,12 @@ METRICS: dict[type, OptimizerMetric] = {
     keras.optimizers.Adam: OptimizerMetric(_adam, _SECOND_MOMENT),
     keras.optimizers.Nadam: OptimizerMetric(_bias_corrected_root, _SECOND_MOMENT),
     keras.optimizers.Lamb: OptimizerMetric(_lamb, _SECOND_MOMENT),
-    keras.optimizers.Adamax: OptimizerMetric(_adamax, "largest gradient"),
+    keras.optimizers.Adamax: OptimizerMetric(lambda o, v, g: _slot(o, "_u", v) + o.epsilon, "largest gradient"),
     keras.optimizers.RMSprop: OptimizerMetric(_rmsprop, _SECOND_MOMENT, averages_gradients=False),
     keras.optimizers.Adagrad: OptimizerMetric(
-        _adagrad, "root of the sum of squared gradients", averages_gradients=False
+        lambda o, v, g: keras.ops.sqrt(_slot(o, "_accumulators", v) + o.epsilon),
+        "root of the sum of squared gradients",
+        averages_gradients=False,
     ),
     keras.optimizers.Adadelta: OptimizerMetric(
         _adadelta, "root of squared gradients over squared steps", averages_gradients=False

@@ -27,7 +27,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays.ops import dense, no_gradient
+from inbounds._arrays.ops import dense, is_concrete, no_gradient
 from inbounds._errors import LayoutWarning, RuleError, explain
 from inbounds._model.plan import Entry
 from inbounds._model.rules import guess_warning, resolve_given
@@ -44,9 +44,12 @@ from inbounds._train.attached_sets import (
 from inbounds._train.optimizers import WRAPPERS, in_stateless_scope
 from inbounds._train.sparse_updates import project_rows, updated_rows, updates_given_rows_only
 from inbounds._train.stacks import project_stack, stacks_of
-from inbounds._train.step_projections import StepProjection, StepState, decide, projection_of, signature
-from inbounds._train.taken_plans import store_plan, taken_plan, with_warm_starts, without_added_variables
+from inbounds._train.step_projections import StepProjection, decide, projection_of, signature
+from inbounds._train.taken_plans import taken_plan, with_warm_starts, without_added_variables
 from inbounds._train.weight_access import WeightAccess, run_with_access
+
+Stacks = Sequence[Sequence[StepProjection]]
+Gradients = Mapping[int, Any] | None
 
 _hiding_lock = threading.Lock()
 _replica_state = threading.local()
@@ -104,9 +107,9 @@ def take_up(optimizer: Any, *, may_add_variables: bool = True) -> None:
     """
     if isinstance(optimizer, WRAPPERS):
         return
+    taken, known = taken_plan(optimizer), [projection.entry for projection in taken_plan(optimizer).projections]
     _attach_given_sets(optimizer._trainable_variables)
-    entries, taken = attached_entries(optimizer._trainable_variables), taken_plan(optimizer)
-    known = [projection.entry for projection in taken.projections]
+    entries = attached_entries(optimizer._trainable_variables)
     for entry in entries:
         if entry not in known:
             _check_frozen_weights(entry)
@@ -115,14 +118,14 @@ def take_up(optimizer: Any, *, may_add_variables: bool = True) -> None:
     ]
     stacks = stacks_of(with_warm_starts(optimizer, decided, may_add_variables=may_add_variables))
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}
-    hooked = bool(stacks) or taken.measures_gradients
-    taken = replace(
-        taken, stacks=stacks, signature=signature(optimizer, entries), frozen_values=_frozen_values(entries)
-    )
-    store_plan(optimizer, taken, hooks if hooked else {})
-    if not hooked:
+    if stacks or taken.measures_gradients:
+        vars(optimizer).update(hooks)  # TensorFlow tracks what setattr sets
+    else:
         for name in hooks:
             vars(optimizer).pop(name, None)
+    vars(taken).update(  # an interrupt can't halve it
+        stacks=stacks, signature=signature(optimizer, entries), frozen_values=_frozen_values(entries)
+    )
 
 
 def take_up_changes(optimizer: Any, *, may_add_variables: bool = False) -> bool:
@@ -147,13 +150,11 @@ def update_compiled_constants(optimizer: Any) -> bool:
     """
     if not optimizer.built or isinstance(optimizer, WRAPPERS):
         return False
-    changed = take_up_changes(optimizer)
-    taken = taken_plan(optimizer)
-    old, taken.frozen_values = taken.frozen_values, _frozen_values([one.entry for one in taken.projections])
-    old_values = {id(variable): value for variable, value in old}
+    changed, taken = take_up_changes(optimizer), taken_plan(optimizer)
+    old, taken.frozen_values = taken.frozen_values, _frozen_values(one.entry for one in taken.projections)
     return changed or any(
-        id(variable) not in old_values or not np.array_equal(old_values[id(variable)], value, equal_nan=True)
-        for variable, value in taken.frozen_values
+        not np.array_equal(before, value, equal_nan=True)
+        for (_, before), (_, value) in zip(old, taken.frozen_values, strict=True)
     )
 
 
@@ -171,14 +172,14 @@ def _attach_given_sets(variables: Sequence[Any]) -> None:
         warnings.warn(text, LayoutWarning, stacklevel=2)
 
 
-def _frozen_values(entries: Sequence[Entry]) -> list[tuple[Any, Any]]:
+def _frozen_values(entries: Iterable[Entry]) -> list[tuple[Any, Any]]:
     """The frozen weights of some entries with their values, on JAX; empty on the other backends.
 
     A compiled step of JAX receives the trained variables only.
     """
     if keras.backend.backend() != "jax":
         return []
-    frozen = [weight.variable for entry in entries for weight in entry.weights if not weight.variable.trainable]
+    frozen = [variable for entry in entries for variable in entry.variables if not variable.trainable]
     return [(variable, keras.ops.convert_to_numpy(variable)) for variable in frozen]
 
 
@@ -190,11 +191,11 @@ def _check_frozen_weights(entry: Entry) -> None:
             `constrain` projects frozen weights too.
     """
     frozen = [weight for weight in entry.weights if not weight.variable.trainable]
-    if not frozen or len(frozen) == len(entry.weights) or not _runs_eagerly():
-        return
+    if not frozen or len(frozen) == len(entry.weights) or not is_concrete(frozen[0].variable.value):
+        return  # TensorFlow may build an optimizer in a traced function
     trained = projection_of(entry).projected_values(keras.ops.convert_to_numpy)
     moved = {id(variable): value for variable, value in trained}
-    measured = entry.applied.measure([moved.get(id(w.variable), w.variable) for w in entry.weights], entry.axes)
+    measured = entry.applied.measure([moved.get(id(v), v) for v in entry.variables], entry.axes)
     if measured.outside.any():
         names = " and ".join(weight.path for weight in frozen)
         raise RuleError(
@@ -205,15 +206,6 @@ def _check_frozen_weights(entry: Entry) -> None:
                 instead="inbounds.constrain(model), which projects frozen weights too, or unfreeze them",
             )
         )
-
-
-def _runs_eagerly() -> bool:
-    """Whether variables can be read: TensorFlow may build an optimizer in a traced function."""
-    if keras.backend.backend() != "tensorflow":
-        return True
-    import tensorflow as tf
-
-    return bool(tf.executing_eagerly())
 
 
 @contextmanager
@@ -294,8 +286,8 @@ def _reduced(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any])
     """The gradients, reduced for the entries that ask for it."""
     undecayed, taken = vars(_replica_state).pop("undecayed", {}), taken_plan(optimizer)
     reducing = [one for one in taken.projections if not one.full_gradient_reason]
-    measured = [] if taken.gradient_norms is None else taken.projections
-    measured = [one for one in measured if one not in reducing and one.steps_all and one.entry.set.has_reduced_gradient]
+    others = [one for one in taken.projections if one.full_gradient_reason and not one.shared]
+    measured = [one for one in others if taken.gradient_norms is not None and one.entry.set.has_reduced_gradient]
 
     def read(variable: Any) -> Any:
         return undecayed[id(variable)] if id(variable) in undecayed else taken.value_of(variable)
@@ -333,7 +325,7 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
     assign((variable, keras.ops.where(updates, variable.value, value)) for variable, value in pairs)
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
         stacks = [
-            [one for one in stack if not one.entry.set.convex or one.entry.set.changes or not one.steps_all]
+            [one for one in stack if not one.entry.set.convex or one.entry.set.changes or one.shared]
             for stack in taken_plan(optimizer).stacks
         ]
         project_when_due(optimizer, list(filter(None, stacks)), frequency=optimizer.ema_overwrite_frequency)
@@ -348,8 +340,8 @@ def _other_optimizers_variables(optimizer: Any) -> list[Any]:
     if keras.backend.backend() != "jax" or not optimizer.gradient_accumulation_steps:
         return []
     own = set(map(id, optimizer._trainable_variables))
-    moved = [v for one in taken_plan(optimizer).projections for v in one.entry.variables if v.trainable]
-    return [variable for variable in moved if id(variable) not in own]
+    shared = [variable for one in taken_plan(optimizer).projections if one.shared for variable in one.entry.variables]
+    return [variable for variable in shared if variable.trainable and id(variable) not in own]
 
 
 def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
@@ -385,12 +377,7 @@ def _as_variables(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
     return [v if isinstance(v, keras.Variable) else own[optimizer._get_variable_index(v)] for v in variables]
 
 
-def project_when_due(
-    optimizer: Any,
-    stacks: Sequence[Sequence[StepProjection]],
-    gradients: Mapping[int, Any] | None = None,
-    frequency: int = 1,
-) -> None:
+def project_when_due(optimizer: Any, stacks: Stacks, gradients: Gradients = None, frequency: int = 1) -> None:
     """Projects stacks in the steps in which they are due; on JAX and TensorFlow in compiled branches.
 
     Args:
@@ -399,42 +386,35 @@ def project_when_due(
         gradients: see `project_now`.
         frequency: the number of steps between those in which any stack is due.
     """
-    torch = keras.backend.backend() == "torch"
+    eager, read = keras.backend.backend() == "torch", taken_plan(optimizer).value_of
     count = optimizer.iterations + 1 if stacks else 0
     for stack in stacks:
         first, every = stack[0], stack[0].entry.set.every
         if every == "epoch":
             continue
         every = math.lcm(int(every), frequency)
-        if gradients is not None and (rows := updated_rows(first, gradients)) is not None:
+        if (rows := updated_rows(first, gradients)) is not None:
             project_rows(first, rows, first.state_after(count, gradients))
-        elif every == 1 or (torch and bool(count % every == 0)):
+        elif every == 1 or (eager and bool(count % every == 0)):
             project_now(optimizer, stack, count, gradients)
-        elif not torch:
-            for projection in stack:
-                _project_in_branch(optimizer, projection, count, count % every == 0, gradients)
+        elif not eager:
+            trained = [variable for variable in first.entry.variables if variable.trainable]
+
+            def project(first: StepProjection = first) -> list[Any]:
+                return [value for _, value in first.projected_values(read, first.state_after(count, gradients))]
+
+            def keep(trained: Sequence[Any] = trained) -> list[Any]:
+                return list(map(read, trained))
+
+            assign(zip(trained, keras.ops.cond(count % every == 0, project, keep), strict=True))
 
 
-def _project_in_branch(
-    optimizer: Any, projection: StepProjection, count: Any, due: Any, gradients: Mapping[int, Any] | None
-) -> None:
-    read = taken_plan(optimizer).value_of
-    trained = [variable for variable in projection.entry.variables if variable.trainable]
-
-    def project() -> list[Any]:
-        return [value for _, value in projection.projected_values(read, projection.state_after(count, gradients))]
-
-    assign(zip(trained, keras.ops.cond(due, project, lambda: list(map(read, trained))), strict=True))
-
-
-def project_now(
-    optimizer: Any, stack: Sequence[StepProjection], count: Any, gradients: Mapping[int, Any] | None = None
-) -> None:
+def project_now(optimizer: Any, stack: Sequence[StepProjection], count: Any, gradients: Gradients = None) -> None:
     """Projects the weights of a stack and assigns them.
 
     Args:
         optimizer: the optimizer that steps the weights.
-        stack: the projections.
+        stack: the projections; a single one but on PyTorch.
         count: the number of steps taken, including the current one.
         gradients: the gradients of the current step by the ids of their variables; None outside of
             steps, where projections are Euclidean.
@@ -442,6 +422,5 @@ def project_now(
     if keras.backend.backend() == "torch":
         with no_gradient():
             project_stack(stack, count, gradients)
-        return
-    for projection in stack:
-        assign(projection.projected_values(taken_plan(optimizer).value_of, projection.state_after(count, gradients)))
+    else:
+        assign(stack[0].projected_values(taken_plan(optimizer).value_of, stack[0].state_after(count, gradients)))

@@ -51,25 +51,6 @@ def optimizers_stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
     return own or [optimizer for optimizer in unbuilt if id(optimizer) in compiled] or unbuilt
 
 
-def steps_all(optimizer: Any, entry: Entry) -> bool:
-    """Whether an optimizer steps all trained weights of an entry, where it knows its variables."""
-    if not isinstance(optimizer, keras.optimizers.Optimizer) or not optimizer.built:
-        return True
-    own = set(map(id, optimizer._trainable_variables))
-    return own.issuperset(id(variable) for variable in entry.variables if variable.trainable)
-
-
-def is_replicated(entry: Entry) -> bool:
-    """Whether replicas of TensorFlow step an entry, each of which would need state of its own."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    if in_tensorflow_strategy():
-        return True
-    import tensorflow as tf
-
-    return any(isinstance(variable.value, tf.distribute.DistributedValues) for variable in entry.variables)
-
-
 def in_stateless_scope() -> bool:
     """Whether the caller runs within a pure function of variables' values, as JAX's steps are."""
     return bool(stateless_scope.in_stateless_scope())
@@ -82,6 +63,15 @@ def in_tensorflow_strategy() -> bool:
     import tensorflow as tf
 
     return bool(tf.distribute.has_strategy())
+
+
+def is_replicated(value: Any) -> bool:
+    """Whether replicas of TensorFlow have a value of their own each."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return isinstance(value, tf.distribute.DistributedValues)
 
 
 def steps_taken(model: Any, entry: Entry) -> int:

@@ -48,9 +48,9 @@ def updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
     )
 
 
-def updated_rows(projection: StepProjection, gradients: Mapping[int, Any]) -> Any:
+def updated_rows(projection: StepProjection, gradients: Mapping[int, Any] | None) -> Any:
     """The indices of the rows that a step has updated, where projecting those is enough; else None."""
-    if not projection.by_rows or in_tensorflow_strategy():  # each replica has rows of its own
+    if gradients is None or not projection.by_rows or in_tensorflow_strategy():  # each replica has rows of its own
         return None
     gradient = gradients.get(id(projection.entry.variables[0]))
     return gradient.indices if gradient is not None and is_sparse(gradient) else None

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 
 from inbounds._arrays.ops import dtype_of
 from inbounds._train.assignments import assign, assign_stack
-from inbounds._train.step_projections import StepProjection
+from inbounds._train.step_projections import StepProjection, StepState
 
 MAX_STACKED_SIZE = 1 << 15
 """Only entries with fewer numbers are stacked: above it the copies cost more than the calls."""
@@ -40,27 +41,23 @@ def _stack_key(projection: StepProjection) -> Any:
 def project_stack(stack: Sequence[StepProjection], count: Any, stepped: Mapping[int, Any] | None) -> None:
     """Projects the entries of one stack as one entry with one more axis that counts units.
 
-    Args:
-        stack: the projections of the entries.
-        count: the number of steps taken.
-        stepped: see `StepProjection.state_after`.
+    The arguments are those of `StepProjection.state_after`.
     """
-    first, states = stack[0], [projection.state_after(count, stepped, concrete=True) for projection in stack]
-    if len(stack) == 1:
+    first, states = stack[0], [projection.state_after(count, stepped) for projection in stack]
+    if len(stack) == 1 or not any(first.free):
         assign(first.projected_values(state=states[0]))
         return
     import torch
 
-    if not any(first.free):
-        return
     stacked = list(zip(*(projection.entry.variables for projection in stack), strict=True))  # weight by weight
     values = [torch.stack([variable.value for variable in variables]) for variables in stacked]
     metrics, diagonals = [state.read_metric() for state in states], None
     if any(metric is not None for metric in metrics):
         ones = [torch.ones_like(part[0], dtype=torch.float32) for part in values]
-        per_weight = zip(*(metric or ones for metric in metrics), strict=True)
-        diagonals = [torch.stack(tensors) for tensors in per_weight]
-    units = first.nearest(values, diagonals, states[0], stacked=1)
-    for variables, part, is_free in zip(stacked, units.parts, first.free, strict=True):
+        diagonals = [torch.stack(tensors) for tensors in zip(*(metric or ones for metric in metrics), strict=True)]
+    axes = tuple(tuple(axis + 1 for axis in span) for span in first.axes)
+    state = StepState(count, lambda: diagonals, concrete=True)
+    projected, _ = replace(first, axes=axes).project(values, state)
+    for variables, part, is_free in zip(stacked, projected, first.free, strict=True):
         if is_free:
             assign_stack(variables, part)

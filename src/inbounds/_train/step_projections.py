@@ -9,22 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import keras
 
 from inbounds._arrays.ops import Array, cast, dtype_of, is_sharded, is_sparse, quiet
-from inbounds._arrays.units import Units
+from inbounds._arrays.units import Axes, Units
 from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry
-from inbounds._train.metrics import (
-    NEED_FULL_GRADIENT,
-    STEP_ANOTHER_SEQUENCE,
-    OptimizerMetric,
-    optimizer_metric,
-)
-from inbounds._train.optimizers import is_replicated, steps_all
+from inbounds._train.metrics import NEED_FULL_GRADIENT, STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
 
 EUCLIDEAN = "Euclidean"
 
@@ -49,12 +43,16 @@ class StepState:
     concrete: bool = False
 
 
+NO_STEP = StepState()
+
+
 @dataclass(frozen=True, eq=False)
 class StepProjection:
     """How steps treat the set of one entry.
 
     Attributes:
         entry: the set and its weights.
+        axes: those of the entry.
         free: for each weight, whether projections may move it.
         optimizer: the optimizer that steps the weights; None: none is known.
         metric: the optimizer's metric, in which projections are nearest; None: Euclidean.
@@ -62,43 +60,22 @@ class StepProjection:
         sparse_metric: the metric of a step in which a gradient is sparse, and so not reduced.
         full_gradient_reason: why the optimizer sees the full gradient, in words; empty if it sees
             the reduced one.
+        shared: whether the optimizer leaves some of the trained weights to another one.
         by_rows: whether it is enough to project the rows that a sparse gradient names.
         warm_start: the optimizer's variable that holds the warm start; None: there is none.
     """
 
     entry: Entry
+    axes: tuple[Axes, ...]
     free: tuple[bool, ...]
     optimizer: Any = None
     metric: OptimizerMetric | None = None
     metric_words: str = ""
     sparse_metric: OptimizerMetric | None = None
     full_gradient_reason: str = ""
+    shared: bool = False
     by_rows: bool = False
     warm_start: Any = None
-
-    @cached_property
-    def steps_all(self) -> bool:
-        """Whether the optimizer steps all trained weights."""
-        return steps_all(self.optimizer, self.entry)
-
-    @property
-    def can_start_warm(self) -> bool:
-        """Whether the projections can start from the results of the step before."""
-        return (
-            self.metric is not None
-            and all(self.free)
-            and self.entry.applied.supports_warm_start
-            and self.entry.set.every == 1
-            and not any(is_sharded(variable.value) for variable in self.entry.variables)
-            and not is_replicated(self.entry)
-        )
-
-    @property
-    def units_shape(self) -> tuple[int, ...]:
-        """The shape of one number per unit."""
-        if self.entry.applied.whole:
-            return ()
-        return tuple(n for axis, n in enumerate(self.entry.weights[0].shape) if axis not in self.entry.axes[0])
 
     def reduce(self, values: Sequence[Array], gradients: Sequence[Any], count: Any) -> list[Any]:
         """The reduced gradients of the weights.
@@ -108,7 +85,7 @@ class StepProjection:
             gradients: the gradient of each weight; None for one that isn't stepped.
             count: the number of steps, including the coming one.
         """
-        units = Units.of(values, self.entry.axes, [gradient is not None for gradient in gradients])
+        units = Units.of(values, self.axes, [gradient is not None for gradient in gradients])
         parts = [
             keras.ops.zeros_like(part) if gradient is None else cast(gradient, dtype_of(part))
             for part, gradient in zip(units.parts, gradients, strict=True)
@@ -120,44 +97,24 @@ class StepProjection:
 
     def project(self, values: Sequence[Array], state: StepState) -> tuple[list[Array], StepState]:
         """The projected values of the weights, in their dtypes, and the state for the next step."""
+        applied = self.entry.applied.at(state.count)
         diagonals = None if self.entry.set.metric == "euclidean" else state.read_metric()
+        training = diagonals is not None
+        units_in = partial(Units.of, values, self.axes, self.free, concrete=state.concrete, training=training)
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
-            if state.warm is None or diagonals is None:
-                units = self.nearest(values, diagonals, state)
+            if diagonals is None or state.warm is None or self.metric is None:
+                units = applied.nearest(units_in(metric=diagonals).comparable(applied.couples_units))
             else:
                 # Eagerly, the first call reuses the diagonals. A trace drops those it doesn't use.
                 ready = [diagonals] if state.concrete else []
-                steady = self.metric is None or self.metric.steady
-                units = self.entry.applied.at(state.count).project_warm(
-                    self._units(values, None, state, state.warm),
-                    lambda: self._units(values, ready.pop() if ready else state.read_metric(), state),
-                    steady,
+                units = applied.project_warm(
+                    units_in(warm=state.warm),
+                    lambda: units_in(metric=ready.pop() if ready else state.read_metric()),
+                    self.metric.steady,
                 )
                 state = replace(state, warm=units.warm)
         parts = zip(values, units.parts, self.free, strict=True)
         return [cast(part, dtype_of(value)) if free else value for value, part, free in parts], state
-
-    def nearest(
-        self, values: Sequence[Array], diagonals: Sequence[Array] | None, state: StepState, stacked: int = 0
-    ) -> Units:
-        """The nearest units, in a metric; `stacked` axes come before those of the weights."""
-        applied = self.entry.applied.at(state.count)
-        units = self._units(values, diagonals, state, stacked=stacked)
-        return applied.nearest(units.comparable(applied.couples_units))
-
-    def _units(
-        self,
-        values: Sequence[Array],
-        diagonals: Sequence[Array] | None,
-        state: StepState,
-        warm: Array | None = None,
-        stacked: int = 0,
-    ) -> Units:
-        axes = [tuple(axis + stacked for axis in span) for span in self.entry.axes] if stacked else self.entry.axes
-        training = diagonals is not None or warm is not None
-        return Units.of(
-            values, axes, self.free, concrete=state.concrete, metric=diagonals, training=training, warm=warm
-        )
 
     # What the adapters have in common.
 
@@ -170,35 +127,32 @@ class StepProjection:
         own = [gradients.get(id(variable)) for variable in variables]
         if all(gradient is None for gradient in own) or any(map(is_sparse, own)):
             return {}
-        reduced = self.reduce([read(variable) for variable in variables], own, count)
+        reduced = self.reduce(list(map(read, variables)), own, count)
         return {id(v): gradient for v, gradient in zip(variables, reduced, strict=True) if gradient is not None}
 
     def projected_values(
-        self, read: Read = keras.ops.convert_to_tensor, state: StepState | None = None
+        self, read: Read = keras.ops.convert_to_tensor, state: StepState = NO_STEP
     ) -> list[tuple[Any, Any]]:
         """The free variables with their projected values, and the warm start with its new value."""
         if not any(self.free):
             return []
-        state = StepState() if state is None else state
         variables = self.entry.variables
-        values, after = self.project([read(variable) for variable in variables], state)
-        pairs = [pair for pair, free in zip(zip(variables, values, strict=True), self.free, strict=True) if free]
+        values, after = self.project(list(map(read, variables)), state)
+        pairs = [(v, value) for v, value, free in zip(variables, values, self.free, strict=True) if free]
         return pairs if after is state else [*pairs, (self.warm_start, after.warm)]
 
-    def state_after(self, count: Any, stepped: Mapping[int, Any] | None, *, concrete: bool = False) -> StepState:
+    def state_after(self, count: Any, stepped: Mapping[int, Any] | None) -> StepState:
         """The state right after a step of the optimizer.
 
         Args:
             count: see `StepState`.
             stepped: by the ids of variables, what the metric's reader takes; for optimizers of
                 Keras the gradients. Variables that weren't stepped are missing. None: no step.
-            concrete: see `Units`.
         """
-        if stepped is None:
-            return StepState(count, concrete=concrete)
-        own = [stepped.get(id(variable)) for variable in self.entry.variables]
+        own = [] if stepped is None else [stepped.get(id(variable)) for variable in self.entry.variables]
         metric = self.sparse_metric if any(map(is_sparse, own)) else self.metric
-        if metric is None:
+        concrete = keras.backend.backend() == "torch"
+        if metric is None or stepped is None:
             return StepState(count, concrete=concrete)
         warm = None if self.warm_start is None else keras.ops.convert_to_tensor(self.warm_start)
         read_metric = partial(metric.diagonals, self.optimizer, self.entry.variables, own)
@@ -207,7 +161,7 @@ class StepProjection:
 
 def projection_of(entry: Entry, *, include_frozen: bool = False) -> StepProjection:
     """The Euclidean projection of an entry outside of steps; with or without frozen weights."""
-    return StepProjection(entry, tuple(include_frozen or bool(v.trainable) for v in entry.variables))
+    return StepProjection(entry, entry.axes, tuple(include_frozen or bool(v.trainable) for v in entry.variables))
 
 
 def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: bool = False) -> StepProjection:
@@ -226,6 +180,7 @@ def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: boo
         metric_words=words,
         sparse_metric=_metric(entry, optimizers, True)[1],
         full_gradient_reason=_full_gradient_reason(entry, optimizers, sparse_gradient),
+        shared=bool(_shared(entry, optimizers)),
     )
 
 
@@ -281,10 +236,13 @@ def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], sparse_gradie
 
 
 def _shared(entry: Entry, optimizers: Sequence[Any]) -> str:
-    """That no built optimizer steps all weights by itself, in words; empty if one does."""
-    if len(optimizers) > 1 and any(optimizer.built for optimizer in optimizers):
+    """That no built optimizer steps all trained weights, in words; empty if one does."""
+    built = [optimizer for optimizer in optimizers if getattr(optimizer, "built", False)]
+    if len(optimizers) > 1 and built:
         return f"{len(optimizers)} optimizers step weights of one unit"
-    return "" if all(steps_all(one, entry) for one in optimizers) else "its optimizer steps not all weights of a unit"
+    trained = {id(variable) for variable in entry.variables if variable.trainable}
+    apart = any(trained.difference(map(id, optimizer._trainable_variables)) for optimizer in built)
+    return "its optimizer doesn't step all weights of a unit" if apart else ""
 
 
 @contextmanager

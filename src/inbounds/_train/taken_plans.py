@@ -9,17 +9,17 @@ step after loading starts cold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 import numpy as np
 
-from inbounds._arrays.ops import Array, dtype_of, working_dtype
+from inbounds._arrays.ops import Array, dtype_of, is_sharded, working_dtype
+from inbounds._model.plan import Entry
 from inbounds._train.attached_sets import AttachedSet
-from inbounds._train.optimizers import with_inner
+from inbounds._train.optimizers import in_tensorflow_strategy, is_replicated, with_inner
 from inbounds._train.step_projections import StepProjection
 
 _ATTRIBUTE = "_inbounds"
@@ -30,7 +30,7 @@ class TakenPlan:
     """A plan as an optimizer has taken it up.
 
     Attributes:
-        projections: how the steps treat each set, stack by stack.
+        stacks: how the steps treat each set, in stacks that are projected together.
         signature: what the projections were decided from; None: nothing is decided yet.
         frozen_values: frozen weights with their values, which a compiled step of JAX holds.
         added: the variables added to the optimizer.
@@ -63,37 +63,41 @@ class TakenPlan:
 
 def taken_plan(optimizer: Any) -> TakenPlan:
     """What an optimizer has taken up; at first an empty plan."""
-    attributes = vars(optimizer)  # TensorFlow tracks what setattr sets
-    if _ATTRIBUTE not in attributes:
-        attributes[_ATTRIBUTE] = TakenPlan()
-    taken: TakenPlan = attributes[_ATTRIBUTE]
-    return taken
-
-
-def store_plan(optimizer: Any, taken: TakenPlan, methods: Mapping[str, Any]) -> None:
-    """Stores a taken plan, and methods that shadow those of the optimizer's class."""
-    vars(optimizer).update(methods, **{_ATTRIBUTE: taken})  # an interrupt can't halve one `update`
+    if _ATTRIBUTE not in vars(optimizer):
+        vars(optimizer)[_ATTRIBUTE] = TakenPlan()  # TensorFlow tracks what setattr sets
+    return vars(optimizer)[_ATTRIBUTE]  # type: ignore[no-any-return]  # an attribute that Keras doesn't know
 
 
 def with_warm_starts(
     optimizer: Any, projections: Sequence[StepProjection], *, may_add_variables: bool
 ) -> list[StepProjection]:
     """The projections with the variables of their warm starts, new ones where variables may be added."""
-    taken = taken_plan(optimizer)
-    old = {id(one.entry.variables[0]): one.warm_start for one in taken.projections}
-    warm_starts = []
-    for projection in projections:
-        first, shape = projection.entry.variables[0], projection.units_shape
-        warm_start = old.get(id(first)) if projection.can_start_warm else None
-        if warm_start is not None and tuple(warm_start.shape) != shape:
-            warm_start = None
-        if warm_start is None and projection.can_start_warm and may_add_variables:
-            name = f"{first.path.replace('/', '_')}_warm_start"  # like Keras' slot variables
-            warm_start = _new_variable(optimizer, name, np.zeros(shape, working_dtype(dtype_of(first))))
-        warm_starts.append(warm_start)
+    old = {id(one.entry.variables[0]): one.warm_start for one in taken_plan(optimizer).projections}
+
+    def warm_start(projection: StepProjection) -> Any:
+        entry = projection.entry
+        if projection.metric is None or not all(projection.free) or not _can_start_warm(entry):
+            return None
+        first, known = entry.variables[0], old.get(id(entry.variables[0]))
+        lengths = enumerate(() if entry.applied.whole else entry.weights[0].shape)
+        shape = tuple(n for axis, n in lengths if axis not in entry.axes[0])  # one number per unit
+        if known is not None and tuple(known.shape) == shape:
+            return known
+        name = f"{first.path.replace('/', '_')}_warm_start"  # like Keras' slot variables
+        zeros = np.zeros(shape, working_dtype(dtype_of(first)))
+        return _new_variable(optimizer, name, zeros) if may_add_variables else None
+
+    started = [replace(one, warm_start=warm_start(one)) for one in projections]
     if may_add_variables:
-        add_variables(optimizer, [warm_start for warm_start in warm_starts if warm_start is not None])
-    return [replace(one, warm_start=own) for one, own in zip(projections, warm_starts, strict=True)]
+        add_variables(optimizer, [one.warm_start for one in started if one.warm_start is not None])
+    return started
+
+
+def _can_start_warm(entry: Entry) -> bool:
+    """Whether projections can start warm: neither shards nor replicas of TensorFlow share a warm start."""
+    values = [variable.value for variable in entry.variables]
+    apart = in_tensorflow_strategy() or any(is_sharded(value) or is_replicated(value) for value in values)
+    return entry.applied.supports_warm_start and entry.set.every == 1 and not apart
 
 
 def _new_variable(optimizer: Any, name: str, value: np.ndarray[Any, Any]) -> Any:
@@ -133,25 +137,17 @@ def without_added_variables(method: Callable[[Any, Any], None]) -> Callable[[Any
     """Wraps an optimizer's method that saves or loads variables so that it skips the added ones."""
 
     def wrapped(self: Any, store: Any) -> None:
-        with _unlisted_added_variables(self):
+        lists = [(one._variables, list(one._variables), taken_plan(one).added) for one in with_inner(self)]
+        lists = [(own, complete, added) for own, complete, added in lists if len(_without(own, added)) < len(own)]
+        for own, complete, added in lists:
+            own[:] = _without(complete, added)
+        try:
             method(self, store)
+        finally:
+            for own, complete, _ in lists:
+                own[:] = complete
 
     return wrapped
-
-
-@contextmanager
-def _unlisted_added_variables(optimizer: Any) -> Iterator[None]:
-    """A context in which an optimizer, and those inside it, don't list the added variables."""
-    lists = [(one._variables, added) for one in with_inner(optimizer) if (added := taken_plan(one).added)]
-    complete_lists = [list(listed) for listed, _ in lists]
-    for listed, added in lists:
-        listed[:] = _without(listed, added)
-    try:
-        yield
-    finally:
-        for (listed, _), before in zip(lists, complete_lists, strict=True):
-            if len(listed) != len(before):
-                listed[:] = before
 
 
 def _without(variables: Sequence[Any], others: Sequence[Any]) -> list[Any]:

@@ -88,7 +88,7 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
         )
     check_interval(entries, "torch.optim", "project(model)")
     METRICS.update({getattr(torch.optim, name): metric for name, metric in _METRICS.items()})
-    _refuse_lbfgs(optimizer, [decide(entry, [optimizer]) for entry in entries])
+    _refuse_lbfgs(optimizer, [one for one in map(decide, entries) if not one.full_gradient_reason])
     project(model)  # sets given to layers are not enforced yet
     for entry in entries:
         if not all(isinstance(weight.variable.constraint, AttachedSet) for weight in entry.weights):
@@ -144,8 +144,9 @@ class _StepHook:
 
     def run_step(self, optimizer: Any, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
         """Runs a step that sees reduced gradients, then restores the gradients."""
-        projections = [projection for stack in self.stacks(optimizer) for projection in stack]
-        _refuse_lbfgs(optimizer, projections)
+        decided = [projection for stack in self.stacks(optimizer) for projection in stack]
+        reducing = [projection for projection in decided if not projection.full_gradient_reason]
+        _refuse_lbfgs(optimizer, reducing)
         original: dict[int, tuple[Any, Any]] = {}
         maximized = {key for key, (_, group) in _groups(optimizer).items() if group.get("maximize")}
 
@@ -156,9 +157,7 @@ class _StepHook:
         def reduce() -> None:
             gradients = {id(v): as_descent(v, v.value.grad) for v in self.variables}
             with no_gradient():
-                for projection in projections:
-                    if projection.full_gradient_reason:
-                        continue
+                for projection in reducing:
                     reduced = projection.reduced_gradients(gradients, lambda v: v.value.detach(), self.steps + 1)
                     for variable in (v for v in projection.entry.variables if id(v) in reduced):
                         parameter = variable.value
@@ -231,16 +230,15 @@ def _check_torch(optimizer: Any) -> None:
         )
 
 
-def _refuse_lbfgs(optimizer: Any, projections: Sequence[StepProjection]) -> None:
+def _refuse_lbfgs(optimizer: Any, reducing: Sequence[StepProjection]) -> None:
     import torch
 
-    reduced = [projection.entry for projection in projections if not projection.full_gradient_reason]
-    if reduced and isinstance(optimizer, torch.optim.LBFGS):
+    if reducing and isinstance(optimizer, torch.optim.LBFGS):
         raise RuleError(
             explain(
                 "LBFGS can't be given reduced gradients: it compares gradients with losses along a line",
                 "gradient='reduced'",
-                where=repr(reduced[0]),
+                where=repr(reducing[0].entry),
                 instead="constrain(model, rules, gradient='full'), or another optimizer",
             )
         )
@@ -268,18 +266,11 @@ Reader = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 """Maps the state of a parameter and its group's options to the diagonal; None: a constant one."""
 
 
-def _bias_corrected_root(moment: Any, state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    """The root of a bias-corrected second moment."""
+def _adam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    """The root of the bias-corrected second moment."""
+    moment = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
     steps = keras.ops.maximum(state["step"], 1)  # 0 if the first step overflowed
     return (moment / (1 - group["betas"][1] ** steps)).sqrt() + group["eps"]
-
-
-def _adam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return _bias_corrected_root(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"], state, group)
-
-
-def _nadam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return _bias_corrected_root(state["exp_avg_sq"], state, group)
 
 
 def _radam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
@@ -289,19 +280,11 @@ def _radam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
     return state["exp_avg_sq"].sqrt() + group["eps"] if length > 5 else None
 
 
-def _adamax(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return state["exp_inf"]
-
-
 def _rmsprop(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
     moment = state["square_avg"]
     if group["centered"]:
         moment = (moment - state["grad_avg"].square()).clamp(min=0)
     return moment.sqrt() + group["eps"]
-
-
-def _adagrad(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return state["sum"].sqrt() + group["eps"]
 
 
 def _sgd(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
@@ -338,11 +321,11 @@ _METRICS = {
     "SGD": _TorchMetric(_sgd),
     "Adam": _TorchMetric(_adam),
     "AdamW": _TorchMetric(_adam),
-    "NAdam": _TorchMetric(_nadam),
+    "NAdam": _TorchMetric(_adam),
     "RAdam": _TorchMetric(_radam),
-    "Adamax": _TorchMetric(_adamax),
+    "Adamax": _TorchMetric(lambda state, group: state["exp_inf"]),
     "RMSprop": _TorchMetric(_rmsprop, averages_gradients=False),
-    "Adagrad": _TorchMetric(_adagrad, averages_gradients=False),
+    "Adagrad": _TorchMetric(lambda state, group: state["sum"].sqrt() + group["eps"], averages_gradients=False),
 }
 """The metrics by the names of the classes in `torch.optim`."""
 
