@@ -121,8 +121,9 @@ def take_up(optimizer: Any, *, may_add_variables: bool = True) -> None:
     if stacks or taken.measures_gradients:
         vars(optimizer).update(hooks)  # TensorFlow tracks what setattr sets
     else:
-        for name in hooks:
-            vars(optimizer).pop(name, None)
+        for name, hook in hooks.items():
+            if getattr(vars(optimizer).get(name), "func", None) is hook.func:
+                del vars(optimizer)[name]
     vars(taken).update(  # an interrupt can't halve it
         stacks=stacks, signature=signature(optimizer, entries), frozen_values=_frozen_values(entries)
     )

@@ -39,7 +39,7 @@ class StepState:
 
     count: Any = 0
     read_metric: Callable[[], Sequence[Array] | None] = lambda: None
-    warm: Array | None = None
+    warm: Any = None
     concrete: bool = False
 
 
@@ -108,7 +108,7 @@ class StepProjection:
                 # Eagerly, the first call reuses the diagonals. A trace drops those it doesn't use.
                 ready = [diagonals] if state.concrete else []
                 units = applied.project_warm(
-                    units_in(warm=state.warm),
+                    units_in(warm=keras.ops.convert_to_tensor(state.warm)),
                     lambda: units_in(metric=ready.pop() if ready else state.read_metric()),
                     self.metric.steady,
                 )
@@ -154,9 +154,8 @@ class StepProjection:
         concrete = keras.backend.backend() == "torch"
         if metric is None or stepped is None:
             return StepState(count, concrete=concrete)
-        warm = None if self.warm_start is None else keras.ops.convert_to_tensor(self.warm_start)
         read_metric = partial(metric.diagonals, self.optimizer, self.entry.variables, own)
-        return StepState(count, read_metric, warm, concrete)
+        return StepState(count, read_metric, self.warm_start, concrete)
 
 
 def projection_of(entry: Entry, *, include_frozen: bool = False) -> StepProjection:
