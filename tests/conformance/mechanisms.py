@@ -121,6 +121,12 @@ def always_due(patch):
     patch.setattr(optimizer_hooks, "project_when_due", project)
 
 
+def never_compiled_anew(patch):
+    """Neither when a plan takes effect, nor when a fit begins and finds that one has."""
+    patch.setattr(attach, "_rehook", nothing)
+    patch.setattr(fit_hooks, "update_compiled_constants", lambda optimizer: False)
+
+
 def as_at_first(patch):
     at = Scaled.at
     patch.setattr(Scaled, "at", lambda self, step: at(self, 0))
@@ -184,7 +190,7 @@ MECHANISMS = {
         [cell("average", "UnitNorm"), cell("at the optimum")],
     ),
     "a step that is compiled anew": Mechanism(
-        replaced(attach, _rehook=nothing),
+        never_compiled_anew,
         [cell("every third step")],
         ("jax", "tensorflow"),
         "an optimizer looks for sets in each step",
