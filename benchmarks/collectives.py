@@ -1,6 +1,6 @@
 """What the projection of a sharded weight communicates and moves, read from the program that XLA makes of it.
 
-A weight of a Dense layer is projected like in the training step (`attached_sets.projected_values`), compiled for eight
+A weight of a Dense layer is projected like in the training step (`step_projections`), compiled for eight
 devices with sharded inputs and outputs. No weight is made: the program is compiled and read.
 
     python benchmarks/collectives.py                          # the table of docs/devices.md, small kernels
@@ -26,8 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import inbounds as ib
-from inbounds._train.attached_sets import projected_values
-from inbounds._train.metrics import NO_METRIC, StepMetric
+from inbounds._train.step_projections import StepState, projection_of
 
 SETS = {
     "Box": ib.Box(-0.1, 0.1),
@@ -70,8 +69,9 @@ def compiled(rule_set, sharding, metric, inputs, units):
 
     def step(values, costs):
         given = {id(variable): value for variable, value in zip(variables, values, strict=True)}
-        known = StepMetric(costs) if metric == "optimizer" and entry.set.exact_in_metric else NO_METRIC
-        return [value for _, value in projected_values(entry, read=lambda v: given[id(v)], metric=known)]
+        known = metric == "optimizer" and entry.set.exact_in_metric
+        state = StepState(read_metric=lambda: costs) if known else StepState()
+        return [value for _, value in projection_of(entry).projected_values(lambda v: given[id(v)], state)]
 
     args = [
         jax.ShapeDtypeStruct(v.shape, "float32", sharding=place) for v, place in zip(variables, places, strict=True)

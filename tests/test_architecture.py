@@ -22,7 +22,7 @@ PACKAGES = [name for name in ORDER if (PACKAGE / name).is_dir()]
 MATHEMATICS = ("_errors", "_types", "_arrays", "_sets", "constraints")
 OF_MODELS = {f"keras.{name}" for name in ("layers", "Layer", "Model", "models", "optimizers")}
 
-ASSIGNS = {"assign", "assign_add", "assign_sub", "scatter_update"}
+ASSIGNS = {"assign", "assign_add", "assign_sub", "scatter_update", "copy_", "_foreach_copy_"}
 READS = {"current_constraint", "entries_in_force"}  # of modules that can assign too
 
 MEASURING = {"_excess", "edges", "measure", "_measured", "singular_values", "violation"}
@@ -130,16 +130,16 @@ def test_mathematics_knows_only_the_public_names_of_keras_and_no_layer(name):
     assert not {f"{node.value.id}.{node.attr}" for node in found if isinstance(node.value, ast.Name)} & OF_MODELS
 
 
-def test_weights_are_moved_in_one_package():
-    assert "_train.optimizer_hooks" in assigning() <= set(of("_train"))
-    by = {"__init__", "_train.attach", "_train.fit_hooks", "_train.torch_optim"}
-    assert importers("_train.optimizer_hooks") == by
-    assert importers("_train.sparse_updates", "_train.stacks") == {"_train.optimizer_hooks"}
+def test_one_module_assigns_to_variables_for_one_package():
+    assert assigning() == {"_train.assignments"}
+    assert importers("_train.assignments") <= set(of("_train"))
+    assert importers("_train.optimizer_hooks") == {"__init__", "_train.attach", "_train.fit_hooks"}
+    assert importers("_train.sparse_updates") == {"_train.optimizer_hooks"}
 
 
 @pytest.mark.parametrize("name", [*of("_report"), "_cli.catalogue", "_cli.pictures"])
 def test_readers_import_nothing_that_moves_weights(name):
-    writers = assigning() | importers("_train.optimizer_hooks") - {"__init__"}
+    writers = assigning() | importers("_train.assignments")
     assert {member for module, member in own(name) if module in writers} <= READS
 
 
@@ -153,7 +153,7 @@ def test_private_modules_of_keras_are_imported_in_three_places_only():
     assert {name: found for name, found in private.items() if found} == {
         "_train.unsaved_sets": ["keras.src.models.functional"],
         "_model.layout": ["keras.src.layers.rnn.conv_lstm"],
-        "_train.optimizer_hooks": ["keras.src.backend.common.stateless_scope"],
+        "_train.optimizers": ["keras.src.backend.common"],
     }
 
 

@@ -73,8 +73,7 @@ def mixed(monkeypatch):
 
 @pytest.fixture
 def signed(monkeypatch):
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
-    monkeypatch.setattr(metrics, "REGISTERED_OPTIMIZERS", list(metrics.REGISTERED_OPTIMIZERS))
+    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
     run("A metric", Signed=Signed)
 
 

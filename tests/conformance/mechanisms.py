@@ -12,8 +12,7 @@ from conformance.matrix import Cell
 from inbounds._model import layout
 from inbounds._sets.joint import Joint
 from inbounds._sets.scaled import Scaled
-from inbounds._train import attach, fit_hooks, optimizer_hooks
-from inbounds._train.metrics import NO_METRIC
+from inbounds._train import attach, fit_hooks, optimizer_hooks, step_projections
 
 ALL = ("jax", "torch", "tensorflow")
 
@@ -43,9 +42,14 @@ def nothing(*arguments, **named):
     return None
 
 
-def only_keras(name: str) -> Callable[..., None]:
-    """The method that a hook stands for."""
-    return lambda optimizer, *arguments: getattr(type(optimizer), name)(optimizer, *arguments)
+def unhooked(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Leaves a method of Keras' optimizers as it is."""
+    return lambda patch: patch.delitem(optimizer_hooks.HOOKS, name)
+
+
+def project_all(optimizer, count):
+    for stack in optimizer_hooks.taken_plan(optimizer).stacks:
+        optimizer_hooks.project_now(optimizer, stack, count)
 
 
 def replaced(owner: object, **named: object) -> Callable[[pytest.MonkeyPatch], None]:
@@ -61,10 +65,10 @@ def after_the_average(patch):
 
     def apply_gradients(optimizer, grads, variables):
         type(optimizer)._backend_apply_gradients(optimizer, grads, variables)
-        optimizer_hooks.project_entries(optimizer, optimizer_hooks.entries_of(optimizer), optimizer.iterations + 1)
+        project_all(optimizer, optimizer.iterations + 1)
 
-    patch.setattr(optimizer_hooks, "backend_update_step", only_keras("_backend_update_step"))
-    patch.setattr(optimizer_hooks, "backend_apply_gradients", apply_gradients)
+    patch.delitem(optimizer_hooks.HOOKS, "_backend_update_step")
+    patch.setitem(optimizer_hooks.HOOKS, "_backend_apply_gradients", apply_gradients)
 
 
 def each_micro_step(patch):
@@ -75,7 +79,7 @@ def each_micro_step(patch):
     def hidden_and_then(optimizer):
         with hidden(optimizer):
             yield
-        optimizer_hooks.project_entries(optimizer, optimizer_hooks.entries_of(optimizer), optimizer.iterations)
+        project_all(optimizer, optimizer.iterations)
 
     patch.setattr(optimizer_hooks, "hidden_constraints", hidden_and_then)
 
@@ -110,7 +114,17 @@ def part_by_part(patch):
 
 
 def always_due(patch):
-    patch.setattr(optimizer_hooks, "_by_interval", lambda entries: {1: list(entries)})
+    def project(optimizer, stacks, gradients=None, frequency=1):
+        for stack in stacks:
+            optimizer_hooks.project_now(optimizer, stack, optimizer.iterations + 1, gradients)
+
+    patch.setattr(optimizer_hooks, "project_when_due", project)
+
+
+def never_compiled_anew(patch):
+    """Neither when a plan takes effect, nor when a fit begins and finds that one has."""
+    patch.setattr(attach, "_rehook", nothing)
+    patch.setattr(fit_hooks, "update_compiled_constants", lambda optimizer: False)
 
 
 def as_at_first(patch):
@@ -123,12 +137,12 @@ MECHANISMS = {
         replaced(attach, _projected_entries=lambda *a, **k: []), [cell("released")]
     ),
     "projection after the update": Mechanism(
-        replaced(optimizer_hooks, backend_update_step=only_keras("_backend_update_step")),
+        unhooked("_backend_update_step"),
         [cell("constrain, compile, fit"), cell("train_on_batch")],
     ),
     "projection before the average": Mechanism(after_the_average, [cell("average"), cell("average", "L1Ball")]),
     "projection of an average in the weights' place": Mechanism(
-        replaced(optimizer_hooks, backend_apply_gradients=only_keras("_backend_apply_gradients")),
+        unhooked("_backend_apply_gradients"),
         [
             cell("average that overwrites", "UnitNorm"),
             cell("average that overwrites", "MaxNorm, scaled"),
@@ -136,7 +150,7 @@ MECHANISMS = {
         ],
     ),
     "projection at the end of fit": Mechanism(
-        replaced(optimizer_hooks, finalize_variable_values=only_keras("finalize_variable_values")),
+        unhooked("finalize_variable_values"),
         [cell("average", "UnitNorm")],
     ),
     "begin of a fit": Mechanism(
@@ -158,7 +172,7 @@ MECHANISMS = {
         ],
     ),
     "metric of the optimizer": Mechanism(
-        replaced(optimizer_hooks, step_metric=lambda *arguments: NO_METRIC),
+        replaced(step_projections, optimizer_metric=lambda optimizer: None),
         [cell("at the optimum")],
     ),
     "once for each real step": Mechanism(each_micro_step, [cell("accumulation in a loop")]),
@@ -172,11 +186,11 @@ MECHANISMS = {
         replaced(optimizer_hooks, hidden_constraints=nullcontext), [cell("accumulation in a loop")]
     ),
     "hooks when an optimizer is built": Mechanism(
-        replaced(optimizer_hooks, hook_optimizer=nothing),
+        replaced(optimizer_hooks, take_up=nothing),
         [cell("average", "UnitNorm"), cell("at the optimum")],
     ),
     "a step that is compiled anew": Mechanism(
-        replaced(attach, _rehook=nothing),
+        never_compiled_anew,
         [cell("every third step")],
         ("jax", "tensorflow"),
         "an optimizer looks for sets in each step",

@@ -148,6 +148,19 @@ def test_release_lets_the_weights_leave(fitted, digits):
     assert all(row.status == "free" for row in ib.audit(model).rows)
 
 
+def test_an_optimizer_knows_one_attribute_of_inbounds_and_loses_its_hooks_with_the_plan(digits):
+    model = compiled(functional())
+    free = fit(compiled(functional()), digits).optimizer
+    ib.constrain(model, KERNELS)
+    fit(model, digits)
+    hooks = {name for name in vars(model.optimizer) if callable(getattr(type(model.optimizer), name, None))}
+    assert {name for name in vars(model.optimizer) if "inbounds" in name} == {"_inbounds"}
+    assert {"_backend_update_step", "finalize_variable_values"} <= hooks
+    ib.release(model)
+    assert not hooks & set(vars(model.optimizer))
+    assert set(vars(free)) == set(vars(model.optimizer))
+
+
 def test_release_frees_sets_given_as_arguments_too(digits):
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, kernel_constraint=ib.MaxNorm(0.1))])
     model.compile(keras.optimizers.SGD(1.0), "mse")

@@ -8,7 +8,9 @@ import pytest
 from measure import inside, norms, same_bits, values_of
 
 import inbounds as ib
-from inbounds._train import optimizer_hooks, stacks
+from inbounds._train import optimizer_hooks
+from inbounds._train.step_projections import StepProjection
+from inbounds._train.taken_plans import taken_plan
 
 BACKEND = keras.backend.backend()
 ONLY = {
@@ -56,13 +58,13 @@ def before_the_projection(patch, model):
     """The weights have moved and are outside; the first step may do as it likes."""
     done = []
 
-    def once(*arguments, real=optimizer_hooks._project_when_due):
+    def once(*arguments, real=optimizer_hooks.project_when_due, **named):
         if done:
-            return real(*arguments)
+            return real(*arguments, **named)
         done.append(is_inside(model))
         raise Stop
 
-    patch.setattr(optimizer_hooks, "_project_when_due", once)
+    patch.setattr(optimizer_hooks, "project_when_due", once)
     return done
 
 
@@ -82,16 +84,16 @@ def within_the_update(patch, model):
 def within_the_projection(patch, model):
     """The first entry of several is back inside, the others aren't yet."""
     done = []
-    patch.setattr(optimizer_hooks, "stacks_of", lambda optimizer, entries: [[entry] for entry in entries])
+    patch.setattr(optimizer_hooks, "stacks_of", lambda projections: [[one] for one in projections])
 
-    def once(entry, *arguments, real=optimizer_hooks.projected_values, **named):
+    def once(projection, *arguments, real=StepProjection.projected_values, **named):
         if len(done) < 2 and (done or not is_inside(model)):
             done.append(False)
             if len(done) == 2:
                 raise Stop
-        return real(entry, *arguments, **named)
+        return real(projection, *arguments, **named)
 
-    patch.setattr(stacks if BACKEND == "torch" else optimizer_hooks, "projected_values", once)
+    patch.setattr(StepProjection, "projected_values", once)
     return done
 
 
@@ -137,7 +139,7 @@ def test_the_constraints_are_on_the_variables_after_a_step_that_raises(moment, m
         with pytest.raises(Stop):
             by_apply(model)
     assert all(repr(layer.kernel.constraint) == repr(ib.MaxNorm(BOUND)) for layer in model.layers)
-    assert "_inbounds_hidden" not in vars(model.optimizer)
+    assert not taken_plan(model.optimizer).hidden
 
 
 def test_an_average_that_is_half_in_the_weights_place_is_put_inside(monkeypatch):
@@ -145,7 +147,7 @@ def test_an_average_that_is_half_in_the_weights_place_is_put_inside(monkeypatch)
     by_apply(model)
     by_apply(model)
     with monkeypatch.context() as patch:
-        patch.setattr(optimizer_hooks, "project_entries", stop)
+        patch.setattr(optimizer_hooks, "project_now", stop)
         with pytest.raises(Stop):
             model.optimizer.finalize_variable_values(model.trainable_variables)
     assert ib.audit(model).ok
@@ -274,7 +276,7 @@ def test_averages_that_are_swapped_in_are_inside_when_an_evaluation_raises():
     with pytest.raises(Stop):
         model.fit(X, Y, verbose=0, validation_data=(X, Y), callbacks=callbacks)
     assert ib.audit(model).ok
-    assert "_inbounds_averages" not in vars(model.optimizer)
+    assert not taken_plan(model.optimizer).averages
 
 
 def test_an_error_in_a_loss_is_raised_as_it_was():

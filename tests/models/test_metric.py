@@ -165,7 +165,7 @@ def test_an_unknown_optimizer_is_euclidean_and_says_so_until_its_metric_is_regis
     plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full")
     assert "Euclidean: that of Halved is not known, see register_metric" in str(plan)
     assert gap_to_stationarity(trained(model, 300)) > 0.05
-    monkeypatch.setattr("inbounds._train.metrics._METRICS", dict(ib._train.metrics._METRICS))
+    monkeypatch.setattr("inbounds._train.metrics.METRICS", dict(ib._train.metrics.METRICS))
     ib.register_metric(Halved, metric_of_halved, "twice for odd entries")
     assert "Halved: twice for odd entries" in str(plan)
     assert gap_to_stationarity(trained(model, 300)) < 0.02
@@ -197,7 +197,7 @@ def test_what_is_no_metric_is_refused(kind, reader, words):
 
 @pytest.mark.parametrize("told", ["sqrt", (1.0, 2.0), {"d": 1.0}, 1.0, np.ones((6, 2), dtype="bool")], ids=repr)
 def test_what_a_reader_may_not_return_is_said_in_the_first_step(told, monkeypatch):
-    monkeypatch.setattr("inbounds._train.metrics._METRICS", dict(ib._train.metrics._METRICS))
+    monkeypatch.setattr("inbounds._train.metrics.METRICS", dict(ib._train.metrics.METRICS))
     ib.register_metric(Halved, lambda optimizer, variable, gradient: told)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
     model.compile(Halved(0.1), "mse")
@@ -229,7 +229,7 @@ def test_before_a_step_the_plan_tells_what_can_be_known():
 
 @pytest.mark.parametrize("shape", [(), (1, 2), (6, 1), (2, 6)])
 def test_a_metric_of_another_shape_is_refused_in_the_first_step(shape, monkeypatch):
-    monkeypatch.setattr("inbounds._train.metrics._METRICS", dict(ib._train.metrics._METRICS))
+    monkeypatch.setattr("inbounds._train.metrics.METRICS", dict(ib._train.metrics.METRICS))
     ib.register_metric(Halved, lambda optimizer, variable, gradient: keras.ops.ones(shape))
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
     model.compile(Halved(0.1), "mse")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -127,11 +127,6 @@ class Plan:
             rows,
             merged_notes(notes),
         )
-
-
-def reduced_entries(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries that ask for the reduced gradient and have a set that reduces it."""
-    return [entry for entry in entries if entry.set.gradient == "reduced" and not entry.set.full_gradient_reason]
 
 
 def _axes(axes: Axes) -> str:

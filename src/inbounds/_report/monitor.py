@@ -18,8 +18,8 @@ from inbounds._report.audit import audit, nothing_constrained_error
 from inbounds._report.report import Report
 from inbounds._sets.arguments import interval
 from inbounds._train.attached_sets import current_constraint
-from inbounds._train.optimizer_variables import gradient_norms_of, measure_gradients
 from inbounds._train.optimizers import optimizers_stepping, steppers_of
+from inbounds._train.taken_plans import gradient_norms_of, measure_gradients
 from inbounds._types import Every
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import keras
@@ -18,17 +17,17 @@ from inbounds._model.rules import guess_warning, resolve
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.arguments import gradient_name, interval
 from inbounds._sets.set import Set
+from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
     AttachedSet,
     attach_set,
     entries_in_force,
     given_constraint,
     numpy_or_dtensor,
-    projected_values,
 )
-from inbounds._train.metrics import describe_metric, full_gradient_reason
-from inbounds._train.optimizer_hooks import hook_optimizer, unhook_optimizer
+from inbounds._train.optimizer_hooks import take_up
 from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
+from inbounds._train.step_projections import Read, StepProjection, StepState, decide, projection_of
 from inbounds._train.unsaved_sets import unsaved_sets
 from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Every, Gradient, Interval, Metric, Model, Rules
@@ -124,8 +123,7 @@ def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: G
     _check_no_other_plan(model)
     values = _projected_entries(model, plan.entries, read=numpy_or_dtensor)
     _restore_given_constraints(model)
-    for variable, value in values:
-        variable.assign(value)
+    assign(values)
     for entry in plan.entries:
         attach_set(entry, model)
         for weight in entry.weights:
@@ -149,8 +147,14 @@ def _with_current_centers(plan: Plan) -> Plan:
 
 def _with_training_options(model: Any, plan: Plan, metric: Metric, every: Interval, gradient: Gradient) -> Plan:
     entries = (replace(entry, set=entry.set.in_training(metric, every, gradient)) for entry in plan.entries)
-    described, reason = partial(_metric_description, model), partial(_full_gradient_reason, model)
-    return replace(plan, entries=tuple(entries), every=every, gradient=gradient, metrics=described, whole=reason)
+    return replace(
+        plan,
+        entries=tuple(entries),
+        every=every,
+        gradient=gradient,
+        metrics=lambda entry: _decided(model, entry).metric_words,
+        whole=lambda entry: _decided(model, entry).full_gradient_reason,
+    )
 
 
 def _check_no_other_plan(model: Any) -> None:
@@ -169,33 +173,26 @@ def _check_no_other_plan(model: Any) -> None:
             )
 
 
-def _projected_entries(model: Any, entries: Sequence[Entry], **options: Any) -> list[tuple[Any, Any]]:
+def _projected_entries(
+    model: Any, entries: Sequence[Entry], read: Read = keras.ops.convert_to_tensor
+) -> list[tuple[Any, Any]]:
     """The variables of some entries, frozen ones too, with their projected values."""
     pairs = []
     with no_gradient():
         for entry in entries:
-            step_count = steps_taken(model, entry)
-            pairs += projected_values(entry, include_frozen=True, step_count=step_count, **options)
+            state = StepState(steps_taken(model, entry))
+            pairs += projection_of(entry, include_frozen=True).projected_values(read, state)
     return pairs
 
 
-def _metric_description(model: Any, entry: Entry) -> str:
-    """The metric of an entry under the model's current optimizers, in words."""
-    variables = entry.variables
-    sparse = bool(_sparse_gradient_reason(entry))
-    return describe_metric(optimizers_stepping(model, variables), entry.set, variables, sparse_gradient=sparse)
+def _decided(model: Any, entry: Entry) -> StepProjection:
+    """How the model's current optimizers treat an entry.
 
-
-def _full_gradient_reason(model: Any, entry: Entry) -> str:
-    """Why the model's current optimizers see the full gradient of an entry; empty if they don't."""
-    optimizers = optimizers_stepping(model, entry.variables)
-    return full_gradient_reason(optimizers, entry.set) or _sparse_gradient_reason(entry)
-
-
-def _sparse_gradient_reason(entry: Entry) -> str:
-    """Why the gradient of an entry is not reduced on TensorFlow, where an Embedding's is sparse."""
+    On TensorFlow the gradient of an Embedding is sparse.
+    """
     embedding = any(isinstance(weight.layer, keras.layers.Embedding) for weight in entry.weights)
-    return "it names rows of a batch only" if embedding and keras.backend.backend() == "tensorflow" else ""
+    sparse_gradient = embedding and keras.backend.backend() == "tensorflow"
+    return decide(entry, optimizers_stepping(model, entry.variables), sparse_gradient=sparse_gradient)
 
 
 def check_interval(entries: Sequence[Entry], loop: str, instead: str) -> None:
@@ -259,8 +256,7 @@ def _project(model: Any) -> None:
                 instead="inbounds.stateless_project(model, values), which returns what it projects",
             )
         )
-    for variable, value in values:
-        variable.assign(value)
+    assign(values)
 
 
 def _restore_given_constraints(model: Any) -> None:
@@ -273,14 +269,12 @@ def _restore_given_constraints(model: Any) -> None:
 
 
 def _rehook(model: Any) -> None:
-    """Hooks the built optimizers of a model again and discards its compiled training step."""
+    """Has the built optimizers of a model take up its plan, and discards its compiled training step."""
     if getattr(model, "train_function", None) is not None:
         model.make_train_function(force=True)
     for optimizer in optimizers_of(model):
-        unhook_optimizer(optimizer)
         if optimizer.built:
-            may_add_variables = not getattr(model, "_jax_state", None)
-            hook_optimizer(optimizer, optimizer._trainable_variables, may_add_variables=may_add_variables)
+            take_up(optimizer, may_add_variables=not getattr(model, "_jax_state", None))
 
 
 def _set_layer_argument(weight: Weight, constraint: Any) -> None:

@@ -1,4 +1,4 @@
-"""Sets attached to variables, and the projected values and reduced gradients that follow from them.
+"""Sets attached to variables, and their projection outside of training steps.
 
 An attached set is the variable's `constraint`, where optimizers and audits find it.
 """
@@ -6,18 +6,19 @@ An attached set is the variable's `constraint`, where optimizers and audits find
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
-from inbounds._arrays.ops import Array, cast, dtype_of, is_sharded, is_sparse, quiet
-from inbounds._arrays.units import Units
+from inbounds._arrays.ops import Array, is_concrete, is_sharded, no_gradient
 from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve
-from inbounds._train.metrics import NO_METRIC, StepMetric
+from inbounds._train.assignments import assign
+from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy
+from inbounds._train.step_projections import StepState, projection_of
 
 
 class AttachedSet(keras.constraints.Constraint):  # type: ignore[misc]  # keras has no types
@@ -42,13 +43,9 @@ class AttachedSet(keras.constraints.Constraint):  # type: ignore[misc]  # keras 
         """The projected weight, for optimizers with an `apply` of their own that call constraints."""
         if self.entry.set.every != 1:
             return w
-        result = w
-        for variable, value in projected_values(self.entry):
-            if variable is w:
-                result = value
-            else:
-                variable.assign(value)
-        return result
+        pairs = projection_of(self.entry).projected_values()
+        assign(pair for pair in pairs if pair[0] is not w)
+        return next((value for variable, value in pairs if variable is w), w)
 
     def __repr__(self) -> str:
         return repr(self.entry.set)
@@ -70,6 +67,12 @@ def attach_set(entry: Entry, model: Any = None) -> None:
     """Attaches the set of an entry to its variables; `model` is None without a plan."""
     for weight in entry.weights:
         weight.variable.constraint = AttachedSet(entry, given_constraint(weight.variable), model)
+
+
+def is_planned(entry: Entry) -> bool:
+    """Whether the set comes from a plan, which has projected all weights once."""
+    constraints = (variable.constraint for variable in entry.variables)
+    return any(isinstance(one, AttachedSet) and one.model is not None for one in constraints)
 
 
 def attached_entries(variables: Iterable[Any]) -> list[Entry]:
@@ -104,100 +107,49 @@ def numpy_or_dtensor(variable: Any) -> Array:
     return value if is_sharded(value) else keras.ops.convert_to_numpy(variable)
 
 
-def projected_values(
-    entry: Entry,
-    *,
-    include_frozen: bool = False,
-    read: Callable[[Any], Array] = keras.ops.convert_to_tensor,
-    concrete: bool = False,
-    metric: StepMetric = NO_METRIC,
-    step_count: Any = 0,
-) -> list[tuple[Any, Array]]:
-    """The variables of an entry with their projected values; no variable is assigned here.
+def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarray[Any, Any]]]:
+    """Projects the weights of an entry after so many steps in NumPy, which compiles nothing.
 
-    With a warm start, the last pair is the warm start's variable and its new value.
-
-    Args:
-        entry: the set and its weights.
-        include_frozen: whether frozen weights move too; else only the others do.
-        read: returns the value of a variable, as a tensor or a NumPy array; the projection is
-            computed in the same kind.
-        concrete: see `Units`.
-        metric: the metric of the step that led to the values.
-        step_count: the number of steps taken, for a set that changes with them.
-
-    Raises:
-        RuleError: the weights are DTensors of PyTorch, which lack an operation that the set takes.
+    Frozen weights move only where a plan holds them and the trained weights alone can't bring the
+    units inside. Returns the variables that moved, each with its previous value.
     """
     variables = entry.variables
-    free = [include_frozen or bool(variable.trainable) for variable in variables]
-    if not any(free):
-        return []
-    values = [read(variable) for variable in variables]
-    applied = entry.applied.at(step_count)
+    before = {id(variable): np.array(keras.ops.convert_to_numpy(variable)) for variable in variables}
 
-    def units_in(diagonals: Sequence[Array] | None, warm: Any = None) -> Units:
-        return Units.of(
-            values, entry.axes, free, concrete=concrete, metric=diagonals, training=metric is not NO_METRIC, warm=warm
-        )
+    def values(include_frozen: bool) -> dict[int, np.ndarray[Any, Any]]:
+        projection = projection_of(entry, include_frozen=include_frozen)
+        pairs = projection.projected_values(lambda variable: before[id(variable)], StepState(step_count))
+        return before | {id(variable): np.asarray(value) for variable, value in pairs}
 
-    with quiet(values[0]), _explain_dtensor_errors(entry):
-        if (reread := metric.reread) is not None and all(free):
-            warm_start = keras.ops.convert_to_tensor(metric.warm_start)
-            units = applied.project_warm(units_in(None, warm_start), lambda: units_in(reread()), metric.steady)
-            return [*_free_values(variables, units, free), (metric.warm_start, units.warm)]
-        units = applied.nearest(units_in(metric.diagonals).comparable(applied.couples_units))
-        return _free_values(variables, units, free)
+    inside = values(include_frozen=False)
+    if is_planned(entry) and not all(v.trainable for v in variables):
+        measured = entry.applied.at(step_count).measure([inside[id(variable)] for variable in variables], entry.axes)
+        if measured.outside.any():
+            inside = values(include_frozen=True)
+    moved = [v for v in variables if not np.array_equal(before[id(v)], inside[id(v)], equal_nan=True)]
+    with no_gradient():
+        assign((variable, inside[id(variable)]) for variable in moved)
+    return [(variable, before[id(variable)]) for variable in moved]
 
 
-def reduced_gradients(
-    entry: Entry, gradients: Mapping[int, Any], read: Callable[[Any], Array], step_count: Any
-) -> dict[int, Array]:
-    """The reduced gradients of an entry, by the ids of its variables.
+def project_after_error(entries: Iterable[Entry], steps: Callable[[], int], error: BaseException) -> None:
+    """Projects weights that a step may have left outside when it raised.
 
-    Empty where no gradient is known, or where one is sparse.
+    Skipped in a trace; for weights that several devices share, since the other devices may not get
+    here; and in a replica of TensorFlow, whose weights the end of the fit projects.
 
-    Args:
-        entry: the set and its weights.
-        gradients: the gradients by the ids of variables; a variable without one isn't stepped.
-        read: returns the value of a variable, at which the gradients were taken.
-        step_count: the number of steps including this one, for a set that changes with them.
+    A failure to project is added to the error as a note. `steps` returns the number of steps taken.
     """
-    own = [gradients.get(id(variable)) for variable in entry.variables]
-    free = [gradient is not None for gradient in own]
-    if not any(free) or any(is_sparse(gradient) for gradient in own):
-        return {}
-    values = [read(variable) for variable in entry.variables]
-    units = Units.of(values, entry.axes, free)
-    parts = [
-        keras.ops.zeros_like(part) if gradient is None else cast(gradient, dtype_of(part))
-        for part, gradient in zip(units.parts, own, strict=True)
-    ]
-    with quiet(values[0]), _explain_dtensor_errors(entry):
-        reduced = entry.applied.at(step_count).reduced(units, units.with_parts(parts))
-    pairs = zip(entry.variables, own, reduced.parts, strict=True)
-    return {id(variable): cast(part, dtype_of(old)) for variable, old, part in pairs if old is not None}
+    if in_stateless_scope() or in_tensorflow_strategy():
+        return
+    for entry in entries:
+        if all(is_concrete(v.value) and not is_sharded(v.value) for v in entry.variables):
+            project_or_add_note(error, lambda: project_in_numpy(entry, steps()))  # noqa: B023  # called at once
 
 
-@contextmanager
-def _explain_dtensor_errors(entry: Entry) -> Iterator[None]:
-    """A context that turns an error of PyTorch's DTensors into one that says what to do instead."""
+def project_or_add_note(error: BaseException, project: Callable[[], Any]) -> None:
+    """Runs a projection after an error; where the projection fails, adds a note to the error."""
     try:
-        yield
-    except RuntimeError as error:
-        if not any(is_sharded(variable.value) for variable in entry.variables):
-            raise
-        raise RuleError(
-            explain(
-                "The set takes an operation that PyTorch lacks for DTensors",
-                str(error).split("\n")[0],
-                where=repr(entry),
-                instead="a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded",
-            )
-        ) from error
-
-
-def _free_values(variables: Sequence[Any], units: Units, free: Sequence[bool]) -> list[tuple[Any, Array]]:
-    """The free variables with their parts of the units, in the variables' dtypes."""
-    parts = zip(variables, units.parts, free, strict=True)
-    return [(variable, cast(part, dtype_of(variable))) for variable, part, is_free in parts if is_free]
+        project()
+    except Exception as failure:
+        error.add_note(f"inbounds could not put the weights inside: {failure}")

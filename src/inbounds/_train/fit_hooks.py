@@ -19,9 +19,17 @@ from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve_given
 from inbounds._model.weights import layers_of, variables_of, weights_of
 from inbounds._sets.set import Set
-from inbounds._train.attached_sets import AttachedSet, attached_entries, current_constraint
-from inbounds._train.optimizer_hooks import entries_of, project_in_numpy, project_or_add_note, update_compiled_constants
+from inbounds._train.assignments import assign
+from inbounds._train.attached_sets import (
+    AttachedSet,
+    attached_entries,
+    current_constraint,
+    project_in_numpy,
+    project_or_add_note,
+)
+from inbounds._train.optimizer_hooks import update_compiled_constants
 from inbounds._train.optimizers import optimizers_of, steps_taken
+from inbounds._train.taken_plans import taken_plan
 from inbounds._train.weight_access import WeightAccess, check_weights_exist, has_lost_value, run_with_access
 
 
@@ -70,12 +78,11 @@ def _train_with_access(
 
 def _project_interrupted(model: Any) -> None:
     """Restores the values that an interrupted fit has lost, and projects the weights."""
-    for variable, value in _pop_epoch_start(model):
-        if has_lost_value(variable) and not value.is_deleted():
-            variable.assign(value)
+    start = vars(model).pop(_EPOCH_START, [])
+    assign((variable, value) for variable, value in start if has_lost_value(variable) and not value.is_deleted())
     check_weights_exist(model)
     for optimizer in optimizers_of(model):
-        vars(optimizer).pop("_inbounds_averages", None)
+        taken_plan(optimizer).averages = []
     _project(model, _declared_entries(model))
 
 
@@ -106,7 +113,9 @@ class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
             self._before_first_epoch = False
             _begin_fit(self.model)
         if keras.backend.backend() == "jax":
-            _store_epoch_start(self.model)
+            model: Any = self.model
+            variables = [*model.variables, *model.metrics_variables, *getattr(model.optimizer, "variables", ())]
+            vars(model)[_EPOCH_START] = [(variable, variable.value) for variable in variables]
 
     def on_test_begin(self, logs: Any = None) -> None:
         if self._fitting:
@@ -117,7 +126,8 @@ class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
 
     def on_train_end(self, logs: Any = None) -> None:
         self._fitting = False
-        _pop_epoch_start(self.model)
+        model: Any = self.model
+        vars(model).pop(_EPOCH_START, None)
 
     def _project_delayed(self) -> None:
         """Projects the weights that aren't projected in each step."""
@@ -132,16 +142,6 @@ def _add_projection_callback(set_model: Callable[..., None], callbacks: Any, mod
         given = [callback for callback in callbacks.callbacks[1:] if not isinstance(callback, default)]
         callbacks._configure_async_dispatch(given)  # Keras ignores a callback that is in no list
     set_model(callbacks, model)
-
-
-def _store_epoch_start(model: Any) -> None:
-    variables = [*model.variables, *model.metrics_variables, *getattr(model.optimizer, "variables", ())]
-    vars(model)[_EPOCH_START] = [(variable, variable.value) for variable in variables]
-
-
-def _pop_epoch_start(model: Any) -> list[tuple[Any, Any]]:
-    pairs: list[tuple[Any, Any]] = vars(model).pop(_EPOCH_START, [])
-    return pairs
 
 
 def _begin_fit(model: Any) -> None:
@@ -180,11 +180,12 @@ def _project_after_swap(swap: Callable[..., None], callback: Any) -> None:
         averages = getattr(optimizer, "_model_variables_moving_average", None)
         if not averages:
             continue
-        for average, value in vars(optimizer).pop("_inbounds_averages", ()):
-            average.assign(value)
-        moved = _project(model, entries_of(optimizer))
+        taken = taken_plan(optimizer)
+        assign(taken.averages)
+        moved = _project(model, attached_entries(optimizer._trainable_variables))
+        taken.averages = []
         averages_of = dict(zip(map(id, optimizer._trainable_variables), averages, strict=True))
         if not callback._ema_weights_in_model:  # Keras sets it after the swap: the averages are in
-            vars(optimizer)["_inbounds_averages"] = [
+            taken.averages = [
                 (averages_of[id(variable)], value) for variable, value in moved if id(variable) in averages_of
             ]

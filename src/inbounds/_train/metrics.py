@@ -16,9 +16,8 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays.ops import Array, dense, dtype_of, is_sparse, working_dtype
+from inbounds._arrays.ops import Array, dense, dtype_of, working_dtype
 from inbounds._errors import RuleError, explain, shown
-from inbounds._sets.set import Set
 from inbounds._train.optimizers import WRAPPERS
 
 Reader = Callable[[Any, Any, Any], Any]
@@ -26,8 +25,6 @@ Reader = Callable[[Any, Any, Any], Any]
 
 The diagonal has the shape of the variable; None stands for a constant one.
 """
-
-EUCLIDEAN = "Euclidean"
 
 
 @dataclass(frozen=True)
@@ -41,34 +38,30 @@ class OptimizerMetric:
         averages_gradients: whether the optimizer steps along an average of gradients (momentum).
     """
 
-    reader: Reader | None
+    reader: Any
     description: str = ""
     steady: bool = True
     averages_gradients: bool = True
 
+    def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
+        """The diagonals for some variables right after a step; None: the Euclidean metric.
 
-@dataclass(frozen=True)
-class StepMetric:
-    """The metric of one training step on one entry, and the warm start of its projection.
-
-    Attributes:
-        diagonals: the diagonal for each variable of the entry; None: the Euclidean metric.
-        warm_start: the optimizer's variable that holds the warm start; None: there is none.
-        reread: with a warm start, reads the diagonals again; see `project_warm` of sets.
-        steady: see `OptimizerMetric`.
-    """
-
-    diagonals: Sequence[Array] | None = None
-    warm_start: Any = None
-    reread: Callable[[], Sequence[Array] | None] | None = None
-    steady: bool = True
-
-
-NO_METRIC = StepMetric()
-"""No known metric: the projection is Euclidean. Also stands for no training step."""
-
-REGISTERED_OPTIMIZERS: list[type] = []
-"""The classes given to `register_metric`. Steps compiled before the last one are out of date."""
+        Args:
+            optimizer: the optimizer, after its update.
+            variables: the variables of one entry.
+            gradients: the gradient of each variable; None for one that wasn't stepped.
+        """
+        diagonals: list[Array] = []
+        for variable, gradient in zip(variables, gradients, strict=True):
+            dtype = working_dtype(dtype_of(variable))
+            if gradient is None and not variable.trainable:
+                diagonals.append(keras.ops.ones(variable.shape, dtype))
+                continue
+            diagonal = None if gradient is None else self.reader(optimizer, variable, dense(gradient))
+            if diagonal is None:
+                return None
+            diagonals.append(keras.ops.cast(diagonal, dtype))
+        return diagonals
 
 
 def register_metric(optimizer: type[Any], reader: Reader, words: str = "registered") -> None:
@@ -123,8 +116,7 @@ def register_metric(optimizer: type[Any], reader: Reader, words: str = "register
             )
         return keras.ops.copy(diagonal)  # it may be the optimizer's own tensor
 
-    _METRICS[optimizer] = OptimizerMetric(read, words, steady=False)
-    REGISTERED_OPTIMIZERS.append(optimizer)
+    METRICS[optimizer] = OptimizerMetric(read, words, steady=False)
 
 
 def _takes_three_arguments(reader: Any) -> bool:
@@ -140,101 +132,17 @@ def _takes_three_arguments(reader: Any) -> bool:
 
 
 def optimizer_metric(optimizer: Any) -> OptimizerMetric | None:
-    """The metric of an optimizer; None if it is unknown."""
+    """The metric of an optimizer of Keras or PyTorch; None if it is unknown."""
     own: Any = type(optimizer)
     for kind in own.__mro__:
-        if kind in _METRICS and own.update_step is kind.update_step:  # not overridden
-            return _METRICS[kind]
+        if kind in METRICS and _step_of(own) is _step_of(kind):  # not overridden
+            return METRICS[kind]
     return None
 
 
-def describe_metric(
-    optimizers: Sequence[Any], constraint: Set, variables: Sequence[Any], *, sparse_gradient: bool = False
-) -> str:
-    """The metric in which a set is projected in training, or why it is the Euclidean one.
-
-    Args:
-        optimizers: the optimizers that step the variables; none if the model isn't compiled.
-        constraint: the set.
-        variables: the variables that make up its units.
-        sparse_gradient: whether their gradient is sparse, and therefore not reduced.
-    """
-    if constraint.metric == "euclidean":
-        return f"{EUCLIDEAN}, as asked for"
-    if constraint.separable:
-        return "the same in all: each entry by itself"
-    if not constraint.has_reduced_gradient and not constraint.exact_in_metric:
-        return f"{EUCLIDEAN}: the set is not convex"
-    if not constraint.exact_in_metric:
-        return f"{EUCLIDEAN}: in another the set has no formula"
-    if not any(variable.trainable for variable in variables):
-        return "none: frozen, no step moves it"
-    if not optimizers:
-        return "known once the model is compiled"
-    if len(optimizers) > 1 and not any(optimizer.built for optimizer in optimizers):
-        return "that of the one that steps it, known once the optimizers are built"
-    if len(optimizers) > 1:
-        return f"{EUCLIDEAN}: {len(optimizers)} optimizers step weights of one unit"
-    name, metric = type(optimizers[0]).__name__, optimizer_metric(optimizers[0])
-    if not constraint.projects_in_metric((metric is None or metric.averages_gradients) and not sparse_gradient):
-        return f"{EUCLIDEAN}: {name} sees the reduced gradient"
-    if metric is None:
-        return f"{EUCLIDEAN}: that of {name} is not known, see register_metric"
-    if metric.reader is None:
-        return f"{EUCLIDEAN}: {name} steps all entries alike"
-    return f"{name}: {metric.description}"
-
-
-def full_gradient_reason(optimizers: Sequence[Any], constraint: Set) -> str:
-    """Why optimizers see the full gradient, in words; empty if they see the reduced one.
-
-    Args:
-        optimizers: the optimizers that step the variables; none if the model isn't compiled.
-        constraint: the set.
-    """
-    if constraint.gradient == "full":
-        return "as asked for"
-    if len(optimizers) > 1 and any(optimizer.built for optimizer in optimizers):
-        return f"{len(optimizers)} optimizers step weights of one unit"
-    if constraint.projects_in_metric(averages=False):
-        for kind, why in _NEED_FULL_GRADIENT.items():
-            if any(isinstance(optimizer, kind) for optimizer in optimizers):
-                return f"{kind.__name__} {why}"
-    if constraint.has_reduced_gradient and any(
-        isinstance(optimizer, _STEP_ANOTHER_SEQUENCE) for optimizer in optimizers
-    ):
-        return ""
-    return constraint.full_gradient_reason
-
-
-def step_metric(optimizer: Any, constraint: Set, variables: Sequence[Any], gradients: Sequence[Any]) -> StepMetric:
-    """The metric of the step that an optimizer has just taken.
-
-    Args:
-        optimizer: the optimizer, after its update.
-        constraint: the set.
-        variables: the variables that make up its units.
-        gradients: the gradient of each variable; None for one that wasn't stepped.
-    """
-    metric = optimizer_metric(optimizer)
-    sparse_gradient = any(is_sparse(gradient) for gradient in gradients)  # these are never reduced
-    if (
-        metric is None
-        or metric.reader is None
-        or not constraint.projects_in_metric(metric.averages_gradients and not sparse_gradient)
-    ):
-        return NO_METRIC
-    diagonals: list[Array] = []
-    for variable, gradient in zip(variables, gradients, strict=True):
-        dtype = working_dtype(dtype_of(variable))
-        if gradient is None and not variable.trainable:
-            diagonals.append(keras.ops.ones(variable.shape, dtype))
-            continue
-        diagonal = None if gradient is None else metric.reader(optimizer, variable, dense(gradient))
-        if diagonal is None:
-            return NO_METRIC
-        diagonals.append(keras.ops.cast(diagonal, dtype))
-    return StepMetric(diagonals, steady=metric.steady)
+def _step_of(kind: Any) -> Any:
+    """The method with which a class of optimizers steps. PyTorch wraps that of its classes."""
+    return inspect.unwrap(kind.update_step if hasattr(kind, "update_step") else kind.step)
 
 
 # Readers for the optimizers of Keras.
@@ -262,14 +170,6 @@ def _rmsprop(optimizer: Any, variable: Any, gradient: Any) -> Any:
     if optimizer.centered:
         moment = keras.ops.maximum(moment - keras.ops.square(_slot(optimizer, "_average_gradients", variable)), 0)
     return keras.ops.sqrt(moment + optimizer.epsilon)
-
-
-def _adagrad(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    return keras.ops.sqrt(_slot(optimizer, "_accumulators", variable) + optimizer.epsilon)
-
-
-def _adamax(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    return _slot(optimizer, "_u", variable) + optimizer.epsilon
 
 
 def _adadelta(optimizer: Any, variable: Any, gradient: Any) -> Any:
@@ -319,15 +219,17 @@ def _lion(optimizer: Any, variable: Any, gradient: Any) -> Any:
 
 
 _SECOND_MOMENT = "root of the second moment"
-_METRICS: dict[type, OptimizerMetric] = {
+METRICS: dict[type, OptimizerMetric] = {
     keras.optimizers.SGD: OptimizerMetric(None),
     keras.optimizers.Adam: OptimizerMetric(_adam, _SECOND_MOMENT),
     keras.optimizers.Nadam: OptimizerMetric(_bias_corrected_root, _SECOND_MOMENT),
     keras.optimizers.Lamb: OptimizerMetric(_lamb, _SECOND_MOMENT),
-    keras.optimizers.Adamax: OptimizerMetric(_adamax, "largest gradient"),
+    keras.optimizers.Adamax: OptimizerMetric(lambda o, v, g: _slot(o, "_u", v) + o.epsilon, "largest gradient"),
     keras.optimizers.RMSprop: OptimizerMetric(_rmsprop, _SECOND_MOMENT, averages_gradients=False),
     keras.optimizers.Adagrad: OptimizerMetric(
-        _adagrad, "root of the sum of squared gradients", averages_gradients=False
+        lambda o, v, g: keras.ops.sqrt(_slot(o, "_accumulators", v) + o.epsilon),
+        "root of the sum of squared gradients",
+        averages_gradients=False,
     ),
     keras.optimizers.Adadelta: OptimizerMetric(
         _adadelta, "root of squared gradients over squared steps", averages_gradients=False
@@ -341,11 +243,11 @@ _METRICS: dict[type, OptimizerMetric] = {
     keras.optimizers.Lion: OptimizerMetric(_lion, "size of what the sign is taken of", steady=False),
 }
 
-_NEED_FULL_GRADIENT = {
+NEED_FULL_GRADIENT = {
     keras.optimizers.Ftrl: "goes where the sums of whole gradients lead",
     keras.optimizers.Adafactor: "divides 0 by 0 where a row and a column of a gradient are 0",
 }
 """Optimizers that see full gradients where they are projected in their metric, and why."""
 
-_STEP_ANOTHER_SEQUENCE = (keras.optimizers.ScheduleFreeAdamW,)
+STEP_ANOTHER_SEQUENCE = (keras.optimizers.ScheduleFreeAdamW,)
 """Optimizers that step a sequence other than the weights: only reduced gradients keep it inside."""

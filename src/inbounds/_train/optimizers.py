@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras.src.backend.common import stateless_scope  # no public equivalent
 
 from inbounds._model.plan import Entry
 
@@ -50,6 +51,11 @@ def optimizers_stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
     return own or [optimizer for optimizer in unbuilt if id(optimizer) in compiled] or unbuilt
 
 
+def in_stateless_scope() -> bool:
+    """Whether the caller runs within a pure function of variables' values, as JAX's steps are."""
+    return bool(stateless_scope.in_stateless_scope())
+
+
 def in_tensorflow_strategy() -> bool:
     """Whether the caller runs within a strategy of TensorFlow, which has replicas."""
     if keras.backend.backend() != "tensorflow":
@@ -57,6 +63,15 @@ def in_tensorflow_strategy() -> bool:
     import tensorflow as tf
 
     return bool(tf.distribute.has_strategy())
+
+
+def is_replicated(value: Any) -> bool:
+    """Whether replicas of TensorFlow have a value of their own each."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return isinstance(value, tf.distribute.DistributedValues)
 
 
 def steps_taken(model: Any, entry: Entry) -> int:

@@ -6,7 +6,7 @@ those alone avoids reading and writing the whole table in each step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Number
 from typing import Any
 
@@ -15,9 +15,10 @@ import keras
 from inbounds._arrays.ops import is_sparse
 from inbounds._model.plan import Entry
 from inbounds._sets.set import Set
-from inbounds._train.attached_sets import projected_values
-from inbounds._train.metrics import StepMetric
+from inbounds._train.assignments import assign_rows
+from inbounds._train.attached_sets import is_planned
 from inbounds._train.optimizers import in_tensorflow_strategy
+from inbounds._train.step_projections import StepProjection, StepState
 
 _UPDATES_GIVEN_ROWS_ONLY: dict[type, Callable[[Any], bool]] = {
     keras.optimizers.SGD: lambda optimizer: not optimizer.momentum,
@@ -27,36 +28,47 @@ _UPDATES_GIVEN_ROWS_ONLY: dict[type, Callable[[Any], bool]] = {
 """The optimizers that leave rows without a gradient unchanged, and under which condition."""
 
 
-def updated_rows(optimizer: Any, entry: Entry, gradient: Any) -> Any:
-    """The indices of the rows that a step has updated, where projecting those is enough; else None.
+def updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
+    """Whether projecting the rows that a sparse gradient names is enough.
 
-    It isn't enough where other rows may have moved, where the set changes with the steps, or where
-    it treats rows differently.
+    It isn't where other rows may have moved, where the set changes with the steps, or where it
+    treats rows differently; nor for a set given as a layer's argument, whose other rows may still
+    be outside, as those of a plan can't be.
     """
-    if keras.backend.backend() != "tensorflow" or len(entry.weights) > 1:
-        return None
-    updates_given_rows_only = _UPDATES_GIVEN_ROWS_ONLY.get(type(optimizer), lambda optimizer: False)
-    enough = (
-        is_sparse(gradient)
-        and updates_given_rows_only(optimizer)
+    return (
+        keras.backend.backend() == "tensorflow"
+        and len(entry.weights) == 1
+        and entry.set.every == 1
+        and is_planned(entry)
+        and _UPDATES_GIVEN_ROWS_ONLY.get(type(optimizer), lambda optimizer: False)(optimizer)
         and not optimizer.weight_decay
         and 0 not in entry.axes[0]
         and not entry.set.changes
         and _treats_rows_alike(entry.applied)
-        and not in_tensorflow_strategy()  # each replica has rows of its own
     )
-    return gradient.indices if enough else None
 
 
-def project_rows(entry: Entry, rows: Any, metric: StepMetric, step_count: Any) -> None:
+def updated_rows(projection: StepProjection, gradients: Mapping[int, Any] | None) -> Any:
+    """The indices of the rows that a step has updated, where projecting those is enough; else None."""
+    if gradients is None or not projection.by_rows or in_tensorflow_strategy():  # each replica has rows of its own
+        return None
+    gradient = gradients.get(id(projection.entry.variables[0]))
+    return gradient.indices if gradient is not None and is_sparse(gradient) else None
+
+
+def project_rows(projection: StepProjection, rows: Any, state: StepState) -> None:
     """Projects some rows of an entry's only weight, in the metric of the step."""
     import tensorflow as tf
 
-    diagonals = None if metric.diagonals is None else [tf.gather(diagonal, rows) for diagonal in metric.diagonals]
-    for variable, value in projected_values(
-        entry, read=lambda v: tf.gather(v.value, rows), metric=StepMetric(diagonals), step_count=step_count
-    ):
-        variable.value.scatter_update(tf.IndexedSlices(value, rows))
+    def read_metric() -> list[Any] | None:
+        diagonals = state.read_metric()
+        return None if diagonals is None else [tf.gather(diagonal, rows) for diagonal in diagonals]
+
+    def read(variable: Any) -> Any:
+        return tf.gather(variable.value, rows)
+
+    for variable, value in projection.projected_values(read, StepState(state.count, read_metric)):
+        assign_rows(variable, rows, value)
 
 
 def _treats_rows_alike(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -17,9 +18,9 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._errors import RuleError, explain
-from inbounds._model.plan import Entry, reduced_entries
-from inbounds._train.attached_sets import entries_in_force, projected_values, reduced_gradients
-from inbounds._train.metrics import NO_METRIC, StepMetric
+from inbounds._model.plan import Entry
+from inbounds._train.attached_sets import entries_in_force
+from inbounds._train.step_projections import StepState, decide
 from inbounds._types import Model, Step
 
 
@@ -109,9 +110,10 @@ def _reduced_values(model: Any, trainable_variables: Any, gradients: Any, step: 
     )
     result = dict(zip(map(id, variables), gradients, strict=True))
     with no_gradient():
-        for entry in reduced_entries(entries):
-            _check_step_given(entry, step, "stateless_reduce(model, values, gradients, step=count)")
-            result |= reduced_gradients(entry, tensors, read, 0 if step is None else step)
+        for projection in map(decide, entries):
+            if not projection.full_gradient_reason:
+                _check_step_given(projection.entry, step, "stateless_reduce(model, values, gradients, step=count)")
+                result |= projection.reduced_gradients(tensors, read, 0 if step is None else step)
     return list(result.values())
 
 
@@ -125,11 +127,11 @@ def _projected_values(model: Any, trainable_variables: Any, metric: Any, step: A
 
     read = _value_reader(variables, values)
     with no_gradient():
-        for entry in entries:
-            _check_step_given(entry, step, "stateless_project(model, values, step=count)")
-            given = _given_metric(entry, indices, diagonals)
-            count = 0 if step is None else step
-            for variable, value in projected_values(entry, read=read, metric=given, step_count=count):
+        for projection in map(decide, entries):
+            _check_step_given(projection.entry, step, "stateless_project(model, values, step=count)")
+            given = partial(_given_metric, projection.entry.variables, indices, diagonals)
+            state = StepState(0 if step is None else step, given)
+            for variable, value in projection.projected_values(read, state):
                 result[indices[id(variable)]] = without_gradient(value)
     return result
 
@@ -152,18 +154,15 @@ def _check_step_given(entry: Entry, step: Any, instead: str) -> None:
         )
 
 
-def _given_metric(entry: Entry, indices: Mapping[int, int], diagonals: Sequence[Any]) -> StepMetric:
-    """The metric of an entry from the diagonals that the caller gave."""
-    variables = entry.variables
+def _given_metric(variables: Sequence[Any], indices: Mapping[int, int], diagonals: Sequence[Any]) -> list[Array] | None:
+    """The metric of some variables from the diagonals that the caller gave; None: Euclidean."""
     own = [indices.get(id(variable)) for variable in variables]
-    if entry.set.metric == "euclidean" or any(index is not None and diagonals[index] is None for index in own):
-        return NO_METRIC
-    return StepMetric(
-        [
-            keras.ops.ones(variable.shape, working_dtype(dtype_of(variable))) if index is None else diagonals[index]
-            for variable, index in zip(variables, own, strict=True)
-        ]
-    )
+    if any(index is not None and diagonals[index] is None for index in own):
+        return None
+    return [
+        keras.ops.ones(variable.shape, working_dtype(dtype_of(variable))) if index is None else diagonals[index]
+        for variable, index in zip(variables, own, strict=True)
+    ]
 
 
 def _check_values(variables: Sequence[Any], given: Any, name: str, *, optional: bool = False) -> list[Any]:

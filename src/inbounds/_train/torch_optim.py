@@ -6,22 +6,29 @@ The readers here read the metrics of PyTorch's optimizers, as `metrics` does for
 from __future__ import annotations
 
 import functools
-import inspect
 import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from inbounds._arrays.ops import cast, dtype_of, no_gradient, working_dtype
+from inbounds._arrays.ops import Array, cast, dtype_of, no_gradient, working_dtype
 from inbounds._errors import RuleError, explain
-from inbounds._model.plan import Entry, reduced_entries
+from inbounds._model.plan import Entry
 from inbounds._model.weights import variables_of
 from inbounds._train.attach import check_interval, project
-from inbounds._train.attached_sets import AttachedSet, attach_set, attached_entries, entries_in_force, reduced_gradients
-from inbounds._train.metrics import NO_METRIC, StepMetric
-from inbounds._train.optimizer_hooks import project_after_error, project_entries
+from inbounds._train.attached_sets import (
+    AttachedSet,
+    attach_set,
+    attached_entries,
+    entries_in_force,
+    project_after_error,
+)
+from inbounds._train.metrics import METRICS, OptimizerMetric
+from inbounds._train.stacks import project_stack, stacks_of
+from inbounds._train.step_projections import StepProjection, decide, signature
 from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
 
@@ -65,6 +72,8 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
         >>> handle = project_after(model, optimizer)  # doctest: +SKIP
     """
     _check_torch(optimizer)
+    import torch
+
     entries = entries_in_force(model)
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     weights = [weight for entry in entries for weight in entry.weights]
@@ -78,7 +87,8 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
             )
         )
     check_interval(entries, "torch.optim", "project(model)")
-    _refuse_lbfgs(optimizer, entries)
+    METRICS.update({getattr(torch.optim, name): metric for name, metric in _METRICS.items()})
+    _refuse_lbfgs(optimizer, [one for one in map(decide, entries) if not one.full_gradient_reason])
     project(model)  # sets given to layers are not enforced yet
     for entry in entries:
         if not all(isinstance(weight.variable.constraint, AttachedSet) for weight in entry.weights):
@@ -121,10 +131,22 @@ class _StepHook:
     def __init__(self, variables: Sequence[Any]) -> None:
         self.variables = variables
         self.steps = 0
+        self._signature: Any = None
+        self._stacks: list[list[StepProjection]] = []
+
+    def stacks(self, optimizer: Any) -> list[list[StepProjection]]:
+        """How the steps treat each set, decided again where the plan has changed."""
+        entries = attached_entries(self.variables)
+        if self._signature != (new := signature(optimizer, entries)):
+            self._stacks = stacks_of(decide(entry, [optimizer]) for entry in entries)
+            self._signature = new
+        return self._stacks
 
     def run_step(self, optimizer: Any, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
         """Runs a step that sees reduced gradients, then restores the gradients."""
-        _refuse_lbfgs(optimizer, attached_entries(self.variables))
+        decided = [projection for stack in self.stacks(optimizer) for projection in stack]
+        reducing = [projection for projection in decided if not projection.full_gradient_reason]
+        _refuse_lbfgs(optimizer, reducing)
         original: dict[int, tuple[Any, Any]] = {}
         maximized = {key for key, (_, group) in _groups(optimizer).items() if group.get("maximize")}
 
@@ -135,9 +157,9 @@ class _StepHook:
         def reduce() -> None:
             gradients = {id(v): as_descent(v, v.value.grad) for v in self.variables}
             with no_gradient():
-                for entry in reduced_entries(attached_entries(self.variables)):
-                    reduced = reduced_gradients(entry, gradients, lambda v: v.value.detach(), self.steps + 1)
-                    for variable in (v for v in entry.variables if id(v) in reduced):
+                for projection in reducing:
+                    reduced = projection.reduced_gradients(gradients, lambda v: v.value.detach(), self.steps + 1)
+                    for variable in (v for v in projection.entry.variables if id(v) in reduced):
                         parameter = variable.value
                         original.setdefault(id(parameter), (parameter, parameter.grad))
                         parameter.grad = as_descent(variable, reduced[id(variable)])
@@ -164,11 +186,17 @@ class _StepHook:
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.steps += 1
         groups = _groups(optimizer)
-        entries = [entry for entry in attached_entries(self.variables) if _is_trained(entry)]
-        check_interval(entries, "torch.optim", "project(model)")
-        due = [entry for entry in entries if self.steps % int(entry.set.every) == 0]
+        stepped = {
+            id(variable): groups[id(variable.value)]
+            for variable in self.variables
+            if id(variable.value) in groups and variable.value.grad is not None
+        }
+        stacks = [[one for one in stack if _is_trained(one.entry)] for stack in self.stacks(optimizer)]
+        check_interval([one.entry for stack in stacks for one in stack], "torch.optim", "project(model)")
         with no_gradient():
-            project_entries(optimizer, due, self.steps, lambda entry: _step_metric(optimizer, entry, groups))
+            for stack in filter(None, stacks):
+                if self.steps % int(stack[0].entry.set.every) == 0:
+                    project_stack(stack, self.steps, stepped)
 
 
 def _check_torch(optimizer: Any) -> None:
@@ -202,16 +230,15 @@ def _check_torch(optimizer: Any) -> None:
         )
 
 
-def _refuse_lbfgs(optimizer: Any, entries: Sequence[Entry]) -> None:
+def _refuse_lbfgs(optimizer: Any, reducing: Sequence[StepProjection]) -> None:
     import torch
 
-    reduced = reduced_entries(entries)
-    if reduced and isinstance(optimizer, torch.optim.LBFGS):
+    if reducing and isinstance(optimizer, torch.optim.LBFGS):
         raise RuleError(
             explain(
                 "LBFGS can't be given reduced gradients: it compares gradients with losses along a line",
                 "gradient='reduced'",
-                where=repr(reduced[0]),
+                where=repr(reducing[0].entry),
                 instead="constrain(model, rules, gradient='full'), or another optimizer",
             )
         )
@@ -238,22 +265,12 @@ def _is_trained(entry: Entry) -> bool:
 Reader = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 """Maps the state of a parameter and its group's options to the diagonal; None: a constant one."""
 
-Groups = Mapping[int, tuple[Any, Mapping[str, Any]]]
-"""By parameters' ids, the parameters that an optimizer steps and their groups' options."""
-
-
-def _bias_corrected_root(moment: Any, state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    """The root of a bias-corrected second moment."""
-    steps = keras.ops.maximum(state["step"], 1)  # 0 if the first step overflowed
-    return (moment / (1 - group["betas"][1] ** steps)).sqrt() + group["eps"]
-
 
 def _adam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return _bias_corrected_root(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"], state, group)
-
-
-def _nadam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return _bias_corrected_root(state["exp_avg_sq"], state, group)
+    """The root of the bias-corrected second moment."""
+    moment = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
+    steps = keras.ops.maximum(state["step"], 1)  # 0 if the first step overflowed
+    return (moment / (1 - group["betas"][1] ** steps)).sqrt() + group["eps"]
 
 
 def _radam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
@@ -263,10 +280,6 @@ def _radam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
     return state["exp_avg_sq"].sqrt() + group["eps"] if length > 5 else None
 
 
-def _adamax(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return state["exp_inf"]
-
-
 def _rmsprop(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
     moment = state["square_avg"]
     if group["centered"]:
@@ -274,65 +287,49 @@ def _rmsprop(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
     return moment.sqrt() + group["eps"]
 
 
-def _adagrad(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return state["sum"].sqrt() + group["eps"]
-
-
 def _sgd(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
     return None
 
 
-_READERS: dict[str, Reader] = {
-    "SGD": _sgd,
-    "Adam": _adam,
-    "AdamW": _adam,
-    "NAdam": _nadam,
-    "RAdam": _radam,
-    "Adamax": _adamax,
-    "RMSprop": _rmsprop,
-    "Adagrad": _adagrad,
+@dataclass(frozen=True)
+class _TorchMetric(OptimizerMetric):
+    """The metric of a class of optimizers of PyTorch. Its reader is a `Reader` of this module."""
+
+    def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
+        """The diagonals right after a step; of each stepped variable the parameter and its group are given."""
+        trained = [given for variable, given in zip(variables, gradients, strict=True) if variable.trainable]
+        if any(given is None for given in trained):
+            return None
+        rates = [float(group["lr"]) for _, group in trained]
+        rates_differ = len(set(rates)) > 1
+        if self.reader is _sgd and not rates_differ:
+            return None
+        diagonals = []
+        for variable, given in zip(variables, gradients, strict=True):
+            diagonal = keras.ops.ones(variable.shape, working_dtype(dtype_of(variable)))
+            if variable.trainable:
+                parameter, group = given
+                read = self.reader(optimizer.state.get(parameter, {}), group)
+                diagonal = diagonal if read is None else cast(read, dtype_of(diagonal))
+                rate = max(float(group["lr"]), MIN_RATE_RATIO * max(rates))
+                diagonal = diagonal / rate if rates_differ else diagonal
+            diagonals.append(diagonal)
+        return diagonals
+
+
+_METRICS = {
+    "SGD": _TorchMetric(_sgd),
+    "Adam": _TorchMetric(_adam),
+    "AdamW": _TorchMetric(_adam),
+    "NAdam": _TorchMetric(_adam),
+    "RAdam": _TorchMetric(_radam),
+    "Adamax": _TorchMetric(lambda state, group: state["exp_inf"]),
+    "RMSprop": _TorchMetric(_rmsprop, averages_gradients=False),
+    "Adagrad": _TorchMetric(lambda state, group: state["sum"].sqrt() + group["eps"], averages_gradients=False),
 }
-"""The readers by the names of the classes in `torch.optim`."""
-
-_WITHOUT_MOMENTUM = (_rmsprop, _adagrad)
-"""Readers of optimizers that step along each gradient, not along an average."""
+"""The metrics by the names of the classes in `torch.optim`."""
 
 
-def _metric_reader(optimizer: Any) -> Reader | None:
-    """The reader of an optimizer's metric; None if it is unknown."""
-    import torch
-
-    own = type(optimizer)
-    for name, reader in _READERS.items():
-        kind = getattr(torch.optim, name)
-        if isinstance(optimizer, kind) and inspect.unwrap(own.step) is inspect.unwrap(kind.step):
-            return reader
-    return None
-
-
-def _groups(optimizer: Any) -> Groups:
+def _groups(optimizer: Any) -> Mapping[int, tuple[Any, Mapping[str, Any]]]:
+    """By parameters' ids, the parameters that an optimizer steps and their groups' options."""
     return {id(parameter): (parameter, group) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _step_metric(optimizer: Any, entry: Entry, groups: Groups) -> StepMetric:
-    """The metric of the step that an optimizer has just taken."""
-    trained = [variable for variable in entry.variables if variable.trainable]
-    stepped = [groups[id(v.value)] for v in trained if id(v.value) in groups and v.value.grad is not None]
-    reader = _metric_reader(optimizer)
-    if not trained or len(stepped) < len(trained) or reader is None:
-        return NO_METRIC
-    rates = [float(group["lr"]) for _, group in stepped]
-    rates_differ = len(set(rates)) > 1
-    follows = entry.set.projects_in_metric(averages=reader not in _WITHOUT_MOMENTUM)
-    if not follows or (reader is _sgd and not rates_differ):
-        return NO_METRIC
-    diagonals = []
-    for variable in entry.variables:
-        diagonal = keras.ops.ones(variable.shape, working_dtype(dtype_of(variable)))
-        if variable.trainable:
-            parameter, group = groups[id(variable.value)]
-            read = reader(optimizer.state.get(parameter, {}), group)
-            diagonal = diagonal if read is None else cast(read, dtype_of(diagonal))
-            diagonal = diagonal / max(float(group["lr"]), MIN_RATE_RATIO * max(rates)) if rates_differ else diagonal
-        diagonals.append(diagonal)
-    return StepMetric(diagonals)

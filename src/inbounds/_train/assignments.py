@@ -1,0 +1,28 @@
+"""Assigns values to variables. No other module does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from inbounds._arrays.ops import Array
+
+
+def assign(pairs: Iterable[tuple[Any, Any]]) -> None:
+    """Assigns to each variable the value beside it."""
+    for variable, value in pairs:
+        variable.assign(value)
+
+
+def assign_rows(variable: Any, rows: Any, values: Array) -> None:
+    """Assigns values to some rows of a variable, on TensorFlow."""
+    import tensorflow as tf
+
+    variable.value.scatter_update(tf.IndexedSlices(values, rows))
+
+
+def assign_stack(variables: Sequence[Any], values: Array) -> None:
+    """Assigns to each variable its slice of a stack of values, on PyTorch."""
+    import torch
+
+    torch._foreach_copy_([variable.value for variable in variables], list(values.unbind(0)))

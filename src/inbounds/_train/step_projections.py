@@ -1,0 +1,262 @@
+"""How the steps of an optimizer treat a set, decided once, when the optimizer takes up the plan.
+
+Keras' optimizers, those of `torch.optim` and the functions of values are adapters of this module:
+they read the values of the weights, call `reduce` before a step and `project` after it, and assign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import keras
+
+from inbounds._arrays.ops import Array, cast, dtype_of, is_sharded, is_sparse, quiet
+from inbounds._arrays.units import Axes, Units
+from inbounds._errors import RuleError, explain
+from inbounds._model.plan import Entry
+from inbounds._train.metrics import NEED_FULL_GRADIENT, STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
+
+EUCLIDEAN = "Euclidean"
+
+Read = Callable[[Any], Array]
+"""Returns the value of a variable, as a tensor or a NumPy array: projections compute in its kind."""
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a projection knows of the training besides the values.
+
+    Attributes:
+        count: the number of steps taken, including the current one, for sets that change with them.
+        read_metric: reads the diagonal of the step's metric for each weight; None: Euclidean.
+        warm: the warm start of each unit, see `Units`; None: there is none.
+        concrete: see `Units`.
+    """
+
+    count: Any = 0
+    read_metric: Callable[[], Sequence[Array] | None] = lambda: None
+    warm: Any = None
+    concrete: bool = False
+
+
+NO_STEP = StepState()
+
+
+@dataclass(frozen=True, eq=False)
+class StepProjection:
+    """How steps treat the set of one entry.
+
+    Attributes:
+        entry: the set and its weights.
+        axes: those of the entry.
+        free: for each weight, whether projections may move it.
+        optimizer: the optimizer that steps the weights; None: none is known.
+        metric: the optimizer's metric, in which projections are nearest; None: Euclidean.
+        metric_words: the metric in words, or why it is the Euclidean one.
+        sparse_metric: the metric of a step in which a gradient is sparse, and so not reduced.
+        full_gradient_reason: why the optimizer sees the full gradient, in words; empty if it sees
+            the reduced one.
+        shared: whether the optimizer leaves some of the trained weights to another one.
+        by_rows: whether it is enough to project the rows that a sparse gradient names.
+        warm_start: the optimizer's variable that holds the warm start; None: there is none.
+    """
+
+    entry: Entry
+    axes: tuple[Axes, ...]
+    free: tuple[bool, ...]
+    optimizer: Any = None
+    metric: OptimizerMetric | None = None
+    metric_words: str = ""
+    sparse_metric: OptimizerMetric | None = None
+    full_gradient_reason: str = ""
+    shared: bool = False
+    by_rows: bool = False
+    warm_start: Any = None
+
+    def reduce(self, values: Sequence[Array], gradients: Sequence[Any], count: Any) -> list[Any]:
+        """The reduced gradients of the weights.
+
+        Args:
+            values: the values at which the gradients were taken.
+            gradients: the gradient of each weight; None for one that isn't stepped.
+            count: the number of steps, including the coming one.
+        """
+        units = Units.of(values, self.axes, [gradient is not None for gradient in gradients])
+        parts = [
+            keras.ops.zeros_like(part) if gradient is None else cast(gradient, dtype_of(part))
+            for part, gradient in zip(units.parts, gradients, strict=True)
+        ]
+        with quiet(values[0]), _explain_dtensor_errors(self.entry):
+            reduced = self.entry.applied.at(count).reduced(units, units.with_parts(parts))
+        pairs = zip(gradients, reduced.parts, strict=True)
+        return [None if old is None else cast(part, dtype_of(old)) for old, part in pairs]
+
+    def project(self, values: Sequence[Array], state: StepState) -> tuple[list[Array], StepState]:
+        """The projected values of the weights, in their dtypes, and the state for the next step."""
+        applied = self.entry.applied.at(state.count)
+        diagonals = None if self.entry.set.metric == "euclidean" else state.read_metric()
+        training = diagonals is not None
+        units_in = partial(Units.of, values, self.axes, self.free, concrete=state.concrete, training=training)
+        with quiet(values[0]), _explain_dtensor_errors(self.entry):
+            if diagonals is None or state.warm is None or self.metric is None:
+                units = applied.nearest(units_in(metric=diagonals).comparable(applied.couples_units))
+            else:
+                # Eagerly, the first call reuses the diagonals. A trace drops those it doesn't use.
+                ready = [diagonals] if state.concrete else []
+                units = applied.project_warm(
+                    units_in(warm=keras.ops.convert_to_tensor(state.warm)),
+                    lambda: units_in(metric=ready.pop() if ready else state.read_metric()),
+                    self.metric.steady,
+                )
+                state = replace(state, warm=units.warm)
+        parts = zip(values, units.parts, self.free, strict=True)
+        return [cast(part, dtype_of(value)) if free else value for value, part, free in parts], state
+
+    # What the adapters have in common.
+
+    def reduced_gradients(self, gradients: Mapping[int, Any], read: Read, count: Any) -> dict[int, Any]:
+        """The reduced gradients by the ids of the variables.
+
+        Empty where no gradient is known, or where one is sparse.
+        """
+        variables = self.entry.variables
+        own = [gradients.get(id(variable)) for variable in variables]
+        if all(gradient is None for gradient in own) or any(map(is_sparse, own)):
+            return {}
+        reduced = self.reduce(list(map(read, variables)), own, count)
+        return {id(v): gradient for v, gradient in zip(variables, reduced, strict=True) if gradient is not None}
+
+    def projected_values(
+        self, read: Read = keras.ops.convert_to_tensor, state: StepState = NO_STEP
+    ) -> list[tuple[Any, Any]]:
+        """The free variables with their projected values, and the warm start with its new value."""
+        if not any(self.free):
+            return []
+        variables = self.entry.variables
+        values, after = self.project(list(map(read, variables)), state)
+        pairs = [(v, value) for v, value, free in zip(variables, values, self.free, strict=True) if free]
+        return pairs if after is state else [*pairs, (self.warm_start, after.warm)]
+
+    def state_after(self, count: Any, stepped: Mapping[int, Any] | None) -> StepState:
+        """The state right after a step of the optimizer.
+
+        Args:
+            count: see `StepState`.
+            stepped: by the ids of variables, what the metric's reader takes; for optimizers of
+                Keras the gradients. Variables that weren't stepped are missing. None: no step.
+        """
+        own = [] if stepped is None else [stepped.get(id(variable)) for variable in self.entry.variables]
+        metric = self.sparse_metric if any(map(is_sparse, own)) else self.metric
+        concrete = keras.backend.backend() == "torch"
+        if metric is None or stepped is None:
+            return StepState(count, concrete=concrete)
+        read_metric = partial(metric.diagonals, self.optimizer, self.entry.variables, own)
+        return StepState(count, read_metric, self.warm_start, concrete)
+
+
+def projection_of(entry: Entry, *, include_frozen: bool = False) -> StepProjection:
+    """The Euclidean projection of an entry outside of steps; with or without frozen weights."""
+    return StepProjection(entry, entry.axes, tuple(include_frozen or bool(v.trainable) for v in entry.variables))
+
+
+def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: bool = False) -> StepProjection:
+    """Decides how steps treat an entry.
+
+    Args:
+        entry: the set and its weights.
+        optimizers: the optimizers that step the weights; none if they aren't known.
+        sparse_gradient: whether the gradient is sparse, and therefore not reduced.
+    """
+    words, metric = _metric(entry, optimizers, sparse_gradient)
+    return replace(
+        projection_of(entry),
+        optimizer=optimizers[0] if len(optimizers) == 1 else None,
+        metric=metric,
+        metric_words=words,
+        sparse_metric=_metric(entry, optimizers, True)[1],
+        full_gradient_reason=_full_gradient_reason(entry, optimizers, sparse_gradient),
+        shared=bool(_shared(entry, optimizers)),
+    )
+
+
+def signature(optimizer: Any, entries: Sequence[Entry]) -> Any:
+    """What the decisions on some entries depend on; a value that differs means to decide again."""
+    trained = [(entry, *(bool(variable.trainable) for variable in entry.variables)) for entry in entries]
+    return optimizer_metric(optimizer), len(getattr(optimizer, "_trainable_variables", ())), trained
+
+
+def _metric(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> tuple[str, OptimizerMetric | None]:
+    """The metric in which an entry is projected, in words, and as the optimizer has it."""
+    constraint = entry.set
+    if constraint.metric == "euclidean":
+        return f"{EUCLIDEAN}, as asked for", None
+    if constraint.separable:
+        return "the same in all: each entry by itself", None
+    if not constraint.has_reduced_gradient and not constraint.exact_in_metric:
+        return f"{EUCLIDEAN}: the set is not convex", None
+    if not constraint.exact_in_metric:
+        return f"{EUCLIDEAN}: in another the set has no formula", None
+    if not any(variable.trainable for variable in entry.variables):
+        return "none: frozen, no step moves it", None
+    if not optimizers:
+        return "known once the model is compiled", None
+    if len(optimizers) > 1 and not any(optimizer.built for optimizer in optimizers):
+        return "that of the one that steps it, known once the optimizers are built", None
+    if shared := _shared(entry, optimizers):
+        return f"{EUCLIDEAN}: {shared}", None
+    name, metric = type(optimizers[0]).__name__, optimizer_metric(optimizers[0])
+    if not constraint.projects_in_metric((metric is None or metric.averages_gradients) and not sparse_gradient):
+        return f"{EUCLIDEAN}: {name} sees the reduced gradient", None
+    if metric is None:
+        return f"{EUCLIDEAN}: that of {name} is not known, see register_metric", None
+    if metric.reader is None:
+        return f"{EUCLIDEAN}: {name} steps all entries alike", None
+    return f"{name}: {metric.description}", metric
+
+
+def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> str:
+    """Why optimizers see the full gradient, in words; empty if they see the reduced one."""
+    constraint = entry.set
+    if constraint.gradient == "full":
+        return "as asked for"
+    if shared := _shared(entry, optimizers):
+        return shared
+    if constraint.projects_in_metric(averages=False):
+        for kind, why in NEED_FULL_GRADIENT.items():
+            if any(isinstance(optimizer, kind) for optimizer in optimizers):
+                return f"{kind.__name__} {why}"
+    another = any(isinstance(optimizer, STEP_ANOTHER_SEQUENCE) for optimizer in optimizers)
+    reason = "" if another and constraint.has_reduced_gradient else constraint.full_gradient_reason
+    return reason or ("it names rows of a batch only" if sparse_gradient else "")
+
+
+def _shared(entry: Entry, optimizers: Sequence[Any]) -> str:
+    """That no built optimizer steps all trained weights, in words; empty if one does."""
+    built = [optimizer for optimizer in optimizers if getattr(optimizer, "built", False)]
+    if len(optimizers) > 1 and built:
+        return f"{len(optimizers)} optimizers step weights of one unit"
+    trained = {id(variable) for variable in entry.variables if variable.trainable}
+    apart = any(trained.difference(map(id, optimizer._trainable_variables)) for optimizer in built)
+    return "its optimizer doesn't step all weights of a unit" if apart else ""
+
+
+@contextmanager
+def _explain_dtensor_errors(entry: Entry) -> Iterator[None]:
+    """A context that turns an error of PyTorch's DTensors into one that says what to do instead."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(is_sharded(variable.value) for variable in entry.variables):
+            raise
+        raise RuleError(
+            explain(
+                "The set takes an operation that PyTorch lacks for DTensors",
+                str(error).split("\n")[0],
+                where=repr(entry),
+                instead="a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded",
+            )
+        ) from error
