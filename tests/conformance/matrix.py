@@ -151,6 +151,14 @@ LEFT_OUT = [
         lambda cell: cell.situation == "at the optimum" and cell.optimizer in ("Lamb", "Adafactor") and cell.joint,
     ),
     LeftOut(
+        "steps of one size along a gradient that is reduced keep the order by themselves",
+        lambda cell: (
+            cell.situation in ("every third step", "every epoch")
+            and cell.set == "Monotone"
+            and cell.optimizer == "Lion"
+        ),
+    ),
+    LeftOut(
         "two optimizers step the weights of one unit, whose metric is then the Euclidean one",
         lambda cell: cell.situation == "at the optimum" and cell.optimizer in MULTI and cell.joint,
     ),
