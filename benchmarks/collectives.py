@@ -131,12 +131,11 @@ def looks(name, metric):
     """How many looks the loop of a projection takes in each step of a training, as a histogram."""
     from sklearn.datasets import load_digits
 
-    import inbounds._sets.norms as norms
-    import inbounds._sets.sums as sums
+    from inbounds._sets import one_row
 
     x, y = load_digits(return_X_y=True)
     taken = Counter()
-    original = norms.iterate
+    original = one_row.iterate
 
     def iterate(step, *arguments):
         count = 0
@@ -155,11 +154,11 @@ def looks(name, metric):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.005), loss, run_eagerly=True)  # else Python doesn't see the loop
     ib.constrain(model, {"**/kernel": SETS[name]}, gradient="full", metric=metric)
-    norms.iterate = sums.iterate = iterate
+    one_row.iterate = iterate
     try:
         model.fit((x / 16).astype("float32"), y, batch_size=64, epochs=3, verbose=0)
     finally:
-        norms.iterate = sums.iterate = original
+        one_row.iterate = original
     return dict(sorted(taken.items()))
 
 

@@ -56,7 +56,7 @@ CASES: dict[str, tuple[Callable[[], ib.Set], Program, str]] = {
     "subspace, ball": (
         lambda: ib.SumTo(0) & ib.MaxNorm(1),
         lambda r: [sums(r) == 0, length(r) <= 1],
-        "multipliers for SumTo and MaxNorm",
+        "exact: SumTo, then MaxNorm",
     ),
     "orthant, l1": (lambda: ib.L1Ball(1) & ib.NonNeg(), lambda r: [r >= 0, sums(r) <= 1], "exact: NonNeg, then L1Ball"),
     "boxes": (lambda: ib.Box(-1, 0.5) & ib.Box(LOWS, 1), lambda r: [r >= LOWS[None], r <= 0.5], "exact: Box, then Box"),
