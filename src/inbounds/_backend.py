@@ -1,7 +1,8 @@
 """Imports Keras, on a backend that is installed. The package imports this module before any other.
 
-Keras takes its backend when it is first imported: from KERAS_BACKEND, else from keras.json, else TensorFlow, and fails
-where that isn't installed. The choice here is Keras' own wherever Keras could be imported with it.
+Keras takes its backend when it is first imported: from KERAS_BACKEND, else from keras.json, else
+TensorFlow, and fails where that isn't installed. The choice here is Keras' own wherever Keras could
+be imported with it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import sys
 from pathlib import Path
 
 BACKENDS = ("jax", "torch", "tensorflow")
-"""What inbounds runs on, in the order in which one is taken where Keras' own choice isn't installed."""
+"""What inbounds runs on, in the order in which one is taken where Keras' own choice isn't
+installed."""
 
 
 def import_keras() -> None:
     """Imports Keras. The environment is left as it was.
 
     Raises:
-        ImportError: KERAS_BACKEND names no backend that inbounds runs on, or one that isn't installed; or none is.
+        ImportError: KERAS_BACKEND names no backend that inbounds runs on, or one that isn't
+            installed; or none is.
     """
     if "keras" in sys.modules:  # its backend can't be changed any more
         return

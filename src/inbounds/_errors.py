@@ -1,11 +1,10 @@
 """Every exception and warning of inbounds.
 
-InboundsError
-├── SetError (also a ValueError)      a set was given a bad argument, or rows it can't apply to
-├── LayoutError (also a ValueError)   the units of a weight can't be told
-├── RuleError (also a ValueError)     a rule, a selector or a model that no plan can be made of
-├── FileError (also a ValueError)     a model file or a rules file that can't be read
-└── ConstraintViolation               raised by `check` when a weight is outside its set; holds the report
+InboundsError ├── SetError (also a ValueError)      a set was given a bad argument, or rows it can't
+apply to ├── LayoutError (also a ValueError)   the units of a weight can't be told ├── RuleError
+(also a ValueError)     a rule, a selector or a model that no plan can be made of ├── FileError
+(also a ValueError)     a model file or a rules file that can't be read └── ConstraintViolation
+raised by `check` when a weight is outside its set; holds the report
 
 PlanNotSavedWarning (a UserWarning)   part of a plan that a `.keras` file can't carry
 LayoutWarning (a UserWarning)         the units of a layer's weight are not known and were guessed
@@ -31,7 +30,8 @@ LONG = 240
 def printable(text: str, *, lines: bool = False) -> str:
     r"""Text without control characters: what a terminal or a log would act on is escaped, as `\x1b` or `\n`.
 
-    Names of layers, weights and files come from elsewhere; all that prints one passes it through here.
+    Names of layers, weights and files come from elsewhere; all that prints one passes it through
+    here.
 
     Args:
         text: any text; what is printable already comes back as it is.

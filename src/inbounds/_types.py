@@ -128,13 +128,16 @@ Selector: TypeAlias = str | type[Any] | Callable[[Any, Any], Any] | Variable
 """A glob or name, a layer or a class of layers, a callable(layer, variable), or a variable."""
 
 OfWeight: TypeAlias = Callable[[Any], Any] | type[Any] | str
-"""A set or another callable from tensor to tensor, or the class or name of a set that takes no arguments."""
+"""A set or another callable from tensor to tensor, or the class or name of a set that takes no
+arguments."""
 
 Rule: TypeAlias = OfWeight | Mapping[str, OfWeight]
-"""What a selector is given: a set, or for a layer a mapping from the names of its weights to sets."""
+"""What a selector is given: a set, or for a layer a mapping from the names of its weights to
+sets."""
 
-# A type variable: what is given is inferred by itself and then compared, since a dictionary of narrower keys would be
-# another type. Of values of several kinds mypy knows only that they are objects, or collections, so that these pass.
+# A type variable: what is given is inferred by itself and then compared, since a dictionary of
+# narrower keys would be another type. Of values of several kinds mypy knows only that they are
+# objects, or collections, so that these pass.
 Rules = TypeVar(
     "Rules",
     bound=Mapping[Any, Rule]

@@ -111,7 +111,8 @@ def without_arguments(given: str | type[Any]) -> Any:
     """The constraint that a class or a name alone means, where it takes no arguments.
 
     Raises:
-        SetError: it takes some, so that a default would hold that nobody wrote; or it is something else.
+        SetError: it takes some, so that a default would hold that nobody wrote; or it is something
+            else.
     """
     cls: Any = _named(given) if isinstance(given, str) else given
     if not issubclass(cls, Constraint):
@@ -141,8 +142,8 @@ def get(identifier: str | dict[str, Any] | type[Any] | Callable[[Any], Any] | No
     """The constraint that is meant: by name, by config, as a class, or as it is.
 
     Args:
-        identifier: None, the name of a set (`"MaxNorm"` or, as in Keras, `"max_norm"`), a config, a class or a
-            callable.
+        identifier: None, the name of a set (`"MaxNorm"` or, as in Keras, `"max_norm"`), a config, a
+            class or a callable.
 
     Raises:
         SetError: no set has that name, or the set needs arguments.

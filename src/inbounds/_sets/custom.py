@@ -29,19 +29,19 @@ def callable_name(fn: Any) -> str:
 class Custom(Set):
     """{w : fn(w) = w}: the fixed points of any callable from tensor to tensor.
 
-    What Keras accepts as a constraint, with a report: it is violated by as much as `fn` still moves a weight. `fn` sees
-    the weight in its own shape. It has to be idempotent to be a projection; whether the result is nearest is for `fn`
-    to ensure.
+    What Keras accepts as a constraint, with a report: it is violated by as much as `fn` still moves
+    a weight. `fn` sees the weight in its own shape. It has to be idempotent to be a projection;
+    whether the result is nearest is for `fn` to ensure.
 
     Args:
-        fn: takes a tensor (of the dtype it is computed in: float32 for half precision), returns one of the same shape;
-            written with `keras.ops`, it works on every backend.
+        fn: takes a tensor (of the dtype it is computed in: float32 for half precision), returns one
+            of the same shape; written with `keras.ops`, it works on every backend.
         axis: for reports, the axes that a unit spans; see `MaxNorm`.
-        projection: whether `fn` gives the nearest point of a convex set. Then an optimizer is shown the reduced
-            gradient, else all of it.
+        projection: whether `fn` gives the nearest point of a convex set. Then an optimizer is shown
+            the reduced gradient, else all of it.
 
-    A function that is registered with `keras.saving.register_keras_serializable` is saved with a model; a lambda is
-    not, and `constrain` says so. The tolerance is 4 ulp at 1.
+    A function that is registered with `keras.saving.register_keras_serializable` is saved with a
+    model; a lambda is not, and `constrain` says so. The tolerance is 4 ulp at 1.
 
     Cost: that of `fn`, and a pass that keeps NaN and infinities.
 

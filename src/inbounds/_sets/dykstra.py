@@ -1,7 +1,7 @@
 """Points of an intersection by nothing but the projections on its members: Dykstra's algorithm, and turns.
 
-Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in Hilbert spaces",
-1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's algorithm", 2005.
+Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in
+Hilbert spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's algorithm", 2005.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ TURNS = 500
 """At most so many rounds of projections in turn."""
 
 REPEATS = 8
-"""At most so often a multiplier is looked for once more from the result; as a rule once moves the last bits."""
+"""At most so often a multiplier is looked for once more from the result; as a rule once moves the
+last bits."""
 
 UNROLLED_ROUNDS, UNROLLED_TURNS, UNROLLED_REPEATS = 100, 4, 1
 """The same where none can be left out: where PyTorch exports or vectorizes."""
 
 LIVE_ROUNDS = 40
-"""Rounds of Dykstra's algorithm that are gone through again, from where it has ended, to be differentiated."""
+"""Rounds of Dykstra's algorithm that are gone through again, from where it has ended, to be
+differentiated."""
 
 
 def in_turn(projections: Sequence[Projection], units: Units) -> Units:
@@ -118,9 +120,10 @@ def dykstra(projections: Sequence[Projection], units: Units) -> Units:
 def _dykstra_from_near(projections: Sequence[Projection], units: Units) -> tuple[Units, list[Units]]:
     """Where Dykstra's algorithm ends, and what each set has taken away.
 
-    From a point that is far away, in terms of the sets' size, it needs as many rounds as it is times as far. So the
-    unit begins at `2^-left` of itself, and is doubled as soon as that has settled: with everything taken doubled too,
-    the same point is still nearest to one that is off by the size of the sets only.
+    From a point that is far away, in terms of the sets' size, it needs as many rounds as it is
+    times as far. So the unit begins at `2^-left` of itself, and is doubled as soon as that has
+    settled: with everything taken doubled too, the same point is still nearest to one that is off
+    by the size of the sets only.
     """
     xp = namespace(units.parts[0])
     size = units.max(xp.abs)

@@ -1,8 +1,8 @@
 """Sets that bound each entry by itself: NonNeg, NonPos, Box, Fixed.
 
-Their projections are exact in floating point: an entry that is outside becomes its bound, rounded to the weight's
-dtype. So the tolerance is no more than that rounding, or the smallest normal number: XLA takes what is smaller for 0.
-They are the same in every metric.
+Their projections are exact in floating point: an entry that is outside becomes its bound, rounded
+to the weight's dtype. So the tolerance is no more than that rounding, or the smallest normal
+number: XLA takes what is smaller for 0. They are the same in every metric.
 """
 
 from __future__ import annotations
@@ -90,14 +90,15 @@ class Interval(Set):
 class NonNeg(Interval):
     """{w : w >= 0}, every entry.
 
-    The exact nearest point: negative entries become 0, all others stay bit for bit. For weights that may only add:
-    monotone networks, mixing weights, activities.
+    The exact nearest point: negative entries become 0, all others stay bit for bit. For weights
+    that may only add: monotone networks, mixing weights, activities.
 
     Cost: one pass over the weight.
 
     NaN and infinities stay, and count as violated.
 
-    Source: Lawson and Hanson, "Solving least squares problems", 1974; Sill, "Monotonic networks", 1998.
+    Source: Lawson and Hanson, "Solving least squares problems", 1974; Sill, "Monotonic networks",
+    1998.
 
     >>> NonNeg().project([[-1.0, 2.0]])
     array([[0., 2.]])
@@ -132,8 +133,9 @@ class Box(Interval):
     For weights with a known range, or one side of it: an infinite bound leaves that side open.
 
     Args:
-        low: a number, or an array that broadcasts over a unit: one entry for each entry of the unit, or a shape that
-            broadcasts to the unit's own (for a filter: (rows, columns, channels)).
+        low: a number, or an array that broadcasts over a unit: one entry for each entry of the
+            unit, or a shape that broadcasts to the unit's own (for a filter: (rows, columns,
+            channels)).
         high: the same; not below `low`.
         center: what the box is moved by: {w : low <= w - center <= high}, see `MaxNorm`.
 
@@ -144,8 +146,8 @@ class Box(Interval):
 
     NaN and infinities stay, and count as violated.
 
-    Source: Arjovsky, Chintala and Bottou, "Wasserstein GAN", 2017, for weights in a box; Bertsekas, "On the
-    Goldstein-Levitin-Polyak gradient projection method", 1976.
+    Source: Arjovsky, Chintala and Bottou, "Wasserstein GAN", 2017, for weights in a box; Bertsekas,
+    "On the Goldstein-Levitin-Polyak gradient projection method", 1976.
 
     >>> Box(-1, [0.5, 1]).project([[-2.0, 3.0]])
     array([[-1.,  1.]])
@@ -180,8 +182,8 @@ class Box(Interval):
 class Fixed(Interval):
     """{value}: every entry has its given value.
 
-    For entries that training must not move, with `where` in a rule or for a whole weight; the weight still takes part
-    in the forward pass. NaN and infinities stay, and count as violated.
+    For entries that training must not move, with `where` in a rule or for a whole weight; the
+    weight still takes part in the forward pass. NaN and infinities stay, and count as violated.
 
     Args:
         value: a number, or an array that broadcasts over a unit (see `Box`); finite.

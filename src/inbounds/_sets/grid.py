@@ -39,24 +39,26 @@ LARGEST = {
 class Grid(Set):
     """{w : every entry is a multiple of step}. Not convex.
 
-    Each entry becomes the nearest multiple, rounded to the weight's dtype: weights that are to be stored as small
-    integers times a step, quantization. Halfway between two it becomes the even one: 0.5 and -0.5 steps become 0, 1.5
-    becomes 2. It is the same in every metric.
+    Each entry becomes the nearest multiple, rounded to the weight's dtype: weights that are to be
+    stored as small integers times a step, quantization. Halfway between two it becomes the even
+    one: 0.5 and -0.5 steps become 0, 1.5 becomes 2. It is the same in every metric.
 
     Args:
         step: the distance from one multiple to the next; above 0.
 
     Raises:
-        SetError: `step` is not above 0, or, once the weight is known, too small for the dtype it is computed in.
+        SetError: `step` is not above 0, or, once the weight is known, too small for the dtype it is
+            computed in.
 
-    Cost: one pass. Where the floats of the weight's dtype are about as far apart as the multiples (entries of 2^22
-    steps in float32, 2^9 in float16, 2^6 in bfloat16), entries stay: every one is within 4 ulp of a multiple. An entry
-    beyond the last multiple that the dtype can hold becomes that one. A zero unit is inside. NaN and infinities stay,
-    and count as violated; the other entries of the unit are rounded. The derivative is 0,
-    but for entries that are too large to move.
+    Cost: one pass. Where the floats of the weight's dtype are about as far apart as the multiples
+    (entries of 2^22 steps in float32, 2^9 in float16, 2^6 in bfloat16), entries stay: every one is
+    within 4 ulp of a multiple. An entry beyond the last multiple that the dtype can hold becomes
+    that one. A zero unit is inside. NaN and infinities stay, and count as violated; the other
+    entries of the unit are rounded. The derivative is 0, but for entries that are too large to
+    move.
 
-    Source: Courbariaux, Bengio and David, "BinaryConnect: training deep neural networks with binary weights during
-    propagations", 2015, for weights on a grid during training.
+    Source: Courbariaux, Bengio and David, "BinaryConnect: training deep neural networks with binary
+    weights during propagations", 2015, for weights on a grid during training.
 
     >>> Grid(0.5).project([[0.3, -0.9, 0.25, 0.75]])
     array([[ 0.5, -1. ,  0. ,  1. ]])

@@ -1,8 +1,9 @@
 """Intersection, what `a & b` makes, and how it is projected on: the first method that serves, exact before iterative.
 
-After a closed convex cone, a ball about 0 (or after an orthant, whatever a change of sign or a smaller entry doesn't
-leave) is projected on exactly. Sets of bounds, linear rows, balls and 1-norms have one projection together, their
-normal form. Dykstra's algorithm, for all else, needs nothing but the projections.
+After a closed convex cone, a ball about 0 (or after an orthant, whatever a change of sign or a
+smaller entry doesn't leave) is projected on exactly. Sets of bounds, linear rows, balls and 1-norms
+have one projection together, their normal form. Dykstra's algorithm, for all else, needs nothing
+but the projections.
 """
 
 from __future__ import annotations
@@ -149,35 +150,39 @@ class AllOf(Composite):
 class Intersection(AllOf):
     """{w : w in every one of the sets}: what `a & b` makes.
 
-    The projection is the nearest point of the intersection, which one projection after the other is not. How it is
-    found depends on the sets, see `how`:
+    The projection is the nearest point of the intersection, which one projection after the other is
+    not. How it is found depends on the sets, see `how`:
 
-    - one after the other where that is exact: a cone (NonNeg, Monotone, Symmetric...) and then a ball about 0; an
-      orthant and then L1Ball, a symmetric Box or Sparse; boxes; Monotone and then a Box, SumTo or L1Ball; Symmetric and
-      then a norm of the spectrum;
-    - sets of bounds (NonNeg, Box, Fixed...), linear rows (SumTo, Simplex, Halfspace, Hyperplane), balls and 1-norms
-      about one centre together, by their normal form: one multiplier per unit for each row and norm, found by Newton's
-      method to rounding, as a rule in 3 to 20 steps and in 250 at most;
-    - else Dykstra's algorithm, 1,000 rounds over the sets at most, until the rounds change nothing but rounding; then
-      projections in turn until every set holds.
+    - one after the other where that is exact: a cone (NonNeg, Monotone, Symmetric...) and then a
+      ball about 0; an orthant and then L1Ball, a symmetric Box or Sparse; boxes; Monotone and then
+      a Box, SumTo or L1Ball; Symmetric and then a norm of the spectrum;
+    - sets of bounds (NonNeg, Box, Fixed...), linear rows (SumTo, Simplex, Halfspace, Hyperplane),
+      balls and 1-norms about one centre together, by their normal form: one multiplier per unit for
+      each row and norm, found by Newton's method to rounding, as a rule in 3 to 20 steps and in 250
+      at most;
+    - else Dykstra's algorithm, 1,000 rounds over the sets at most, until the rounds change nothing
+      but rounding; then projections in turn until every set holds.
 
-    A set that isn't convex (UnitNorm, Sparse, Grid...) has no nearest point that could be found in general: the sets
-    are projected on in turn, 500 rounds at most, until all hold. The result is in the intersection, where that is
-    found, and exact for Sparse with an orthant or a ball.
+    A set that isn't convex (UnitNorm, Sparse, Grid...) has no nearest point that could be found in
+    general: the sets are projected on in turn, 500 rounds at most, until all hold. The result is in
+    the intersection, where that is found, and exact for Sparse with an orthant or a ball.
 
     Args:
-        sets: two or more; intersections among them are taken apart. Their axes are the same, or not given.
+        sets: two or more; intersections among them are taken apart. Their axes are the same, or not
+            given.
 
     Raises:
-        SetError: fewer than two sets, a Joint, different axes, or sets that have no point in common.
+        SetError: fewer than two sets, a Joint, different axes, or sets that have no point in
+            common.
 
-    Cost: that of the sets, one after the other; for m multipliers 2 m + m^2 sums over the unit and a few systems of m
-    unknowns in each step; for Dykstra's algorithm 1,000 rounds over the sets at most, twice. A unit that is inside
-    every set stays bit for bit.
+    Cost: that of the sets, one after the other; for m multipliers 2 m + m^2 sums over the unit and
+    a few systems of m unknowns in each step; for Dykstra's algorithm 1,000 rounds over the sets at
+    most, twice. A unit that is inside every set stays bit for bit.
 
-    Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in Hilbert
-    spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's algorithm", 2005; Bauschke, Bui and Wang,
-    "Projecting onto the intersection of a cone and a sphere", 2018.
+    Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex
+    sets in Hilbert spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's
+    algorithm", 2005; Bauschke, Bui and Wang, "Projecting onto the intersection of a cone and a
+    sphere", 2018.
 
     >>> from inbounds import MaxNorm, NonNeg
     >>> (NonNeg() & MaxNorm(1)).project([[3.0, 4.0], [-3.0, 0.5]])
@@ -310,7 +315,8 @@ def _named(members: Sequence[Set]) -> str:
 def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> bool:
     """Whether projecting on the intersection of `rest` and then on `last` gives the nearest point of all.
 
-    In a metric that weighs each entry it does where what follows keeps signs, or looks at entries one by one.
+    In a metric that weighs each entry it does where what follows keeps signs, or looks at entries
+    one by one.
     """
     if weighted:
         in_order = len(rest) == 1 and isinstance(rest[0], Monotone) and _box(last) and last.entrywise

@@ -22,26 +22,27 @@ KERNEL_AND_BIAS = ("kernel", "bias")
 class Joint(Composite):
     """{(w, b) : w and b together in a set}: several weights of a layer, one vector per unit.
 
-    A kernel's column (or filter) and its bias entry are one vector, and the set holds for that vector. Give the same
-    Joint to both arguments of a layer, or use it in a rule for layers:
+    A kernel's column (or filter) and its bias entry are one vector, and the set holds for that
+    vector. Give the same Joint to both arguments of a layer, or use it in a rule for layers:
 
         j = Joint(MaxNorm(1.0))
         keras.layers.Dense(64, kernel_constraint=j, bias_constraint=j)
 
-    Where the layer has no bias, or another rule holds for it, the kernel carries the set alone. A weight that is frozen
-    stays, and the others keep the vector inside.
+    Where the layer has no bias, or another rule holds for it, the kernel carries the set alone. A
+    weight that is frozen stays, and the others keep the vector inside.
 
     Args:
         inner: a set of vectors.
         weights: the names of the weights in the layer that form a unit.
 
     Raises:
-        SetError: `inner` is not a set, is itself a Joint or a Custom, or has an axis; `weights` are not different
-            names.
+        SetError: `inner` is not a set, is itself a Joint or a Custom, or has an axis; `weights` are
+            not different names.
 
     Cost: that of the inner set over both weights; nothing is copied or transposed.
 
-    Source: an open wish of Keras' users since 2021, issue 14954, for the norm of kernel and bias together.
+    Source: an open wish of Keras' users since 2021, issue 14954, for the norm of kernel and bias
+    together.
 
     >>> Joint(MaxNorm(1)).project([[3.0, 4.0]])  # rows are the joint vectors
     array([[0.6, 0.8]])

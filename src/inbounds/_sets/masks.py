@@ -26,16 +26,18 @@ from inbounds._types import Inputs, Mask
 class Where(Composite):
     """{w : the entries that a mask marks are in a set}: what `a.where(mask)` makes.
 
-    The marked entries of a unit are the vector that the set holds for; the others are neither seen nor changed. Units
-    may have different marks, and different numbers of them; a unit without any is inside.
+    The marked entries of a unit are the vector that the set holds for; the others are neither seen
+    nor changed. Units may have different marks, and different numbers of them; a unit without any
+    is inside.
 
     Args:
         set: of vectors or entries; a set of a whole matrix has no meaning for some of its entries.
-        mask: booleans that broadcast to the weight (on rows: to the rows); within a Joint, one for each entry of a unit
-            or one row for each unit.
+        mask: booleans that broadcast to the weight (on rows: to the rows); within a Joint, one for
+            each entry of a unit or one row for each unit.
 
     Raises:
-        SetError: the mask isn't of booleans, marks nothing, or the set is one of a whole matrix or a callable.
+        SetError: the mask isn't of booleans, marks nothing, or the set is one of a whole matrix or
+            a callable.
 
     Cost: that of the set, and a selection in every pass.
 
@@ -107,16 +109,16 @@ class _Marked(Where):
 class On(Composite):
     """{w : the weights that come from some inputs are in a set}: what `a.on(inputs=...)` makes.
 
-    The inputs are features of a Dense, channels of a convolution, tokens of an Embedding. The set holds for the vector
-    of those weights of each unit; all others are free, the bias among them.
+    The inputs are features of a Dense, channels of a convolution, tokens of an Embedding. The set
+    holds for the vector of those weights of each unit; all others are free, the bias among them.
 
     Args:
         set: of vectors or entries, as for `where`.
         inputs: different indices, from 0.
 
     Raises:
-        SetError: `inputs` are no such indices, or the set is one of a whole matrix or a callable; when the plan is
-            made, the weight has fewer inputs, or has none.
+        SetError: `inputs` are no such indices, or the set is one of a whole matrix or a callable;
+            when the plan is made, the weight has fewer inputs, or has none.
 
     Cost: as `where`.
 

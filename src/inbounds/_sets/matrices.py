@@ -1,7 +1,7 @@
 """Sets of a whole matrix, and those of them that linear algebra without a spectrum projects on.
 
-The units of a weight are the rows of one matrix (units, size), or of a stack of matrices, one block of units after the
-other: the heads of an attention, the gates of a recurrent layer.
+The units of a weight are the rows of one matrix (units, size), or of a stack of matrices, one block
+of units after the other: the heads of an attention, the gates of a recurrent layer.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ from inbounds._sets.set import ULPS, Edge, Set, registered
 from inbounds._types import Integer
 
 STEPS = 100
-"""At most so many of Newton's steps to a doubly stochastic matrix: a few from close by, 20 to 60 from far away."""
+"""At most so many of Newton's steps to a doubly stochastic matrix: a few from close by, 20 to 60
+from far away."""
 
 UNROLLED = 60
 """The same where PyTorch traces or vectorizes, and has to take all of them."""
 
 ZOOM = 16.0
-"""By how much a matrix that is far from the doubly stochastic ones comes back to its size at a time."""
+"""By how much a matrix that is far from the doubly stochastic ones comes back to its size at a
+time."""
 
 ROUGH = 0.5
 """How near 1 all sums are before it does."""
@@ -75,7 +77,8 @@ class MatrixSet(Set):
 
         Args:
             matrices: finite, of shape (stack, rows, columns).
-            units: what they were made of: for the weight's dtype, and whether a derivative may be asked for.
+            units: what they were made of: for the weight's dtype, and whether a derivative may be
+                asked for.
         """
 
     @abstractmethod
@@ -177,19 +180,21 @@ class _Mirrored(MatrixSet):
 class Symmetric(_Mirrored):
     """{W : W = W^T}, the whole weight: symmetric matrices.
 
-    Interactions that are the same both ways: energies (Hopfield networks, Boltzmann machines), bilinear forms, graphs
-    without directions. The nearest one is (W + W^T) / 2, exactly symmetric. The violation is the largest |w_ij - w_ji|.
+    Interactions that are the same both ways: energies (Hopfield networks, Boltzmann machines),
+    bilinear forms, graphs without directions. The nearest one is (W + W^T) / 2, exactly symmetric.
+    The violation is the largest |w_ij - w_ji|.
 
     Args:
-        stack: how many square matrices the units of a weight make, one block of units after the other.
+        stack: how many square matrices the units of a weight make, one block of units after the
+            other.
 
     Raises:
         SetError: on a weight that isn't square, or a bias.
 
     Cost: about ten passes over the weight, some of them across its rows.
 
-    A zero matrix is inside. Numbers up to the largest don't overflow. A matrix with NaN or infinities stays, and counts
-    as violated.
+    A zero matrix is inside. Numbers up to the largest don't overflow. A matrix with NaN or
+    infinities stays, and counts as violated.
 
     Source: Higham, "Computing a nearest symmetric positive semidefinite matrix", 1988.
 
@@ -205,8 +210,9 @@ class Symmetric(_Mirrored):
 class SkewSymmetric(_Mirrored):
     """{W : W = -W^T}, the whole weight: skew-symmetric matrices.
 
-    Recurrent weights that neither damp nor amplify, generators of rotations: exp(W) and the Cayley transform of such a
-    W are orthogonal. The nearest one is (W - W^T) / 2, its diagonal exactly 0. The violation is the largest
+    Recurrent weights that neither damp nor amplify, generators of rotations: exp(W) and the Cayley
+    transform of such a W are orthogonal. The nearest one is (W - W^T) / 2, its diagonal exactly 0.
+    The violation is the largest
     |w_ij + w_ji|.
 
     Args:
@@ -219,7 +225,8 @@ class SkewSymmetric(_Mirrored):
 
     Edges as in `Symmetric`.
 
-    Source: Chang et al., "AntisymmetricRNN: a dynamical system view on recurrent neural networks", 2019.
+    Source: Chang et al., "AntisymmetricRNN: a dynamical system view on recurrent neural networks",
+    2019.
 
     >>> SkewSymmetric().project([[1.0, 2.0], [0.0, 3.0]])
     array([[ 0.,  1.],
@@ -233,8 +240,9 @@ class SkewSymmetric(_Mirrored):
 class ZeroDiagonal(MatrixSet):
     """{W : w_ii = 0 for each i}, the whole weight: nothing acts on itself.
 
-    Recurrent weights without a loop from a neuron to itself, features that are predicted from the others (item-to-item
-    models, causal graphs). All other entries stay bit for bit. The violation is the largest |w_ii|.
+    Recurrent weights without a loop from a neuron to itself, features that are predicted from the
+    others (item-to-item models, causal graphs). All other entries stay bit for bit. The violation
+    is the largest |w_ii|.
 
     Args:
         stack: see `Symmetric`.
@@ -277,9 +285,10 @@ class ZeroDiagonal(MatrixSet):
 class DoublyStochastic(MatrixSet):
     """{W : W >= 0, each row and each column sums to 1}, the whole weight: soft permutations.
 
-    Matchings, orderings and routings that are learned; mixing of channels, tokens or neighbours that neither creates
-    nor loses anything. The nearest one reaches 0 exactly, which Sinkhorn's scaling doesn't. The violation is the
-    largest of -w_ij and of the distances of row and column sums from 1.
+    Matchings, orderings and routings that are learned; mixing of channels, tokens or neighbours
+    that neither creates nor loses anything. The nearest one reaches 0 exactly, which Sinkhorn's
+    scaling doesn't. The violation is the largest of -w_ij and of the distances of row and column
+    sums from 1.
 
     Args:
         stack: see `Symmetric`.
@@ -287,17 +296,19 @@ class DoublyStochastic(MatrixSet):
     Raises:
         SetError: on a weight that isn't square, or a bias.
 
-    Cost: for an n x n matrix at most 100 of Newton's steps, each a linear system of n unknowns (n^3) and some thirty
-    passes; 3 to 10 from close by, as in training, 20 to 60 from far away. Then it is the nearest matrix, to rounding.
-    Were the steps used up, the result would be scaled until rows and columns sum to 1 all the same: in the set, and not
-    the nearest. Where PyTorch traces or vectorizes, 60 are taken, each time. A weight that is inside costs five passes.
+    Cost: for an n x n matrix at most 100 of Newton's steps, each a linear system of n unknowns
+    (n^3) and some thirty passes; 3 to 10 from close by, as in training, 20 to 60 from far away.
+    Then it is the nearest matrix, to rounding. Were the steps used up, the result would be scaled
+    until rows and columns sum to 1 all the same: in the set, and not the nearest. Where PyTorch
+    traces or vectorizes, 60 are taken, each time. A weight that is inside costs five passes.
 
-    A zero matrix becomes the one with all entries 1 / n. Differences within a matrix are known to the rounding of its
-    largest entry; with entries above 2^30 (2^59 in float64), where that is all that counts, they are taken for so
-    large. Gradients are those of the zeros that the result has. A matrix with NaN or infinities stays, and counts as
-    violated.
+    A zero matrix becomes the one with all entries 1 / n. Differences within a matrix are known to
+    the rounding of its largest entry; with entries above 2^30 (2^59 in float64), where that is all
+    that counts, they are taken for so large. Gradients are those of the zeros that the result has.
+    A matrix with NaN or infinities stays, and counts as violated.
 
-    Source: Li, Sun and Toh, "On the efficient computation of a projector over the Birkhoff polytope", 2020.
+    Source: Li, Sun and Toh, "On the efficient computation of a projector over the Birkhoff
+    polytope", 2020.
 
     >>> DoublyStochastic().project([[2.0, 0.0], [0.0, 1.5]])
     array([[1., 0.],
@@ -340,11 +351,12 @@ class DoublyStochastic(MatrixSet):
         return ULPS * ulp(1.0, dtype)
 
 
-# The nearest doubly stochastic matrix to X is Y = max(X - a 1^T - 1 b^T, 0) for some numbers a, one a row, and b, one a
-# column: those at which Y's rows and columns sum to 1, which minimise |Y|^2 / 2 + sum a + sum b. Newton's method finds
-# them. Only Z = X - a 1^T - 1 b^T is kept, and changed by what a step adds to a and b, so that the entries that matter,
-# which are between 0 and 1 at the end, are rounded at their own size however large X is. From far away, where most
-# steps would be short, the answer is first found for X / left, with `left` large, and then for smaller ones.
+# The nearest doubly stochastic matrix to X is Y = max(X - a 1^T - 1 b^T, 0) for some numbers a, one
+# a row, and b, one a column: those at which Y's rows and columns sum to 1, which minimise |Y|^2 / 2
+# + sum a + sum b. Newton's method finds them. Only Z = X - a 1^T - 1 b^T is kept, and changed by
+# what a step adds to a and b, so that the entries that matter, which are between 0 and 1 at the
+# end, are rounded at their own size however large X is. From far away, where most steps would be
+# short, the answer is first found for X / left, with `left` large, and then for smaller ones.
 
 
 def _summing_to_one(matrices: Array, outside: Array) -> Array:
@@ -394,7 +406,8 @@ def _start(matrices: Array) -> tuple[Array, Array]:
 def _defects(matrices: Array) -> tuple[Array, Array]:
     """By how much rows and columns sum to more than 1, to less than an ulp of it.
 
-    Entries are split into multiples of a number so large that their sums are exact, and a small rest.
+    Entries are split into multiples of a number so large that their sums are exact, and a small
+    rest.
     """
     xp = namespace(matrices)
     coarse = xp.floor(matrices / GRAIN) * GRAIN
@@ -406,8 +419,8 @@ def _defects(matrices: Array) -> tuple[Array, Array]:
 def _shifts(mask: Array, rows: Array, columns: Array, ridge: Array) -> tuple[Array, Array]:
     """The a and b for which `mask * (a 1^T + 1 b^T)` has these sums of rows and columns, nearly.
 
-    A ridge makes them unique; as small as it may be, it is larger than what rounding does to the system, whose diagonal
-    it lets dominate: by how much is summed up from positive terms.
+    A ridge makes them unique; as small as it may be, it is larger than what rounding does to the
+    system, whose diagonal it lets dominate: by how much is summed up from positive terms.
     """
     xp = namespace(mask)
     counts = xp.sum(mask, axis=2)
@@ -427,7 +440,8 @@ def _shifts(mask: Array, rows: Array, columns: Array, ridge: Array) -> tuple[Arr
 def _length(z: Array, shift: Array, fall: Array, total: Array) -> Array:
     """How much of a shift is taken: all of it, or as far as the function that is minimised falls, nearly.
 
-    Its slope along the shift rises from below 0. Where it ends above, it is 0 between two of some lengths.
+    Its slope along the shift rises from below 0. Where it ends above, it is 0 between two of some
+    lengths.
 
     Args:
         z: the matrices.

@@ -1,17 +1,20 @@
 """The normal form: one projection for every intersection of bounds on entries, linear rows, balls and 1-norms.
 
-The nearest point y of x in {y : low <= y <= high, A y = b, |y - c| <= r, ...}, in the norm `sum d (y - x)^2`, is known
-entry by entry once one multiplier is known for each linear row (z), ball (m) and 1-norm (t):
+The nearest point y of x in {y : low <= y <= high, A y = b, |y - c| <= r, ...}, in the norm `sum d
+(y - x)^2`, is known entry by entry once one multiplier is known for each linear row (z), ball (m)
+and 1-norm (t):
 
     y = clip(soft_t(d x - A' z + m c) / (d + m), low, high)
 
-where `soft_t` draws towards the centre of the 1-norm by t. The multipliers maximize a concave function, the dual. Its
-gradient is by how much each row is exceeded. Its Hessian is -G diag(a) G', where the rows of G are those of A, y - c
-and sign(y - c), and a is 1 / (d + m) for an entry that moves and 0 for one that is clipped. Newton's method takes 3 to
-20 steps, of a few sums over the unit and systems with as many unknowns as rows.
+where `soft_t` draws towards the centre of the 1-norm by t. The multipliers maximize a concave
+function, the dual. Its gradient is by how much each row is exceeded. Its Hessian is -G diag(a) G',
+where the rows of G are those of A, y - c and sign(y - c), and a is 1 / (d + m) for an entry that
+moves and 0 for one that is clipped. Newton's method takes 3 to 20 steps, of a few sums over the
+unit and systems with as many unknowns as rows.
 
-Source: Li, Sun and Toh, "A highly efficient semismooth Newton augmented Lagrangian method for solving lasso problems",
-2018, for semismooth Newton steps on the dual; Boyd and Vandenberghe, "Convex Optimization", 2004, chapter 5.
+Source: Li, Sun and Toh, "A highly efficient semismooth Newton augmented Lagrangian method for
+solving lasso problems", 2018, for semismooth Newton steps on the dual; Boyd and Vandenberghe,
+"Convex Optimization", 2004, chapter 5.
 """
 
 from __future__ import annotations
@@ -41,13 +44,16 @@ from inbounds._sets.declaration import KINDS, Declaration, Kind, Values, clip
 from inbounds._sets.one_row import nearest_on_one_row
 
 TURNS, UNROLLED = 250, 40
-"""At most so many looks at the multipliers, as a rule 3 to 20; where PyTorch exports or vectorizes, so many."""
+"""At most so many looks at the multipliers, as a rule 3 to 20; where PyTorch exports or vectorizes,
+so many."""
 
 OVERSHOOT = 0.1
-"""A step is taken where the dual falls at its end by no more than this share of its rise at the beginning."""
+"""A step is taken where the dual falls at its end by no more than this share of its rise at the
+beginning."""
 
 DAMPING, LEAST, MOST, BY = 1e-2, 1e-12, 1e6, 8.0
-"""The damping of Newton's method at first, at least and at most, and what it is multiplied by after a bad step."""
+"""The damping of Newton's method at first, at least and at most, and what it is multiplied by after
+a bad step."""
 
 PASSES = 2
 """So often the multipliers that are to be 0 after a step are found anew."""
@@ -264,8 +270,8 @@ class _Problem:
     def step(self, z: Array, exceeded: Array, matrix: Array) -> Array:
         """Newton's step of all but the first ball's multiplier, along which the dual rises, to what is allowed.
 
-        It is the maximum of the quadratic model over all that is allowed, if a few passes over its active set find
-        that; else of the one multiplier that has the largest alone.
+        It is the maximum of the quadratic model over all that is allowed, if a few passes over its
+        active set find that; else of the one multiplier that has the largest alone.
         """
         xp = self.xp
         bounded = ~self.equal & (self.first_ball == 0)
@@ -317,8 +323,9 @@ class _Problem:
     def multipliers(self) -> Array:
         """The solution.
 
-        With the multiplier of the first ball as it is, those of all else are found by Newton's method, damped as by
-        Levenberg and Marquardt: where all entries are held, the Hessian is 0. Then that of the ball takes a step.
+        With the multiplier of the first ball as it is, those of all else are found by Newton's
+        method, damped as by Levenberg and Marquardt: where all entries are held, the Hessian is 0.
+        Then that of the ball takes a step.
         """
         xp = self.xp
         zero = xp.zeros_like(self.x[:, :1])

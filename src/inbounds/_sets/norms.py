@@ -1,7 +1,8 @@
 """Sets of a unit's Euclidean norm: MaxNorm, UnitNorm, MinMaxNorm, FrobeniusNorm.
 
-All four move a unit along its own ray until its norm is in an interval; that point is the nearest (the ball is convex;
-of a sphere it is the nearest unless the unit is zero, when all points of the sphere are equally near).
+All four move a unit along its own ray until its norm is in an interval; that point is the nearest
+(the ball is convex; of a sphere it is the nearest unless the unit is zero, when all points of the
+sphere are equally near).
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Center, Number, Numbers
 
 FAR = 0.01
-"""Where a step leaves a norm over the bound by this share of it, a start from the step before isn't near enough."""
+"""Where a step leaves a norm over the bound by this share of it, a start from the step before isn't
+near enough."""
 
 FADED = 0.99
-"""The decay per step of a carried mean while its unit stays inside. One that is too small falls back towards the
-Euclidean point, which does less harm than one that overshoots."""
+"""The decay per step of a carried mean while its unit stays inside. One that is too small falls
+back towards the Euclidean point, which does less harm than one that overshoots."""
 
 PLAIN = 1e20
 """Sums of squares between its inverse and this lost nothing on their way."""
@@ -121,22 +123,24 @@ class _NormInterval(Set):
 class MaxNorm(_NormInterval):
     """{w : |w|_2 <= max_value}, each unit: the Euclidean ball.
 
-    The drop-in for `keras.constraints.MaxNorm`, exact: weights inside stay bit for bit, those outside are scaled onto
-    the sphere of radius `max_value`. Keeps units from growing, a companion of dropout and of high learning rates.
+    The drop-in for `keras.constraints.MaxNorm`, exact: weights inside stay bit for bit, those
+    outside are scaled onto the sphere of radius `max_value`. Keeps units from growing, a companion
+    of dropout and of high learning rates.
 
     Args:
         max_value: the largest norm, for all units, or an array with that of each; not negative.
-        axis: as in Keras the axes that are summed over. None: the layer's fan-in where the layer is known, else every
-            axis but the last.
-        center: what the ball is about, a number or an array that broadcasts to the weight (for a Joint: to its rows):
-            {w : |w - center|_2 <= max_value}. "current" means the weights as they are when `constrain` is called, so
-            that fine-tuning keeps them within a distance of where they started.
+        axis: as in Keras the axes that are summed over. None: the layer's fan-in where the layer is
+            known, else every axis but the last.
+        center: what the ball is about, a number or an array that broadcasts to the weight (for a
+            Joint: to its rows): {w : |w - center|_2 <= max_value}. "current" means the weights as
+            they are when `constrain` is called, so that fine-tuning keeps them within a distance of
+            where they started.
 
-    Cost: three passes over the weight. A zero unit is inside. Norms from 1e-38 to 1e38 neither overflow nor vanish.
-    NaN and infinities stay, and count as violated.
+    Cost: three passes over the weight. A zero unit is inside. Norms from 1e-38 to 1e38 neither
+    overflow nor vanish. NaN and infinities stay, and count as violated.
 
-    Source: Srebro, Rennie and Jaakkola, "Maximum-margin matrix factorization", 2005; Hinton et al., "Improving neural
-    networks by preventing co-adaptation of feature detectors", 2012.
+    Source: Srebro, Rennie and Jaakkola, "Maximum-margin matrix factorization", 2005; Hinton et al.,
+    "Improving neural networks by preventing co-adaptation of feature detectors", 2012.
 
     >>> MaxNorm(1).project([[3.0, 4.0], [0.3, 0.4]])
     array([[0.6, 0.8],
@@ -156,15 +160,16 @@ class MaxNorm(_NormInterval):
 class UnitNorm(_NormInterval):
     """{w : |w|_2 = 1}, each unit: the sphere. Not convex.
 
-    The drop-in for `keras.constraints.UnitNorm`. A zero unit, to which all points are equally near, becomes the one
-    with equal positive entries.
+    The drop-in for `keras.constraints.UnitNorm`. A zero unit, to which all points are equally near,
+    becomes the one with equal positive entries.
 
     Args:
         axis: see `MaxNorm`.
 
     Cost: as `MaxNorm`, and the edges too.
 
-    Source: Salimans and Kingma, "Weight normalization", 2016, for directions apart from their lengths.
+    Source: Salimans and Kingma, "Weight normalization", 2016, for directions apart from their
+    lengths.
 
     >>> UnitNorm().project([[3.0, 4.0], [0.0, 0.0]]).round(6)
     array([[0.6     , 0.8     ],
@@ -187,17 +192,18 @@ class MinMaxNorm(_NormInterval):
     Args:
         min_value: the smallest norm, for all units, or an array with that of each; not negative.
         max_value: the largest, likewise; not below `min_value`. Infinity: no upper bound.
-        rate: how much of the way to the set a projection goes, from 0 to 1. Below 1 the weights approach the set step
-            by step and are reported as violated until they are there.
+        rate: how much of the way to the set a projection goes, from 0 to 1. Below 1 the weights
+            approach the set step by step and are reported as violated until they are there.
         axis: see `MaxNorm`.
 
     Raises:
         SetError: `min_value` is above `max_value`.
 
-    Cost: as `MaxNorm`. A zero unit goes to the point with equal positive entries; other edges as in `MaxNorm`.
+    Cost: as `MaxNorm`. A zero unit goes to the point with equal positive entries; other edges as in
+    `MaxNorm`.
 
-    Source: Srebro, Rennie and Jaakkola, "Maximum-margin matrix factorization", 2005, for the upper bound; the lower one
-    is Keras' own.
+    Source: Srebro, Rennie and Jaakkola, "Maximum-margin matrix factorization", 2005, for the upper
+    bound; the lower one is Keras' own.
 
     >>> MinMaxNorm(1, 2).project([[0.3, 0.4], [3.0, 4.0]])
     array([[0.6, 0.8],
@@ -240,8 +246,8 @@ class FrobeniusNorm(_NormInterval):
 
     Cost: as `MaxNorm`, and the edges too.
 
-    Source: Golub and Van Loan, "Matrix computations", section 2.3, for the norm; it is the ball of `MaxNorm` for the
-    weight as one vector.
+    Source: Golub and Van Loan, "Matrix computations", section 2.3, for the norm; it is the ball of
+    `MaxNorm` for the weight as one vector.
 
     >>> FrobeniusNorm(1).project([[3.0, 0.0], [0.0, 4.0]])
     array([[0.6, 0. ],
@@ -267,8 +273,8 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
 
     In a metric those above are drawn to the nearest point first, and scaled by what rounding left.
 
-    Entries are divided by the unit's largest before they are squared, so that nothing overflows or vanishes; a unit
-    with NaN or infinities has no finite sum and stays.
+    Entries are divided by the unit's largest before they are squared, so that nothing overflows or
+    vanishes; a unit with NaN or infinities has no finite sum and stays.
     """
     free = units.only(free=True)
     if free is None:
@@ -316,16 +322,17 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
 def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: float) -> Units:
     """The nearest point of the ball in a metric, from a warm start; two passes more than the Euclidean projection.
 
-    The multiplier is taken to be a mean of the costs times how far the norm is over the bound, relative to it. That
-    mean hardly changes from one step of training to the next, and is what is carried on. What it misses is made up
-    along the ray, and a secant step corrects it each time: it is right at a fixed point of step and projection, and
-    what noise does to it evens out.
-    Where there is none yet, or a step went `FAR`, the multiplier is looked for.
+    The multiplier is taken to be a mean of the costs times how far the norm is over the bound,
+    relative to it. That mean hardly changes from one step of training to the next, and is what is
+    carried on. What it misses is made up along the ray, and a secant step corrects it each time: it
+    is right at a fixed point of step and projection, and what noise does to it evens out. Where
+    there is none yet, or a step went `FAR`, the multiplier is looked for.
 
     Args:
         units: with `warm`; their metric isn't looked at.
-        in_metric: gives the same units in their metric, whose factor makes no difference. A compiled step calls it in
-            both of its branches, since what is handed to a branch is written out for it.
+        in_metric: gives the same units in their metric, whose factor makes no difference. A
+            compiled step calls it in both of its branches, since what is handed to a branch is
+            written out for it.
         steady: else the mean is mended within the step too, for two passes more.
         high: the bound.
     """
@@ -395,8 +402,8 @@ def _mean_cost(given: Units, found: Units) -> Array:
 def _squares(units: Units) -> tuple[Array | None, Array]:
     """What entries are multiplied by before they are squared, so that nothing overflows or vanishes; and the sums.
 
-    The first is one number per unit, or None where the values could be looked at and needed no scaling: that saves
-    PyTorch four passes over a weight.
+    The first is one number per unit, or None where the values could be looked at and needed no
+    scaling: that saves PyTorch four passes over a weight.
     """
     xp = namespace(units.parts[0])
     if units.concrete:

@@ -1,12 +1,13 @@
 """The projection on one row with bounds on entries: one multiplier for each unit, found in a bracket.
 
-The entries are known by a formula once the multiplier t is known (see `normal_form`), and what they add up to falls in
-t. Newton's method finds where it meets the level; a step that leaves the bracket of what has been seen is replaced by
-its middle. A sum of positive parts is convex and piecewise linear in t, so that the steps come from one side and end
-exactly, after 4 to 8 as a rule.
+The entries are known by a formula once the multiplier t is known (see `normal_form`), and what they
+add up to falls in t. Newton's method finds where it meets the level; a step that leaves the bracket
+of what has been seen is replaced by its middle. A sum of positive parts is convex and piecewise
+linear in t, so that the steps come from one side and end exactly, after 4 to 8 as a rule.
 
-Source: Condat, "Fast projection onto the simplex and the l1 ball", 2016, for Newton's method on thresholds; Kiwiel,
-"Breakpoint searching algorithms for the continuous quadratic knapsack problem", 2008, for sums with bounds.
+Source: Condat, "Fast projection onto the simplex and the l1 ball", 2016, for Newton's method on
+thresholds; Kiwiel, "Breakpoint searching algorithms for the continuous quadratic knapsack problem",
+2008, for sums with bounds.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from inbounds._arrays.units import Units
 from inbounds._sets.declaration import Declaration, Row, Values, clip, is_bounded
 
 LOOKS, UNROLLED = 64, 12
-"""At most so many looks at a multiplier; where PyTorch exports or vectorizes, so many for sums of positive parts."""
+"""At most so many looks at a multiplier; where PyTorch exports or vectorizes, so many for sums of
+positive parts."""
 
 PATIENCE = 8
 """Of the looks after so many, each third halves the bracket."""
 
 FARTHEST = 1e-12
-"""A unit whose norm is more than the inverse times the bound goes on along its ray, as the nearest point does to
-rounding: the squares of what is left would vanish."""
+"""A unit whose norm is more than the inverse times the bound goes on along its ray, as the nearest
+point does to rounding: the squares of what is left would vanish."""
 
 
 def nearest_on_one_row(units: Units, declaration: Declaration, moved: Array) -> Units:
@@ -56,8 +58,8 @@ class _OneRow:
 
     Attributes:
         level: what the entries are to add up to, or at most.
-        base: for each entry, what the multiplier is taken from: its distance below the largest where only positive
-            parts count, which loses no digits; else the entry, or its size.
+        base: for each entry, what the multiplier is taken from: its distance below the largest
+            where only positive parts count, which loses no digits; else the entry, or its size.
         ease: by how much a multiplier of 1 moves each entry.
         none: the multiplier that moves nothing, below which that of an inequality doesn't go.
     """

@@ -1,7 +1,8 @@
 """The set of an order: Monotone.
 
-The nearest point is isotonic regression. Pool-adjacent-violators walks along a unit entry by entry; here the halves of
-a unit are fitted first and then merged, all units and all pairs of halves at once, each merge by binary search.
+The nearest point is isotonic regression. Pool-adjacent-violators walks along a unit entry by entry;
+here the halves of a unit are fitted first and then merged, all units and all pairs of halves at
+once, each merge by binary search.
 """
 
 from __future__ import annotations
@@ -31,33 +32,39 @@ from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Bool
 
 LARGE = 2.0**64
-"""Rows above it are scaled before they are added up, rows below its inverse at once: sums would overflow or vanish."""
+"""Rows above it are scaled before they are added up, rows below its inverse at once: sums would
+overflow or vanish."""
 
 FEW = 4
-"""Up to so many entries are all looked at, which costs no more than a binary search, and compiles faster."""
+"""Up to so many entries are all looked at, which costs no more than a binary search, and compiles
+faster."""
 
 
 @registered
 class Monotone(Set):
     """{w : w_1 <= w_2 <= ... <= w_n}, each unit: its entries in order; with `increasing=False` w_1 >= ... >= w_n.
 
-    For weights along an axis that means something: thresholds, dose or age classes, the bins of a calibration. The
-    nearest point replaces runs of entries that are out of order by their mean, which is isotonic regression.
+    For weights along an axis that means something: thresholds, dose or age classes, the bins of a
+    calibration. The nearest point replaces runs of entries that are out of order by their mean,
+    which is isotonic regression.
 
     Args:
         increasing: whether entries grow along the unit; equal ones are in order.
-        axis: see `MaxNorm`. The entries of a unit with several axes are in the order of memory, the last axis fastest.
+        axis: see `MaxNorm`. The entries of a unit with several axes are in the order of memory, the
+            last axis fastest.
 
-    Cost: the same for all values. Halves of a unit are merged log2(n) times, each a few passes over the weight and a
-    binary search of at most log2(n)^2 steps for each pair of halves, which together look at 6 entries per entry.
-    Nothing iterates to a tolerance. An eager step skips merges with nothing out of order.
+    Cost: the same for all values. Halves of a unit are merged log2(n) times, each a few passes over
+    the weight and a binary search of at most log2(n)^2 steps for each pair of halves, which
+    together look at 6 entries per entry. Nothing iterates to a tolerance. An eager step skips
+    merges with nothing out of order.
 
-    Units in order come back bit for bit, and a result is in order exactly: pooled entries are the same number, the
-    mean to rounding. A zero unit is inside. A unit with NaN or infinities stays and counts as violated. float16 and
-    bfloat16 are pooled in float32. The derivative of pooled entries is that of their mean.
+    Units in order come back bit for bit, and a result is in order exactly: pooled entries are the
+    same number, the mean to rounding. A zero unit is inside. A unit with NaN or infinities stays
+    and counts as violated. float16 and bfloat16 are pooled in float32. The derivative of pooled
+    entries is that of their mean.
 
-    Source: Ayer et al., "An empirical distribution function for sampling with incomplete information", 1955; Best and
-    Chakravarti, "Active set algorithms for isotonic regression", 1990.
+    Source: Ayer et al., "An empirical distribution function for sampling with incomplete
+    information", 1955; Best and Chakravarti, "Active set algorithms for isotonic regression", 1990.
 
     >>> Monotone().project([[1.0, 3.0, 2.0, 4.0], [3.0, 2.0, 1.0, 0.0]])
     array([[1. , 2.5, 2.5, 4. ],
@@ -145,10 +152,11 @@ def _isotonic(rows: Array, costs: Array | None, differentiable: bool) -> Array:
 def _merged(pairs: Array, costs: Array | None, share: Array, differentiable: bool) -> Array:
     """Pairs of halves, each in order by itself, as wholes in order: the nearest.
 
-    What exceeds a level on the left, and what falls short of it on the right, becomes that level, which is the mean of
-    what becomes it. Entry i of the left, counted from the middle, is above the level if it is above the mean of the
-    entries up to it and of those that are less than it on the right; entry i of the right is below the level if it is
-    below the mean of the entries before it and of those that are above the level on the left.
+    What exceeds a level on the left, and what falls short of it on the right, becomes that level,
+    which is the mean of what becomes it. Entry i of the left, counted from the middle, is above the
+    level if it is above the mean of the entries up to it and of those that are less than it on the
+    right; entry i of the right is below the level if it is below the mean of the entries before it
+    and of those that are above the level on the left.
 
     Args:
         pairs: of shape (units, pairs, size), the halves side by side.
@@ -234,7 +242,8 @@ def _leading(holds: Callable[[Array], Array], size: int, none: Array) -> Array:
     Args:
         holds: for indices, whether the entries there satisfy it.
         size: how many entries there are.
-        none: zeros, one integer for each search; few entries are all looked at, which takes one along the last axis.
+        none: zeros, one integer for each search; few entries are all looked at, which takes one
+            along the last axis.
     """
     xp = namespace(none)
     if size <= FEW and none.shape[-1] == 1:

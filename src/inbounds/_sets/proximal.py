@@ -1,8 +1,8 @@
 """The nearest point in a metric by Euclidean projections: for convex sets whose weighted projection has no closed form.
 
-`min over y in C of sum d (y - x)^2` by accelerated proximal gradient steps, `y <- P(z - d (z - x))` for costs d of at
-most 1: each is a Euclidean projection. Every one ends inside, and a point that all of them leave where it is is the
-solution, after whatever number of them.
+`min over y in C of sum d (y - x)^2` by accelerated proximal gradient steps, `y <- P(z - d (z - x))`
+for costs d of at most 1: each is a Euclidean projection. Every one ends inside, and a point that
+all of them leave where it is is the solution, after whatever number of them.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """What a set leaves of a gradient, for the optimizer to see.
 
-At the constrained optimum the gradient isn't 0: it points straight out of the set. An optimizer that measures that part
-scales its steps by what can't be used, and ends elsewhere. The reduced gradient of a set with the projection P, at x,
+At the constrained optimum the gradient isn't 0: it points straight out of the set. An optimizer
+that measures that part scales its steps by what can't be used, and ends elsewhere. The reduced
+gradient of a set with the projection P, at x,
 
     (P(x) - P(x - e g)) / e    for a small e,
 
-is g inside, g less what points out of the set on the boundary, and 0 at the optimum: Nesterov's gradient mapping; for a
-smooth set the Riemannian gradient. Given it, any optimizer behaves as it does without constraints, and the projection
-after its step, in the Euclidean norm, keeps the weights inside.
+is g inside, g less what points out of the set on the boundary, and 0 at the optimum: Nesterov's
+gradient mapping; for a smooth set the Riemannian gradient. Given it, any optimizer behaves as it
+does without constraints, and the projection after its step, in the Euclidean norm, keeps the
+weights inside.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from inbounds._arrays.ops import HUGE, Array, cast, dtype_of, epsilon, namespace
 from inbounds._arrays.units import Units
 
 SHARE = 1e-3
-"""How far `e g` reaches at least, as a share of the unit's largest entry; two grains of the weight where that is more.
+"""How far `e g` reaches at least, as a share of the unit's largest entry; two grains of the weight
+where that is more.
 
-Farther, noise of small batches pushes units inside; less far, the difference of two projections loses its digits."""
+Farther, noise of small batches pushes units inside; less far, the difference of two projections
+loses its digits."""
 
 
 NEAR = 1e-5
@@ -33,14 +37,15 @@ NEAR = 1e-5
 def difference(project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool) -> Units:
     """The reduced gradient by two projections, right wherever the units are.
 
-    A unit that stays inside when it takes the step has its gradient bit for bit. So has one whose gradient is 0, or
-    where something isn't finite.
+    A unit that stays inside when it takes the step has its gradient bit for bit. So has one whose
+    gradient is 0, or where something isn't finite.
 
     Args:
         project: on the set, in the Euclidean norm.
         units: where the gradient is taken.
         gradient: the gradient, in units of the same parts.
-        together: whether the set looks at all units at once, which then take steps of the same length.
+        together: whether the set looks at all units at once, which then take steps of the same
+            length.
     """
     fine = units.as_computed()  # else what is a grain of the weights outside would be left there
     one, slope = fine.together(together), gradient.together(together)
@@ -55,8 +60,9 @@ def difference(project: Callable[[Units], Units], units: Units, gradient: Units,
 def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Array | float) -> Units:
     """The reduced gradient of {w : low <= |w| <= high}: without what points out of it along the ray of a unit.
 
-    Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two sums and a map. Entries
-    are divided by the bound first, so that only units far inside it underflow.
+    Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two
+    sums and a map. Entries are divided by the bound first, so that only units far inside it
+    underflow.
 
     Args:
         units: where the gradient is taken, all free.

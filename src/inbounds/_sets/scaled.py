@@ -26,26 +26,28 @@ from inbounds._sets.set import Edge, Set, registered
 class Scaled(Composite):
     """{s w : w in a set}, where the factor s follows the steps of training: what `a.scaled(schedule)` makes.
 
-    A bound that tightens, or loosens, as training goes on: `MaxNorm(1).scaled(schedule)` with a schedule from 4 to 1
-    bounds the norm by 4 at first and by 1 in the end. A cone (NonNeg, Monotone...) is the same at every scale. After n
-    steps of the optimizer the set is that of step n, also in the audit; where no Keras optimizer counts steps, it is
-    that of step 0, `at(step)` gives that of any other.
+    A bound that tightens, or loosens, as training goes on: `MaxNorm(1).scaled(schedule)` with a
+    schedule from 4 to 1 bounds the norm by 4 at first and by 1 in the end. A cone (NonNeg,
+    Monotone...) is the same at every scale. After n steps of the optimizer the set is that of step
+    n, also in the audit; where no Keras optimizer counts steps, it is that of step 0, `at(step)`
+    gives that of any other.
 
     Args:
         set: without a centre; not a callable.
-        schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step, a number or a tensor,
-            to a factor, written with `keras.ops`. It is above 0.
+        schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step, a
+            number or a tensor, to a factor, written with `keras.ops`. It is above 0.
 
     Raises:
-        SetError: the set is a callable, a Joint (scale what it joins) or has a centre, the schedule isn't callable or
-            isn't above 0 at step 0; later where it ends up at 0 and can be seen.
+        SetError: the set is a callable, a Joint (scale what it joins) or has a centre, the schedule
+            isn't callable or isn't above 0 at step 0; later where it ends up at 0 and can be seen.
 
-    The tolerance is the set's times the factor, 4 to 8 ulp at the bound, and one more of the largest entry. Weights are
-    divided by the factor, so that large ones overflow where it is small.
+    The tolerance is the set's times the factor, 4 to 8 ulp at the bound, and one more of the
+    largest entry. Weights are divided by the factor, so that large ones overflow where it is small.
 
     Cost: that of the set, and two more maps.
 
-    Source: the projection on a multiple of a set is that multiple of the projection: P_sC(x) = s P_C(x / s).
+    Source: the projection on a multiple of a set is that multiple of the projection: P_sC(x) = s
+    P_C(x / s).
 
     >>> from inbounds import MaxNorm
     >>> halving = keras.optimizers.schedules.ExponentialDecay(4.0, decay_steps=1, decay_rate=0.5)

@@ -1,8 +1,9 @@
 """Set: the one abstraction, and all that follows from it.
 
-A family of sets says three things: how units are projected (`_project`), how far rows are outside (`_excess`), and how
-exact floating point lets it be (`_tolerance`). Everything else is here: dtypes, shapes, axes, saving, equality, repr,
-and the two doors, `project` and `violation` on rows and `__call__` on a weight as Keras calls it.
+A family of sets says three things: how units are projected (`_project`), how far rows are outside
+(`_excess`), and how exact floating point lets it be (`_tolerance`). Everything else is here:
+dtypes, shapes, axes, saving, equality, repr, and the two doors, `project` and `violation` on rows
+and `__call__` on a weight as Keras calls it.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ ULPS = 4
 """What rounding may cost where no sum is compared with a bound, in units in the last place."""
 
 TRAINING = ("metric", "every", "gradient")
-"""What a set says of its training; it is saved with it, and makes no difference to the values that it holds."""
+"""What a set says of its training; it is saved with it, and makes no difference to the values that
+it holds."""
 
 CURRENT = "current"
 """The centre that `constrain` replaces with the weights as they are."""
 
 CLASSES: dict[str, Any] = {}
-"""The classes of sets by name. Operators make sets of classes that are built on this module, and are found here."""
+"""The classes of sets by name. Operators make sets of classes that are built on this module, and
+are found here."""
 
 Edge = tuple[Array, Any]
 """How far each unit exceeds a bound, above 0 outside, and how much of that counts as rounding."""
@@ -64,8 +67,8 @@ class Measured:
     """What an audit finds of some units, one number for each.
 
     Attributes:
-        excess: above 0 outside, 0 on the boundary, below 0 inside; the largest over the set's bounds; infinity where
-            an entry is not finite.
+        excess: above 0 outside, 0 on the boundary, below 0 inside; the largest over the set's
+            bounds; infinity where an entry is not finite.
         slack: how much of it counts as rounding; the largest over the bounds.
         outside: whether some bound is exceeded by more than its rounding.
         active: whether some bound is met, to its rounding.
@@ -80,19 +83,24 @@ class Measured:
 class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has no types
     """The values that a unit may take. It knows numbers, never layers.
 
-    Sets are values: they can't be changed, compare by their arguments, and print as the code that makes them.
+    Sets are values: they can't be changed, compare by their arguments, and print as the code that
+    makes them.
     """
 
     axis: Axes | None = None
     """The axes that a unit spans where the user says so; None: the layer's, see `span`."""
     center: Any = None
-    """What the set is moved by: a number or an array for the weight; None: nothing. "current" until constrained."""
+    """What the set is moved by: a number or an array for the weight; None: nothing. "current" until
+    constrained."""
     metric: Metric = "auto"
-    """In training, the norm in which nearest is meant: "auto", "optimizer" or "euclidean"; see `in_training`."""
+    """In training, the norm in which nearest is meant: "auto", "optimizer" or "euclidean"; see
+    `in_training`."""
     every: Interval = 1
-    """In training, the number of steps after which it is projected, or "epoch"; see `in_training`."""
+    """In training, the number of steps after which it is projected, or "epoch"; see
+    `in_training`."""
     gradient: Gradient = "reduced"
-    """In training, what the optimizer sees: the "reduced" gradient or the "full" one; see `in_training`."""
+    """In training, what the optimizer sees: the "reduced" gradient or the "full" one; see
+    `in_training`."""
     changes: bool = False
     """Whether the set is another one as training goes on; see `at`."""
     whole: ClassVar[bool] = False
@@ -105,13 +113,15 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     exact_in_metric: ClassVar[bool] = False
     """Whether `_project` heeds the metric of the units."""
     has_faces: ClassVar[bool] = False
-    """Whether its boundary is made of the flat faces of a 1-norm, which steps of one size drag along."""
+    """Whether its boundary is made of the flat faces of a 1-norm, which steps of one size drag
+    along."""
     allows_frozen: ClassVar[bool] = True
     """Whether the free entries of a unit can make up for those that are frozen."""
     of_each_unit: ClassVar[tuple[str, ...]] = ()
     """The arguments that may be arrays with one number for each unit."""
     undone_steps: ClassVar[str] = ""
-    """Which steps of training the projection undoes, in words, so that a weight may never move; empty: none."""
+    """Which steps of training the projection undoes, in words, so that a weight may never move;
+    empty: none."""
 
     # What a family says of itself.
 
@@ -169,9 +179,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def projects_in_metric(self, averages: bool) -> bool:
         """Whether a projection after a step of training is in the optimizer's metric, where that is known.
 
-        With reduced gradients the plain one ends at the constrained optimum as well, and takes less. But steps of one
-        size, as Lion's, drag a face along with them; and noise that is not averaged away moves weights inwards, from
-        where the way back isn't straight out in the plain metric.
+        With reduced gradients the plain one ends at the constrained optimum as well, and takes
+        less. But steps of one size, as Lion's, drag a face along with them; and noise that is not
+        averaged away moves weights inwards, from where the way back isn't straight out in the plain
+        metric.
 
         Args:
             averages: whether the optimizer steps along an average of gradients, as momentum is.
@@ -206,7 +217,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The intersection; its projection is the nearest point of it, not one projection after the other.
 
         Args:
-            other: a set, or a constraint of Keras' own, which becomes the set that it means, with its axis as given.
+            other: a set, or a constraint of Keras' own, which becomes the set that it means, with
+                its axis as given.
         """
         return _intersection(self, other, where=f"{self!r} & ...")
 
@@ -229,7 +241,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The set for those entries only that a mask marks; the others are neither seen nor changed.
 
         Args:
-            mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a unit.
+            mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a
+                unit.
         """
         made: Set = CLASSES["Where"](self, mask)
         return made
@@ -238,7 +251,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The set for those weights only that come from some inputs of the layer.
 
         Args:
-            inputs: indices of input features (Dense), channels (convolutions) or tokens (Embedding).
+            inputs: indices of input features (Dense), channels (convolutions) or tokens
+                (Embedding).
         """
         made: Set = CLASSES["On"](self, inputs)
         return made
@@ -247,7 +261,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The set times a factor that follows the steps of training, so that a bound can tighten or loosen.
 
         Args:
-            schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step to a factor.
+            schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step
+                to a factor.
         """
         made: Set = CLASSES["Scaled"](self, schedule)
         return made
@@ -285,8 +300,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def nearest(self, units: Units) -> Units:
         """The nearest units in the set: `_project`, about the centre where there is one.
 
-        In the metric of the units where there is one and the set is convex; a set that isn't is projected on in the
-        Euclidean one, unless it says otherwise.
+        In the metric of the units where there is one and the set is convex; a set that isn't is
+        projected on in the Euclidean one, unless it says otherwise.
         """
         if units.metric is not None and not self.exact_in_metric:
             if self.convex and not self.separable:
@@ -311,11 +326,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """For each thing that a report counts, the fall of the loss for each unit by which its bound is loosened.
 
-        Here, of bounds on single entries all are loosened at once; any other set is widened by a distance on all sides.
+        Here, of bounds on single entries all are loosened at once; any other set is widened by a
+        distance on all sides.
 
         Args:
             units: in the set, of NumPy.
-            taken: the normal of the set that it takes of the descent direction, in units of the same parts.
+            taken: the normal of the set that it takes of the descent direction, in units of the
+                same parts.
         """
         if self.separable:
             return self._by_count(taken.sum(np.abs))
@@ -431,17 +448,19 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The nearest rows in the set.
 
         Args:
-            rows: array or tensor of shape (units, size), one unit a row, of a float dtype. For a set of a whole matrix
-                the rows are the matrix.
-            metric: finite, above 0, shaped like `rows`: nearest is in the norm `sum metric * (y - x)^2`. None:
-                Euclidean. Sets of vectors and their intersections are exact in it, with one unknown per unit; convex
-                sets of matrices take accelerated steps, to rounding or 2,000 of them. A set that is not convex is
-                projected on in the Euclidean norm, but for a norm's upper bound.
+            rows: array or tensor of shape (units, size), one unit a row, of a float dtype. For a
+                set of a whole matrix the rows are the matrix.
+            metric: finite, above 0, shaped like `rows`: nearest is in the norm `sum metric * (y -
+                x)^2`. None: Euclidean. Sets of vectors and their intersections are exact in it,
+                with one unknown per unit; convex sets of matrices take accelerated steps, to
+                rounding or 2,000 of them. A set that is not convex is projected on in the Euclidean
+                norm, but for a norm's upper bound.
 
         Returns:
-            Rows of the same shape, dtype and library. float16 and bfloat16 are computed in float32 and rounded once.
-            A row that is inside comes back bit for bit; so does one with NaN or infinities, which `violation` shows
-            (of a set that looks at each entry by itself: those entries).
+            Rows of the same shape, dtype and library. float16 and bfloat16 are computed in float32
+            and rounded once. A row that is inside comes back bit for bit; so does one with NaN or
+            infinities, which `violation` shows (of a set that looks at each entry by itself: those
+            entries).
 
         Raises:
             SetError: the shape, the dtype or the metric is wrong.
@@ -478,9 +497,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
         Args:
             dtype: "float16", "bfloat16", "float32" or "float64".
-            rows: of shape (units, size): the answer for each of them. It depends on the rows where a bound doesn't
-                limit the entries (sums, half-spaces, grids, sets about a centre): there rounding is measured at the
-                size of what is added up. None: the answer for units of one entry.
+            rows: of shape (units, size): the answer for each of them. It depends on the rows where
+                a bound doesn't limit the entries (sums, half-spaces, grids, sets about a centre):
+                there rounding is measured at the size of what is added up. None: the answer for
+                units of one entry.
 
         Returns:
             A float, or an array of shape (units,) where rows are given.
@@ -513,12 +533,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
         Args:
             shape: of the weight.
-            fan_in: the axes that the layer sums over for one of its units; None where the layer isn't known, () where
-                the weight has no fan-in (a bias, a scale).
+            fan_in: the axes that the layer sums over for one of its units; None where the layer
+                isn't known, () where the weight has no fan-in (a bias, a scale).
 
         Returns:
-            All axes for a set of a whole weight. An explicit `axis` wins. Else the layer's fan-in; a weight without
-            one is a single unit, unless the set looks at entries one by one. Without a layer: every axis but the last.
+            All axes for a set of a whole weight. An explicit `axis` wins. Else the layer's fan-in;
+            a weight without one is a single unit, unless the set looks at entries one by one.
+            Without a layer: every axis but the last.
 
         Raises:
             SetError: an explicit axis is not one of the weight.
@@ -607,8 +628,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The set with these arguments.
 
         Raises:
-            SetError: the config, which may come from a file, holds something else than the set's arguments and how it
-                is trained.
+            SetError: the config, which may come from a file, holds something else than the set's
+                arguments and how it is trained.
         """
         arguments = {name: value for name, value in config.items() if name not in TRAINING}
         if unknown := sorted(arguments.keys() - set(cls.argument_names())):

@@ -34,21 +34,25 @@ FEW = 32
 class Sparse(Set):
     """{w : at most k entries of w are not 0}, each unit. Not convex.
 
-    The k entries that are largest in magnitude stay bit for bit, the others become 0: iterative hard thresholding, or
-    magnitude pruning during training. The number is per unit, so that no unit dies out.
+    The k entries that are largest in magnitude stay bit for bit, the others become 0: iterative
+    hard thresholding, or magnitude pruning during training. The number is per unit, so that no unit
+    dies out.
 
     Args:
         k: how many entries may differ from 0; at most the size of a unit.
         axis: see `MaxNorm`.
 
     Raises:
-        SetError: `k` is not a positive integer, or, once the weight is known, larger than its units.
+        SetError: `k` is not a positive integer, or, once the weight is known, larger than its
+            units.
 
-    Cost: a selection, no sort: 3 to 30 passes over the weight. NumPy partitions, PyTorch takes the k largest, JAX and
-    TensorFlow bisect the magnitudes, by counting, at most 200 times: until exactly k are above the middle.
+    Cost: a selection, no sort: 3 to 30 passes over the weight. NumPy partitions, PyTorch takes the
+    k largest, JAX and TensorFlow bisect the magnitudes, by counting, at most 200 times: until
+    exactly k are above the middle.
 
-    Of entries equal in magnitude the first in the unit stay. -0.0 counts as 0. A zero unit is inside. A unit with NaN
-    or infinities stays and counts as violated. The violation is the magnitude of the largest entry that is too much.
+    Of entries equal in magnitude the first in the unit stay. -0.0 counts as 0. A zero unit is
+    inside. A unit with NaN or infinities stays and counts as violated. The violation is the
+    magnitude of the largest entry that is too much.
 
     Source: Blumensath and Davies, "Iterative hard thresholding for compressed sensing", 2009.
 

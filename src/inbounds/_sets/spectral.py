@@ -2,8 +2,8 @@
 
 The nearest matrix keeps the singular vectors of the given one and changes its singular values only.
 
-Newton-Schulz steps and Gram matrices decide what is inside, and finish what is nearly orthogonal, without a
-decomposition: that is where products win, see docs/measurements.md.
+Newton-Schulz steps and Gram matrices decide what is inside, and finish what is nearly orthogonal,
+without a decomposition: that is where products win, see docs/measurements.md.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ from inbounds._sets.set import ULPS, registered
 from inbounds._types import Axis, Center, Integer, Number
 
 AIM = 3
-"""Projections aim this and 2 sqrt(n) epsilons below a bound: what computed singular vectors are off orthogonal."""
+"""Projections aim this and 2 sqrt(n) epsilons below a bound: what computed singular vectors are off
+orthogonal."""
 
 OFF = 8
 """Computed singular values are off by fewer epsilons, or by less than 3 and 2 sqrt(n)."""
@@ -83,7 +84,8 @@ class _Spectral(MatrixSet):
             wide = in_working_precision(transposed(matrices) if turned else matrices)
             nearest, outside = self._nearest_wide(wide, units)
             nearest = cast(transposed(nearest) if turned else nearest, dtype_of(matrices))
-            # PyTorch rounds a transposed view to half precision by other code, which changes the bits of NaN.
+            # PyTorch rounds a transposed view to half precision by other code, which changes the
+            # bits of NaN.
             return nearest.contiguous() if is_eager_torch(nearest) else nearest, outside
 
     def _excess_of_matrices(self, matrices: Array) -> Array:
@@ -104,8 +106,8 @@ class _Shrinking(_Spectral):
             dtype: of the weight.
 
         Returns:
-            What replaces those not kept, 0 elsewhere; 1 where a value is kept, else 0; both of shape (stack, k), the
-            first for the matrices as they are, not divided.
+            What replaces those not kept, 0 elsewhere; 1 where a value is kept, else 0; both of
+            shape (stack, k), the first for the matrices as they are, not divided.
         """
 
     @abstractmethod
@@ -203,28 +205,31 @@ class _Ball(_Shrinking):
 class SpectralNorm(_Ball):
     """{W : sigma_1(W) <= max_value}, the whole matrix: the largest singular value is bounded.
 
-    The layer stretches no input by more than `max_value`: for Lipschitz networks, critics, stable recurrences. Where
-    every singular value shall be equal, see `Orthogonal`.
+    The layer stretches no input by more than `max_value`: for Lipschitz networks, critics, stable
+    recurrences. Where every singular value shall be equal, see `Orthogonal`.
 
     Args:
         max_value: the largest singular value allowed; above 0.
-        axis: the axes of the weight that a row of the matrix spans. None: the layer's fan-in where the layer is known,
-            else every axis but the last.
+        axis: the axes of the weight that a row of the matrix spans. None: the layer's fan-in where
+            the layer is known, else every axis but the last.
         center: what the ball is about, see `MaxNorm`.
-        stack: how many matrices the units make, one block of units after the other: the gates of a recurrent layer.
+        stack: how many matrices the units make, one block of units after the other: the gates of a
+            recurrent layer.
 
-    Cost: an SVD, and 3 products of matrices. In training a matrix whose Gram matrix shows that it is inside costs that
-    product only. NumPy is decomposed in float64. TensorFlow, which can't vectorize an SVD, takes eigenvectors of the
-    Gram matrix and 7 products, once more, 3 times at most, for each factor of 64 (in float64 16384) by which the
-    largest singular value exceeds the bound.
+    Cost: an SVD, and 3 products of matrices. In training a matrix whose Gram matrix shows that it
+    is inside costs that product only. NumPy is decomposed in float64. TensorFlow, which can't
+    vectorize an SVD, takes eigenvectors of the Gram matrix and 7 products, once more, 3 times at
+    most, for each factor of 64 (in float64 16384) by which the largest singular value exceeds the
+    bound.
 
-    A zero matrix is inside. Singular values below the bound stay; equal ones are no special case. What ends up at the
-    bound is aimed 3 + 2 sqrt(n) epsilons of float32 (float64) below it, for n rows or columns, whichever are fewer, so
-    that the tolerance of float32 is 4 ulp at every size; on JAX without float64 twice as far. A large matrix within a
-    few ulp of the bound may be moved by as much. NaN and infinities stay, and count as violated.
+    A zero matrix is inside. Singular values below the bound stay; equal ones are no special case.
+    What ends up at the bound is aimed 3 + 2 sqrt(n) epsilons of float32 (float64) below it, for n
+    rows or columns, whichever are fewer, so that the tolerance of float32 is 4 ulp at every size;
+    on JAX without float64 twice as far. A large matrix within a few ulp of the bound may be moved
+    by as much. NaN and infinities stay, and count as violated.
 
-    Source: Lefkimmiatis, Ward and Unser, "Hessian Schatten-norm regularization for linear inverse problems", 2013;
-    Sedghi, Gupta and Long, "The singular values of convolutional layers", 2019.
+    Source: Lefkimmiatis, Ward and Unser, "Hessian Schatten-norm regularization for linear inverse
+    problems", 2013; Sedghi, Gupta and Long, "The singular values of convolutional layers", 2019.
 
     >>> SpectralNorm(1).project([[3.0, 0.0], [0.0, 0.5]]).round(6)
     array([[1. , 0. ],
@@ -268,7 +273,8 @@ class SpectralNorm(_Ball):
 class NuclearNorm(_Ball):
     """{W : sigma_1(W) + sigma_2(W) + ... <= max_value}, the whole matrix: the sum of singular values is bounded.
 
-    The convex way to a low rank: small singular values become 0. For a rank that is known, see `LowRank`.
+    The convex way to a low rank: small singular values become 0. For a rank that is known, see
+    `LowRank`.
 
     Args:
         max_value: the largest sum; above 0.
@@ -276,16 +282,18 @@ class NuclearNorm(_Ball):
         center: see `MaxNorm`.
         stack: see `SpectralNorm`.
 
-    Cost: as `SpectralNorm`, with an SVD also where the matrix is inside. The threshold is a closed formula of the
-    sorted singular values. TensorFlow takes eigenvectors once for each factor of 64 (in float64 16384) between the
-    largest singular value and the smallest, 4 times at most; what is smaller still counts as noise.
+    Cost: as `SpectralNorm`, with an SVD also where the matrix is inside. The threshold is a closed
+    formula of the sorted singular values. TensorFlow takes eigenvectors once for each factor of 64
+    (in float64 16384) between the largest singular value and the smallest, 4 times at most; what is
+    smaller still counts as noise.
 
-    A zero matrix is inside. Rounding a matrix of n rows adds to each of its n singular values, which are summed here:
-    the aim is 3 + 2 sqrt(n) epsilons of float32 (float64) below the bound, and from 56 rows on (sqrt(n) / 5 - 1.5)
-    epsilons of the weight's dtype more, so that the tolerance stays 4 ulp at every size.
+    A zero matrix is inside. Rounding a matrix of n rows adds to each of its n singular values,
+    which are summed here: the aim is 3 + 2 sqrt(n) epsilons of float32 (float64) below the bound,
+    and from 56 rows on (sqrt(n) / 5 - 1.5) epsilons of the weight's dtype more, so that the
+    tolerance stays 4 ulp at every size.
 
-    Source: Cai, Candes and Shen, "A singular value thresholding algorithm for matrix completion", 2010; Duchi,
-    Shalev-Shwartz, Singer and Chandra, "Efficient projections onto the l1-ball", 2008.
+    Source: Cai, Candes and Shen, "A singular value thresholding algorithm for matrix completion",
+    2010; Duchi, Shalev-Shwartz, Singer and Chandra, "Efficient projections onto the l1-ball", 2008.
 
     >>> NuclearNorm(2).project([[3.0, 0.0], [0.0, 2.0]]).round(6)
     array([[1.5, 0. ],
@@ -311,7 +319,8 @@ class NuclearNorm(_Ball):
         return new, xp.zeros_like(new)
 
     def _margin(self, values: Array, dtype: str) -> float:
-        # Rounding n x n entries moves n singular values by 0.17 epsilons of |W|_F / sqrt(n) each, at the most.
+        # Rounding n x n entries moves n singular values by 0.17 epsilons of |W|_F / sqrt(n) each,
+        # at the most.
         count = float(values.shape[1] ** 0.5)
         return super()._margin(values, dtype) + max(0.0, 0.2 * count - 1.5) * epsilon(dtype)
 
@@ -331,25 +340,27 @@ class NuclearNorm(_Ball):
 class Orthogonal(_Spectral):
     """{W : W W^T = I, or W^T W = I for more rows than columns}, the whole matrix. Not convex.
 
-    All singular values are 1. For layers that keep lengths, both ways through: recurrent kernels, deep linear parts,
-    bases. The nearest such matrix is the factor of the polar decomposition, U V^T of the singular value decomposition.
+    All singular values are 1. For layers that keep lengths, both ways through: recurrent kernels,
+    deep linear parts, bases. The nearest such matrix is the factor of the polar decomposition, U
+    V^T of the singular value decomposition.
 
     Args:
         axis: see `SpectralNorm`.
         stack: see `SpectralNorm`.
 
-    Cost: for a matrix that is nearly orthogonal, as after a step of training, Newton-Schulz steps of two products of
-    matrices each: 3 to 5, 8 at most. For others an SVD as in `NuclearNorm`, once more each where singular values are 0,
-    and these steps after it. NumPy is decomposed in float64.
+    Cost: for a matrix that is nearly orthogonal, as after a step of training, Newton-Schulz steps
+    of two products of matrices each: 3 to 5, 8 at most. For others an SVD as in `NuclearNorm`, once
+    more each where singular values are 0, and these steps after it. NumPy is decomposed in float64.
 
-    A matrix with singular values of 0 has many nearest points: it goes to the one of them that is nearest to the matrix
-    with ones on its diagonal; so does a matrix of zeros, which becomes that. Where these are many still, to one of
-    them. The gradient, which grows as singular values vanish, is 0 along those that are 0. Rounding is measured at 1,
-    and estimated from above when it is decided what is inside: a matrix of more than 1000 rows that is off by 2 to 4
-    ulp may be moved by as much. NaN and infinities stay, and count as violated.
+    A matrix with singular values of 0 has many nearest points: it goes to the one of them that is
+    nearest to the matrix with ones on its diagonal; so does a matrix of zeros, which becomes that.
+    Where these are many still, to one of them. The gradient, which grows as singular values vanish,
+    is 0 along those that are 0. Rounding is measured at 1, and estimated from above when it is
+    decided what is inside: a matrix of more than 1000 rows that is off by 2 to 4 ulp may be moved
+    by as much. NaN and infinities stay, and count as violated.
 
-    Source: Higham, "Computing the polar decomposition, with applications", 1986; Bjorck and Bowie, "An iterative
-    algorithm for computing the best estimate of an orthogonal matrix", 1971.
+    Source: Higham, "Computing the polar decomposition, with applications", 1986; Bjorck and Bowie,
+    "An iterative algorithm for computing the best estimate of an orthogonal matrix", 1971.
 
     >>> Orthogonal().project([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     array([[1., 0., 0.],
@@ -392,9 +403,9 @@ class Orthogonal(_Spectral):
 class LowRank(_Shrinking):
     """{W : rank W <= rank}, the whole matrix. Not convex.
 
-    For weights that are to be factored into two thin ones, and adapters. The nearest matrix keeps the `rank` largest
-    singular values; where the last of them equals the next, several are equally near, and one is given. For a convex
-    set, see `NuclearNorm`.
+    For weights that are to be factored into two thin ones, and adapters. The nearest matrix keeps
+    the `rank` largest singular values; where the last of them equals the next, several are equally
+    near, and one is given. For a convex set, see `NuclearNorm`.
 
     Args:
         rank: the largest rank allowed; a positive integer, not above the number of rows or columns.
@@ -406,9 +417,10 @@ class LowRank(_Shrinking):
 
     Cost: as `NuclearNorm`.
 
-    The violation is the largest of the other singular values. It is compared with rounding at the size of the matrix:
-    4 ulp of its largest singular value. A zero matrix is inside. The gradient grows as the two singular values approach
-    each other, and stays finite. NaN and infinities stay, and count as violated.
+    The violation is the largest of the other singular values. It is compared with rounding at the
+    size of the matrix: 4 ulp of its largest singular value. A zero matrix is inside. The gradient
+    grows as the two singular values approach each other, and stays finite. NaN and infinities stay,
+    and count as violated.
 
     Source: Eckart and Young, "The approximation of one matrix by another of lower rank", 1936.
 
@@ -461,7 +473,8 @@ class LowRank(_Shrinking):
         return constant(values, np.arange(values.shape[1]) >= values.shape[1] - self.rank)
 
     def _composed(self, spectrum: Spectrum, new: Array, kept: Array, scale: Array) -> Array:
-        # Multiplied last: the singular values may be above the largest number where the entries aren't.
+        # Multiplied last: the singular values may be above the largest number where the entries
+        # aren't.
         return namespace(kept).matmul(spectrum.left, kept[:, :, None] * spectrum.rows) * scale[:, :, None]
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
@@ -479,8 +492,8 @@ class LowRank(_Shrinking):
 class PositiveSemidefinite(MatrixSet):
     """{W : W = W^T and x^T W x >= 0 for every x}, the whole matrix, square: symmetric, no negative eigenvalue.
 
-    For kernels, covariances, metrics and recurrent weights with an energy. The nearest such matrix is the symmetric
-    part without its negative eigenvalues.
+    For kernels, covariances, metrics and recurrent weights with an energy. The nearest such matrix
+    is the symmetric part without its negative eigenvalues.
 
     Args:
         stack: see `SpectralNorm`.
@@ -490,10 +503,10 @@ class PositiveSemidefinite(MatrixSet):
 
     Cost: the eigenvectors, and 5 products of matrices, in float32; NumPy in float64.
 
-    The violation is the largest of |w_ij - w_ji| and -lambda, lambda the smallest eigenvalue of the symmetric part. It
-    is compared with rounding at the size of the matrix: 4 ulp of its largest singular value. What is projected is
-    symmetric bit for bit. A zero matrix is inside. Equal eigenvalues are no special case. NaN and infinities stay, and
-    count as violated.
+    The violation is the largest of |w_ij - w_ji| and -lambda, lambda the smallest eigenvalue of the
+    symmetric part. It is compared with rounding at the size of the matrix: 4 ulp of its largest
+    singular value. What is projected is symmetric bit for bit. A zero matrix is inside. Equal
+    eigenvalues are no special case. NaN and infinities stay, and count as violated.
 
     Source: Higham, "Computing a nearest symmetric positive semidefinite matrix", 1988.
 

@@ -1,8 +1,9 @@
 """Sets that bound a sum over a unit: SumTo, Halfspace, Hyperplane; Simplex, L1Ball.
 
-A sum of signed entries is projected on by a shift along the normal, in closed form. Where entries stop at 0 there is
-one unknown per unit, the threshold below which they become 0. It is found without sorting: what remains above a
-threshold is convex and piecewise linear in it, so that Newton's method from below ends after a few steps, exactly.
+A sum of signed entries is projected on by a shift along the normal, in closed form. Where entries
+stop at 0 there is one unknown per unit, the threshold below which they become 0. It is found
+without sorting: what remains above a threshold is convex and piecewise linear in it, so that
+Newton's method from below ends after a few steps, exactly.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from inbounds._sets.set import Edge, Set, registered
 from inbounds._types import Axis, Center, Numbers
 
 STEPS = 64
-"""At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third halves a bracket."""
+"""At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third
+halves a bracket."""
 
 UNROLLED = 12
 """Looks where none can be left out: where PyTorch exports or vectorizes."""
@@ -130,19 +132,20 @@ class Linear(Set):
 class SumTo(Linear):
     """{w : sum of w = total}, each unit.
 
-    The nearest unit adds the same number to every entry. A total of 0 centres the units (weights that see contrasts and
-    no level, as in weight standardization); a total of 1 makes affine combinations. With entries above 0 it is
-    `Simplex`.
+    The nearest unit adds the same number to every entry. A total of 0 centres the units (weights
+    that see contrasts and no level, as in weight standardization); a total of 1 makes affine
+    combinations. With entries above 0 it is `Simplex`.
 
     Args:
         total: what the entries add up to, in all units, or an array with that of each; finite.
         axis: see `MaxNorm`.
 
-    Cost: four passes: a shift, and a look at what its rounding left, which as a rule moves nothing more (64 shifts at
-    most). Rounding is measured at the sum of the entries' sizes, see `tolerance`. A zero unit gets equal entries. NaN
-    and infinities stay.
+    Cost: four passes: a shift, and a look at what its rounding left, which as a rule moves nothing
+    more (64 shifts at most). Rounding is measured at the sum of the entries' sizes, see
+    `tolerance`. A zero unit gets equal entries. NaN and infinities stay.
 
-    Source: Qiao et al., "Micro-batch training with batch-channel normalization and weight standardization", 2019.
+    Source: Qiao et al., "Micro-batch training with batch-channel normalization and weight
+    standardization", 2019.
 
     >>> SumTo(1).project([[1.0, 2.0]])
     array([[0., 1.]])
@@ -197,12 +200,12 @@ class _WithNormal(Linear):
 class Halfspace(_WithNormal):
     """{w : normal . w <= offset}, each unit.
 
-    One linear inequality: a budget with prices, one weight at most as large as another, an ordering of two. Several of
-    them meet by `&`. A unit outside moves along the normal onto the hyperplane.
+    One linear inequality: a budget with prices, one weight at most as large as another, an ordering
+    of two. Several of them meet by `&`. A unit outside moves along the normal onto the hyperplane.
 
     Args:
-        normal: an array with one entry for each entry of a unit (or a shape that broadcasts to it), or one number for
-            all; finite, not all 0.
+        normal: an array with one entry for each entry of a unit (or a shape that broadcasts to it),
+            or one number for all; finite, not all 0.
         offset: a number for all units, or an array with one for each; finite.
         axis: see `MaxNorm`.
 
@@ -223,8 +226,8 @@ class Halfspace(_WithNormal):
 class Hyperplane(_WithNormal):
     """{w : normal . w = offset}, each unit.
 
-    One linear equation: a weighted sum that is known, units at a right angle to a direction that shall not matter
-    (an offset of 0).
+    One linear equation: a weighted sum that is known, units at a right angle to a direction that
+    shall not matter (an offset of 0).
 
     Args:
         normal: see `Halfspace`.
@@ -246,19 +249,21 @@ class Hyperplane(_WithNormal):
 class Simplex(Set):
     """{w : w >= 0, sum of w = total}, each unit: shares of a whole.
 
-    Mixing weights, attention that is fixed, convex combinations of inputs. Unlike a softmax it reaches 0 exactly.
+    Mixing weights, attention that is fixed, convex combinations of inputs. Unlike a softmax it
+    reaches 0 exactly.
 
     Args:
         total: what the entries add up to, in all units, or an array with that of each; above 0.
         axis: see `MaxNorm`.
 
-    Cost: two passes and one for each look at the threshold, 4 to 8 as a rule and 64 at most, where the threshold is
-    known to half the bits of its dtype in the worst case; then a pass that scales to the total, so that the sum is
-    right whatever the looks did. Nothing is sorted. A zero unit gets equal entries. NaN and infinities stay.
+    Cost: two passes and one for each look at the threshold, 4 to 8 as a rule and 64 at most, where
+    the threshold is known to half the bits of its dtype in the worst case; then a pass that scales
+    to the total, so that the sum is right whatever the looks did. Nothing is sorted. A zero unit
+    gets equal entries. NaN and infinities stay.
 
-    Source: Held, Wolfe and Crowder, "Validation of subgradient optimization", 1974; Michelot, "A finite algorithm for
-    finding the projection of a point onto the canonical simplex", 1986; Condat, "Fast projection onto the simplex and
-    the l1 ball", 2016.
+    Source: Held, Wolfe and Crowder, "Validation of subgradient optimization", 1974; Michelot, "A
+    finite algorithm for finding the projection of a point onto the canonical simplex", 1986;
+    Condat, "Fast projection onto the simplex and the l1 ball", 2016.
 
     >>> Simplex().project([[0.5, 1.5], [-1.0, 0.0]])
     array([[0., 1.],
@@ -309,19 +314,20 @@ class Simplex(Set):
 class L1Ball(Set):
     """{w : |w|_1 <= radius}, each unit: the sum of the entries' sizes is bounded.
 
-    Few large weights rather than many small ones: the nearest unit has entries that are exactly 0. The hard form of an
-    L1 penalty, with a radius that means something.
+    Few large weights rather than many small ones: the nearest unit has entries that are exactly 0.
+    The hard form of an L1 penalty, with a radius that means something.
 
     Args:
         radius: the largest sum, for all units, or an array with that of each; above 0.
         axis: see `MaxNorm`.
         center: see `MaxNorm`.
 
-    Cost: as `Simplex`; a unit inside costs the two passes that find it out. A zero unit is inside. NaN and infinities
-    stay.
+    Cost: as `Simplex`; a unit inside costs the two passes that find it out. A zero unit is inside.
+    NaN and infinities stay.
 
-    Source: Duchi, Shalev-Shwartz, Singer and Chandra, "Efficient projections onto the l1-ball for learning in high
-    dimensions", 2008; Condat, "Fast projection onto the simplex and the l1 ball", 2016.
+    Source: Duchi, Shalev-Shwartz, Singer and Chandra, "Efficient projections onto the l1-ball for
+    learning in high dimensions", 2008; Condat, "Fast projection onto the simplex and the l1 ball",
+    2016.
 
     >>> L1Ball(1).project([[1.0, -0.5], [0.2, 0.3]])
     array([[ 0.75, -0.25],
@@ -384,8 +390,9 @@ def _beyond(rows: Array, slope: Array, level: np.ndarray[Any, Any]) -> Array:
 def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: Bound, *, signed: bool) -> Units:
     """The reduced gradient of a set whose entries, or their sizes, are lowered by a threshold to add up to a total.
 
-    The point after a step `e g` has the entries of x - e g less e t in size, or 0, for one t a unit. That is looked for
-    in x / e - g: entries at 0, which a threshold on x - e g would lose in rounding, are compared with it exactly.
+    The point after a step `e g` has the entries of x - e g less e t in size, or 0, for one t a
+    unit. That is looked for in x / e - g: entries at 0, which a threshold on x - e g would lose in
+    rounding, are compared with it exactly.
 
     Args:
         here: the nearest units in the set.
@@ -430,9 +437,10 @@ def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: Bound,
 def _by_tangents(beyond: Callable[[Array], tuple[Array, Array]], low: Array, high: Array, moved: Array) -> Array:
     """For each unit the number at which a sum of positive parts, which falls and is convex in it, is 0.
 
-    The tangent at any number meets 0 below the solution: a lower bound that only rises. It ends where the entries that
-    are left are those of the tangent. Where entries let it rise slowly, halving the bracket between it and the lowest
-    number that was too high brings it near in logarithmically many steps.
+    The tangent at any number meets 0 below the solution: a lower bound that only rises. It ends
+    where the entries that are left are those of the tangent. Where entries let it rise slowly,
+    halving the bracket between it and the lowest number that was too high brings it near in
+    logarithmically many steps.
 
     Args:
         beyond: how far the sum is above 0 at a number, and how fast it falls there.
