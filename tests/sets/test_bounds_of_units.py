@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from sets.tensors import exact, same_bits
+from sets.tensors import BACKEND, array, compiled, exact, same_bits
 
 BOUNDS = np.array([0.5, 1.0, 2.0, 30.0])
 NORMAL = [1.0, 2.0, -1.0, 0.0, 1.0, 1.0]
@@ -80,3 +80,19 @@ def test_another_number_of_units_is_an_error_before_anything_moves() -> None:
     assert same_bits(exact(model.layers[0].kernel), before)
     with pytest.raises(ib.SetError, match=r"`radius` of L1Ball is not above 0. Received: radius=\[1, 0\]"):
         ib.L1Ball([1, 0])
+
+
+SCALED = {
+    "radii, bounds": ib.L1Ball(BOUNDS) & ib.Box(-0.2, [0.3] * 6),
+    "bounds, half-space, ball": ib.Box(-1, 1) & ib.Halfspace(NORMAL, 0.2) & ib.MaxNorm(1),
+}
+
+
+@pytest.mark.parametrize("owner", SCALED.values(), ids=SCALED)
+def test_a_compiled_step_computes_the_factor_of_all_bounds(owner: ib.Set) -> None:
+    owner = owner.scaled(lambda step: 2.0 / (step + 1.0))
+    rows = 3 * np.random.default_rng(0).standard_normal((4, 6)).astype("float32")
+    given, step = array(rows, "float32", BACKEND), array(3.0, "float32", BACKEND)
+    run = compiled if BACKEND != "torch" else lambda fn, x: fn(x)  # whose steps are not compiled
+    found = run(lambda step: owner.at(step).project(given), step)
+    np.testing.assert_allclose(exact(found), owner.at(3).project(rows.astype("float64")), atol=1e-5)

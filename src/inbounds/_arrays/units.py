@@ -377,7 +377,7 @@ class Units:
             return constant(like, [[values]])
         xp, laid = namespace(like), []
         pieces = [
-            constant(like, np.reshape(piece, (1,) * len(part.shape))) if isinstance(piece, float) else piece
+            piece if len(getattr(piece, "shape", ())) else xp.reshape(constant(like, piece), (1,) * len(part.shape))
             for piece, part in zip(values.parts, self.parts, strict=True)
         ]
         counted = (

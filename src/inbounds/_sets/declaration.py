@@ -66,10 +66,19 @@ class Declaration:
             marked(self.high, math.inf) if is_bounded(self.high) else self.high,
         )
 
-    def times(self, factor: Array | float) -> Declaration:
-        """The declaration of a multiple of the set, by one number."""
-        rows = (replace(row, level=row.level * factor, center=_grown(row.center, factor)) for row in self.rows)
-        return Declaration(tuple(rows), _grown(self.low, factor), _grown(self.high, factor))
+    def times(self, factor: Array | float, units: Units) -> Declaration:
+        """The declaration of a multiple of the set, by one number, which a compiled step may hold."""
+
+        def grown(values: Values) -> Values:
+            if isinstance(values, Units):
+                return each(lambda v: v * factor, values)
+            if values == 0 or math.isinf(values):
+                return values
+            multiple = values * factor
+            return multiple if isinstance(multiple, float) else units.with_parts([multiple] * len(units.parts))
+
+        rows = (replace(row, level=row.level * factor, center=grown(row.center)) for row in self.rows)
+        return Declaration(tuple(rows), grown(self.low), grown(self.high))
 
 
 def each(fn: Callable[..., Any], *values: Values) -> Values:
@@ -100,9 +109,3 @@ def _tighter(which: Literal["maximum", "minimum"], one: Values, other: Values) -
         return max(one, other) if which == "maximum" else min(one, other)
     first, second = (one, other) if isinstance(one, Units) else (other, one)
     return each(lambda a, b: getattr(namespace(a), which)(a, b), first, second)
-
-
-def _grown(values: Values, factor: Array | float) -> Values:
-    if isinstance(values, Units):
-        return each(lambda v: v * factor, values)
-    return values if values == 0 or math.isinf(values) else values * factor

@@ -267,10 +267,10 @@ def _of(values: Values, *, free: bool) -> Values:
 
 def _level_of_free(units: Units, free: Units, row: Row) -> Array | float:
     """The level that frozen entries leave for the free ones."""
-    level = row.level if isinstance(row.level, float) else namespace(free.parts[0]).reshape(row.level, free.shape)
+    xp = namespace(free.parts[0])
+    level = xp.reshape(row.level, free.shape) if len(getattr(row.level, "shape", ())) else row.level
     if (frozen := units.only(free=False)) is None:
         return level
-    xp = namespace(free.parts[0])
     weights, center = _of(row.weights, free=False), _of(row.center, free=False)
     if row.kind in ("equal", "most"):
         return level - xp.reshape(frozen.total(lambda x, a: a * x, weights), free.shape)
@@ -279,7 +279,9 @@ def _level_of_free(units: Units, free: Units, row: Row) -> Array | float:
             level - xp.reshape(frozen.total(lambda x, a, c: xp.abs(a * (x - c)), weights, center), free.shape), 0
         )
     flat = xp.zeros_like(frozen.max(xp.abs))
-    size = xp.clip(flat + (level if isinstance(level, float) else xp.reshape(level, frozen.shape)), 1 / HUGE, HUGE)
+    size = xp.clip(
+        flat + (xp.reshape(level, frozen.shape) if len(getattr(level, "shape", ())) else level), 1 / HUGE, HUGE
+    )
     taken = frozen.total(lambda x, a, c, size: (a * (x - c) / size) ** 2, weights, center, size)
     return level * xp.sqrt(xp.maximum(1 - xp.reshape(taken, free.shape), 0))
 

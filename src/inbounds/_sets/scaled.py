@@ -143,7 +143,7 @@ class _Multiple(Composite):
         )
 
     def declaration(self, units: Units) -> Declaration:
-        return self.set.declaration(units).times(self._factor(units.parts[0]))
+        return self.set.declaration(units).times(self._factor(units.parts[0]), units)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """That of the bound times the factor."""
