@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._arrays.ops import MANTISSA_BITS, SMALLEST_EXPONENT, epsilon, ulp, working_dtype
+from inbounds._arrays.ops import MANTISSA_BITS, SMALLEST_EXPONENT, epsilon, ulp, ulps, working_dtype
 
 Bound = float | np.ndarray[Any, Any]
 """One number for all units, or an array with one for each."""
@@ -53,11 +53,13 @@ class Judgement:
         return 1.5 * (2 + math.log2(max(self.size, 1))) * epsilon(dtype) / (4 if self.root else 2)
 
     def _within(self, bound: Bound, error: float) -> Bound:
+        smallest = math.ldexp(0.5, SMALLEST_EXPONENT[self.dtype] - MANTISSA_BITS[self.dtype])
+        entries = self.size**0.5 if self.root else self.size  # each is rounded to a multiple of the smallest
         if isinstance(bound, np.ndarray):
-            return np.asarray(np.vectorize(self._within, otypes=[float])(bound, error))
+            grain = np.maximum(epsilon(self.dtype) * np.abs(bound), ulps(bound, self.dtype))
+            within = 2 * grain + error * np.abs(bound) + entries * smallest
+            return np.where((bound == 0) | ~np.isfinite(bound), 0.0, within)
         if bound == 0 or not math.isfinite(bound):  # a bound of 0 is met exactly
             return 0.0
         grain = max(epsilon(self.dtype) * abs(bound), ulp(bound, self.dtype))
-        smallest = math.ldexp(0.5, SMALLEST_EXPONENT[self.dtype] - MANTISSA_BITS[self.dtype])
-        entries = self.size**0.5 if self.root else self.size  # each is rounded to a multiple of the smallest
         return 2 * grain + error * abs(bound) + entries * smallest

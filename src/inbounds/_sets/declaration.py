@@ -82,7 +82,7 @@ class Declaration:
 
 
 def each(fn: Callable[..., Any], *values: Values) -> Values:
-    """A function of values, entry by entry; of the first, if it is an array, the arrays of the others follow."""
+    """A function of values, part by part; a number where all values are numbers."""
     like = next((value for value in values if isinstance(value, Units)), None)
     if like is None:
         return float(fn(*values))

@@ -98,7 +98,7 @@ class Where(Composite):
 class _Marked(Where):
     """A `Where` with a mask for each of several weights: what `On` becomes on a layer. It is never saved."""
 
-    def __init__(self, set: Set, masks: tuple[np.ndarray[Any, Any], ...]) -> None:  # noqa: A002  # likewise
+    def __init__(self, set: Set, masks: tuple[np.ndarray[Any, Any], ...]) -> None:  # noqa: A002  # the word of the library
         self.set, self.mask, self.masks, self.members = set, masks, masks, (set,)
 
     def rebuilt(self, members: Sequence[Set]) -> Set:
@@ -129,7 +129,7 @@ class On(Composite):
     array([[ 0., -1.,  0.]])
     """
 
-    def __init__(self, set: Set, inputs: Inputs) -> None:  # noqa: A002  # likewise
+    def __init__(self, set: Set, inputs: Inputs) -> None:  # noqa: A002  # the word of the library
         _check_inner("on", "inputs", set)
         given = [inputs] if isinstance(inputs, numbers.Integral) else inputs
         indices = list(given) if isinstance(given, (list, tuple, range, np.ndarray)) else []
