@@ -388,6 +388,11 @@ def clip_finite(x: Array, low: Array, high: Array) -> Array:
     return xp.where((x > high) & (x < np.inf), high, x)
 
 
+def add_product(x: Array, a: Array, b: Array) -> Array:
+    """`x + a * b`, on PyTorch in one pass."""
+    return _TORCH.torch.addcmul(x, a, b) if is_eager_torch(x) else x + a * b
+
+
 def blocked_sum(x: Array, axes: tuple[int, ...]) -> Array:
     """The sum over some axes, with an error within that of `Judgement` on every backend.
 

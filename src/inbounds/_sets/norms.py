@@ -20,6 +20,7 @@ from inbounds._arrays.ops import (
     constant,
     dtype_of,
     epsilon,
+    is_concrete,
     is_eager_torch,
     namespace,
     without_gradient,
@@ -42,7 +43,10 @@ FADED = 0.99
 back towards the Euclidean point, which does less harm than one that overshoots."""
 
 PLAIN = 1e20
-"""Sums of squares between its inverse and this lost nothing on their way."""
+"""Sums of squares between its inverse and this lost nothing on their way. A unit whose sum is
+smaller is shorter than `SHORT`."""
+
+SHORT = 1e-9
 
 
 class _NormInterval(Set):
@@ -273,29 +277,29 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
 
     In a metric those above are drawn to the nearest point first, and scaled by what rounding left.
 
-    Entries are divided by the unit's largest before they are squared, so that nothing overflows or
-    vanishes; a unit with NaN or infinities has no finite sum and stays.
+    A unit with NaN or infinities has no finite sum and stays.
     """
     free = units.only(free=True)
     if free is None:
         return units
     xp = namespace(free.parts[0])
-    scale, squares = _squares(free)
+    bounded_below, frozen = bool(np.any(low)), units.only(free=False)
+    top = _finite_bound(low, high)  # without an upper bound no unit is moved there
+    short_stay = not bounded_below and frozen is None and bool(np.min(top) > SHORT)
+    scale, squares = _squares(free, -1 if short_stay else 1 / PLAIN)
     inverse = 1.0 if scale is None else scale
     finite = squares < np.inf  # which NaN isn't either
-    top = _finite_bound(low, high)  # without an upper bound no unit is moved there
     judged, moved_by = units.judged(root=True), units.rounding(_norm)
     moved_by = xp.reshape(moved_by, free.shape) if hasattr(moved_by, "shape") else moved_by
     least, most, floor, ceiling = map(free.numbers, (low, top, low - judged.held(low), high + judged.held(high)))
     bounds = [least, most, floor - moved_by, ceiling + moved_by]
-    if (frozen := units.only(free=False)) is not None:
+    if frozen is not None:
         size = np.clip(top, 1 / HUGE, HUGE)
         squares_of_frozen = frozen.total(lambda x, size: (x * (1 / size)) ** 2, frozen.numbers(size))
         taken, unit = xp.reshape(squares_of_frozen, free.shape), free.numbers(size)
         bounds = [unit * xp.sqrt(xp.maximum((bound / unit) ** 2 - taken, 0)) for bound in bounds]
         finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), free.shape)
     least, most, floor, ceiling = bounds
-    bounded_below = bool(np.any(low))
 
     one = xp.ones_like(squares)
     moved = (squares > (ceiling * inverse) ** 2) & finite
@@ -399,19 +403,28 @@ def _mean_cost(given: Units, found: Units) -> Array:
     return xp.where(xp.isfinite(mean), mean, 0)
 
 
-def _squares(units: Units) -> tuple[Array | None, Array]:
+def _squares(units: Units, least: float = 1 / PLAIN) -> tuple[Array | None, Array]:
     """What entries are multiplied by before they are squared, so that nothing overflows or vanishes; and the sums.
 
-    The first is one number per unit, or None where the values could be looked at and needed no
-    scaling: that saves PyTorch four passes over a weight.
+    The first is one number per unit, or None for 1. It takes passes over a weight that are made
+    only where a sum of the squares as they are is above `PLAIN` or below `least`.
     """
     xp = namespace(units.parts[0])
-    if units.concrete:
-        squares = units.total(lambda x: x * x)
-        if bool(xp.all((squares > 1 / PLAIN) & (squares < PLAIN))):
-            return None, squares
-    inverse = 1 / xp.clip(without_gradient(units.max(xp.abs)), 1 / HUGE, HUGE)
-    return inverse, units.map(lambda x, inverse: x * inverse, inverse).total(lambda y: y * y)
+    squares = units.total(lambda x: x * x)
+    plain = (squares < PLAIN) & (squares > least)
+
+    def scaled() -> tuple[Array, Array]:
+        inverse = 1 / xp.clip(without_gradient(units.max(xp.abs)), 1 / HUGE, HUGE)
+        inverse = xp.where(plain, xp.ones_like(inverse), inverse)
+        return inverse, units.total(lambda x, inverse: (x * inverse) ** 2, inverse)
+
+    readable = units.concrete or is_concrete(squares)
+    if readable and bool(xp.all(plain)):
+        return None, squares
+    if readable or is_eager_torch(squares):
+        return scaled()
+    inverse, squares = branch(xp.all(plain), lambda: (xp.ones_like(squares), squares), scaled)
+    return inverse, squares
 
 
 def _norm(units: Units) -> Array:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from inbounds._arrays.judgement import Bound
-from inbounds._arrays.ops import HUGE, Array, cast, dtype_of, epsilon, namespace
+from inbounds._arrays.ops import HUGE, Array, add_product, cast, dtype_of, epsilon, namespace
 from inbounds._arrays.units import Units
 
 SHARE = 1e-3
@@ -32,6 +32,9 @@ loses its digits."""
 
 NEAR = 1e-5
 """`SHARE` for formulas that don't subtract two projections, and so lose no digits."""
+
+MODERATE = 1e9
+"""Squares of bounds between its inverse and this neither overflow nor vanish."""
 
 
 def difference(project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool) -> Units:
@@ -61,8 +64,7 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     """The reduced gradient of {w : low <= |w| <= high}: without what points out of it along the ray of a unit.
 
     Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two
-    sums and a map. Entries are divided by the bound first, so that only units far inside it
-    underflow.
+    sums and a map; the map is left out where the values can be read and no unit is near its bound.
 
     Args:
         units: where the gradient is taken, all free.
@@ -73,10 +75,14 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     """
     xp = namespace(units.parts[0])
     size = np.clip(np.where(np.isinf(high), low, high), 1 / HUGE, HUGE)
+    if np.all((size > 1 / MODERATE) & (size < MODERATE)):
+        size = np.ones(())
+    else:  # so that only units far inside underflow
+        units = units.map(lambda x, bound: x * (1 / bound), units.numbers(size))
     bound, least, most = map(units.numbers, (size, low / size, high / size))
-    squares = units.total(lambda x, bound: (x * (1 / bound)) ** 2, bound)
+    squares = units.total(lambda x: x * x)
     length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
-    outwards = units.total(lambda x, g, bound: (x * (-1 / bound)) * g, gradient, bound) / length
+    outwards = -units.total(lambda x, g: x * g, gradient) / length
     rounding = 2 * units.judged(root=True).held(1.0) + moved_by / bound / length
 
     def taken_at(gap: Array) -> Array:
@@ -89,9 +95,12 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     share = xp.where(outwards > 0, taken_at(most - length), below)
     usable = (squares > 0) & xp.isfinite(squares) & xp.isfinite(outwards)
     taken = xp.where(usable, outwards * share / length, none)
-    return gradient.chosen(
-        taken != 0, gradient.map(lambda g, x, t, bound: g + (x * (1 / bound)) * t, units, taken, bound)
-    )
+    if units.concrete:
+        if not bool(xp.any(taken)):
+            return gradient
+        if bool(xp.all(usable)):  # adding 0 changes nothing and is faster than a mask
+            return gradient.map(add_product, units, taken)
+    return gradient.chosen(taken != 0, gradient.map(add_product, units, taken))
 
 
 def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array]:

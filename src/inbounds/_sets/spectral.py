@@ -56,6 +56,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.arguments import axes, center_of, number
 from inbounds._sets.matrices import MatrixSet, stack_of
+from inbounds._sets.reduced import SHARE
 from inbounds._sets.set import ULPS, registered
 from inbounds._types import Axis, Center, Integer, Number
 
@@ -77,6 +78,27 @@ class _Spectral(MatrixSet):
     @abstractmethod
     def _beyond(self, values: Array) -> Array:
         """`_excess` for singular values of shape (stack, k), descending up to rounding."""
+
+    def _left(self, matrices: Array, slopes: Array, units: Units) -> Array:
+        """`reduced` by a formula, for wide finite matrices; only of sets whose `reduced` asks for it."""
+        raise NotImplementedError(f"{type(self).__name__} has no formula for the reduced gradient")
+
+    def _reduced_by_formula(self, units: Units, gradient: Units) -> Units:
+        """`reduced` by `_left`; where something isn't finite the gradient as it is."""
+        rows, given = units.rows(), gradient.rows()
+        xp = namespace(rows)
+        matrices, slopes = (xp.reshape(x, (self.stack, -1, units.size)) for x in (rows, given))
+        finite = xp.all(xp.isfinite(matrices) & xp.isfinite(slopes), axis=(1, 2))[:, None, None]
+        turned = matrices.shape[1] > matrices.shape[2]
+
+        def wide(x: Array) -> Array:
+            x = xp.where(finite, x, xp.zeros_like(x))
+            return in_working_precision(transposed(x) if turned else x)
+
+        with exact_products(matrices):
+            left = self._left(wide(matrices), wide(slopes), units)
+        left = cast(transposed(left) if turned else left, dtype_of(slopes))
+        return gradient.with_rows(xp.reshape(xp.where(finite, left, slopes), tuple(given.shape)))
 
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
         with exact_products(matrices):
@@ -255,6 +277,43 @@ class SpectralNorm(_Ball):
         nearest, outside = either(inside, lambda: kept, lambda: full(matrices, units))
         return nearest, outside
 
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        about = units if self.center is None else units.about(self.centers_of(units))
+        return self._reduced_by_formula(about, gradient)
+
+    def _left(self, matrices: Array, slopes: Array, units: Units) -> Array:
+        """The gradient less the part of its descent that would raise the singular values at the bound.
+
+        In their singular vectors u and v that part is u Z v^T, with Z the positive semidefinite
+        part of the symmetric part of -u^T g v (Watson, "Characterization of the subdifferential of
+        some matrix norms", 1992). Of a singular value that is off the bound by less than `SHARE` of
+        it, a part is taken.
+        """
+        xp = namespace(matrices)
+        low = xp.clip(matrices / self.max_value, -PLAIN, PLAIN)
+        gram = xp.matmul(low, transposed(low))
+        size = xp.clip(xp.max(xp.abs(slopes), axis=(1, 2), keepdims=True), 1 / HUGE, HUGE)
+        rounding = 2 * (self._margin(low[:, :, 0], units.dtype) + self._tolerance(units.dtype) / self.max_value)
+        if units.moved_from is not None:
+            entries = xp.max(xp.abs(units.with_parts(units.moved_from).rows())) * (units.size * units.count) ** 0.5
+            rounding = rounding + 2 * epsilon(units.dtype) * entries / self.max_value
+
+        def taken() -> Array:
+            eigh = (np.linalg if xp is np else keras.ops).eigh
+            squares, left = eigh(gram)
+            values = xp.sqrt(xp.maximum(squares, xp.ones_like(squares) / 4))
+            share = xp.sqrt(xp.clip(1 - ((1 - values) / values - rounding) / SHARE, 0, 1))[:, :, None]
+            rows = xp.matmul(transposed(left), low) / values[:, :, None] * share
+            pull = xp.matmul(xp.matmul(transposed(left), slopes / size), transposed(rows)) * share
+            powers, turn = eigh(-_symmetric_part(pull))
+            upwards = turn * xp.sqrt(xp.maximum(powers, xp.zeros_like(powers)))[:, None, :]
+            within = xp.matmul(left * transposed(share), xp.matmul(upwards, transposed(upwards)))
+            return slopes + xp.matmul(within, rows) * size
+
+        inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) < (1 - 2 * SHARE - rounding) ** 4)
+        left: Array = either(inside, lambda: slopes, taken)
+        return left
+
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
         xp = namespace(values)
         aim = self._aim(values, dtype)
@@ -376,6 +435,15 @@ class Orthogonal(_Spectral):
     @property
     def has_reduced_gradient(self) -> bool:
         return True
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        return self._reduced_by_formula(units, gradient)
+
+    def _left(self, matrices: Array, slopes: Array, units: Units) -> Array:
+        """The tangential part of the gradient (Absil, Mahony and Sepulchre, 2008, section 3.6)."""
+        xp = namespace(matrices)
+        nearest, _ = self._nearest_wide(matrices, units)
+        return slopes - xp.matmul(_symmetric_part(xp.matmul(slopes, transposed(nearest))), nearest)
 
     def _nearest_wide(self, matrices: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(matrices)

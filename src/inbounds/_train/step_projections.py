@@ -85,7 +85,8 @@ class StepProjection:
             gradients: the gradient of each weight; None for one that isn't stepped.
             count: the number of steps, including the coming one.
         """
-        units = Units.of(values, self.axes, [gradient is not None for gradient in gradients])
+        stepped = [gradient is not None for gradient in gradients]
+        units = Units.of(values, self.axes, stepped, concrete=_is_eager())
         parts = [
             keras.ops.zeros_like(part) if gradient is None else cast(gradient, dtype_of(part))
             for part, gradient in zip(units.parts, gradients, strict=True)
@@ -151,7 +152,7 @@ class StepProjection:
         """
         own = [] if stepped is None else [stepped.get(id(variable)) for variable in self.entry.variables]
         metric = self.sparse_metric if any(map(is_sparse, own)) else self.metric
-        concrete = keras.backend.backend() == "torch"
+        concrete = _is_eager()
         if metric is None or stepped is None:
             return StepState(count, concrete=concrete)
         read_metric = partial(metric.diagonals, self.optimizer, self.entry.variables, own)
@@ -187,6 +188,11 @@ def signature(optimizer: Any, entries: Sequence[Entry]) -> Any:
     """What the decisions on some entries depend on; a value that differs means to decide again."""
     trained = [(entry, *(bool(variable.trainable) for variable in entry.variables)) for entry in entries]
     return optimizer_metric(optimizer), len(getattr(optimizer, "_trainable_variables", ())), trained
+
+
+def _is_eager() -> bool:
+    """Whether Python can read values within a step, see `Units`."""
+    return bool(keras.backend.backend() == "torch")
 
 
 def _metric(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> tuple[str, OptimizerMetric | None]:
