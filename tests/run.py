@@ -2,7 +2,8 @@
 
 python tests/run.py [--all] [--backend NAME]... [pytest arguments]
 
-A usual run leaves out what only repeats a proof (tests/repetition.py); with --all it leaves out nothing. With --backend
+A usual run leaves out what only repeats a proof (tests/repetition.py). With --all it leaves out nothing, and takes one
+folder after the other, since processes keep what they have compiled, with TensorFlow up to 10 GB each. With --backend
 it runs the tests on that backend, or those, and nothing else. All other arguments go to pytest.
 """
 
@@ -20,6 +21,7 @@ CHECKS = {
     "format": ["ruff", "format", "--check", "."],
     "types": ["mypy"],
 }
+NO_TESTS = 5  # pytest's exit code where -k or a mark leaves a part without tests
 TESTS = ["pytest", "-n", "2", "--dist", "loadgroup"]
 
 SETTINGS = {
@@ -48,7 +50,17 @@ def run(command: list[str], **environment: str) -> str:
     print(f"\n+ {label}", flush=True)
     start = time.monotonic()
     code = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=os.environ | environment).returncode
-    return f"{'passed' if code == 0 else 'FAILED'} in {time.monotonic() - start:.0f} s"
+    how = {0: "passed", NO_TESTS: "no tests"}.get(code, "FAILED")
+    return f"{how} in {time.monotonic() - start:.0f} s"
+
+
+def parts(arguments: list[str]) -> dict[str, list[str]]:
+    """What pytest is called with for each part of the tests, by the part's name."""
+    if "--all" not in arguments or any(Path(ROOT, argument.split("::")[0]).exists() for argument in arguments):
+        return {"": arguments}
+    folders = sorted({file.parent for file in Path(__file__).parent.glob("*/test_*.py")})
+    others = {" others": [*arguments, *(f"--ignore={folder}" for folder in folders)]}
+    return others | {f" {folder.name}": [*arguments, str(folder)] for folder in folders}
 
 
 def main() -> int:
@@ -59,10 +71,12 @@ def main() -> int:
     once: list[str] = []
     for backend in given.backend or BACKENDS:
         settings = SETTINGS | OF_BACKEND[backend] | ({} if "--all" in arguments else FAST)
-        ended[backend] = run([*TESTS, *once, *arguments], KERAS_BACKEND=backend, **settings)
+        for name, part in parts(arguments).items():
+            ended[backend + name] = run([*TESTS, *once, *part], KERAS_BACKEND=backend, **settings)
         once = ["--once-done"]
     print("\n" + ", ".join(f"{name}: {how}" for name, how in ended.items()))
-    return 0 if all(how.startswith("passed") for how in ended.values()) else 1
+    hows = {how.split(" in ")[0] for how in ended.values()}
+    return 0 if "passed" in hows and "FAILED" not in hows else 1
 
 
 if __name__ == "__main__":

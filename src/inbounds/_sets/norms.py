@@ -288,7 +288,7 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     short_stay = not bounded_below and frozen is None and bool(np.min(top) > SHORT)
     scale, squares = _squares(free, -1 if short_stay else 1 / PLAIN)
     inverse = 1.0 if scale is None else scale
-    finite = squares < np.inf  # which NaN isn't either
+    finite = True if scale is None else squares < np.inf  # which NaN isn't either
     judged, moved_by = units.judged(root=True), units.rounding(_norm)
     moved_by = xp.reshape(moved_by, free.shape) if hasattr(moved_by, "shape") else moved_by
     least, most, floor, ceiling = map(free.numbers, (low, top, low - judged.held(low), high + judged.held(high)))
@@ -301,21 +301,21 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
         finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), free.shape)
     least, most, floor, ceiling = bounds
 
-    one = xp.ones_like(squares)
     moved = (squares > (ceiling * inverse) ** 2) & finite
     if units.metric is not None:
         ball = Declaration((Row("ball", units.numbers(top)),))
         drawn = nearest_on_one_row(units, ball, xp.reshape(moved, units.shape))
         return _move_norm(drawn.costing(None), low, high).costing(units.costs) if bounded_below else drawn
-    target = one * most
+    one = xp.ones_like(squares)
+    target, some = one * most, moved
     if bounded_below:
         moved_up = (squares < (floor * inverse) ** 2) & finite
-        target = xp.where(moved_up, one * least, target)
-        moved = moved | moved_up
-    zero = squares == 0
-    norm = xp.sqrt(xp.where(moved & ~zero, squares, one))
+        target, zero = xp.where(moved_up, one * least, target), squares == 0
+        moved, some = moved | moved_up, (moved | moved_up) & ~zero
+    if units.concrete and not bool(xp.any(moved)):
+        return units
     step = [] if scale is None else [xp.where(moved, scale, one)]
-    result = free.scaled(moved, *step, xp.where(moved, target / norm, one))
+    result = free.scaled(moved, *step, xp.where(moved, target / xp.sqrt(xp.where(some, squares, one)), one))
     if bounded_below:
         length = free.length
         root = length**0.5 if isinstance(length, int) else xp.sqrt(xp.maximum(length, 1))
@@ -416,7 +416,7 @@ def _squares(units: Units, least: float = 1 / PLAIN) -> tuple[Array | None, Arra
     def scaled() -> tuple[Array, Array]:
         inverse = 1 / xp.clip(without_gradient(units.max(xp.abs)), 1 / HUGE, HUGE)
         inverse = xp.where(plain, xp.ones_like(inverse), inverse)
-        return inverse, units.total(lambda x, inverse: (x * inverse) ** 2, inverse)
+        return inverse, units.map(lambda x, inverse: x * inverse, inverse).total(lambda y: y * y)
 
     readable = units.concrete or is_concrete(squares)
     if readable and bool(xp.all(plain)):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from inbounds._arrays.judgement import Judgement
 from inbounds._arrays.ops import HUGE, Array, cast, dtype_of, epsilon, iterate, namespace, without_gradient
 from inbounds._arrays.units import Units
 from inbounds._sets.declaration import Declaration, Row, Values, clip, is_bounded
@@ -62,6 +63,7 @@ class _OneRow:
             where only positive parts count, which loses no digits; else the entry, or its size.
         ease: by how much a multiplier of 1 moves each entry.
         none: the multiplier that moves nothing, below which that of an inequality doesn't go.
+        noise: the part of a sum that may be rounding.
     """
 
     def __init__(self, units: Units, free: Units, declaration: Declaration) -> None:
@@ -71,6 +73,7 @@ class _OneRow:
             _of(values, free=True) for values in (row.weights, row.center, declaration.low, declaration.high)
         )
         self.free, self.training = free, units.training
+        self.noise = Judgement(units.size, dtype_of(free.parts[0])).held(1.0) / 2
         self.kind, self.linear = row.kind, row.kind in ("equal", "most")
         self.bounded = is_bounded(self.lowest) or is_bounded(self.highest)
         self.costs: Values = 1.0 if free.costs is None else free.costs
@@ -144,10 +147,10 @@ class _OneRow:
 
     def moving(self, y: Array, c: Any, low: Any, high: Any) -> Array:
         """Whether an entry moves with the multiplier: it is held neither by a bound nor at the centre of a 1-norm."""
-        held = (y <= low) | (y >= high) if self.bounded else y != y
-        if self.kind == "diamond":
-            held = held | (y == c if self.bounded else y == 0)
-        return ~held
+        if self.positive:
+            return y > 0
+        within = (y > low) & (y < high) if self.bounded else y == y
+        return within & (y != c) if self.kind == "diamond" else within
 
     def slope(self, y: Units, t: Array) -> Array:
         """How fast that falls in the multiplier, half as fast as its square for a ball."""
@@ -167,8 +170,8 @@ class _OneRow:
         y = self.entries(self.base, t)
         number, slope = self.number(y), self.slope(y, t)
         safe = xp.where(slope > 0, slope, xp.ones_like(slope))
-        rounding = epsilon(dtype_of(number))
         if self.kind == "ball":
+            rounding = epsilon(dtype_of(number))
             over = xp.sqrt(number) / xp.maximum(self.level, FARTHEST) - 1
             step = over * number / safe
             near = xp.zeros_like(over) + (rounding**0.5 / 4 if self.training else 8 * rounding)
@@ -176,15 +179,17 @@ class _OneRow:
             over = number - self.level
             step = over / safe
             size = number if self.positive else self.number(y, size=True)
-            near = 2 * rounding * (size + xp.abs(self.level))
+            near = self.noise * (size + xp.abs(self.level))
         return over, xp.where(slope > 0, step, xp.zeros_like(step)), near
 
     def multiplier(self, moved: Array) -> Array:
         """Where the level is met, for the units that are moved."""
         xp = self.xp
         zero = xp.zeros_like(self.level)
-        least = start = xp.maximum(self.none, zero - 1) if self.from_top else self.none
-        if self.kind == "equal" and not self.from_top:  # where it is met if nothing is held
+        least = start = self.none
+        if self.from_top:  # after a step the threshold is near 0, as a rule
+            least, start = xp.maximum(least, -1), xp.clip(-self.top / self.unit, -1, 0)
+        elif self.kind == "equal":  # where it is met if nothing is held
             slope = self.base.sum(lambda x, a, e: a * e + 0 * x, self.weights, self.ease)
             start = (self.number(self.base) - self.level) / xp.where(slope > 0, slope, xp.ones_like(slope))
         start = xp.where(moved, start, zero)

@@ -80,27 +80,26 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     else:  # so that only units far inside underflow
         units = units.map(lambda x, bound: x * (1 / bound), units.numbers(size))
     bound, least, most = map(units.numbers, (size, low / size, high / size))
-    squares = units.total(lambda x: x * x)
-    length = xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
-    outwards = -units.total(lambda x, g: x * g, gradient) / length
-    rounding = 2 * units.judged(root=True).held(1.0) + moved_by / bound / length
+    inverse = 1 / xp.sqrt(units.total(lambda x: x * x))
+    downhill = units.total(lambda x, g: x * g, gradient)
+    rounding = 2 * units.judged(root=True).held(1.0)
 
-    def taken_at(gap: Array) -> Array:
-        """The share that is taken so far from a bound; rounding is nothing, nor is what a sphere's other side holds."""
-        share = xp.clip(1 - (gap / length - rounding) / SHARE, 0, 1)
-        return share + units.numbers(sphere) * (1 - share) if np.any(sphere) else share
+    def share(short: Array | float) -> Array:
+        """The share that is taken of a unit that is short of a bound by so much of its norm; rounding is nothing."""
+        return xp.clip((1 + rounding / SHARE) - short / SHARE, 0, 1)
 
-    none, sphere = xp.zeros_like(length), np.equal(low, high).astype("float64")
-    below = taken_at(length - least) * units.numbers(np.greater(low, 0)) if np.any(low) else none
-    share = xp.where(outwards > 0, taken_at(most - length), below)
-    usable = (squares > 0) & xp.isfinite(squares) & xp.isfinite(outwards)
-    taken = xp.where(usable, outwards * share / length, none)
-    if units.concrete:
-        if not bool(xp.any(taken)):
-            return gradient
-        if bool(xp.all(usable)):  # adding 0 changes nothing and is faster than a mask
-            return gradient.map(add_product, units, taken)
-    return gradient.chosen(taken != 0, gradient.map(add_product, units, taken))
+    outer = share((most - moved_by / bound) * inverse - 1)
+    inner = share(1 - (least + moved_by / bound) * inverse) if np.any(low) else 0.0
+    if np.any(sphere := np.equal(low, high)):  # has no inner side
+        one = units.numbers(sphere.astype("float64"))
+        outer, inner = outer + one * (1 - outer), inner + one * (1 - inner)
+    taken = xp.where(downhill < 0, outer, inner + 0 * outer) * downhill * inverse * inverse
+    usable = xp.isfinite(taken)  # not of a unit of zeros, or where something isn't finite
+    if units.concrete and bool(xp.all(usable)):
+        # Adding 0 changes nothing and is faster than a mask.
+        return gradient.map(add_product, units, -taken) if bool(xp.any(taken)) else gradient
+    taken = xp.where(usable, taken, xp.zeros_like(taken))
+    return gradient.chosen(taken != 0, gradient.map(add_product, units, -taken))
 
 
 def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array]:

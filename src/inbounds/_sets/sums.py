@@ -286,7 +286,7 @@ class Simplex(Set):
         return Declaration((Row("equal", units.numbers(self.level)),), low=0.0)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        return _reduced_on_a_face(self._project(units), units, gradient, self.level, signed=False)
+        return _reduced_on_a_face(units, gradient, self.level, signed=False)
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
@@ -353,8 +353,7 @@ class L1Ball(Set):
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         centred = units if self.center is None else units.about(self.centers_of(units))
-        here = self._project(centred if self.center is None else centred.as_computed().uncentred())
-        return _reduced_on_a_face(here, centred, gradient, self.level, signed=True)
+        return _reduced_on_a_face(centred, gradient, self.level, signed=True)
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
@@ -387,7 +386,7 @@ def _beyond(rows: Array, slope: Array, level: np.ndarray[Any, Any]) -> Array:
     return size * (xp.sum((rows / size[:, None]) * slope, axis=1) - constant(rows, level) / size)
 
 
-def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: Bound, *, signed: bool) -> Units:
+def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: bool) -> Units:
     """The reduced gradient of a set whose entries, or their sizes, are lowered by a threshold to add up to a total.
 
     The point after a step `e g` has the entries of x - e g less e t in size, or 0, for one t a
@@ -395,42 +394,51 @@ def _reduced_on_a_face(here: Units, units: Units, gradient: Units, total: Bound,
     rounding, are compared with it exactly.
 
     Args:
-        here: the nearest units in the set.
         units: where the gradient is taken.
         gradient: the gradient, in units of the same parts.
         total: the sum of sizes; with `signed` the largest.
         signed: whether entries keep their sign and it is their sizes that are lowered.
     """
     xp = namespace(units.parts[0])
-    moved_by = units.rounding(lambda given: given.total(xp.abs))
     e, usable = reach(units, gradient, NEAR)
-    least = units.numbers(total - units.judged().held(total))  # rounding is nothing
-    gap = xp.minimum(here.total(xp.abs) - least + moved_by, 0)
-    free, pull = here.only(free=True), gradient.only(free=True)
+    free, pull = units.only(free=True), gradient.only(free=True)
     assert free is not None
     assert pull is not None
+    gap = xp.zeros_like(e)
+    if signed:  # how far inside
+        moved_by = units.rounding(lambda given: given.total(xp.abs))
+        least = units.numbers(total - units.judged().held(total))  # rounding is nothing
+        gap = xp.minimum(units.total(xp.abs) - least + moved_by, 0) / e
     ahead = free.map(lambda x, g, e: x / e - g, pull, e)
 
     def sign(w: Array) -> Array:
         return xp.sign(w) if signed else xp.ones_like(w)
 
+    def over(w: Array, t: Array) -> Array:
+        return cast((xp.abs(w) if signed else w) > t, dtype_of(w))
+
     def beyond(t: Array) -> tuple[Array, Array]:
-        def over(w: Array, t: Array) -> Array:
-            return cast(w * sign(w) > t, dtype_of(w))
+        def left(w: Array, x: Array, g: Array, t: Array, e: Array) -> Array:
+            taken = over(w, t) * sign(w)
+            return (xp.abs(x) - taken * x) / e + taken * g
 
         count = xp.reshape(ahead.sum(over, t), units.shape)
-        lost = xp.reshape(ahead.total(lambda w, x, t: xp.abs(x) - over(w, t) * sign(w) * x, free, t), units.shape)
-        pushed = xp.reshape(ahead.total(lambda w, g, t: over(w, t) * sign(w) * g, pull, t), units.shape)
-        return (gap - lost) / e - pushed - count * t, xp.maximum(count, 1)
+        sums = xp.reshape(ahead.total(left, free, pull, t, e), units.shape)
+        return gap - sums - count * t, xp.maximum(count, 1)
 
-    highest = xp.reshape(ahead.max(lambda w: w * sign(w)), units.shape)
-    left, slope = beyond(xp.zeros_like(highest))
-    start = xp.minimum(left / slope, highest)
-    t = _by_tangents(beyond, start, highest, usable)
-    seen = pull.map(lambda g, w, x, t, e: xp.where(w * sign(w) > t, g + t * sign(w), x / e), ahead, free, t, e)
+    highest = xp.reshape(ahead.max(lambda w: xp.abs(w) if signed else w), units.shape)
+    held = free.sum(lambda x: cast(x != 0, dtype_of(x)))  # entries that are 0 stay 0, as a rule
+    along = free.sum(lambda x, g: xp.where(x != 0, sign(x) * g, xp.zeros_like(g)), pull)
+    near = (gap - xp.reshape(along, units.shape)) / xp.maximum(xp.reshape(held, units.shape), 1)
+    near = xp.minimum(near, highest)
+    left, slope = beyond(near)
+    t = _by_tangents(beyond, xp.minimum(near + left / slope, highest), highest, usable)
+    seen = pull.map(lambda g, w, x, t, e: xp.where(over(w, t) > 0, g + t * sign(w), x / e), ahead, free, t, e)
     rounding = units.judged().held(1.0) * xp.reshape(pull.total(xp.abs), units.shape) / beyond(t)[1]
-    cut = xp.reshape(pull.sum(lambda g, w, t: cast((w * sign(w) <= t) & (w != 0), dtype_of(g)), ahead, t), units.shape)
-    moved = (t > rounding) if signed else (xp.abs(t) > rounding) | (cut > 0)
+    moved = t > rounding if signed else xp.abs(t) > rounding
+    if not signed:
+        cut = pull.sum(lambda g, w, t: (1 - over(w, t)) * cast(w != 0, dtype_of(g)), ahead, t)
+        moved = moved | (xp.reshape(cut, units.shape) > 0)
     return gradient.chosen(usable & moved, gradient.with_free(seen))
 
 
