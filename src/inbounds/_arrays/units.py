@@ -72,10 +72,13 @@ class Units:
         warm: for each unit, the start for the projection after a training step, found after the
             step before, 0 where there is none; in a result, the start for the next step. None
             without warm starts.
+        beside: how many times the same shapes lie side by side, as if they were stacked, with the
+            parts of one after those of the other.
 
-    One number per unit is an array of shape `shape`, the first part's shape without its axes. A
-    length that TensorFlow doesn't know while tracing is -1 there and in `count`, as `reshape` takes
-    it. There is at most one such length.
+    One number per unit is an array of shape `shape`, the first part's shape without its axes, and
+    with an axis of length `beside` in front where that isn't 1. A length that TensorFlow doesn't
+    know while tracing is -1 there and in `count`, as `reshape` takes it. There is at most one such
+    length.
     """
 
     parts: tuple[Array, ...]
@@ -89,6 +92,7 @@ class Units:
     moved_from: tuple[Array, ...] | None = None
     training: bool = False
     warm: Array | None = None
+    beside: int = 1
 
     @classmethod
     def of(
@@ -102,6 +106,7 @@ class Units:
         metric: Sequence[Array] | None = None,
         training: bool = False,
         warm: Array | None = None,
+        beside: int = 1,
     ) -> Units:
         """Units over arrays of any float dtype, cast to the dtype they are computed in."""
         arrays = tuple(cast(part, working_dtype(dtype_of(part))) for part in parts)
@@ -120,6 +125,7 @@ class Units:
             metric=None if metric is None else tuple(map(cast, metric, map(dtype_of, arrays))),
             training=training,
             warm=warm,
+            beside=beside,
         )
 
     def _but(self, **changes: Any) -> Units:
@@ -132,7 +138,8 @@ class Units:
     def shape(self) -> tuple[int, ...]:
         """The shape of one number per unit."""
         lengths = (n for axis, n in enumerate(self.parts[0].shape) if axis not in self.axes[0])
-        return tuple(-1 if n is None else n for n in lengths)
+        stacked = (self.beside,) if self.beside > 1 else ()
+        return stacked + tuple(-1 if n is None else n for n in lengths)
 
     @property
     def count(self) -> int:
@@ -142,9 +149,9 @@ class Units:
     @property
     def size(self) -> int:
         """The number of entries of a unit, including masked ones."""
-        return sum(
-            math.prod(part.shape[axis] for axis in span) for part, span in zip(self.parts, self.axes, strict=True)
-        )
+        per = len(self.parts) // self.beside
+        pairs = zip(self.parts[:per], self.axes[:per], strict=True)
+        return sum(math.prod(part.shape[axis] for axis in span) for part, span in pairs)
 
     @property
     def length(self) -> Array | int:
@@ -350,7 +357,18 @@ class Units:
 
     def rows(self) -> Array:
         """The units as a copy of shape (count, size), one unit a row, in the order of `shape`."""
+        if self.beside > 1:
+            return namespace(self.parts[0]).concatenate([one.rows() for one in self._each()], axis=0)
         return self._laid(self.parts)
+
+    def _each(self) -> list[Units]:
+        """The units that lie side by side, one after the other."""
+        per = len(self.parts) // self.beside
+        slices = [slice(start, start + per) for start in range(0, len(self.parts), per)]
+        return [
+            self._but(parts=self.parts[s], axes=self.axes[s], free=self.free[s], masks=self.masks[s], beside=1)
+            for s in slices
+        ]
 
     def metric_rows(self) -> Array | None:
         """The metric as rows; None for the Euclidean one."""
@@ -395,6 +413,11 @@ class Units:
 
     def with_rows(self, rows: Array) -> Units:
         """The units with the entries of rows, except frozen and masked ones."""
+        if self.beside > 1:
+            count = self.count // self.beside
+            pieces = [rows[start : start + count] for start in range(0, self.count, count)]
+            moved = (one.with_rows(piece) for one, piece in zip(self._each(), pieces, strict=True))
+            return self.with_parts([part for units in moved for part in units.parts])
         parts, start = [], 0
         for part, span in zip(self.parts, self.axes, strict=True):
             xp = namespace(part)
@@ -470,18 +493,20 @@ class Units:
         Raises:
             SetError: the array has another shape.
         """
-        if not np.shape(value):
+        if not isinstance(value, np.ndarray) or not value.shape:
             return float(value)
-        if self.count >= 0 and np.shape(value) not in ((self.count,), self.shape):
+        shape = self.shape[self.beside > 1 :]
+        if self.count >= 0 and value.shape not in ((self.count // self.beside,), shape):
             raise SetError(
                 explain(
                     "An array doesn't fit the units: one number for each",
-                    f"shape={np.shape(value)}",
-                    where=f"{self.count} units of {self.size} entries",
-                    instead=f"give a number, or an array of shape ({self.count},)",
+                    f"shape={value.shape}",
+                    where=f"{self.count // self.beside} units of {self.size} entries",
+                    instead=f"give a number, or an array of shape ({self.count // self.beside},)",
                 )
             )
-        return constant(self.parts[0], np.reshape(value, self.shape))
+        one = np.reshape(value, shape)
+        return constant(self.parts[0], np.broadcast_to(one, self.shape) if self.beside > 1 else one)
 
     def entries(self, value: Array) -> tuple[Array, ...]:
         """Values for the entries of a unit as one array per part that broadcasts against it.
@@ -534,15 +559,18 @@ class Units:
         per_unit: tuple[Array | Units, ...],
         join: Callable[[Array, Array], Array],
     ) -> Array:
-        totals = []
+        totals, shape = [], self.shape[self.beside > 1 :]
         for i, part in enumerate(self.parts):
             xp = namespace(part)
             terms = fn(part, *(self._spread(number, i) for number in per_unit))
             if self.masks[i] is not None:
                 terms = xp.where(self.masks[i], terms, nothing)
             total = over(terms, self.axes[i]) if self.axes[i] else terms
-            totals.append(total if tuple(total.shape) == self.shape else xp.reshape(total, self.shape))
-        return reduce(join, totals)
+            totals.append(total if tuple(total.shape) == shape else xp.reshape(total, shape))
+        if self.beside == 1:
+            return reduce(join, totals)
+        per = len(totals) // self.beside
+        return xp.stack([reduce(join, totals[start : start + per]) for start in range(0, len(totals), per)])
 
     def _spread(self, number: Array | Units, i: int) -> Array:
         """One number per unit as an array that broadcasts against part `i`."""
@@ -550,6 +578,7 @@ class Units:
             return number.parts[i]
         if not tuple(getattr(number, "shape", ())):
             return number
+        number = number if self.beside == 1 else number[i // (len(self.parts) // self.beside)]
         part = self.parts[i]
         lengths = (-1 if n is None else n for n in part.shape)
         shape = tuple(1 if axis in self.axes[i] else n for axis, n in enumerate(lengths))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from inbounds._arrays.judgement import Bound, Judgement
+from inbounds._arrays.judgement import Bound, Judgement, finite_bound, span_of
 from inbounds._arrays.ops import (
     HUGE,
     Array,
@@ -22,6 +22,7 @@ from inbounds._arrays.ops import (
     epsilon,
     is_concrete,
     is_eager_torch,
+    is_sharded,
     namespace,
     without_gradient,
 )
@@ -68,7 +69,7 @@ class _NormInterval(Set):
         return self.rate == 1
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        if np.any(np.equal(self.high, 0)) or units.only(free=False) is not None:
+        if span_of(self.high)[0] == 0 or units.only(free=False) is not None:
             return super().reduced(units, gradient)
         centred = units if self.center is None else units.about(self.centers_of(units))
         one = centred.together(self.whole)
@@ -117,7 +118,7 @@ class _NormInterval(Set):
         return xp.reshape(xp.maximum(norm - high, xp.where(low > 0, low - norm, -np.inf)), (-1,))
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        return Judgement(size, dtype, root=True).tolerated(_finite_bound(self.low, self.high))
+        return Judgement(size, dtype, root=True).tolerated(finite_bound(self.low, self.high))
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return 0.0 if self.center is None else np.sqrt(np.sum(rows**2, axis=None if self.whole else 1))
@@ -266,12 +267,6 @@ class FrobeniusNorm(_NormInterval):
         self.low, self.high = 0.0, self.max_value
 
 
-def _finite_bound(low: Bound, high: Bound) -> Bound:
-    """The upper bounds, and the lower ones where there is no upper bound."""
-    bound = np.where(np.isinf(high), low, high)
-    return bound if bound.shape else float(bound)
-
-
 def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     """Each unit scaled to the nearest norm in [low, high]; the units inside as they are.
 
@@ -283,9 +278,9 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     if free is None:
         return units
     xp = namespace(free.parts[0])
-    bounded_below, frozen = bool(np.any(low)), units.only(free=False)
-    top = _finite_bound(low, high)  # without an upper bound no unit is moved there
-    short_stay = not bounded_below and frozen is None and bool(np.min(top) > SHORT)
+    bounded_below, frozen = span_of(low)[1] > 0, units.only(free=False)
+    top = finite_bound(low, high)  # without an upper bound no unit is moved there
+    short_stay = not bounded_below and frozen is None and span_of(top)[0] > SHORT
     scale, squares = _squares(free, -1 if short_stay else 1 / PLAIN)
     inverse = 1.0 if scale is None else scale
     finite = True if scale is None else squares < np.inf  # which NaN isn't either
@@ -418,7 +413,7 @@ def _squares(units: Units, least: float = 1 / PLAIN) -> tuple[Array | None, Arra
         inverse = xp.where(plain, xp.ones_like(inverse), inverse)
         return inverse, units.map(lambda x, inverse: x * inverse, inverse).total(lambda y: y * y)
 
-    readable = units.concrete or is_concrete(squares)
+    readable = units.concrete or (is_concrete(squares) and not is_sharded(squares))
     if readable and bool(xp.all(plain)):
         return None, squares
     if readable or is_eager_torch(squares):

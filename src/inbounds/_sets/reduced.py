@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from inbounds._arrays.judgement import Bound
+from inbounds._arrays.judgement import Bound, finite_bound, span_of
 from inbounds._arrays.ops import HUGE, Array, add_product, cast, dtype_of, epsilon, namespace
 from inbounds._arrays.units import Units
 
@@ -74,10 +74,12 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
         moved_by: how far a centre may move the norm by rounding.
     """
     xp = namespace(units.parts[0])
-    size = np.clip(np.where(np.isinf(high), low, high), 1 / HUGE, HUGE)
-    if np.all((size > 1 / MODERATE) & (size < MODERATE)):
-        size = np.ones(())
+    size = finite_bound(low, high)
+    smallest, largest = span_of(size)
+    if smallest > 1 / MODERATE and largest < MODERATE:
+        size = 1.0
     else:  # so that only units far inside underflow
+        size = np.clip(size, 1 / HUGE, HUGE)
         units = units.map(lambda x, bound: x * (1 / bound), units.numbers(size))
     bound, least, most = map(units.numbers, (size, low / size, high / size))
     inverse = 1 / xp.sqrt(units.total(lambda x: x * x))
@@ -89,11 +91,14 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
         return xp.clip((1 + rounding / SHARE) - short / SHARE, 0, 1)
 
     outer = share((most - moved_by / bound) * inverse - 1)
-    inner = share(1 - (least + moved_by / bound) * inverse) if np.any(low) else 0.0
-    if np.any(sphere := np.equal(low, high)):  # has no inner side
-        one = units.numbers(sphere.astype("float64"))
-        outer, inner = outer + one * (1 - outer), inner + one * (1 - inner)
-    taken = xp.where(downhill < 0, outer, inner + 0 * outer) * downhill * inverse * inverse
+    if span_of(low)[1] > 0:
+        inner = share(1 - (least + moved_by / bound) * inverse)
+        if np.any(sphere := np.equal(low, high)):  # has no inner side
+            one = units.numbers(sphere.astype("float64"))
+            outer, inner = outer + one * (1 - outer), inner + one * (1 - inner)
+        taken = xp.where(downhill < 0, outer, inner) * downhill * inverse * inverse
+    else:
+        taken = outer * xp.minimum(downhill, 0) * inverse * inverse
     usable = xp.isfinite(taken)  # not of a unit of zeros, or where something isn't finite
     if units.concrete and bool(xp.all(usable)):
         # Adding 0 changes nothing and is faster than a mask.

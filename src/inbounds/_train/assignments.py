@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from inbounds._arrays.ops import Array
@@ -21,8 +21,9 @@ def assign_rows(variable: Any, rows: Any, values: Array) -> None:
     variable.value.scatter_update(tf.IndexedSlices(values, rows))
 
 
-def assign_stack(variables: Sequence[Any], values: Array) -> None:
-    """Assigns to each variable its slice of a stack of values, on PyTorch."""
+def assign_at_once(pairs: Iterable[tuple[Any, Array]]) -> None:
+    """`assign` in one call of PyTorch."""
     import torch
 
-    torch._foreach_copy_([variable.value for variable in variables], list(values.unbind(0)))
+    variables, values = zip(*pairs, strict=True)
+    torch._foreach_copy_([variable.value for variable in variables], list(values))

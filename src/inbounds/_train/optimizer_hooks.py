@@ -43,7 +43,7 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.optimizers import WRAPPERS, in_stateless_scope
 from inbounds._train.sparse_updates import project_rows, updated_rows, updates_given_rows_only
-from inbounds._train.stacks import project_stack, stacks_of
+from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
 from inbounds._train.step_projections import StepProjection, decide, projection_of, signature
 from inbounds._train.taken_plans import taken_plan, with_warm_starts, without_added_variables
 from inbounds._train.weight_access import WeightAccess, run_with_access
@@ -286,7 +286,7 @@ def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
 def _reduced(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """The gradients, reduced for the entries that ask for it."""
     undecayed, taken = vars(_replica_state).pop("undecayed", {}), taken_plan(optimizer)
-    reducing = [one for one in taken.projections if not one.full_gradient_reason]
+    reducing = [stack for stack in taken.stacks if not stack[0].full_gradient_reason]
     others = [one for one in taken.projections if one.full_gradient_reason and not one.shared]
     measured = [one for one in others if taken.gradient_norms is not None and one.entry.set.has_reduced_gradient]
 
@@ -297,8 +297,8 @@ def _reduced(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any])
     result = dict(zip(ids, gradients, strict=True))
     count = optimizer.iterations + 1 if reducing or measured else 0
     with no_gradient():
-        for projection in reducing:
-            result |= projection.reduced_gradients(result, read, count)
+        for stack in reducing:
+            result |= reduce_stack(stack, result, read, count)
         if taken.gradient_norms is not None:
             all_reduced = dict(result)
             for projection in measured:

@@ -1,6 +1,7 @@
-"""On PyTorch, small weights with equal sets are stacked and projected together.
+"""On PyTorch, weights of one shape with equal sets are reduced and projected together.
 
-PyTorch runs each operation by itself, so one call on a stack replaces many small ones.
+PyTorch runs each operation by itself, so one call for many weights replaces many calls. Small
+weights are copied into a stack; of large ones only the numbers for each unit are.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays.ops import dtype_of
-from inbounds._train.assignments import assign, assign_stack
-from inbounds._train.step_projections import StepProjection, StepState
+from inbounds._arrays.ops import Array, dtype_of
+from inbounds._train.assignments import assign, assign_at_once
+from inbounds._train.step_projections import Read, StepProjection, StepState
 
 MAX_STACKED_SIZE = 1 << 15
-"""Only entries with fewer numbers are stacked: above it the copies cost more than the calls."""
+"""Only entries with fewer numbers are copied: above it the copies cost more than the calls."""
 
 
 def stacks_of(projections: Iterable[StepProjection]) -> list[list[StepProjection]]:
@@ -31,33 +32,77 @@ def stacks_of(projections: Iterable[StepProjection]) -> list[list[StepProjection
 def _stack_key(projection: StepProjection) -> Any:
     """The key that the entries of one stack share; unique for an entry that can't be stacked."""
     entry = projection.entry
-    small = sum(math.prod(weight.shape) for weight in entry.weights) < MAX_STACKED_SIZE
-    if keras.backend.backend() != "torch" or not small or not entry.applied.stackable:
+    starts_warm = projection.warm_start is not None and not _is_small(projection)  # a stack has no start of its own
+    if keras.backend.backend() != "torch" or starts_warm or not entry.applied.stackable:
         return id(entry)
     weights = tuple((weight.shape, dtype_of(weight.variable)) for weight in entry.weights)
-    return entry.applied, entry.set.metric, entry.set.gradient, entry.set.every, entry.axes, weights, projection.free
+    how = entry.set.metric, entry.set.gradient, entry.set.every, projection.full_gradient_reason
+    return entry.applied, how, entry.axes, weights, projection.free
+
+
+def _is_small(projection: StepProjection) -> bool:
+    return sum(math.prod(weight.shape) for weight in projection.entry.weights) < MAX_STACKED_SIZE
+
+
+def reduce_stack(
+    stack: Sequence[StepProjection], gradients: Mapping[int, Any], read: Read, count: Any
+) -> dict[int, Any]:
+    """`StepProjection.reduced_gradients` of the entries of one stack."""
+    own = [[gradients.get(id(variable)) for variable in one.entry.variables] for one in stack]
+    if len(stack) == 1 or any(gradient is None for of_entry in own for gradient in of_entry):
+        return {key: new for one in stack for key, new in one.reduced_gradients(gradients, read, count).items()}
+    values = [list(map(read, one.entry.variables)) for one in stack]
+    reduced = _as_one(stack).reduce(_joined(stack, values), _joined(stack, own), count)
+    return {
+        id(variable): gradient
+        for one, of_entry in zip(stack, _parted(stack, reduced), strict=True)
+        for variable, gradient in zip(one.entry.variables, of_entry, strict=True)
+    }
 
 
 def project_stack(stack: Sequence[StepProjection], count: Any, stepped: Mapping[int, Any] | None) -> None:
-    """Projects the entries of one stack as one entry with one more axis that counts units.
-
-    The arguments are those of `StepProjection.state_after`.
-    """
+    """Projects the entries of one stack. The arguments are those of `StepProjection.state_after`."""
     first, states = stack[0], [projection.state_after(count, stepped) for projection in stack]
     if len(stack) == 1 or not any(first.free):
         assign(first.projected_values(state=states[0]))
         return
     import torch
 
-    stacked = list(zip(*(projection.entry.variables for projection in stack), strict=True))  # weight by weight
-    values = [torch.stack([variable.value for variable in variables]) for variables in stacked]
+    values = [[variable.value for variable in one.entry.variables] for one in stack]
     metrics, diagonals = [state.read_metric() for state in states], None
     if any(metric is not None for metric in metrics):
-        ones = [torch.ones_like(part[0], dtype=torch.float32) for part in values]
-        diagonals = [torch.stack(tensors) for tensors in zip(*(metric or ones for metric in metrics), strict=True)]
-    axes = tuple(tuple(axis + 1 for axis in span) for span in first.axes)
+        ones = [torch.ones_like(part, dtype=torch.float32) for part in values[0]]
+        diagonals = _joined(stack, [metric or ones for metric in metrics])
     state = StepState(count, lambda: diagonals, concrete=True)
-    projected, _ = replace(first, axes=axes).project(values, state)
-    for variables, part, is_free in zip(stacked, projected, first.free, strict=True):
-        if is_free:
-            assign_stack(variables, part)
+    projected, _ = _as_one(stack).project(_joined(stack, values), state)
+    assign_at_once(
+        (variable, value)
+        for one, of_entry in zip(stack, _parted(stack, projected), strict=True)
+        for variable, value, free in zip(one.entry.variables, of_entry, first.free, strict=True)
+        if free
+    )
+
+
+def _as_one(stack: Sequence[StepProjection]) -> StepProjection:
+    """One projection for all entries of a stack."""
+    first, count = stack[0], len(stack)
+    if _is_small(first):  # with one more axis that counts units
+        return replace(first, axes=tuple(tuple(axis + 1 for axis in span) for span in first.axes))
+    return replace(first, axes=first.axes * count, free=first.free * count, beside=count)
+
+
+def _joined(stack: Sequence[StepProjection], arrays: Sequence[Sequence[Array]]) -> list[Array]:
+    """The arrays that that one takes, of those of each entry."""
+    if _is_small(stack[0]):
+        import torch
+
+        return [torch.stack(of_weight) for of_weight in zip(*arrays, strict=True)]
+    return [array for of_entry in arrays for array in of_entry]
+
+
+def _parted(stack: Sequence[StepProjection], arrays: Sequence[Array]) -> list[Sequence[Array]]:
+    """The arrays of each entry, of those that that one gives."""
+    if _is_small(stack[0]):
+        return list(zip(*(array.unbind(0) for array in arrays), strict=True))
+    count = len(arrays) // len(stack)
+    return [arrays[start : start + count] for start in range(0, len(arrays), count)]

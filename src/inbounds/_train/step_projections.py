@@ -63,6 +63,7 @@ class StepProjection:
         shared: whether the optimizer leaves some of the trained weights to another one.
         by_rows: whether it is enough to project the rows that a sparse gradient names.
         warm_start: the optimizer's variable that holds the warm start; None: there is none.
+        beside: how many weights alike it is for, side by side, see `Units`.
     """
 
     entry: Entry
@@ -76,6 +77,7 @@ class StepProjection:
     shared: bool = False
     by_rows: bool = False
     warm_start: Any = None
+    beside: int = 1
 
     def reduce(self, values: Sequence[Array], gradients: Sequence[Any], count: Any) -> list[Any]:
         """The reduced gradients of the weights.
@@ -86,7 +88,7 @@ class StepProjection:
             count: the number of steps, including the coming one.
         """
         stepped = [gradient is not None for gradient in gradients]
-        units = Units.of(values, self.axes, stepped, concrete=_is_eager())
+        units = Units.of(values, self.axes, stepped, concrete=_is_eager(), beside=self.beside)
         parts = [
             keras.ops.zeros_like(part) if gradient is None else cast(gradient, dtype_of(part))
             for part, gradient in zip(units.parts, gradients, strict=True)
@@ -101,7 +103,8 @@ class StepProjection:
         applied = self.entry.applied.at(state.count)
         diagonals = None if self.entry.set.metric == "euclidean" else state.read_metric()
         training = diagonals is not None
-        units_in = partial(Units.of, values, self.axes, self.free, concrete=state.concrete, training=training)
+        units_of = partial(Units.of, values, self.axes, self.free, concrete=state.concrete, beside=self.beside)
+        units_in = partial(units_of, training=training)
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
             if diagonals is None or state.warm is None or self.metric is None:
                 units = applied.nearest(units_in(metric=diagonals).comparable(applied.couples_units))

@@ -27,7 +27,7 @@ from inbounds._train.attached_sets import (
     project_after_error,
 )
 from inbounds._train.metrics import METRICS, OptimizerMetric
-from inbounds._train.stacks import project_stack, stacks_of
+from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
 from inbounds._train.step_projections import StepProjection, decide, signature
 from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
@@ -144,9 +144,8 @@ class _StepHook:
 
     def run_step(self, optimizer: Any, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
         """Runs a step that sees reduced gradients, then restores the gradients."""
-        decided = [projection for stack in self.stacks(optimizer) for projection in stack]
-        reducing = [projection for projection in decided if not projection.full_gradient_reason]
-        _refuse_lbfgs(optimizer, reducing)
+        reducing = [stack for stack in self.stacks(optimizer) if not stack[0].full_gradient_reason]
+        _refuse_lbfgs(optimizer, [projection for stack in reducing for projection in stack])
         original: dict[int, tuple[Any, Any]] = {}
         maximized = {key for key, (_, group) in _groups(optimizer).items() if group.get("maximize")}
 
@@ -157,9 +156,10 @@ class _StepHook:
         def reduce() -> None:
             gradients = {id(v): as_descent(v, v.value.grad) for v in self.variables}
             with no_gradient():
-                for projection in reducing:
-                    reduced = projection.reduced_gradients(gradients, lambda v: v.value.detach(), self.steps + 1)
-                    for variable in (v for v in projection.entry.variables if id(v) in reduced):
+                for stack in reducing:
+                    reduced = reduce_stack(stack, gradients, lambda v: v.value.detach(), self.steps + 1)
+                    variables = [variable for one in stack for variable in one.entry.variables]
+                    for variable in (v for v in variables if id(v) in reduced):
                         parameter = variable.value
                         original.setdefault(id(parameter), (parameter, parameter.grad))
                         parameter.grad = as_descent(variable, reduced[id(variable)])
