@@ -358,6 +358,48 @@ def test_many_small_layers_and_an_empty_step_are_held():
     assert all(on_bound(norms((layer.kernel, (0,))), BOUND) for layer in model.layers)
 
 
+LARGE = {
+    "norm": ib.MaxNorm(BOUND),
+    "joint": ib.Joint(ib.NonNeg() & ib.MaxNorm(BOUND)),
+    "shell": ib.MinMaxNorm(BOUND / 2, BOUND),
+    "face": ib.L1Ball(BOUND),
+    "total": ib.Simplex(BOUND),
+    "row": ib.Hyperplane(np.arange(1.0, 9.0), 1.0),
+    "marked": ib.Joint(ib.MaxNorm(BOUND).where(np.arange(9) < 5)),
+    "order": ib.Monotone(),
+    "sparse": ib.Sparse(3),
+}
+
+
+@ONLY["torch"]
+@pytest.mark.parametrize("owner", LARGE.values(), ids=LARGE)
+def test_alike_layers_end_where_they_do_one_by_one(owner, monkeypatch):
+    """Small weights are stacked, large ones lie side by side."""
+    from inbounds._train import optimizer_hooks, stacks
+
+    def trained():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((8,)), *(keras.layers.Dense(8) for _ in range(3))])
+        rule = {keras.layers.Dense: owner} if isinstance(owner, ib.Joint) else {"**/kernel": owner}
+        ib.constrain(model, rule)
+        model.compile(keras.optimizers.Adam(0.1), "mse")
+        x = np.random.default_rng(0).normal(size=(16, 8)).astype("float32")
+        model.fit(x, 9 * x, batch_size=4, verbose=0)
+        assert ib.audit(model).ok
+        return model.get_weights(), max(map(len, optimizer_hooks.taken_plan(model.optimizer).stacks))
+
+    ends = {"stacked": trained()}
+    monkeypatch.setattr(stacks, "MAX_STACKED_SIZE", 0)
+    ends["side by side"] = trained()
+    monkeypatch.setattr(optimizer_hooks, "stacks_of", lambda projections: [[one] for one in projections])
+    alone, longest = trained()
+    assert longest == 1
+    for weights, longest in ends.values():
+        assert longest == 3
+        for one, other in zip(weights, alone, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 @ONLY["torch"]
 def test_alike_layers_may_have_a_mask_with_a_row_for_each_unit():
     mask = np.random.default_rng(0).uniform(size=(4, 6)) < 0.5

@@ -461,6 +461,8 @@ class Units:
         shape = np.shape(value)
         if not shape:
             return (value,) * len(self.parts)
+        if self.beside > 1:
+            return tuple(placed for one in self._each() for placed in one.place(value))
         if len(self.parts) == 1 and _broadcasts(shape, tuple(self.parts[0].shape)):
             return (value,)
         if len(self.parts) > 1 and shape == (self.size,):
@@ -495,18 +497,16 @@ class Units:
         """
         if not isinstance(value, np.ndarray) or not value.shape:
             return float(value)
-        shape = self.shape[self.beside > 1 :]
-        if self.count >= 0 and value.shape not in ((self.count // self.beside,), shape):
+        if self.count >= 0 and value.shape not in ((self.count,), self.shape):
             raise SetError(
                 explain(
                     "An array doesn't fit the units: one number for each",
                     f"shape={value.shape}",
-                    where=f"{self.count // self.beside} units of {self.size} entries",
-                    instead=f"give a number, or an array of shape ({self.count // self.beside},)",
+                    where=f"{self.count} units of {self.size} entries",
+                    instead=f"give a number, or an array of shape ({self.count},)",
                 )
             )
-        one = np.reshape(value, shape)
-        return constant(self.parts[0], np.broadcast_to(one, self.shape) if self.beside > 1 else one)
+        return constant(self.parts[0], np.reshape(value, self.shape))
 
     def entries(self, value: Array) -> tuple[Array, ...]:
         """Values for the entries of a unit as one array per part that broadcasts against it.
@@ -525,6 +525,8 @@ class Units:
 
     def _split(self, value: Array) -> tuple[Array, ...]:
         """`entries` of an array, in NumPy."""
+        if self.beside > 1:
+            return tuple(piece for one in self._each() for piece in one._split(value))
         shape = tuple(value.shape)
         spans = [tuple(part.shape[axis] for axis in span) for part, span in zip(self.parts, self.axes, strict=True)]
         if shape == (self.size,):
