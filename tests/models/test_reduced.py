@@ -166,8 +166,8 @@ ADAM = keras.optimizers.Adam
 def test_any_optimizer_ends_at_the_constrained_optimum_and_without_it_does_not(name, kind):
     owner, gaps = TRAINED[name], {}
     for gradient in ("reduced", "full"):
-        keras.utils.set_random_seed(0)
         model = linear()
+        model.set_weights([TARGET / 3])  # backends draw other numbers, from some of which the way is long
         ib.constrain(model, {"**/kernel": owner}, gradient=gradient, metric="euclidean")
         gaps[gradient] = loss_at(fitted(model, decaying(kind, 0.03))) - loss_at(optimum(owner))
     assert -1e-4 < gaps["reduced"] < 5e-3
