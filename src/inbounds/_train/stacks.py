@@ -92,7 +92,7 @@ def _as_one(stack: Sequence[StepProjection]) -> StepProjection:
 
 
 def _joined(stack: Sequence[StepProjection], arrays: Sequence[Sequence[Array]]) -> list[Array]:
-    """The arrays that that one takes, of those of each entry."""
+    """The arrays that `_as_one` takes, from those of each entry."""
     if _is_small(stack[0]):
         import torch
 
@@ -101,7 +101,7 @@ def _joined(stack: Sequence[StepProjection], arrays: Sequence[Sequence[Array]]) 
 
 
 def _parted(stack: Sequence[StepProjection], arrays: Sequence[Array]) -> list[Sequence[Array]]:
-    """The arrays of each entry, of those that that one gives."""
+    """The arrays of each entry, from those that `_as_one` gives."""
     if _is_small(stack[0]):
         return list(zip(*(array.unbind(0) for array in arrays), strict=True))
     count = len(arrays) // len(stack)
