@@ -61,7 +61,11 @@ def main():
     print(f"median of {options.rounds} rounds (quartiles)")
     for name, optimizer in OPTIMIZERS.items():
         models = {variant: make(optimizer, options.rows) for variant, make in VARIANTS.items()}
-        compare(name, models, x, y, options.rounds)
+        ends = compare(models, x, y, options.rounds)
+        print(f"{name}, free: {ends['free']['ms']:.2f} ms a step")
+        for variant, end in list(ends.items())[1:]:
+            low, high = end["quartiles"]
+            print(f"  {variant:10} {end['ratio']:.3f} ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """What a constraint costs: the time of a training step, over that of the same model without constraints.
 
-Interleaved in one process, medians of the ratios of rounds. One backend a process:
+Interleaved in one process. A round times a long and a short fit of each model; a step is their difference over that of
+their numbers of steps, so that what a fit does once doesn't count. Medians of the ratios of rounds, and the first fit,
+in which everything is compiled. One backend a process, or all by `benchmarks/run.py`:
 
     KERAS_BACKEND=jax python benchmarks/step_time.py
 """
 
 import argparse
+import json
 import statistics
 import time
 
@@ -15,6 +18,8 @@ import numpy as np
 import inbounds as ib
 
 BATCH = 64
+SHORT = 5
+"""Steps of the short fit."""
 
 
 def mlp(**arguments):
@@ -29,32 +34,50 @@ def many(**arguments):
 
 
 def conv(**arguments):
-    """Three Conv2D on 28x28 images."""
+    """3 Conv2D(32) on 28 x 28."""
     layers = [keras.layers.Conv2D(32, 3, activation="relu", **arguments) for _ in range(3)]
     return keras.Sequential(
         [keras.Input((28, 28, 1)), *layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)]
     )
 
 
-def separate(gradient, metric):
+MODELS = {"mlp": (mlp, 45), "many": (many, 45), "conv": (conv, 10)}
+"""With the steps of the long fit."""
+
+PLAIN, DEFAULT = ("euclidean", 1, "full"), ("auto", 1, "reduced")
+
+
+def separate(how, bound=1.0):
     return {
-        "kernel_constraint": ib.MaxNorm(1.0).in_training(metric, 1, gradient),
-        "bias_constraint": ib.NonNeg().in_training(metric, 1, gradient),
+        "kernel_constraint": ib.MaxNorm(bound).in_training(*how),
+        "bias_constraint": ib.NonNeg().in_training(*how),
     }
 
 
-def joint(gradient, metric):
-    both = ib.Joint(ib.MaxNorm(1.0)).in_training(metric, 1, gradient)
+def joint(how):
+    both = ib.Joint(ib.MaxNorm(1.0)).in_training(*how)
     return {"kernel_constraint": both, "bias_constraint": both}
+
+
+def kernels(owner, how):
+    return {"kernel_constraint": owner.in_training(*how)}
 
 
 VARIANTS = {
     "free": {},
-    "keras": {"kernel_constraint": keras.constraints.MaxNorm(1.0), "bias_constraint": keras.constraints.NonNeg()},
-    "separate, plain": separate("full", "euclidean"),
-    "joint, plain": joint("full", "euclidean"),
-    "separate": separate("reduced", "auto"),
-    "joint": joint("reduced", "auto"),
+    "Keras' MaxNorm and NonNeg": {
+        "kernel_constraint": keras.constraints.MaxNorm(1.0),
+        "bias_constraint": keras.constraints.NonNeg(),
+    },
+    "MaxNorm and NonNeg, plain": separate(PLAIN),
+    "MaxNorm and NonNeg": separate(DEFAULT),
+    "the same, no unit near its bound": separate(DEFAULT, bound=1e3),
+    "Joint(MaxNorm), plain": joint(PLAIN),
+    "Joint(MaxNorm)": joint(DEFAULT),
+    "L1Ball, plain": kernels(ib.L1Ball(5.0), PLAIN),
+    "L1Ball": kernels(ib.L1Ball(5.0), DEFAULT),
+    "Simplex, plain": kernels(ib.Simplex(), PLAIN),
+    "Simplex": kernels(ib.Simplex(), DEFAULT),
 }
 
 
@@ -65,41 +88,76 @@ def compiled(build, arguments):
     return model
 
 
-def seconds(model, x, y):
+def seconds(model, x, y, steps):
     start = time.perf_counter()
-    model.fit(x, y, batch_size=BATCH, epochs=1, shuffle=False, verbose=0)
+    model.fit(x[: BATCH * steps], y[: BATCH * steps], batch_size=BATCH, shuffle=False, verbose=0)
     return time.perf_counter() - start
 
 
-def compare(label, models, x, y, rounds):
-    """Prints what a step of each model takes, over one of the model called "free"."""
-    steps = len(x) // BATCH
-    first = {variant: seconds(model, x, y) for variant, model in models.items()}  # compiles it
-    taken = [{variant: seconds(model, x, y) for variant, model in models.items()} for _ in range(rounds)]
-    print(f"{label}, free: {1000 * statistics.median(r['free'] for r in taken) / steps:.2f} ms a step")
-    for variant in list(models)[1:]:
-        low, middle, high = statistics.quantiles((r[variant] / r["free"] for r in taken), n=4)
-        compiling = (first[variant] - taken[0][variant]) / (first["free"] - taken[0]["free"])
-        print(f"  {variant:20} {middle:.3f} ({low:.3f} to {high:.3f}), first epoch {compiling:.2f}")
+def compare(models, x, y, rounds):
+    """For each model how its rounds and first fit compare with those of the one called "free", and its step in ms."""
+    long = len(x) // BATCH
+    first = {name: seconds(model, x, y, SHORT) for name, model in models.items()}  # compiles it
+    rows = {name: [] for name in models}
+    for _ in range(rounds):
+        for name, model in models.items():
+            short = seconds(model, x, y, SHORT)
+            rows[name].append((seconds(model, x, y, long) - short) / (long - SHORT))
+    ends = {}
+    for name, taken in rows.items():
+        ratios = [one / free for one, free in zip(taken, rows["free"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        ends[name] = {
+            "ratio": middle,
+            "quartiles": [low, high],
+            "first": first[name] / first["free"],
+            "ms": 1000 * statistics.median(taken),
+        }
+    return ends
+
+
+def bytes_of_step(model):
+    """What XLA's compiled step of the optimizer reads and writes, in sizes of the weights, both branches counted."""
+    import jax
+
+    optimizer = model.optimizer
+    weights, state = ([one.value for one in group] for group in (model.trainable_variables, optimizer.variables))
+    program = jax.jit(optimizer.stateless_apply).lower(state, weights, weights).compile()
+    return program.cost_analysis()["bytes accessed"] / sum(weight.nbytes for weight in weights)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--models", nargs="*", default=["mlp", "many", "conv"], choices=["mlp", "many", "conv"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
     options = parser.parse_args()
-    print(f"{keras.backend.backend()}, batch 64, Adam: step time over the free one")
-    print(f"median of {options.rounds} rounds (quartiles)")
+    found = {}
     for name in options.models:
-        build = {"mlp": mlp, "many": many, "conv": conv}[name]
-        steps = options.steps if name != "conv" else max(5, options.steps // 5)
-        models = {variant: compiled(build, arguments) for variant, arguments in VARIANTS.items()}
-        shape = models["free"].input_shape[1:]
+        build, steps = MODELS[name]
+        chosen = [variant for variant in VARIANTS if variant == "free" or variant in options.variants]
+        models = {variant: compiled(build, VARIANTS[variant]) for variant in chosen}
         rng = np.random.default_rng(0)
-        x = rng.normal(size=(BATCH * steps, *shape)).astype("float32")
+        x = rng.normal(size=(BATCH * steps, *models["free"].input_shape[1:])).astype("float32")
         y = rng.normal(size=(BATCH * steps, models["free"].output_shape[-1])).astype("float32")
-        compare(build.__doc__.rstrip("."), models, x, y, options.rounds)
+        found[name] = compare(models, x, y, options.rounds)
+        if keras.backend.backend() == "jax":
+            free = bytes_of_step(models["free"])
+            for variant, model in models.items():
+                found[name][variant]["bytes"] = round(bytes_of_step(model) - free, 1)
+        for variant, model in models.items():
+            if "Keras" not in variant and variant != "free":
+                ib.check(model)
+    if options.json:
+        print(json.dumps(found))
+        return
+    for name, ends in found.items():
+        title = MODELS[name][0].__doc__.rstrip(".")
+        print(f"{keras.backend.backend()}, {title}, free: {ends['free']['ms']:.2f} ms a step")
+        for variant, end in ends.items():
+            low, high = end["quartiles"]
+            print(f"  {variant:34} {end['ratio']:.3f} ({low:.3f} to {high:.3f}), first fit {end['first']:.2f}")
 
 
 if __name__ == "__main__":

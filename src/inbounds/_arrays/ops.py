@@ -369,11 +369,11 @@ def recording_again() -> Callable[[], Any]:
 
 
 def quiet(x: Array) -> AbstractContextManager[Any]:
-    """A context without NumPy's warnings of overflow and invalid values.
+    """A context without NumPy's warnings of overflow, division by 0 and invalid values.
 
     Sets compare and select, so such values give the right result.
     """
-    return np.errstate(over="ignore", invalid="ignore") if namespace(x) is np else nullcontext()
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore") if namespace(x) is np else nullcontext()
 
 
 def clip_finite(x: Array, low: Array, high: Array) -> Array:

@@ -1,0 +1,104 @@
+"""Measures what a step costs on every backend that is installed, and writes the tables of docs/performance.md.
+
+    python benchmarks/run.py            # measures, and writes docs/performance.md and benchmarks/performance.json
+    python benchmarks/run.py --check    # measures, and fails where a step takes over 10 % more than is written there
+
+Nothing else should run meanwhile. Bytes of XLA's step don't depend on the machine, so that any more of them fail.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+STORED, PAGE = ROOT / "benchmarks" / "performance.json", ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- measured by benchmarks/run.py -->\n", "<!-- end -->\n"
+BACKENDS = {"jax": "JAX", "torch": "PyTorch", "tensorflow": "TensorFlow"}
+WORKLOADS = {"mlp": "784-512x4-10", "many": "41 Dense(32)", "conv": "3 Conv2D(32) on 28 x 28"}
+VERSIONED = {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow-cpu"}
+
+
+def measured(backend: str, arguments: list[str]) -> dict[str, dict]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "step_time.py"), "--json", *arguments]
+    environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    print(f"+ KERAS_BACKEND={backend} {' '.join(command[1:])}", file=sys.stderr, flush=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine() -> str:
+    packages = ["keras", *(VERSIONED[backend] for backend in BACKENDS if importlib.util.find_spec(backend))]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    today = datetime.date.today().isoformat()
+    return f"{today}, {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}."
+
+
+def tables(found: dict[str, dict]) -> str:
+    """A table for each workload: its variants by the backends, and the bytes of JAX's step."""
+    text = ""
+    for workload, title in WORKLOADS.items():
+        variants = next(iter(found.values())).get(workload, {})
+        if not variants:
+            continue
+        free = ", ".join(f"{ends[workload]['free']['ms']:.1f} ms on {BACKENDS[name]}" for name, ends in found.items())
+        text += f"\n**{title}**, a free step: {free}.\n\n"
+        bytes_known = "jax" in found
+        columns = [BACKENDS[name] for name in found] + ["bytes on JAX"] * bytes_known
+        text += f"| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|\n"
+        for variant in (name for name in variants if name != "free"):
+            cells = []
+            for ends in found.values():
+                end = ends[workload][variant]
+                low, high = end["quartiles"]
+                cells.append(f"{end['ratio']:.2f} ({low:.2f} to {high:.2f}; {end['first']:.1f})")
+            if bytes_known:
+                cells.append(f"{found['jax'][workload][variant]['bytes']:+.1f}")
+            text += f"| {variant} | {' | '.join(cells)} |\n"
+    return text
+
+
+def slower(found: dict[str, dict], stored: dict[str, dict]) -> list[str]:
+    """Where a step takes over 10 % more than what is stored, or reads or writes more."""
+    worse = []
+    for backend, workloads in found.items():
+        for workload, variants in workloads.items():
+            for variant, end in variants.items():
+                old = stored.get(backend, {}).get(workload, {}).get(variant)
+                if old is None:
+                    continue
+                where = f"{BACKENDS[backend]}, {WORKLOADS[workload]}, {variant}"
+                if end["ratio"] > 1.1 * old["ratio"]:
+                    worse.append(f"{where}: {end['ratio']:.2f} times the free step, {old['ratio']:.2f} before")
+                if end.get("bytes", 0) > old.get("bytes", float("inf")):
+                    worse.append(f"{where}: {end['bytes']:+.1f} times the weights' bytes, {old['bytes']:+.1f} before")
+    return worse
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with what is stored, and write nothing")
+    parser.add_argument("--backend", action="append", choices=list(BACKENDS), help="those installed where left out")
+    options, arguments = parser.parse_known_args()
+    backends = options.backend or [name for name in BACKENDS if importlib.util.find_spec(name)]
+    found = {backend: measured(backend, arguments) for backend in backends}
+    if options.check:
+        worse = slower(found, json.loads(STORED.read_text()))
+        print("\n".join(worse) or "No step is slower than in benchmarks/performance.json.")
+        return 1 if worse else 0
+    STORED.write_text(json.dumps(found, indent=1) + "\n")
+    page = PAGE.read_text()
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    PAGE.write_text(before + BEGIN + f"\n{machine()}\n" + tables(found) + "\n" + END + after)
+    print(tables(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
