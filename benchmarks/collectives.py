@@ -57,7 +57,8 @@ ARRAY = re.compile(r"\b[a-z]+\d*\[([\d,]*)\]")
 
 
 def compiled(rule_set, sharding, metric, inputs, units):
-    """The program of one projection."""
+    """The program of one projection, for weights that Keras distributes."""
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=keras.distribution.list_devices()))
     layer = keras.layers.Dense(units, kernel_initializer="zeros", name="dense")
     layer.build((None, inputs))
     rule = {keras.layers.Dense: rule_set} if isinstance(rule_set, ib.Joint) else {"kernel": rule_set}

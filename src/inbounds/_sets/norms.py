@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import keras
 import numpy as np
 
 from inbounds._arrays.judgement import Bound, Judgement, finite_bound, span_of
@@ -402,23 +403,26 @@ def _squares(units: Units, least: float = 1 / PLAIN) -> tuple[Array | None, Arra
     """What entries are multiplied by before they are squared, so that nothing overflows or vanishes; and the sums.
 
     The first is one number per unit, or None for 1. It takes passes over a weight that are made
-    only where a sum of the squares as they are is above `PLAIN` or below `least`.
+    only where a sum of the squares as they are is above `PLAIN` or below `least`; always where
+    devices would have to tell each other.
     """
     xp = namespace(units.parts[0])
-    squares = units.total(lambda x: x * x)
-    plain = (squares < PLAIN) & (squares > least)
 
-    def scaled() -> tuple[Array, Array]:
+    def divided(plain: Array | None = None) -> tuple[Array, Array]:
         inverse = 1 / xp.clip(without_gradient(units.max(xp.abs)), 1 / HUGE, HUGE)
-        inverse = xp.where(plain, xp.ones_like(inverse), inverse)
+        inverse = inverse if plain is None else xp.where(plain, xp.ones_like(inverse), inverse)
         return inverse, units.map(lambda x, inverse: x * inverse, inverse).total(lambda y: y * y)
 
+    if keras.distribution.distribution() is not None:
+        return divided()
+    squares = units.total(lambda x: x * x)
+    plain = (squares < PLAIN) & (squares > least)
     readable = units.concrete or (is_concrete(squares) and not is_sharded(squares))
     if readable and bool(xp.all(plain)):
         return None, squares
     if readable or is_eager_torch(squares):
-        return scaled()
-    inverse, squares = branch(xp.all(plain), lambda: (xp.ones_like(squares), squares), scaled)
+        return divided(plain)
+    inverse, squares = branch(xp.all(plain), lambda: (xp.ones_like(squares), squares), lambda: divided(plain))
     return inverse, squares
 
 
