@@ -71,9 +71,10 @@ def slower(found: dict[str, dict], stored: dict[str, dict]) -> list[str]:
         for workload, variants in workloads.items():
             for variant, end in variants.items():
                 old = stored.get(backend, {}).get(workload, {}).get(variant)
-                if old is None:
-                    continue
                 where = f"{BACKENDS[backend]}, {WORKLOADS[workload]}, {variant}"
+                if old is None:
+                    print(f"not compared, since it isn't stored: {where}")
+                    continue
                 if end["ratio"] > 1.1 * old["ratio"]:
                     worse.append(f"{where}: {end['ratio']:.2f} times the free step, {old['ratio']:.2f} before")
                 if end.get("bytes", 0) > old.get("bytes", float("inf")):
@@ -86,6 +87,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with what is stored, and write nothing")
     parser.add_argument("--backend", action="append", choices=list(BACKENDS), help="those installed where left out")
     options, arguments = parser.parse_known_args()
+    if options.backend and not options.check:
+        parser.error("--backend goes with --check: the page has every backend, of one run")
     backends = options.backend or [name for name in BACKENDS if importlib.util.find_spec(name)]
     found = {backend: measured(backend, arguments) for backend in backends}
     if options.check:

@@ -51,12 +51,8 @@ def constrained(model, metric, without=()):
 
 
 def near(name, training):
-    """How near trainings of a head are that differ by rounding.
-
-    The difference of two projections magnifies it a thousand times, that of two decompositions more.
-    """
-    magnified = {"both": 1e-4, "spectral": 1e-3} if "reduced" in training else {}
-    return magnified.get(name, 1e-5)
+    """How near trainings of a head are that differ by rounding; two decompositions' difference magnifies it."""
+    return 1e-3 if name == "spectral" and "reduced" in training else 1e-5
 
 
 def apart(one, other):

@@ -357,8 +357,6 @@ class Units:
 
     def rows(self) -> Array:
         """The units as a copy of shape (count, size), one unit a row, in the order of `shape`."""
-        if self.beside > 1:
-            return namespace(self.parts[0]).concatenate([one.rows() for one in self._each()], axis=0)
         return self._laid(self.parts)
 
     def _each(self) -> list[Units]:
@@ -393,6 +391,9 @@ class Units:
         like = self.parts[0]
         if not isinstance(values, Units):
             return constant(like, [[values]])
+        if self.beside > 1:
+            laid = [one.table(its) for one, its in zip(self._each(), values._each(), strict=True)]
+            return laid[0] if len(laid[0]) == 1 else namespace(like).concatenate(laid, axis=0)
         xp, laid = namespace(like), []
         pieces = [
             piece if len(getattr(piece, "shape", ())) else xp.reshape(constant(like, piece), (1,) * len(part.shape))
@@ -431,6 +432,9 @@ class Units:
         return self.map(lambda _, new: new, self.with_parts(parts))
 
     def _laid(self, parts: Sequence[Array]) -> Array:
+        if self.beside > 1:
+            each = [one._laid(one.parts) for one in self.with_parts(parts)._each()]
+            return namespace(each[0]).concatenate(each, axis=0)
         laid = []
         for part, span in zip(parts, self.axes, strict=True):
             xp = namespace(part)

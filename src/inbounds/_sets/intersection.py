@@ -32,6 +32,7 @@ from inbounds._sets.matrices import SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.normal_form import nearest
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm
 from inbounds._sets.order import Monotone
+from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key
 from inbounds._sets.set import Set, registered
 from inbounds._sets.sparsity import Sparse
@@ -92,6 +93,16 @@ class AllOf(Composite):
         if is_concrete(moved) and not bool(xp.any(moved)):
             return units
         return units.chosen(moved, method.project(units))
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        """Of cones and then a ball about 0 one after the other too: a cone's tangents go along the ray as well."""
+        for i, last in enumerate(self.members):
+            rest = [*self.members[:i], *self.members[i + 1 :]]
+            if _ball_after_cones(rest, last):
+                project, by_entry = method_of(rest).project, all(member.separable for member in rest)
+                tangent = difference(project, units, gradient, together=self.couples_units, by_entry=by_entry)
+                return last.reduced(project(units), tangent)
+        return super().reduced(units, gradient)
 
     def _by_matrix(self, told: Array, units: Units) -> Array:
         """What is told of each unit, or of all units of a matrix where one of the sets is a set of it."""
@@ -321,9 +332,8 @@ def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> 
     if weighted:
         in_order = len(rest) == 1 and isinstance(rest[0], Monotone) and _box(last) and last.entrywise
         return (all(map(_orthant, rest)) and _solid(last)) or all(map(_box, [*rest, last])) or in_order
-    apart = not any(member.whole for member in rest)
     centred = isinstance(last, (Ball, L1Ball, SpectralNorm, NuclearNorm)) and last.convex and last.center is None
-    if isinstance(last, Ball) and centred and all(map(_cone, rest)) and (apart or last.whole):
+    if _ball_after_cones(rest, last):
         return True
     if all(map(_orthant, rest)) and _solid(last):
         return True
@@ -349,6 +359,11 @@ def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> 
         case PositiveSemidefinite() if centred and isinstance(last, (SpectralNorm, NuclearNorm)):
             return first.stack == last.stack
     return False
+
+
+def _ball_after_cones(rest: Sequence[Set], last: Set) -> bool:
+    apart = last.whole or not any(member.whole for member in rest)
+    return isinstance(last, Ball) and last.convex and last.center is None and all(map(_cone, rest)) and apart
 
 
 def _box(given: Set) -> bool:

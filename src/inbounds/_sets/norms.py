@@ -45,10 +45,10 @@ FADED = 0.99
 back towards the Euclidean point, which does less harm than one that overshoots."""
 
 PLAIN = 1e20
-"""Sums of squares between its inverse and this lost nothing on their way. A unit whose sum is
-smaller is shorter than `SHORT`."""
+"""Sums of squares between its inverse and this lost nothing on their way."""
 
 SHORT = 1e-9
+"""A unit whose sum of squares is too small to be right is shorter than this."""
 
 
 class _NormInterval(Set):

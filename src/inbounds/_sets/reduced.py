@@ -37,7 +37,9 @@ MODERATE = 1e9
 """Squares of bounds between its inverse and this neither overflow nor vanish."""
 
 
-def difference(project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool) -> Units:
+def difference(
+    project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool, by_entry: bool = False
+) -> Units:
     """The reduced gradient by two projections, right wherever the units are.
 
     A unit that stays inside when it takes the step has its gradient bit for bit. So has one whose
@@ -49,14 +51,19 @@ def difference(project: Callable[[Units], Units], units: Units, gradient: Units,
         gradient: the gradient, in units of the same parts.
         together: whether the set looks at all units at once, which then take steps of the same
             length.
+        by_entry: whether it looks at each entry by itself. Then so has an entry its own gradient,
+            and the digits that a difference loses.
     """
     fine = units.as_computed()  # else what is a grain of the weights outside would be left there
     one, slope = fine.together(together), gradient.together(together)
     e, usable = reach(units.together(together), slope)
     stepped = one.map(lambda x, g, e: x - e * g, slope, e).apart(units)
     ended = project(stepped).together(together)
-    stays = stepped.together(together).sum(lambda x, y: cast(x != y, dtype_of(x)), ended) == 0
-    left = project(fine).together(together).map(lambda x, y, e: (x - y) / e, ended, e)
+    here, stepped = project(fine).together(together), stepped.together(together)
+    left = here.map(lambda x, y, e: (x - y) / e, ended, e)
+    if by_entry:
+        left = left.map(lambda d, x, y, g: namespace(d).where(x == y, g, d), stepped, ended, slope)
+    stays = stepped.sum(lambda x, y: cast(x != y, dtype_of(x)), ended) == 0
     return slope.chosen(usable & ~stays, left).apart(units)
 
 

@@ -321,7 +321,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         """What the set leaves of a gradient at some units, for an optimizer to see: see `reduced`."""
-        return difference(self.nearest, units, gradient, together=self.couples_units)
+        return difference(self.nearest, units, gradient, together=self.couples_units, by_entry=self.separable)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """For each thing that a report counts, the fall of the loss for each unit by which its bound is loosened.

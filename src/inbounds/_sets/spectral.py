@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import numbers
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
@@ -79,12 +80,8 @@ class _Spectral(MatrixSet):
     def _beyond(self, values: Array) -> Array:
         """`_excess` for singular values of shape (stack, k), descending up to rounding."""
 
-    def _left(self, matrices: Array, slopes: Array, units: Units) -> Array:
-        """`reduced` by a formula, for wide finite matrices; only of sets whose `reduced` asks for it."""
-        raise NotImplementedError(f"{type(self).__name__} has no formula for the reduced gradient")
-
-    def _reduced_by_formula(self, units: Units, gradient: Units) -> Units:
-        """`reduced` by `_left`; where something isn't finite the gradient as it is."""
+    def _reduced_by(self, formula: Callable[[Array, Array, Units], Array], units: Units, gradient: Units) -> Units:
+        """`reduced` by a formula for wide finite matrices; where something isn't finite the gradient as it is."""
         rows, given = units.rows(), gradient.rows()
         xp = namespace(rows)
         matrices, slopes = (xp.reshape(x, (self.stack, -1, units.size)) for x in (rows, given))
@@ -96,7 +93,7 @@ class _Spectral(MatrixSet):
             return in_working_precision(transposed(x) if turned else x)
 
         with exact_products(matrices):
-            left = self._left(wide(matrices), wide(slopes), units)
+            left = formula(wide(matrices), wide(slopes), units)
         left = cast(transposed(left) if turned else left, dtype_of(slopes))
         return gradient.with_rows(xp.reshape(xp.where(finite, left, slopes), tuple(given.shape)))
 
@@ -279,7 +276,7 @@ class SpectralNorm(_Ball):
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         about = units if self.center is None else units.about(self.centers_of(units))
-        return self._reduced_by_formula(about, gradient)
+        return self._reduced_by(self._left, about, gradient)
 
     def _left(self, matrices: Array, slopes: Array, units: Units) -> Array:
         """The gradient less the part of its descent that would raise the singular values at the bound.
@@ -437,7 +434,7 @@ class Orthogonal(_Spectral):
         return True
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        return self._reduced_by_formula(units, gradient)
+        return self._reduced_by(self._left, units, gradient)
 
     def _left(self, matrices: Array, slopes: Array, units: Units) -> Array:
         """The tangential part of the gradient (Absil, Mahony and Sepulchre, 2008, section 3.6)."""
