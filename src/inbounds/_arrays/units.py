@@ -29,6 +29,7 @@ from inbounds._arrays.ops import (
     epsilon,
     is_eager_torch,
     namespace,
+    select,
     without_gradient,
     working_dtype,
 )
@@ -327,7 +328,7 @@ class Units:
 
     def chosen(self, moved: Array, other: Units) -> Units:
         """The units of `other` where `moved`, else these, bit for bit."""
-        return self.map(lambda x, y, moved: namespace(x).where(moved, y, x), other, moved)
+        return self.map(lambda x, y, moved: select(moved, y, x), other, moved)
 
     def frozen_as_zero(self) -> Units:
         """The units with 0 for the entries of frozen parts."""

@@ -90,9 +90,9 @@ def each(fn: Callable[..., Any], *values: Values) -> Values:
     return like.with_parts([fn(*(v.parts[i] if isinstance(v, Units) else v for v in values)) for i in parts])
 
 
-def is_bounded(bound: Values) -> bool:
+def is_bounded(bound: Values | Array) -> bool:
     """Whether a bound is not just an infinite number."""
-    return isinstance(bound, Units) or math.isfinite(bound)
+    return not isinstance(bound, float) or math.isfinite(bound)
 
 
 def clip(x: Array, low: Any, high: Any) -> Array:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from inbounds._arrays.judgement import Judgement
-from inbounds._arrays.ops import HUGE, Array, cast, dtype_of, epsilon, iterate, namespace, without_gradient
+from inbounds._arrays.ops import HUGE, Array, above, dtype_of, epsilon, iterate, namespace, without_gradient
 from inbounds._arrays.units import Units
 from inbounds._sets.declaration import Declaration, Row, Values, clip, is_bounded
 
@@ -39,14 +39,15 @@ def nearest_on_one_row(units: Units, declaration: Declaration, moved: Array) -> 
     Args:
         units: of any parts, in their metric.
         declaration: bounds, and one row.
-        moved: which units are outside, one for each; the others stay bit for bit.
+        moved: which units are outside, one for each; the others stay bit for bit, and so do those
+            with NaN or infinities.
     """
     free = units.only(free=True)
     if free is None:
         return units
     xp = namespace(free.parts[0])
     problem = _OneRow(units, free, declaration)
-    moved = xp.reshape(moved, free.shape)
+    moved = xp.reshape(moved, free.shape) & problem.finite
     t = problem.multiplier(moved)
     y = problem.finished(problem.entries(problem.base, t), t)
     if units.differentiable:
@@ -64,6 +65,7 @@ class _OneRow:
         ease: by how much a multiplier of 1 moves each entry.
         none: the multiplier that moves nothing, below which that of an inequality doesn't go.
         noise: the part of a sum that may be rounding.
+        slack: the part of it that the next step of training makes up for, see `Units`.
     """
 
     def __init__(self, units: Units, free: Units, declaration: Declaration) -> None:
@@ -72,7 +74,8 @@ class _OneRow:
         self.weights, self.offset, self.lowest, self.highest = (
             _of(values, free=True) for values in (row.weights, row.center, declaration.low, declaration.high)
         )
-        self.free, self.training = free, units.training
+        self.free = free
+        self.slack = epsilon(dtype_of(free.parts[0])) ** 0.5 / 4 if units.training else 0.0
         self.noise = Judgement(units.size, dtype_of(free.parts[0])).held(1.0) / 2
         self.kind, self.linear = row.kind, row.kind in ("equal", "most")
         self.bounded = is_bounded(self.lowest) or is_bounded(self.highest)
@@ -84,16 +87,19 @@ class _OneRow:
         )
         self.from_top = self.positive and self.costs == 1.0 and self.weights == 1.0
 
-        known = free.constants().map(lambda x: xp.where(xp.isfinite(x), x, xp.zeros_like(x)))
+        known = free.constants()
         level = _level_of_free(units, free, row)
         if self.from_top:
-            self.top = known.max(lambda x, c: x if self.linear else xp.abs(x - c), self.offset)
+            self.top = largest = known.max(lambda x, c: x if self.linear else xp.abs(_less(x, c)), self.offset)
             level = level + xp.zeros_like(self.top)
             self.unit = xp.where(level > 0, level, xp.ones_like(level))
         else:
             largest = _largest(known, declaration, row)
             level = level + xp.zeros_like(largest)
             self.unit = xp.clip(xp.maximum(largest, xp.abs(level)), 1 / HUGE, HUGE)
+        self.finite = xp.isfinite(largest)
+        if (frozen := units.only(free=False)) is not None:
+            self.finite = self.finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), free.shape)
         self.level = level / self.unit
         self.center, self.low, self.high = (
             known.map(lambda _, v, unit: v / unit, values, self.unit) if self.bounded and is_bounded(values) else values
@@ -108,10 +114,10 @@ class _OneRow:
     def based(self, x: Units) -> tuple[Units, Values]:
         """What the multiplier is taken from, and the sign that an entry has, of free entries that may be live."""
         xp = self.xp
-        away = x if self.linear else x.map(lambda x, c: x - c, self.offset)
+        away = x if self.linear else x.map(_less, self.offset)
         if self.kind == "diamond":
             sign: Values = away.constants().map(xp.sign)
-            away = away.map(lambda x, sign: x * sign, sign)
+            away = away.map(xp.abs)
         else:
             sign = 1.0
         if self.from_top:
@@ -146,21 +152,24 @@ class _OneRow:
         return y.total(term, self.weights, self.center)
 
     def moving(self, y: Array, c: Any, low: Any, high: Any) -> Array:
-        """Whether an entry moves with the multiplier: it is held neither by a bound nor at the centre of a 1-norm."""
+        """1 where an entry moves with the multiplier, 0 where a bound or the centre of a 1-norm holds it."""
         if self.positive:
-            return y > 0
-        within = (y > low) & (y < high) if self.bounded else y == y
-        return within & (y != c) if self.kind == "diamond" else within
+            return above(y, 0.0)
+        one: Any = self.xp.sign(self.xp.abs(y - c)) if self.kind == "diamond" else 1.0
+        if self.bounded:
+            one = _times(one, above(y, low)) if is_bounded(low) else one
+            one = _times(one, above(-y, -high)) if is_bounded(high) else one
+        return one if hasattr(one, "shape") else self.xp.ones_like(y)
 
     def slope(self, y: Units, t: Array) -> Array:
         """How fast that falls in the multiplier, half as fast as its square for a ball."""
 
         def slope(y: Array, a: Any, e: Any, d: Any, c: Any, low: Any, high: Any, t: Array) -> Array:
             if self.kind != "ball":
-                return _times(a, _times(e, cast(self.moving(y, c, low, high), dtype_of(y))))
+                return _times(a, _times(e, self.moving(y, c, low, high)))
             away = _times(a, y - c if self.bounded else y)
             fall = away * away / (d + _times(a, t))
-            return fall * cast(self.moving(y, c, low, high), dtype_of(y)) if self.bounded else fall
+            return fall * self.moving(y, c, low, high) if self.bounded else fall
 
         return y.sum(slope, self.weights, self.ease, self.costs, self.center, self.low, self.high, t)
 
@@ -171,15 +180,14 @@ class _OneRow:
         number, slope = self.number(y), self.slope(y, t)
         safe = xp.where(slope > 0, slope, xp.ones_like(slope))
         if self.kind == "ball":
-            rounding = epsilon(dtype_of(number))
             over = xp.sqrt(number) / xp.maximum(self.level, FARTHEST) - 1
             step = over * number / safe
-            near = xp.zeros_like(over) + (rounding**0.5 / 4 if self.training else 8 * rounding)
+            near = xp.zeros_like(over) + max(8 * epsilon(dtype_of(number)), self.slack)
         else:
             over = number - self.level
             step = over / safe
             size = number if self.positive else self.number(y, size=True)
-            near = self.noise * (size + xp.abs(self.level))
+            near = max(self.noise, self.slack) * (size + xp.abs(self.level))
         return over, xp.where(slope > 0, step, xp.zeros_like(step)), near
 
     def multiplier(self, moved: Array) -> Array:
@@ -219,7 +227,7 @@ class _OneRow:
             left = xp.maximum(left, 0) if self.kind == "most" else left
 
             def shifted(y: Array, e: Any, by: Array, low: Any, high: Any) -> Array:
-                return xp.where((y > low) & (y < high), y - by * e, y)
+                return y - _times(e, by) * self.moving(y, 0.0, low, high)
 
             return self.as_weights(y.map(shifted, self.ease, left, self.low, self.high))
         length = xp.sqrt(number) if self.kind == "ball" else number
@@ -257,13 +265,17 @@ class _OneRow:
         ahead = self.as_weights(self.entries(live, t + share * (number - without_gradient(number))))
 
         def with_it(y: Array, live: Array, dead: Array, fixed: Array, c: Any, low: Any, high: Any) -> Array:
-            return y + xp.where(self.moving(fixed, c, low, high), live - dead, xp.zeros_like(y))
+            return y + self.moving(fixed, c, low, high) * (live - dead)
 
         return y.map(with_it, ahead, ahead.constants(), fixed, self.center, self.low, self.high)
 
 
 def _times(factor: Any, y: Array) -> Array:
     return y if isinstance(factor, float) and factor == 1 else factor * y
+
+
+def _less(x: Array, center: Any) -> Array:
+    return x if isinstance(center, float) and center == 0 else x - center
 
 
 def _of(values: Values, *, free: bool) -> Values:

@@ -19,9 +19,10 @@ from inbounds._arrays.ops import (
     HUGE,
     SMALLEST_NORMAL,
     Array,
-    cast,
+    above,
+    add_product,
     constant,
-    dtype_of,
+    interpolate,
     iterate,
     namespace,
     without_gradient,
@@ -293,7 +294,7 @@ class Simplex(Set):
         least = units.constants().max(lambda x: -x)
         off = units.constants().total(lambda x: x) - units.numbers(self.level)
         moved = (least > 0) | (xp.abs(off) > units.numbers(units.judged().held(self.level)))
-        return nearest_on_one_row(units, self.declaration(units), moved & xp.isfinite(units.max(xp.abs)))
+        return nearest_on_one_row(units, self.declaration(units), moved & (least < np.inf))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return namespace(rows).abs(_beyond(rows, 1.0, np.asarray(self.level)))
@@ -361,7 +362,7 @@ class L1Ball(Set):
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         moved = units.constants().total(xp.abs) > ceiling + moved_by
         about_0 = Declaration((Row("diamond", units.numbers(self.level)),))
-        return nearest_on_one_row(units, about_0, moved & xp.isfinite(units.max(xp.abs)))
+        return nearest_on_one_row(units, about_0, moved)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         xp = namespace(rows)
@@ -410,45 +411,47 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
         least = units.numbers(total - units.judged().held(total))  # rounding is nothing
         gap = xp.minimum(units.total(xp.abs) - least + moved_by, 0) / e
     ahead = free.map(lambda x, g, e: x / e - g, pull, e)
-
-    def sign(w: Array) -> Array:
-        return xp.sign(w) if signed else xp.ones_like(w)
-
-    def over(w: Array, t: Array) -> Array:
-        return cast((xp.abs(w) if signed else w) > t, dtype_of(w))
+    sizes, signs = (ahead.map(xp.abs), ahead.map(xp.sign)) if signed else (ahead, 1.0)
+    # What an entry loses of its size, before t is taken: where it becomes 0, and where it doesn't.
+    lost = free.map(lambda x, e: xp.abs(x) / e, e)
+    moved = lost.map(lambda size, x, g, s, e: size - s * (x / e) + s * g, free, pull, signs, e)
 
     def beyond(t: Array) -> tuple[Array, Array]:
-        def left(w: Array, x: Array, g: Array, t: Array, e: Array) -> Array:
-            taken = over(w, t) * sign(w)
-            return (xp.abs(x) - taken * x) / e + taken * g
-
-        count = xp.reshape(ahead.sum(over, t), units.shape)
-        sums = xp.reshape(ahead.total(left, free, pull, t, e), units.shape)
+        stays = sizes.map(above, t)
+        count = xp.reshape(stays.sum(lambda one: one), units.shape)
+        sums = xp.reshape(lost.total(interpolate, moved, stays), units.shape)
         return gap - sums - count * t, xp.maximum(count, 1)
 
-    highest = xp.reshape(ahead.max(lambda w: xp.abs(w) if signed else w), units.shape)
-    held = free.sum(lambda x: cast(x != 0, dtype_of(x)))  # entries that are 0 stay 0, as a rule
-    along = free.sum(lambda x, g: xp.where(x != 0, sign(x) * g, xp.zeros_like(g)), pull)
+    highest = xp.reshape(sizes.max(lambda w: w), units.shape)
+    support = free.map(xp.sign)  # entries that are 0 stay 0, as a rule
+    held, along = support.sum(xp.abs), support.sum(lambda s, g: s * g, pull)
     near = (gap - xp.reshape(along, units.shape)) / xp.maximum(xp.reshape(held, units.shape), 1)
     near = xp.minimum(near, highest)
     left, slope = beyond(near)
-    t = _by_tangents(beyond, xp.minimum(near + left / slope, highest), highest, usable)
-    seen = pull.map(lambda g, w, x, t, e: xp.where(over(w, t) > 0, g + t * sign(w), x / e), ahead, free, t, e)
-    rounding = units.judged().held(1.0) * xp.reshape(pull.total(xp.abs), units.shape) / beyond(t)[1]
-    moved = t > rounding if signed else xp.abs(t) > rounding
+    t, count = _by_tangents(beyond, xp.minimum(near + left / slope, highest), highest, usable)
+    stays = sizes.map(above, t)
+
+    def seen(g: Array, x: Array, s: Array, stays: Array, t: Array, e: Array) -> Array:
+        return interpolate(x / e, add_product(g, s, t) if signed else g + t, stays)
+
+    tangential = pull.map(seen, free, signs, stays, t, e)
+    rounding = units.judged().held(1.0) * xp.reshape(pull.total(xp.abs), units.shape) / count
+    points_out = t > rounding if signed else xp.abs(t) > rounding
     if not signed:
-        cut = pull.sum(lambda g, w, t: (1 - over(w, t)) * cast(w != 0, dtype_of(g)), ahead, t)
-        moved = moved | (xp.reshape(cut, units.shape) > 0)
-    return gradient.chosen(usable & moved, gradient.with_free(seen))
+        cut = stays.sum(lambda one, w: (1 - one) * xp.abs(xp.sign(w)), ahead)
+        points_out = points_out | (xp.reshape(cut, units.shape) > 0)
+    return gradient.chosen(usable & points_out, gradient.with_free(tangential))
 
 
-def _by_tangents(beyond: Callable[[Array], tuple[Array, Array]], low: Array, high: Array, moved: Array) -> Array:
+def _by_tangents(
+    beyond: Callable[[Array], tuple[Array, Array]], low: Array, high: Array, moved: Array
+) -> tuple[Array, Array]:
     """For each unit the number at which a sum of positive parts, which falls and is convex in it, is 0.
 
-    The tangent at any number meets 0 below the solution: a lower bound that only rises. It ends
-    where the entries that are left are those of the tangent. Where entries let it rise slowly,
-    halving the bracket between it and the lowest number that was too high brings it near in
-    logarithmically many steps.
+    And how fast the sum falls there. The tangent at any number meets 0 below the solution: a lower
+    bound that only rises. It ends where the entries that are left are those of the tangent. Where
+    entries let it rise slowly, halving the bracket between it and the lowest number that was too
+    high brings it near in logarithmically many steps.
 
     Args:
         beyond: how far the sum is above 0 at a number, and how fast it falls there.
@@ -459,12 +462,14 @@ def _by_tangents(beyond: Callable[[Array], tuple[Array, Array]], low: Array, hig
     xp = namespace(low)
 
     def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        low, high, probe, turn = state
+        low, high, probe, _, turn = state
         left, slope = beyond(probe)
         risen = xp.maximum(low, xp.minimum(probe + left / slope, high))
         high = xp.where(left <= 0, xp.minimum(high, probe), high)
         unfinished = moved & ((probe != low) | (risen > low))
         halve = (turn >= 8) & (turn % 3 == 2)
-        return (risen, high, xp.where(halve, 0.5 * (risen + high), risen), turn + 1), unfinished
+        return (risen, high, xp.where(halve, 0.5 * (risen + high), risen), slope, turn + 1), unfinished
 
-    return iterate(look, (low, high, low, xp.zeros_like(low)), STEPS, UNROLLED)[0]
+    zero = xp.zeros_like(low)
+    t, _, _, slope, _ = iterate(look, (low, high, low, zero + 1, zero), STEPS, UNROLLED)
+    return t, slope
