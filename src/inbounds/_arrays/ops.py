@@ -393,6 +393,11 @@ def add_product(x: Array, a: Array, b: Array) -> Array:
     return _TORCH.torch.addcmul(x, a, b) if is_eager_torch(x) else x + a * b
 
 
+def times(factor: Array | float, x: Array) -> Array:
+    """The product; `x` itself where the factor is the number 1."""
+    return x if isinstance(factor, float) and factor == 1 else factor * x
+
+
 def above(x: Array, bound: Array | float) -> Array:
     """1 where `x` is above a bound that broadcasts to it, else 0, in its dtype.
 

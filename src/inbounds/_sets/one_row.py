@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from inbounds._arrays.judgement import Judgement
-from inbounds._arrays.ops import HUGE, Array, above, dtype_of, epsilon, iterate, namespace, without_gradient
+from inbounds._arrays.ops import HUGE, Array, above, dtype_of, epsilon, iterate, namespace, times, without_gradient
 from inbounds._arrays.units import Units
 from inbounds._sets.declaration import Declaration, Row, Values, clip, is_bounded
 
@@ -129,7 +129,7 @@ class _OneRow:
         xp = self.xp
 
         def entry(b: Array, a: Any, e: Any, d: Any, sign: Any, c: Any, low: Any, high: Any, t: Array) -> Array:
-            y = b * (d / (d + _times(a, t))) if self.kind == "ball" else b - _times(e, t)
+            y = b * (d / (d + times(a, t))) if self.kind == "ball" else b - times(e, t)
             y = xp.maximum(y, 0) if self.kind == "diamond" else y
             if self.bounded:
                 y = y if self.linear else c + sign * y
@@ -144,7 +144,7 @@ class _OneRow:
         xp = self.xp
 
         def term(y: Array, a: Any, c: Any) -> Array:
-            away = _times(a, y - c if self.bounded and not self.linear else y)
+            away = times(a, y - c if self.bounded and not self.linear else y)
             if self.kind == "ball":
                 return away * away
             return away if self.positive or (self.linear and not size) else xp.abs(away)
@@ -157,8 +157,8 @@ class _OneRow:
             return above(y, 0.0)
         one: Any = self.xp.sign(self.xp.abs(y - c)) if self.kind == "diamond" else 1.0
         if self.bounded:
-            one = _times(one, above(y, low)) if is_bounded(low) else one
-            one = _times(one, above(-y, -high)) if is_bounded(high) else one
+            one = times(one, above(y, low)) if is_bounded(low) else one
+            one = times(one, above(-y, -high)) if is_bounded(high) else one
         return one if hasattr(one, "shape") else self.xp.ones_like(y)
 
     def slope(self, y: Units, t: Array) -> Array:
@@ -166,9 +166,9 @@ class _OneRow:
 
         def slope(y: Array, a: Any, e: Any, d: Any, c: Any, low: Any, high: Any, t: Array) -> Array:
             if self.kind != "ball":
-                return _times(a, _times(e, self.moving(y, c, low, high)))
-            away = _times(a, y - c if self.bounded else y)
-            fall = away * away / (d + _times(a, t))
+                return times(a, times(e, self.moving(y, c, low, high)))
+            away = times(a, y - c if self.bounded else y)
+            fall = away * away / (d + times(a, t))
             return fall * self.moving(y, c, low, high) if self.bounded else fall
 
         return y.sum(slope, self.weights, self.ease, self.costs, self.center, self.low, self.high, t)
@@ -227,7 +227,7 @@ class _OneRow:
             left = xp.maximum(left, 0) if self.kind == "most" else left
 
             def shifted(y: Array, e: Any, by: Array, low: Any, high: Any) -> Array:
-                return y - _times(e, by) * self.moving(y, 0.0, low, high)
+                return y - times(e, by) * self.moving(y, 0.0, low, high)
 
             return self.as_weights(y.map(shifted, self.ease, left, self.low, self.high))
         length = xp.sqrt(number) if self.kind == "ball" else number
@@ -248,7 +248,8 @@ class _OneRow:
             y = y * unit
             if self.bounded:
                 return clip(y, low, high)
-            return y if self.linear else c + sign * y
+            y = times(sign, y)
+            return y if self.linear or (isinstance(c, float) and c == 0) else c + y
 
         return y.map(weight, self.sign, self.offset, self.unit, self.lowest, self.highest)
 
@@ -268,10 +269,6 @@ class _OneRow:
             return y + self.moving(fixed, c, low, high) * (live - dead)
 
         return y.map(with_it, ahead, ahead.constants(), fixed, self.center, self.low, self.high)
-
-
-def _times(factor: Any, y: Array) -> Array:
-    return y if isinstance(factor, float) and factor == 1 else factor * y
 
 
 def _less(x: Array, center: Any) -> Array:

@@ -20,11 +20,11 @@ from inbounds._arrays.ops import (
     SMALLEST_NORMAL,
     Array,
     above,
-    add_product,
     constant,
     interpolate,
     iterate,
     namespace,
+    times,
     without_gradient,
     working_dtype,
 )
@@ -410,11 +410,12 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         least = units.numbers(total - units.judged().held(total))  # rounding is nothing
         gap = xp.minimum(units.total(xp.abs) - least + moved_by, 0) / e
-    ahead = free.map(lambda x, g, e: x / e - g, pull, e)
+    scaled = free.map(lambda x, e: x / e, e)
+    ahead = scaled.map(lambda x, g: x - g, pull)
     sizes, signs = (ahead.map(xp.abs), ahead.map(xp.sign)) if signed else (ahead, 1.0)
     # What an entry loses of its size, before t is taken: where it becomes 0, and where it doesn't.
-    lost = free.map(lambda x, e: xp.abs(x) / e, e)
-    moved = lost.map(lambda size, x, g, s, e: size - s * (x / e) + s * g, free, pull, signs, e)
+    lost = scaled.map(xp.abs)
+    moved = lost.map(lambda size, x, g, s: (size - times(s, x)) + times(s, g), scaled, pull, signs)
 
     def beyond(t: Array) -> tuple[Array, Array]:
         stays = sizes.map(above, t)
@@ -431,10 +432,7 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     t, count = _by_tangents(beyond, xp.minimum(near + left / slope, highest), highest, usable)
     stays = sizes.map(above, t)
 
-    def seen(g: Array, x: Array, s: Array, stays: Array, t: Array, e: Array) -> Array:
-        return interpolate(x / e, add_product(g, s, t) if signed else g + t, stays)
-
-    tangential = pull.map(seen, free, signs, stays, t, e)
+    tangential = scaled.map(lambda x, g, s, t, stays: interpolate(x, g + times(s, t), stays), pull, signs, t, stays)
     rounding = units.judged().held(1.0) * xp.reshape(pull.total(xp.abs), units.shape) / count
     points_out = t > rounding if signed else xp.abs(t) > rounding
     if not signed:
