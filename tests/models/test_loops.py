@@ -371,6 +371,18 @@ LARGE = {
 }
 
 
+def trained_alike(owner, how):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), *(keras.layers.Dense(8) for _ in range(3))])
+    rule = {keras.layers.Dense: owner} if isinstance(owner, ib.Joint) else {"**/kernel": owner}
+    ib.constrain(model, rule, **how)
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    x = np.random.default_rng(0).normal(size=(16, 8)).astype("float32")
+    model.fit(x, 9 * x, batch_size=4, verbose=0)
+    assert ib.audit(model).ok
+    return model
+
+
 @ONLY["torch"]
 @pytest.mark.parametrize("how", [{}, {"gradient": "full", "metric": "optimizer"}], ids=["reduced", "in the metric"])
 @pytest.mark.parametrize("owner", LARGE.values(), ids=LARGE)
@@ -379,14 +391,7 @@ def test_alike_layers_end_where_they_do_one_by_one(owner, how, monkeypatch):
     from inbounds._train import optimizer_hooks, stacks
 
     def trained():
-        keras.utils.set_random_seed(0)
-        model = keras.Sequential([keras.Input((8,)), *(keras.layers.Dense(8) for _ in range(3))])
-        rule = {keras.layers.Dense: owner} if isinstance(owner, ib.Joint) else {"**/kernel": owner}
-        ib.constrain(model, rule, **how)
-        model.compile(keras.optimizers.Adam(0.1), "mse")
-        x = np.random.default_rng(0).normal(size=(16, 8)).astype("float32")
-        model.fit(x, 9 * x, batch_size=4, verbose=0)
-        assert ib.audit(model).ok
+        model = trained_alike(owner, how)
         return model.get_weights(), max(map(len, optimizer_hooks.taken_plan(model.optimizer).stacks))
 
     ends = {"stacked": trained()}
@@ -400,6 +405,23 @@ def test_alike_layers_end_where_they_do_one_by_one(owner, how, monkeypatch):
     for weights, _ in ends.values():
         for one, other in zip(weights, alone, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+COMPILED = {name: LARGE[name] for name in ("norm", "face", "total", "marked")}
+
+
+@ONLY["tensorflow"]
+@pytest.mark.parametrize("owner", COMPILED.values(), ids=COMPILED)
+def test_programs_of_xla_end_where_operations_do_one_by_one(owner, monkeypatch):
+    from inbounds._train import programs
+
+    plain = trained_alike(owner, {}).get_weights()
+    programs._program.cache_clear()
+    monkeypatch.setattr(programs, "SMALLEST", 0)
+    compiled = trained_alike(owner, {}).get_weights()
+    assert programs._program.cache_info().hits  # equal layers share their programs
+    for one, other in zip(compiled, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 @ONLY["torch"]

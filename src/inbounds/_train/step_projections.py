@@ -18,6 +18,7 @@ from inbounds._arrays.ops import Array, cast, dtype_of, is_sharded, is_sparse, q
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry
+from inbounds._train import programs
 from inbounds._train.metrics import NEED_FULL_GRADIENT, STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
 
 EUCLIDEAN = "Euclidean"
@@ -94,24 +95,23 @@ class StepProjection:
             for part, gradient in zip(units.parts, gradients, strict=True)
         ]
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
-            reduced = self.entry.applied.at(count).reduced(units, units.with_parts(parts))
+            reduced = programs.reduced(self.entry.applied, units, units.with_parts(parts), count)
         pairs = zip(gradients, reduced.parts, strict=True)
         return [None if old is None else cast(part, dtype_of(old)) for old, part in pairs]
 
     def project(self, values: Sequence[Array], state: StepState) -> tuple[list[Array], StepState]:
         """The projected values of the weights, in their dtypes, and the state for the next step."""
-        applied = self.entry.applied.at(state.count)
         diagonals = None if self.entry.set.metric == "euclidean" else state.read_metric()
         training = diagonals is not None
         units_of = partial(Units.of, values, self.axes, self.free, concrete=state.concrete, beside=self.beside)
         units_in = partial(units_of, training=training)
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
             if diagonals is None or state.warm is None or self.metric is None:
-                units = applied.nearest(units_in(metric=diagonals).comparable(applied.couples_units))
+                units = programs.nearest(self.entry.applied, units_in(metric=diagonals), state.count)
             else:
                 # Eagerly, the first call reuses the diagonals. A trace drops those it doesn't use.
                 ready = [diagonals] if state.concrete else []
-                units = applied.project_warm(
+                units = self.entry.applied.at(state.count).project_warm(
                     units_in(warm=keras.ops.convert_to_tensor(state.warm)),
                     lambda: units_in(metric=ready.pop() if ready else state.read_metric()),
                     self.metric.steady,

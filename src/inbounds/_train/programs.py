@@ -1,0 +1,85 @@
+"""On TensorFlow, large weights are reduced and projected by programs that XLA compiles.
+
+Keras has XLA compile whole steps on JAX, and of TensorFlow on GPUs. On CPUs TensorFlow runs each
+operation by itself, in a pass over memory of its own. A program takes a third of their time, and is
+traced once for all weights of one shape with equal sets.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import keras
+import numpy as np
+
+from inbounds._arrays.ops import Array, dense, namespace
+from inbounds._arrays.units import Axes, Units
+from inbounds._sets.composite import contains
+from inbounds._sets.intersection import AllOf
+from inbounds._sets.set import Set
+from inbounds._types import Step
+
+SMALLEST = 1 << 15
+"""Units with fewer numbers aren't worth the start of a program."""
+
+
+def nearest(applied: Set, units: Units, count: Step) -> Units:
+    """The units at their nearest points in a set, in their metric, after so many steps."""
+    return _run(_nearest, applied, count, units)
+
+
+def reduced(applied: Set, units: Units, gradient: Units, count: Step) -> Units:
+    """What a set leaves of a gradient at some units, after so many steps."""
+    return _run(_reduced, applied, count, units, gradient)
+
+
+def _nearest(applied: Set, units: Units) -> Units:
+    return applied.nearest(units.comparable(applied.couples_units))
+
+
+def _reduced(applied: Set, units: Units, gradient: Units) -> Units:
+    return applied.reduced(units, gradient)
+
+
+def _run(method: Any, applied: Set, count: Step, *units: Units) -> Units:
+    first = units[0]
+    if not _is_compiled(applied, first):
+        plain: Units = method(applied.at(count), *units)
+        return plain
+    program = _program(method, applied, first.axes, first.free, first.dtype, first.training)
+    parts = [tuple(map(dense, one.parts)) for one in units]
+    return first.with_parts(program(parts, first.metric))
+
+
+def _is_compiled(applied: Set, units: Units) -> bool:
+    """Whether the set is the same at all steps and takes few sums and maps, on one device.
+
+    XLA takes ten seconds to compile the search for several multipliers, of intersections.
+    """
+    on_tensorflow = keras.backend.backend() == "tensorflow" and namespace(units.parts[0]) is not np
+    simple = applied.has_normal_form and not contains(applied, (AllOf,)) and not applied.changes
+    if not on_tensorflow or not simple:
+        return False
+    import tensorflow as tf
+
+    return sum(math.prod(part.shape) for part in units.parts) >= SMALLEST and not tf.distribute.has_strategy()
+
+
+@lru_cache(maxsize=256)
+def _program(
+    method: Any, applied: Set, axes: tuple[Axes, ...], free: tuple[bool, ...], dtype: str, training: bool
+) -> Any:
+    """A method of a set as a program of the parts of its units."""
+    import tensorflow as tf
+
+    def run(parts: list[tuple[Array, ...]], metric: tuple[Array, ...] | None) -> tuple[Array, ...]:
+        units = [
+            Units(tuple(one), axes, free, dtype, masks=(None,) * len(axes), metric=metric, training=training)
+            for one in parts
+        ]
+        result: Units = method(applied, *units)
+        return result.parts
+
+    return tf.function(run, jit_compile=True, autograph=False)
