@@ -151,7 +151,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         return [
             (entry, weight, (_step_count(self.model, weight), to_numpy(weight.variable)))
             for entry in entries
-            if entry.set.undone_steps
+            if entry.set.lost_steps
             for weight in entry.weights
             if weight.variable.trainable and not weight.quantized
         ]
@@ -205,7 +205,7 @@ def _learning_rate(model: Any, weight: Weight) -> float:
 def _warn_unmoved(entry: Entry, weight: Weight, when: str) -> None:
     warnings.warn(
         explain(
-            f"No step has moved {weight.path}: {entry.set.undone_steps}; or its gradient is 0",
+            f"No step has moved {weight.path}: {entry.set.lost_steps}; or its gradient is 0",
             repr(entry.set),
             where=when,
             instead="a larger learning rate, or a set that follows smaller steps: of a grid, a finer one",

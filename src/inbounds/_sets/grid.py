@@ -65,6 +65,7 @@ class Grid(Set):
     """
 
     convex: ClassVar[bool] = False
+    needs_latent: ClassVar[bool] = True
     undone_steps: ClassVar[str] = "a step of less than half a grid step is lost, so that small ones never move a weight"
 
     def __init__(self, step: Number) -> None:

@@ -5,11 +5,16 @@ from one step's projection to the next, and for a Monitor the squared norms of t
 reduced gradient. On JAX a compiled step returns only the variables that the optimizer lists, so
 these are listed there. They are not saved: files stay those of the optimizer alone, and the first
 step after loading starts cold.
+
+Latent weights are variables of the optimizer like its slots: they have the weight's dtype and
+layout, and are listed on every backend. They are saved beside the optimizer's own variables, under
+names of their own, so that a file with them and one without load into any optimizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,12 +22,16 @@ import keras
 import numpy as np
 
 from inbounds._arrays.ops import Array, dtype_of, is_sharded, working_dtype
+from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry
+from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import AttachedSet
-from inbounds._train.optimizers import in_tensorflow_strategy, is_replicated, with_inner
+from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy, is_replicated, with_inner
 from inbounds._train.step_projections import StepProjection
 
 _ATTRIBUTE = "_inbounds"
+_LATENT = "latent"
+"""What the names of latent weights in a file begin with; Keras' own are numbers."""
 
 
 @dataclass(eq=False)
@@ -34,6 +43,7 @@ class TakenPlan:
         signature: what the projections were decided from; None: nothing is decided yet.
         frozen_values: frozen weights with their values, which a compiled step of JAX holds.
         added: the variables added to the optimizer.
+        latents: the latent weights, by the index of their variable in the optimizer.
         measures_gradients: whether the steps measure the gradients.
         gradient_norms: the variable with the squared norms of the last gradient, reduced and full.
         averages: averages that were projected in the model's place, with their own values.
@@ -45,6 +55,7 @@ class TakenPlan:
     signature: Any = None
     frozen_values: list[tuple[Any, Any]] = field(default_factory=list)
     added: list[Any] = field(default_factory=list)
+    latents: dict[int, Any] = field(default_factory=dict)
     measures_gradients: bool = False
     gradient_norms: Any = None
     averages: list[tuple[Any, Any]] = field(default_factory=list)
@@ -93,6 +104,44 @@ def with_warm_starts(
     return started
 
 
+def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
+    """Adds the latent weights that projections ask for to a built optimizer. They are NaN until its first step.
+
+    Raises:
+        RuleError: some are missing in a function of values, which can't be given more variables.
+    """
+    latents = taken_plan(optimizer).latents
+    for index, variable in _without_latents(optimizer, projections):
+        if in_stateless_scope():
+            raise RuleError(
+                explain(
+                    "Latent weights can't be added to an optimizer within a function of its variables' values",
+                    f"latent=True or 'auto' for {variable.path}",
+                    where=f"{type(optimizer).__name__}, which was built before the set was there",
+                    instead="constrain(model, rules) before optimizer.build(variables), or latent=False",
+                )
+            )
+        nan = keras.initializers.Constant(float("nan"))
+        latents[index] = optimizer.add_variable_from_reference(variable, "latent", nan)
+
+
+def lacks_latents(optimizer: Any, projections: Iterable[StepProjection]) -> bool:
+    """Whether a built optimizer would have to be given latent weights."""
+    return bool(_without_latents(optimizer, projections))
+
+
+def _without_latents(optimizer: Any, projections: Iterable[StepProjection]) -> list[tuple[int, Any]]:
+    """The variables without the latent weights that projections ask for, with their indices in the optimizer."""
+    wanted = [variable for one in projections if one.latent for variable in one.free_variables]
+    indexed = ((optimizer._get_variable_index(variable), variable) for variable in wanted)
+    return [(index, variable) for index, variable in indexed if index not in taken_plan(optimizer).latents]
+
+
+def latent_of(optimizer: Any, variable: Any) -> Any:
+    """The variable with the latent weights of a variable; None if it has none."""
+    return taken_plan(optimizer).latents.get(optimizer._get_variable_index(variable))
+
+
 def _can_start_warm(entry: Entry) -> bool:
     """Whether projections can start warm: neither shards nor replicas of TensorFlow share a warm start."""
     values = [variable.value for variable in entry.variables]
@@ -133,21 +182,45 @@ def gradient_norms_of(optimizer: Any) -> Any:
     return taken_plan(optimizer).gradient_norms
 
 
-def without_added_variables(method: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Wraps an optimizer's method that saves or loads variables so that it skips the added ones."""
+def saving_own_variables(save: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """Wraps an optimizer's `save_own_variables`: saves its latent weights, and skips the other added variables."""
 
     def wrapped(self: Any, store: Any) -> None:
-        lists = [(one._variables, list(one._variables), taken_plan(one).added) for one in with_inner(self)]
-        lists = [(own, complete, added) for own, complete, added in lists if len(_without(own, added)) < len(own)]
-        for own, complete, added in lists:
-            own[:] = _without(complete, added)
-        try:
-            method(self, store)
-        finally:
-            for own, complete, _ in lists:
-                own[:] = complete
+        with _added_variables_hidden(self):
+            save(self, store)
+        for index, latent in taken_plan(self).latents.items():
+            store[f"{_LATENT}{index}"] = keras.ops.convert_to_numpy(latent)
 
     return wrapped
+
+
+def loading_own_variables(load: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """Wraps an optimizer's `load_own_variables` likewise. Latent weights that the file lacks start anew."""
+
+    def wrapped(self: Any, store: Any) -> None:
+        stored = {key: store[key] for key in list(store.keys())}  # a store is no mapping
+        with _added_variables_hidden(self):
+            load(self, {key: value for key, value in stored.items() if not key.startswith(_LATENT)})
+        for index, latent in taken_plan(self).latents.items():
+            value = stored.get(f"{_LATENT}{index}")
+            fits = value is not None and tuple(value.shape) == tuple(latent.shape)
+            assign([(latent, value if fits else np.full(latent.shape, np.nan))])
+
+    return wrapped
+
+
+@contextmanager
+def _added_variables_hidden(optimizer: Any) -> Iterator[None]:
+    """A context in which an optimizer, and those inside it, list none of the added variables."""
+    lists = [(vars(one), one._variables) for one in with_inner(optimizer)]
+    for (attributes, own), one in zip(lists, with_inner(optimizer), strict=True):
+        taken = taken_plan(one)
+        attributes["_variables"] = _without(own, [*taken.added, *taken.latents.values()])
+    try:
+        yield
+    finally:
+        for attributes, own in lists:
+            attributes["_variables"] = own
 
 
 def _without(variables: Sequence[Any], others: Sequence[Any]) -> list[Any]:
