@@ -41,18 +41,12 @@ from inbounds._train.attached_sets import (
     given_constraint,
     project_after_error,
 )
+from inbounds._train.optimizer_files import loading_own_variables, saving_own_variables
 from inbounds._train.optimizers import WRAPPERS, in_stateless_scope
 from inbounds._train.sparse_updates import project_rows, updated_rows, updates_given_rows_only
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
 from inbounds._train.step_projections import StepProjection, decide, projection_of, signature
-from inbounds._train.taken_plans import (
-    add_latents,
-    latent_of,
-    loading_own_variables,
-    saving_own_variables,
-    taken_plan,
-    with_warm_starts,
-)
+from inbounds._train.taken_plans import add_latents, latent_of, taken_plan, with_warm_starts
 from inbounds._train.weight_access import WeightAccess, run_with_access
 
 Stacks = Sequence[Sequence[StepProjection]]

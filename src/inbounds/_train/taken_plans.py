@@ -7,14 +7,12 @@ these are listed there. They are not saved: files stay those of the optimizer al
 step after loading starts cold.
 
 Latent weights are variables of the optimizer like its slots: they have the weight's dtype and
-layout, and are listed on every backend. They are saved beside the optimizer's own variables, under
-names of their own, so that a file with them and one without load into any optimizer.
+layout, are listed on every backend, and are saved, see `optimizer_files`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,14 +22,11 @@ import numpy as np
 from inbounds._arrays.ops import Array, dtype_of, is_sharded, working_dtype
 from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry
-from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import AttachedSet
-from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy, is_replicated, with_inner
+from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy, is_replicated
 from inbounds._train.step_projections import StepProjection
 
 _ATTRIBUTE = "_inbounds"
-_LATENT = "latent"
-"""What the names of latent weights in a file begin with; Keras' own are numbers."""
 
 
 @dataclass(eq=False)
@@ -165,7 +160,7 @@ def add_variables(optimizer: Any, warm_starts: Sequence[Any]) -> None:
     norms = [] if taken.gradient_norms is None else [taken.gradient_norms]
     old, taken.added = taken.added, [*warm_starts, *norms]
     if keras.backend.backend() == "jax":
-        optimizer._variables[:] = [*_without(optimizer._variables, old), *taken.added]
+        optimizer._variables[:] = [*without(optimizer._variables, old), *taken.added]
 
 
 def measure_gradients(optimizer: Any) -> None:
@@ -182,46 +177,6 @@ def gradient_norms_of(optimizer: Any) -> Any:
     return taken_plan(optimizer).gradient_norms
 
 
-def saving_own_variables(save: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Wraps an optimizer's `save_own_variables`: saves its latent weights, and skips the other added variables."""
-
-    def wrapped(self: Any, store: Any) -> None:
-        with _added_variables_hidden(self):
-            save(self, store)
-        for index, latent in taken_plan(self).latents.items():
-            store[f"{_LATENT}{index}"] = keras.ops.convert_to_numpy(latent)
-
-    return wrapped
-
-
-def loading_own_variables(load: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Wraps an optimizer's `load_own_variables` likewise. Latent weights that the file lacks start anew."""
-
-    def wrapped(self: Any, store: Any) -> None:
-        stored = {key: store[key] for key in list(store.keys())}  # a store is no mapping
-        with _added_variables_hidden(self):
-            load(self, {key: value for key, value in stored.items() if not key.startswith(_LATENT)})
-        for index, latent in taken_plan(self).latents.items():
-            value = stored.get(f"{_LATENT}{index}")
-            fits = value is not None and tuple(value.shape) == tuple(latent.shape)
-            assign([(latent, value if fits else np.full(latent.shape, np.nan))])
-
-    return wrapped
-
-
-@contextmanager
-def _added_variables_hidden(optimizer: Any) -> Iterator[None]:
-    """A context in which an optimizer, and those inside it, list none of the added variables."""
-    lists = [(vars(one), one._variables) for one in with_inner(optimizer)]
-    for (attributes, own), one in zip(lists, with_inner(optimizer), strict=True):
-        taken = taken_plan(one)
-        attributes["_variables"] = _without(own, [*taken.added, *taken.latents.values()])
-    try:
-        yield
-    finally:
-        for attributes, own in lists:
-            attributes["_variables"] = own
-
-
-def _without(variables: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+def without(variables: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """The variables that are not among the others."""
     return [one for one in variables if not any(one is other for other in others)]
