@@ -147,7 +147,7 @@ def test_weights_that_are_assigned_are_where_the_next_step_begins(rule, assigned
     kernel.assign(np.tile(np.float32(assigned)[:, None], 3))
     step([-0.03, 0.0, 0.0])
     latent = numbers(next(v for v in optimizer.variables if "latent" in v.path))
-    expected = np.where(restarts, assigned, first) + [0.03, 0.0, 0.0]
+    expected = np.where(restarts, assigned, first) + np.array([0.03, 0.0, 0.0])
     np.testing.assert_allclose(latent, np.tile(expected[:, None], 3), atol=1e-6)
 
 
@@ -209,7 +209,8 @@ def test_where_latent_weights_are_lost_an_error_or_the_plan_says_so():
 
 def test_a_set_says_itself_whether_it_keeps_them():
     own = ib.Sparse(1).in_training(latent=True)
-    assert own.keeps_latent and own == ib.Sparse(1) and not ib.Sparse(1).keeps_latent
+    assert own == ib.Sparse(1)
+    assert (own.keeps_latent, ib.Sparse(1).keeps_latent) == (True, False)
     assert type(own).from_config(own.get_config()).latent is True
     _, plan = linear(own)
     assert plan.entries[0].set.keeps_latent

@@ -31,9 +31,9 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
     List the Monitor before callbacks that should see them.
 
     Some sets swallow steps, unless latent weights keep them (see `constrain`): on a grid, a step
-    below half a grid step is projected back to where it began. If the steps of an epoch have not moved a weight under such a set, there is a warning,
-    once per weight in each fit. Frozen weights, epochs without a step and a learning rate of 0
-    cause none.
+    below half a grid step is projected back to where it began. If the steps of an epoch have not
+    moved a weight under such a set, there is a warning, once per weight in each fit. Frozen
+    weights, epochs without a step and a learning rate of 0 cause none.
 
     Args:
         every: "epoch", or a number of training batches after which the model is audited too.
@@ -208,8 +208,8 @@ def _warn_unmoved(entry: Entry, weight: Weight, when: str) -> None:
             f"No step has moved {weight.path}: {entry.set.lost_steps}; or its gradient is 0",
             repr(entry.set),
             where=when,
-            instead="constrain(model, rules, latent=True), a larger learning rate, or a set that follows smaller steps: "
-            "of a grid, a finer one",
+            instead="constrain(model, rules, latent=True), a larger learning rate, or a set that follows smaller "
+            "steps: of a grid, a finer one",
         ),
         WeightNotMovedWarning,
         stacklevel=2,
