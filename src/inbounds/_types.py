@@ -115,6 +115,9 @@ Metric: TypeAlias = Literal["auto", "optimizer", "euclidean"]
 Gradient: TypeAlias = Literal["reduced", "full"]
 """What the optimizer sees of a gradient."""
 
+Latent: TypeAlias = bool | Literal["auto"]
+"""Whether the optimizer steps latent weights; "auto": where small steps would be lost without."""
+
 Every: TypeAlias = Integer | Literal["epoch"]
 """A number of steps or batches, or "epoch"."""
 

@@ -198,14 +198,14 @@ def test_a_violation_stops_the_training_where_asked_and_an_axis_of_keras_does_no
     assert [row.status for row in monitor.report.rows] == ["misaligned", "free"]
 
 
-def on_a_grid(digits, rate, epochs=2, freeze=(), rules=None, **arguments):
+def on_a_grid(digits, rate, epochs=2, freeze=(), rules=None, latent=False, **arguments):
     """A fit of two layers on a grid, and the paths that the Monitor warned of."""
     model = keras.Sequential(
         [keras.Input((64,)), keras.layers.Dense(3, name="hidden"), keras.layers.Dense(10, name="out")], name="net"
     )
     for name in freeze:
         model.get_layer(name).trainable = False
-    ib.constrain(model, rules or {"**/kernel": ib.Grid(0.25), "out/bias": ib.MaxNorm(1.0)})
+    ib.constrain(model, rules or {"**/kernel": ib.Grid(0.25), "out/bias": ib.MaxNorm(1.0)}, latent=latent)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(rate, **arguments), loss)
     monitor = ib.Monitor()
@@ -221,7 +221,13 @@ def test_a_weight_that_no_step_moves_is_reported_once_with_its_set_and_what_to_d
     assert unmoved == ("net/hidden/kernel", "net/out/kernel")
     assert len(said) == 2
     assert said[0].startswith("No step has moved net/hidden/kernel: a step of less than half a grid step is lost")
-    for part in ("Received: Grid(step=0.25).", "Where: epoch 1, 2 steps.", "a larger learning rate", "a finer"):
+    for part in (
+        "Received: Grid(step=0.25).",
+        "Where: epoch 1, 2 steps.",
+        "latent=True",
+        "a larger learning rate",
+        "a finer",
+    ):
         assert part in said[0]
 
 
@@ -230,6 +236,7 @@ def test_a_weight_that_no_step_moves_is_reported_once_with_its_set_and_what_to_d
     [
         ("steps that are large enough", {"rate": 50.0}, ()),
         ("a frozen layer", {"rate": 1e-4, "freeze": ["hidden"]}, ("net/out/kernel",)),
+        ("latent weights, which the steps move", {"rate": 1e-4, "latent": True}, ()),
         ("a rate of 0", {"rate": 0.0}, ()),
         ("no real step yet", {"rate": 1e-4, "gradient_accumulation_steps": 8}, ()),
         ("sets that follow every step", {"rate": 1e-4, "rules": {"**/kernel": ib.MaxNorm(1.0)}}, ()),

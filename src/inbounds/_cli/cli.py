@@ -177,7 +177,7 @@ def _project(options: argparse.Namespace) -> int:
     model = _load(options, compiled=True)
     rules = read_rules(options.rules, model)
     given = model.get_weights()
-    constrain(model, rules.rules, metric=rules.metric, every=rules.every, gradient=rules.gradient)
+    constrain(model, rules.rules, metric=rules.metric, every=rules.every, gradient=rules.gradient, latent=rules.latent)
     projected = model.get_weights()
     model.set_weights(given)
     before = audit(model)

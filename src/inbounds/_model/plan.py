@@ -12,7 +12,7 @@ from inbounds._arrays.units import Axes
 from inbounds._model.table import common_prefix, merged_notes, quantity, table
 from inbounds._model.weights import Weight
 from inbounds._sets.set import Set
-from inbounds._types import Gradient, Interval, Metric
+from inbounds._types import Gradient, Interval, Latent, Metric
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +71,11 @@ class Plan:
         metric: the norm in which "nearest" is meant in training, as given to `constrain`.
         every: the number of steps between projections, or "epoch".
         gradient: which gradient the optimizer sees, "reduced" or "full".
+        latent: whether the optimizer steps latent weights: True, False or "auto".
         metrics: from an entry to the name of its metric under the model's present optimizer.
         whole: from an entry to the reason why that optimizer sees its full gradient, "" if it
             doesn't.
+        latents: from an entry to what there is to say of its latent weights, "" without them.
     """
 
     entries: tuple[Entry, ...]
@@ -81,8 +83,10 @@ class Plan:
     metric: Metric = Set.metric
     every: Interval = 1
     gradient: Gradient = Set.gradient
+    latent: Latent = Set.latent
     metrics: Callable[[Entry], str] = lambda entry: ""
     whole: Callable[[Entry], str] = lambda entry: ""
+    latents: Callable[[Entry], str] = lambda entry: ""
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -108,7 +112,7 @@ class Plan:
             spans = [f"{_axes(axes)} of {weight.shape}" for weight, axes in zip(entry.weights, entry.axes, strict=True)]
             rows.append(("\n".join(paths), repr(entry.set), entry.units, "\n".join(spans), entry.source))
             subject = " + ".join(paths)
-            notes.append((subject, entry.note))
+            notes += [(subject, entry.note), (subject, entry.set.lost_steps), (subject, self.latents(entry))]
             metrics.append((subject, self.metrics(entry)))
             why = self.whole(entry)
             gradients.append((subject, f"gradient: all of it, {why}" if why else ""))

@@ -170,14 +170,14 @@ def _entry(weight: Weight, assignment: Assignment) -> Entry:
 def _checked_entry(
     assignment: Assignment, weights: Sequence[Weight], axes: tuple[Axes, ...], note: str, guessed: bool
 ) -> Entry:
-    """The entry of one assignment, with notes on lost steps and frozen weights.
+    """The entry of one assignment, with a note on frozen weights.
 
     Raises:
         SetError: an array in the set doesn't fit the weights, or the set can't hold a frozen part.
     """
     frozen = " and ".join(weight.name for weight in _frozen(weights))
     said = f"{frozen} frozen: projected when constrained, not trained" if frozen else ""
-    note = _joined_notes(note, assignment.set.undone_steps, said)
+    note = _joined_notes(note, said)
     inputs = tuple(layout_of(weight.layer).inputs.get(weight.name) for weight in weights)
     entry = Entry(assignment.set, tuple(weights), axes, assignment.source, note, inputs, guessed)
     _check_shapes(entry)

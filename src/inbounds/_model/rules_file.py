@@ -3,6 +3,7 @@
     metric = "euclidean"                     # optional, as the arguments of `constrain`
     every = 10
     gradient = "reduced"
+    latent = true
 
     [rules]                                  # weights: a glob on the end of a path
     "conv*/kernel" = "MaxNorm(1.5)"
@@ -36,14 +37,14 @@ from inbounds import constraints
 from inbounds._errors import FileError, SetError, explain, shown
 from inbounds._model.selectors import similar_or_first
 from inbounds._model.weights import layers_of
-from inbounds._sets.arguments import gradient_name, interval, metric_name
+from inbounds._sets.arguments import gradient_name, interval, latent_option, metric_name
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
-from inbounds._types import Gradient, Interval, Metric
+from inbounds._types import Gradient, Interval, Latent, Metric
 from inbounds.constraints import call_of, without_arguments
 
 TABLES = ("rules", "layers")
-SETTINGS = ("metric", "every", "gradient")
+SETTINGS = ("metric", "every", "gradient", "latent")
 
 EXAMPLE_CALLS = {"where": "MaxNorm(1.0).where([True, True, False])", "on": "MaxNorm(1.0).on(inputs=[0, 3])"}
 """Calls of the methods that make a set of a set, as errors show them."""
@@ -59,6 +60,7 @@ class RulesFile:
     metric: Metric
     every: Interval
     gradient: Gradient
+    latent: Latent
 
 
 def _sets_by_name() -> dict[str, type[Set]]:
@@ -93,7 +95,7 @@ def read_rules(path: Path, model: Any) -> RulesFile:
         if entry not in TABLES:
             raise FileError(
                 explain(
-                    f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every and gradient",
+                    f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every, gradient and latent",
                     f"{entry} = {shown(content)}",
                     where=str(path),
                     instead=" or ".join(similar_or_first(entry, (*TABLES, *SETTINGS))),
@@ -119,9 +121,10 @@ def read_rules(path: Path, model: Any) -> RulesFile:
         metric = metric_name("a rules file", document.get("metric", Set.metric))
         every = interval("a rules file", document.get("every", Set.every), "steps", "every = 10")
         gradient = gradient_name("a rules file", document.get("gradient", Set.gradient))
+        latent = latent_option("a rules file", document.get("latent", Set.latent))
     except SetError as error:
         raise FileError(f"{error} In: {path}.") from error
-    return RulesFile(rules, metric, every, gradient)
+    return RulesFile(rules, metric, every, gradient, latent)
 
 
 def parse_set(text: str) -> Set:

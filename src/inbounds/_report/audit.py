@@ -194,7 +194,13 @@ def _set_row(entry: Entry, *, from_rules: bool, label: str = "", step: int = 0) 
         status=status,
         note="; ".join(
             text
-            for text in (entry.note, f"at step {step}" * entry.set.changes, *_used_value_notes(entry), reason)
+            for text in (
+                entry.note,
+                entry.set.lost_steps,
+                f"at step {step}" * entry.set.changes,
+                *_used_value_notes(entry),
+                reason,
+            )
             if text
         ),
     )

@@ -30,10 +30,10 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
     over the model, in the units of the weights; `active` is the share of units on their boundary.
     List the Monitor before callbacks that should see them.
 
-    Some sets swallow steps: on a grid, a step below half a grid step is projected back to where it
-    began. If the steps of an epoch have not moved a weight under such a set, there is a warning,
-    once per weight in each fit. Frozen weights, epochs without a step and a learning rate of 0
-    cause none.
+    Some sets swallow steps, unless latent weights keep them (see `constrain`): on a grid, a step
+    below half a grid step is projected back to where it began. If the steps of an epoch have not
+    moved a weight under such a set, there is a warning, once per weight in each fit. Frozen
+    weights, epochs without a step and a learning rate of 0 cause none.
 
     Args:
         every: "epoch", or a number of training batches after which the model is audited too.
@@ -151,7 +151,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         return [
             (entry, weight, (_step_count(self.model, weight), to_numpy(weight.variable)))
             for entry in entries
-            if entry.set.undone_steps
+            if entry.set.lost_steps
             for weight in entry.weights
             if weight.variable.trainable and not weight.quantized
         ]
@@ -205,10 +205,11 @@ def _learning_rate(model: Any, weight: Weight) -> float:
 def _warn_unmoved(entry: Entry, weight: Weight, when: str) -> None:
     warnings.warn(
         explain(
-            f"No step has moved {weight.path}: {entry.set.undone_steps}; or its gradient is 0",
+            f"No step has moved {weight.path}: {entry.set.lost_steps}; or its gradient is 0",
             repr(entry.set),
             where=when,
-            instead="a larger learning rate, or a set that follows smaller steps: of a grid, a finer one",
+            instead="constrain(model, rules, latent=True), a larger learning rate, or a set that follows smaller "
+            "steps: of a grid, a finer one",
         ),
         WeightNotMovedWarning,
         stacklevel=2,

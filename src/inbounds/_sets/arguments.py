@@ -10,7 +10,7 @@ import numpy as np
 
 from inbounds._arrays.judgement import Bound
 from inbounds._errors import InboundsError, SetError, explain, shown
-from inbounds._types import Gradient, Interval, Metric
+from inbounds._types import Gradient, Interval, Latent, Metric
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -176,6 +176,21 @@ def gradient_name(owner: str, value: Any, error: type[InboundsError] = SetError)
         SetError: it is something else; or the error that is given.
     """
     return _one_of("gradient", GRADIENTS, owner, value, error)
+
+
+def latent_option(owner: str, value: Any, error: type[InboundsError] = SetError) -> Latent:
+    """Whether an optimizer shall step latent weights.
+
+    Raises:
+        SetError: it is something else; or the error that is given.
+    """
+    if not isinstance(value, bool) and value != "auto":
+        raise error(
+            explain(
+                f"`latent` of {owner} is not True, False or 'auto'", f"latent={shown(value)}", instead="latent=True"
+            )
+        )
+    return value if isinstance(value, bool) else "auto"
 
 
 def _one_of(name: str, choices: tuple[Choice, ...], owner: str, value: Any, error: type[InboundsError]) -> Choice:

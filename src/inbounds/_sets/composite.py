@@ -50,6 +50,7 @@ class Composite(Set):
     matrix = _true_of(any, "matrix")
     centers = _true_of(any, "centers")
     changes = _true_of(any, "changes")
+    needs_latent = _true_of(any, "needs_latent")
 
     @property
     def undone_steps(self) -> str:  # type: ignore[override]  # likewise

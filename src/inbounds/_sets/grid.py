@@ -42,6 +42,7 @@ class Grid(Set):
     Each entry becomes the nearest multiple, rounded to the weight's dtype: weights that are to be
     stored as small integers times a step, quantization. Halfway between two it becomes the even
     one: 0.5 and -0.5 steps become 0, 1.5 becomes 2. It is the same in every metric.
+    Steps of less than half a grid step add up in latent weights, see `constrain`.
 
     Args:
         step: the distance from one multiple to the next; above 0.
@@ -65,6 +66,7 @@ class Grid(Set):
     """
 
     convex: ClassVar[bool] = False
+    needs_latent: ClassVar[bool] = True
     undone_steps: ClassVar[str] = "a step of less than half a grid step is lost, so that small ones never move a weight"
 
     def __init__(self, step: Number) -> None:

@@ -35,19 +35,19 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._sets.arguments import gradient_name, interval, metric_name
+from inbounds._sets.arguments import gradient_name, interval, latent_option, metric_name
 from inbounds._sets.declaration import Declaration, Values
 from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
-from inbounds._types import Constraint, Gradient, Inputs, Interval, Mask, Metric, Numbers, Rows, Step
+from inbounds._types import Constraint, Gradient, Inputs, Interval, Latent, Mask, Metric, Numbers, Rows, Step
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
 
 ULPS = 4
 """What rounding may cost where no sum is compared with a bound, in units in the last place."""
 
-TRAINING = ("metric", "every", "gradient")
+TRAINING = ("metric", "every", "gradient", "latent")
 """What a set says of its training; it is saved with it, and makes no difference to the values that
 it holds."""
 
@@ -101,6 +101,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     gradient: Gradient = "reduced"
     """In training, what the optimizer sees: the "reduced" gradient or the "full" one; see
     `in_training`."""
+    latent: Latent = "auto"
+    """In training, whether the optimizer steps latent weights, see `keeps_latent`; "auto": where
+    the set `needs_latent`."""
     changes: bool = False
     """Whether the set is another one as training goes on; see `at`."""
     whole: ClassVar[bool] = False
@@ -119,6 +122,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     """Whether the free entries of a unit can make up for those that are frozen."""
     of_each_unit: ClassVar[tuple[str, ...]] = ()
     """The arguments that may be arrays with one number for each unit."""
+    needs_latent: ClassVar[bool] = False
+    """Whether training stalls without latent weights, see `keeps_latent`."""
     undone_steps: ClassVar[str] = ""
     """Which steps of training the projection undoes, in words, so that a weight may never move;
     empty: none."""
@@ -175,6 +180,20 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if self.separable:
             return "each entry is projected by itself"
         return "" if self.has_reduced_gradient else "the set is neither convex nor smooth"
+
+    @property
+    def keeps_latent(self) -> bool:
+        """Whether training keeps latent weights.
+
+        Those are the weights before their projection. The optimizer steps them, so that steps which
+        the projection would undo add up; the layer uses their nearest point.
+        """
+        return self.needs_latent if self.latent == "auto" else self.latent
+
+    @property
+    def lost_steps(self) -> str:
+        """`undone_steps` where no latent weights keep them."""
+        return "" if self.keeps_latent else self.undone_steps
 
     def projects_in_metric(self, averages: bool) -> bool:
         """Whether a projection after a step of training is in the optimizer's metric, where that is known.
@@ -657,6 +676,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             metric=metric_name(owner, config.get("metric", Set.metric)),
             every=interval(owner, config.get("every", Set.every), "steps", "every=1"),
             gradient=gradient_name(owner, config.get("gradient", Set.gradient)),
+            latent=latent_option(owner, config.get("latent", Set.latent)),
         )
 
     def _config(self) -> dict[str, Any]:
@@ -667,9 +687,16 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def _of_config(cls, config: dict[str, Any]) -> Set:
         return cls(**{name: from_json(cls.__name__, name, value) for name, value in config.items()})
 
-    def in_training(self, metric: Metric, every: Interval, gradient: Gradient) -> Set:
-        """The same set with these arguments of `constrain`, which makes them of sets."""
-        wanted = {"metric": metric, "every": every, "gradient": gradient}
+    def in_training(
+        self,
+        metric: Metric | None = None,
+        every: Interval | None = None,
+        gradient: Gradient | None = None,
+        latent: Latent | None = None,
+    ) -> Set:
+        """The same set with these arguments of `constrain`; None: as it is."""
+        given = {"metric": metric, "every": every, "gradient": gradient, "latent": latent}
+        wanted = {name: value for name, value in given.items() if value is not None}
         if all(getattr(self, name) == value for name, value in wanted.items()):
             return self
         other = copy.copy(self)

@@ -15,7 +15,7 @@ from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, expl
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.rules import guess_warning, resolve
 from inbounds._model.weights import Weight, layers_of, weights_of
-from inbounds._sets.arguments import gradient_name, interval
+from inbounds._sets.arguments import gradient_name, interval, latent_option
 from inbounds._sets.set import Set
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
@@ -28,9 +28,10 @@ from inbounds._train.attached_sets import (
 from inbounds._train.optimizer_hooks import take_up
 from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
 from inbounds._train.step_projections import Read, StepProjection, StepState, decide, projection_of
+from inbounds._train.taken_plans import lacks_latents
 from inbounds._train.unsaved_sets import unsaved_sets
 from inbounds._train.weight_access import exclusive_access
-from inbounds._types import Every, Gradient, Interval, Metric, Model, Rules
+from inbounds._types import Every, Gradient, Interval, Latent, Metric, Model, Rules
 
 _CALL_FROM_CALLBACK = "call it in a callback of that fit, such as on_epoch_end, or once the fit has ended"
 
@@ -42,6 +43,7 @@ def constrain(
     gradient: Gradient = "reduced",
     metric: Metric = "auto",
     every: Every = 1,
+    latent: Latent = "auto",
 ) -> Plan:
     """Keeps weights of a model inside sets, from now on.
 
@@ -70,14 +72,17 @@ def constrain(
         every: the number of steps between projections, or "epoch". Above 1, weights may be outside
             between projections, also in files saved then; they are inside at the end of each epoch,
             before an evaluation within `fit`, and after `fit`.
+        latent: whether the optimizer steps latent weights, whose nearest point the layer uses, so
+            that steps which the projection would undo add up; see docs/optimizers.md. "auto": for
+            sets with a `Grid` in them, and those with `in_training(latent=True)`.
 
     Returns:
         The plan; `print(plan)` shows every weight, its set, its units and axes, or why it has none.
 
     Raises:
         RuleError: the model isn't built, a rule matches nothing, a set can't apply, a plan of
-            another model holds a weight, or another thread fits the model. No weight has been
-            changed.
+            another model holds a weight, another thread fits the model, or latent weights would
+            have to be added within a fit on JAX. No weight has been changed.
         SetError: `every` is neither a positive number nor "epoch".
 
     Warns:
@@ -87,7 +92,7 @@ def constrain(
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
     """
-    plan = _constrain(model, rules, metric, every, gradient)
+    plan = _constrain(model, rules, metric, every, gradient, latent)
     if text := guess_warning(plan.entries):
         warnings.warn(text, LayoutWarning, stacklevel=2)
     for weight_paths, why in unsaved_sets(model, plan):
@@ -105,12 +110,13 @@ def constrain(
 
 
 @exclusive_access(_CALL_FROM_CALLBACK)
-def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: Gradient) -> Plan:
+def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: Gradient, latent: Latent) -> Plan:
     """Does the work of `constrain`, which itself warns: warnings name the line of its caller."""
     every = interval("constrain", every, "steps", "constrain(model, rules, every=100)")
     gradient = gradient_name("constrain", gradient, RuleError)
+    latent = latent_option("constrain", latent, RuleError)
     plan = _with_current_centers(resolve(model, rules, given_constraint, metric))
-    plan = _with_training_options(model, plan, metric, every, gradient)
+    plan = _with_training_options(model, plan, metric, every, gradient, latent)
     if not plan.entries:
         raise RuleError(
             explain(
@@ -121,6 +127,7 @@ def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: G
             )
         )
     _check_no_other_plan(model)
+    _check_latents_can_be_added(model, plan)
     values = _projected_entries(model, plan.entries, read=numpy_or_dtensor)
     _restore_given_constraints(model)
     assign(values)
@@ -145,16 +152,38 @@ def _with_current_centers(plan: Plan) -> Plan:
     return replace(plan, entries=tuple(map(centered, plan.entries)))
 
 
-def _with_training_options(model: Any, plan: Plan, metric: Metric, every: Interval, gradient: Gradient) -> Plan:
-    entries = (replace(entry, set=entry.set.in_training(metric, every, gradient)) for entry in plan.entries)
+def _with_training_options(
+    model: Any, plan: Plan, metric: Metric, every: Interval, gradient: Gradient, latent: Latent
+) -> Plan:
+    own = None if latent == "auto" else latent  # "auto" leaves what a set says itself
+    entries = (replace(entry, set=entry.set.in_training(metric, every, gradient, own)) for entry in plan.entries)
     return replace(
         plan,
         entries=tuple(entries),
         every=every,
         gradient=gradient,
+        latent=latent,
         metrics=lambda entry: _decided(model, entry).metric_words,
         whole=lambda entry: _decided(model, entry).full_gradient_reason,
+        latents=lambda entry: _decided(model, entry).latent_words,
     )
+
+
+def _check_latents_can_be_added(model: Any, plan: Plan) -> None:
+    """Checks that no latent weights have to be added while a fit on JAX holds the optimizer's variables."""
+    if not getattr(model, "_jax_state", None):
+        return
+    for entry in plan.entries:
+        built = [optimizer for optimizer in optimizers_stepping(model, entry.variables) if optimizer.built]
+        if any(lacks_latents(optimizer, [decide(entry, built)]) for optimizer in built):
+            raise RuleError(
+                explain(
+                    "Latent weights can't be added within a fit on JAX, which holds the optimizer's variables",
+                    f"latent={entry.set.latent!r}",
+                    where=repr(entry),
+                    instead="constrain before the fit, or constrain(model, rules, latent=False)",
+                )
+            )
 
 
 def _check_no_other_plan(model: Any) -> None:

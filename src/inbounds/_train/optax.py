@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -12,15 +12,23 @@ from inbounds._arrays.ops import Array, branch
 from inbounds._errors import RuleError, explain
 from inbounds._train.attach import check_interval
 from inbounds._train.attached_sets import entries_in_force
-from inbounds._train.stateless import stateless_project, stateless_reduce
+from inbounds._train.stateless import project_values, stateless_reduce
+from inbounds._train.step_projections import StepProjection, decide
 from inbounds._types import Model, OptaxOptimizer
 
 
 class Wrapped(NamedTuple):
-    """The state of `optax_wrap`: the inner optimizer's state, and the number of steps taken."""
+    """The state of `optax_wrap`.
+
+    Attributes:
+        inner: the inner optimizer's state.
+        count: the number of steps taken.
+        latents: the latent weights of each value, None for a value without them.
+    """
 
     inner: Any
     count: Any
+    latents: Any
 
 
 def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
@@ -44,6 +52,9 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
     be out of order by that much until the next step; so may units be outside that `every` let grow
     to a multiple of their bound.
 
+    Latent weights (see `constrain`) are in the state; the optimizer steps them, and the update leads
+    to their nearest point.
+
     Args:
         model: a built Keras model or layer with a plan, or with sets given to its layers.
         optimizer: an `optax.GradientTransformation`. One that searches along a line, as
@@ -57,7 +68,8 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
     Raises:
         RuleError: the backend is not JAX, optax isn't installed, `optimizer` is not one of optax,
             the model has no plan, or `every` is "epoch". In an update: the values are missing or
-            don't match the model's variables, or the optimizer searches along a line.
+            don't match the model's variables, the optimizer searches along a line, or the state was
+            made before a set with latent weights.
 
     Example:
         >>> optimizer = optax_wrap(model, optax.adam(1e-3))  # doctest: +SKIP
@@ -71,7 +83,10 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> Wrapped:
-        return Wrapped(inner.init(params), jnp.zeros([], "int32"))
+        keeping = {id(v) for one in _latent_projections(model) for v in one.free_variables}
+        variables = zip(params, model.trainable_variables, strict=True)
+        latents = tuple(jnp.array(value, copy=True) if id(v) in keeping else None for value, v in variables)
+        return Wrapped(inner.init(params), jnp.zeros([], "int32"), latents)
 
     def update(updates: Any, state: Wrapped, params: Any = None, **extra: Any) -> tuple[Any, Wrapped]:
         """Optax passes these arguments by name."""
@@ -79,23 +94,57 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
         every, count = _interval(model), optax.safe_increment(state.count)
         like = tuple if isinstance(updates, tuple) else list
         gradients = like(stateless_reduce(model, params, updates, step=count))
-        steps, inner_state = inner.update(gradients, state.inner, params, **extra)
+        starts = _starts(model, params, state)
+        steps, inner_state = inner.update(gradients, state.inner, like(starts), **extra)
         steps = [
             _round_to_dtype(u.astype(jnp.promote_types(u.dtype, x.dtype))) for x, u in zip(params, steps, strict=True)
         ]
+        moved = list(map(_apply_update, starts, steps))
+
+        def towards(ends: Sequence[Array]) -> list[Array]:
+            return list(map(_update_towards, params, steps, ends))
 
         def projected_steps() -> list[Array]:
-            moved = list(map(_apply_update, params, steps))
-            projected = stateless_project(model, moved, step=count)
-            return list(map(_update_towards, params, steps, moved, projected))
+            return towards(project_values(model, moved, step=count))
 
-        result = projected_steps() if every == 1 else branch(count % every == 0, projected_steps, lambda: steps)
-        return like(result), Wrapped(inner_state, count)
+        result = (
+            projected_steps() if every == 1 else branch(count % every == 0, projected_steps, lambda: towards(moved))
+        )
+        latents = tuple(None if old is None else new for old, new in zip(state.latents, moved, strict=True))
+        return like(result), Wrapped(inner_state, count, latents)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _update_towards(value: Array, update: Array, moved: Array, end: Array) -> Array:
+def _latent_projections(model: Any) -> list[StepProjection]:
+    return [one for one in map(decide, entries_in_force(model)) if one.latent]
+
+
+def _starts(model: Any, params: Sequence[Array], state: Wrapped) -> list[Array]:
+    """The values from which the inner optimizer steps: latent weights in place of those that have them."""
+    indices = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
+    starts, known = list(params), {key: state.latents[index] for key, index in indices.items()}
+    for projection in _latent_projections(model):
+        missing = [variable for variable in projection.free_variables if known[id(variable)] is None]
+        if missing:
+            raise RuleError(
+                explain(
+                    "The state of optax_wrap has no latent weights: it is older than the set",
+                    f"latent={projection.entry.set.latent!r} for {missing[0].path}",
+                    where=repr(projection.entry),
+                    instead="state = optimizer.init(values) after constrain(model, rules), or latent=False",
+                )
+            )
+
+        def read(variable: Any) -> Array:
+            return params[indices[id(variable)]] if id(variable) in indices else variable.value
+
+        for variable, start in projection.starts(read, lambda v: known[id(v)], state.count):
+            starts[indices[id(variable)]] = start
+    return starts
+
+
+def _update_towards(value: Array, update: Array, end: Array) -> Array:
     """The update from `value` to `end`; the given update where it already leads there."""
     import jax.numpy as jnp
 
@@ -103,7 +152,7 @@ def _update_towards(value: Array, update: Array, moved: Array, end: Array) -> Ar
     result = _apply_update(value, towards)
     overshoots = jnp.where(towards > 0, result > end, result < end)
     towards = jnp.where(overshoots, jnp.nextafter(towards, jnp.zeros_like(towards)), towards)
-    return jnp.where(moved == end, update, towards)
+    return jnp.where(_apply_update(value, update) == end, update, towards)
 
 
 def _apply_update(value: Array, update: Array) -> Array:

@@ -41,11 +41,12 @@ from inbounds._train.attached_sets import (
     given_constraint,
     project_after_error,
 )
+from inbounds._train.optimizer_files import loading_own_variables, saving_own_variables
 from inbounds._train.optimizers import WRAPPERS, in_stateless_scope
 from inbounds._train.sparse_updates import project_rows, updated_rows, updates_given_rows_only
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
 from inbounds._train.step_projections import StepProjection, decide, projection_of, signature
-from inbounds._train.taken_plans import taken_plan, with_warm_starts, without_added_variables
+from inbounds._train.taken_plans import add_latents, latent_of, taken_plan, with_warm_starts
 from inbounds._train.weight_access import WeightAccess, run_with_access
 
 Stacks = Sequence[Sequence[StepProjection]]
@@ -55,7 +56,7 @@ _hiding_lock = threading.Lock()
 _replica_state = threading.local()
 """Values that one hook passes to a later one, in a replica's thread.
 
-They are the weights before their decay, and the gradients summed over replicas.
+They are the weights that the gradients belong to, and the gradients summed over replicas.
 """
 
 
@@ -91,8 +92,8 @@ def hook_optimizers() -> None:
 
     build.watched_by_inbounds = True  # type: ignore[attr-defined]  # a mark on a function
     optimizer_class.build, optimizer_class.apply = build, apply
-    for name in ("save_own_variables", "load_own_variables"):
-        setattr(optimizer_class, name, without_added_variables(getattr(optimizer_class, name)))
+    optimizer_class.save_own_variables = saving_own_variables(optimizer_class.save_own_variables)
+    optimizer_class.load_own_variables = loading_own_variables(optimizer_class.load_own_variables)
 
 
 def take_up(optimizer: Any, *, may_add_variables: bool = True) -> None:
@@ -116,7 +117,9 @@ def take_up(optimizer: Any, *, may_add_variables: bool = True) -> None:
     decided = [
         replace(decide(entry, [optimizer]), by_rows=updates_given_rows_only(optimizer, entry)) for entry in entries
     ]
-    stacks = stacks_of(with_warm_starts(optimizer, decided, may_add_variables=may_add_variables))
+    add_latents(optimizer, decided)
+    started = with_warm_starts(optimizer, decided, may_add_variables=may_add_variables)
+    stacks = [*stacks_of(one for one in started if not one.latent), *([one] for one in started if one.latent)]
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}
     if stacks or taken.measures_gradients:
         vars(optimizer).update(hooks)  # TensorFlow tracks what setattr sets
@@ -250,22 +253,40 @@ def _project_after_step_error(optimizer: Any, error: BaseException) -> None:
 
 
 def apply_weight_decay(optimizer: Any, variables: Any) -> None:
-    """Applies weight decay, and stores the weights before it: the gradients belong to those."""
-    vars(_replica_state).pop("undecayed", None)  # left by a step that raised
+    """Begins an update: puts latent weights in the weights' place, and applies weight decay.
+
+    Stores the weights as they were: the gradients belong to those.
+    """
+    vars(_replica_state).pop("seen", None)  # left by a step that raised
     overridden = type(optimizer)._apply_weight_decay is not keras.optimizers.Optimizer._apply_weight_decay
-    if overridden or optimizer.weight_decay is not None:
-        taken = taken_plan(optimizer)
-        reduced = [projection.entry for projection in taken.projections if not projection.full_gradient_reason]
-        trained = [variable for entry in reduced for variable in entry.variables if variable.trainable]
-        _replica_state.undecayed = {id(variable): keras.ops.copy(taken.value_of(variable)) for variable in trained}
+    decays, taken = overridden or optimizer.weight_decay is not None, taken_plan(optimizer)
+    stored = [one.entry for one in taken.projections if one.latent or (decays and not one.full_gradient_reason)]
+    trained = [variable for entry in stored for variable in entry.variables if variable.trainable]
+    _replica_state.seen = {id(variable): keras.ops.copy(taken.value_of(variable)) for variable in trained}
+
+    def read_latent(variable: Any) -> Any:
+        return taken.value_of(latent_of(optimizer, variable))
+
+    with no_gradient():
+        for latent in [one for one in taken.projections if one.latent]:
+            assign(latent.starts(taken.value_of, read_latent, optimizer.iterations))
     type(optimizer)._apply_weight_decay(optimizer, variables)
 
 
+def _store_latents(optimizer: Any, where: Any = None) -> None:
+    """Stores the weights as they are before their projection as the latent ones; `where` a condition holds."""
+    taken = taken_plan(optimizer)
+    for variable in [v for one in taken.projections if one.latent for v in one.free_variables]:
+        latent, value = latent_of(optimizer, variable), keras.ops.copy(taken.value_of(variable))
+        assign([(latent, value if where is None else keras.ops.where(where, value, taken.value_of(latent)))])
+
+
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
-    """Reduces the gradients, runs the optimizer's update, and projects the weights."""
+    """Reduces the gradients, runs the optimizer's update, stores latent weights, and projects the weights."""
     if not hasattr(type(optimizer), "_all_reduce_sum_gradients"):
         grads = _reduced(optimizer, grads, trainable_variables)
     type(optimizer)._backend_update_step(optimizer, grads, trainable_variables, learning_rate)
+    _store_latents(optimizer)
     grads = vars(_replica_state).pop("gradients", grads)
     gradients = dict(zip(map(id, _as_variables(optimizer, trainable_variables)), grads, strict=True))
     project_when_due(optimizer, taken_plan(optimizer).stacks, gradients)
@@ -285,13 +306,13 @@ def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
 
 def _reduced(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """The gradients, reduced for the entries that ask for it."""
-    undecayed, taken = vars(_replica_state).pop("undecayed", {}), taken_plan(optimizer)
+    seen, taken = vars(_replica_state).pop("seen", {}), taken_plan(optimizer)
     reducing = [stack for stack in taken.stacks if not stack[0].full_gradient_reason]
     others = [one for one in taken.projections if one.full_gradient_reason and not one.shared]
     measured = [one for one in others if taken.gradient_norms is not None and one.entry.set.has_reduced_gradient]
 
     def read(variable: Any) -> Any:
-        return undecayed[id(variable)] if id(variable) in undecayed else taken.value_of(variable)
+        return seen[id(variable)] if id(variable) in seen else taken.value_of(variable)
 
     ids = list(map(id, _as_variables(optimizer, variables)))
     result = dict(zip(ids, gradients, strict=True))
@@ -325,6 +346,7 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
     pairs = zip(others, before, strict=True)
     assign((variable, keras.ops.where(updates, variable.value, value)) for variable, value in pairs)
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
+        _store_latents(optimizer, where=(optimizer.iterations + 1) % optimizer.ema_overwrite_frequency == 0)
         stacks = [
             [one for one in stack if not one.entry.set.convex or one.entry.set.changes or one.shared]
             for stack in taken_plan(optimizer).stacks

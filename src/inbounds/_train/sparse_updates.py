@@ -31,14 +31,15 @@ _UPDATES_GIVEN_ROWS_ONLY: dict[type, Callable[[Any], bool]] = {
 def updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
     """Whether projecting the rows that a sparse gradient names is enough.
 
-    It isn't where other rows may have moved, where the set changes with the steps, or where it
-    treats rows differently; nor for a set given as a layer's argument, whose other rows may still
+    It isn't where other rows may have moved, where the set changes with the steps or keeps latent
+    weights, or where it treats rows differently; nor for a set given as a layer's argument, whose other rows may still
     be outside, as those of a plan can't be.
     """
     return (
         keras.backend.backend() == "tensorflow"
         and len(entry.weights) == 1
         and entry.set.every == 1
+        and not entry.set.keeps_latent
         and is_planned(entry)
         and _UPDATES_GIVEN_ROWS_ONLY.get(type(optimizer), lambda optimizer: False)(optimizer)
         and not optimizer.weight_decay

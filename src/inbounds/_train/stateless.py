@@ -56,14 +56,35 @@ def stateless_project(
 
     Raises:
         RuleError: the model has no plan, the values or metrics don't match the model's variables,
-            or `step` is missing.
+            `step` is missing, or a set keeps latent weights, for which a function has no place; see
+            docs/loops.md.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
         >>> values = stateless_project(model, [10 * v for v in model.trainable_variables])
     """
+    _check_no_latents(entries_in_force(model))
+    return project_values(model, trainable_variables, metric, step)
+
+
+def project_values(model: Any, trainable_variables: Any, metric: Any = None, step: Any = None) -> list[Array]:
+    """`stateless_project` for a caller who keeps latent weights."""
     values: list[Array] = as_written(_projected_values)(model, trainable_variables, metric, step)
     return values
+
+
+def _check_no_latents(entries: Sequence[Entry]) -> None:
+    for projection in map(decide, entries):
+        if projection.latent:
+            raise RuleError(
+                explain(
+                    "A function of values keeps no latent weights, without which small steps are lost",
+                    f"latent={projection.entry.set.latent!r}",
+                    where=repr(projection.entry),
+                    instead="constrain(model, rules, latent=False), and step the values as they are before "
+                    "`stateless_project` (docs/loops.md), or lose those steps",
+                )
+            )
 
 
 def stateless_reduce(

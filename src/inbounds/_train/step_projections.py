@@ -6,15 +6,27 @@ they read the values of the weights, call `reduce` before a step and `project` a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import keras
 
-from inbounds._arrays.ops import Array, cast, dtype_of, is_sharded, is_sparse, quiet
+from inbounds._arrays.ops import (
+    Array,
+    branch,
+    cast,
+    dtype_of,
+    epsilon,
+    is_sharded,
+    is_sparse,
+    namespace,
+    quiet,
+    working_dtype,
+)
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry
@@ -61,6 +73,8 @@ class StepProjection:
         sparse_metric: the metric of a step in which a gradient is sparse, and so not reduced.
         full_gradient_reason: why the optimizer sees the full gradient, in words; empty if it sees
             the reduced one.
+        latent: whether the optimizer steps latent weights, see `Set.keeps_latent`.
+        latent_words: what the plan says of them; empty without them.
         shared: whether the optimizer leaves some of the trained weights to another one.
         by_rows: whether it is enough to project the rows that a sparse gradient names.
         warm_start: the optimizer's variable that holds the warm start; None: there is none.
@@ -75,10 +89,17 @@ class StepProjection:
     metric_words: str = ""
     sparse_metric: OptimizerMetric | None = None
     full_gradient_reason: str = ""
+    latent: bool = False
+    latent_words: str = ""
     shared: bool = False
     by_rows: bool = False
     warm_start: Any = None
     beside: int = 1
+
+    @property
+    def free_variables(self) -> list[Any]:
+        """The variables that projections may move."""
+        return [variable for variable, free in zip(self.entry.variables, self.free, strict=True) if free]
 
     def reduce(self, values: Sequence[Array], gradients: Sequence[Any], count: Any) -> list[Any]:
         """The reduced gradients of the weights.
@@ -120,7 +141,59 @@ class StepProjection:
         parts = zip(values, units.parts, self.free, strict=True)
         return [cast(part, dtype_of(value)) if free else value for value, part, free in parts], state
 
-    # What the adapters have in common.
+    # What the adapters have in common. Of latent weights, too: the adapter assigns `starts` before
+    # the optimizer's step, and stores the weights after it, before they are projected.
+
+    def starts(self, read: Read, read_latent: Read, count: Any) -> list[tuple[Any, Array]]:
+        """The free variables with the values from which the optimizer steps: their latent weights.
+
+        A unit starts from its own values where those are no longer the nearest point of its latent
+        weights: someone has assigned others. So does each entry of a set that looks at entries one
+        by one.
+
+        Args:
+            read: see `Read`.
+            read_latent: returns the latent weight of a variable, NaN before the first step; None
+                where there is none.
+            count: the number of steps, without the coming one.
+        """
+        variables, values = self.entry.variables, list(map(read, self.entry.variables))
+        stored = [read_latent(v) if free else None for v, free in zip(variables, self.free, strict=True)]
+        if all(latent is None for latent in stored):
+            return []
+        latents = [value if latent is None else latent for value, latent in zip(values, stored, strict=True)]
+
+        def started() -> list[Array]:
+            nearest, _ = self.project(latents, StepState(count, concrete=_is_eager()))
+            return self._continued(values, latents, nearest)
+
+        if self.entry.set.every == 1:
+            starts = started()
+        else:  # between projections the weights are the latent ones
+            both = zip(values, latents, strict=True)
+            apart = reduce(operator.or_, [keras.ops.any(value != latent) for value, latent in both])
+            starts = branch(apart, started, lambda: values)
+        return [
+            pair for pair, latent in zip(zip(variables, starts, strict=True), stored, strict=True) if latent is not None
+        ]
+
+    def _continued(self, values: Sequence[Array], latents: Sequence[Array], nearest: Sequence[Array]) -> list[Array]:
+        """The latent weights where the values are their nearest point, but for rounding; else the values."""
+        applied, units = self.entry.applied, Units.of(values, self.axes)
+        xp, wide = namespace(values[0]), working_dtype(units.dtype)
+        latent, nearest_units = (units.with_parts([cast(part, wide) for part in parts]) for parts in (latents, nearest))
+        tolerance = max(epsilon(wide) ** 0.5, 2 * epsilon(units.dtype))
+
+        def chosen(x: Array, latent: Array, off: Array, size: Array) -> Array:
+            return xp.where(off <= tolerance * size, latent, x)
+
+        off = units.map(lambda x, y: xp.abs(x - y), nearest_units)
+        if applied.separable:
+            started = units.map(chosen, latent, off, units.map(xp.abs))
+        else:
+            view, apart = units.together(applied.couples_units), off.together(applied.couples_units)
+            started = view.map(chosen, latent, apart.max(lambda x: x), view.max(xp.abs))
+        return [cast(part, dtype_of(value)) for part, value in zip(started.parts, values, strict=True)]
 
     def reduced_gradients(self, gradients: Mapping[int, Any], read: Read, count: Any) -> dict[int, Any]:
         """The reduced gradients by the ids of the variables.
@@ -176,6 +249,7 @@ def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: boo
         sparse_gradient: whether the gradient is sparse, and therefore not reduced.
     """
     words, metric = _metric(entry, optimizers, sparse_gradient)
+    latent, latent_words = _latent(entry, optimizers)
     return replace(
         projection_of(entry),
         optimizer=optimizers[0] if len(optimizers) == 1 else None,
@@ -183,6 +257,8 @@ def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: boo
         metric_words=words,
         sparse_metric=_metric(entry, optimizers, True)[1],
         full_gradient_reason=_full_gradient_reason(entry, optimizers, sparse_gradient),
+        latent=latent,
+        latent_words=latent_words,
         shared=bool(_shared(entry, optimizers)),
     )
 
@@ -205,6 +281,8 @@ def _metric(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> t
         return f"{EUCLIDEAN}, as asked for", None
     if constraint.separable:
         return "the same in all: each entry by itself", None
+    if constraint.keeps_latent:
+        return f"{EUCLIDEAN}: of latent weights", None
     if not constraint.has_reduced_gradient and not constraint.exact_in_metric:
         return f"{EUCLIDEAN}: the set is not convex", None
     if not constraint.exact_in_metric:
@@ -241,6 +319,25 @@ def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], sparse_gradie
     another = any(isinstance(optimizer, STEP_ANOTHER_SEQUENCE) for optimizer in optimizers)
     reason = "" if another and constraint.has_reduced_gradient else constraint.full_gradient_reason
     return reason or ("it names rows of a batch only" if sparse_gradient else "")
+
+
+def _latent(entry: Entry, optimizers: Sequence[Any]) -> tuple[bool, str]:
+    """Whether optimizers step latent weights of an entry, and what the plan says of it."""
+    if not entry.set.keeps_latent or not any(variable.trainable for variable in entry.variables):
+        return False, ""
+    own = [optimizer for optimizer in optimizers if _has_own_apply(optimizer)]
+    why = f"{type(own[0]).__name__} has an `apply` of its own" if own else _shared(entry, optimizers)
+    if why:
+        return False, "; ".join(filter(None, [f"no latent weights: {why}", entry.set.undone_steps]))
+    names = " or ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in optimizers))
+    where = names or "an optimizer of Keras, `project_after` or `optax_wrap`"
+    return True, f"latent weights beside the state of {where}"
+
+
+def _has_own_apply(optimizer: Any) -> bool:
+    """Whether an optimizer of Keras has an `apply` that no hook reaches."""
+    base = keras.optimizers.Optimizer
+    return isinstance(optimizer, base) and type(optimizer).apply is not base.apply
 
 
 def _shared(entry: Entry, optimizers: Sequence[Any]) -> str:

@@ -5,11 +5,14 @@ from one step's projection to the next, and for a Monitor the squared norms of t
 reduced gradient. On JAX a compiled step returns only the variables that the optimizer lists, so
 these are listed there. They are not saved: files stay those of the optimizer alone, and the first
 step after loading starts cold.
+
+Latent weights are variables of the optimizer like its slots: they have the weight's dtype and
+layout, are listed on every backend, and are saved, see `optimizer_files`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,9 +20,10 @@ import keras
 import numpy as np
 
 from inbounds._arrays.ops import Array, dtype_of, is_sharded, working_dtype
+from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry
 from inbounds._train.attached_sets import AttachedSet
-from inbounds._train.optimizers import in_tensorflow_strategy, is_replicated, with_inner
+from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy, is_replicated
 from inbounds._train.step_projections import StepProjection
 
 _ATTRIBUTE = "_inbounds"
@@ -34,6 +38,7 @@ class TakenPlan:
         signature: what the projections were decided from; None: nothing is decided yet.
         frozen_values: frozen weights with their values, which a compiled step of JAX holds.
         added: the variables added to the optimizer.
+        latents: the latent weights, by the index of their variable in the optimizer.
         measures_gradients: whether the steps measure the gradients.
         gradient_norms: the variable with the squared norms of the last gradient, reduced and full.
         averages: averages that were projected in the model's place, with their own values.
@@ -45,6 +50,7 @@ class TakenPlan:
     signature: Any = None
     frozen_values: list[tuple[Any, Any]] = field(default_factory=list)
     added: list[Any] = field(default_factory=list)
+    latents: dict[int, Any] = field(default_factory=dict)
     measures_gradients: bool = False
     gradient_norms: Any = None
     averages: list[tuple[Any, Any]] = field(default_factory=list)
@@ -93,6 +99,44 @@ def with_warm_starts(
     return started
 
 
+def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
+    """Adds the latent weights that projections ask for to a built optimizer. They are NaN until its first step.
+
+    Raises:
+        RuleError: some are missing in a function of values, which can't be given more variables.
+    """
+    latents = taken_plan(optimizer).latents
+    for index, variable in _without_latents(optimizer, projections):
+        if in_stateless_scope():
+            raise RuleError(
+                explain(
+                    "Latent weights can't be added to an optimizer within a function of its variables' values",
+                    f"latent=True or 'auto' for {variable.path}",
+                    where=f"{type(optimizer).__name__}, which was built before the set was there",
+                    instead="constrain(model, rules) before optimizer.build(variables), or latent=False",
+                )
+            )
+        nan = keras.initializers.Constant(float("nan"))
+        latents[index] = optimizer.add_variable_from_reference(variable, "latent", nan)
+
+
+def lacks_latents(optimizer: Any, projections: Iterable[StepProjection]) -> bool:
+    """Whether a built optimizer would have to be given latent weights."""
+    return bool(_without_latents(optimizer, projections))
+
+
+def _without_latents(optimizer: Any, projections: Iterable[StepProjection]) -> list[tuple[int, Any]]:
+    """The variables without the latent weights that projections ask for, with their indices in the optimizer."""
+    wanted = [variable for one in projections if one.latent for variable in one.free_variables]
+    indexed = ((optimizer._get_variable_index(variable), variable) for variable in wanted)
+    return [(index, variable) for index, variable in indexed if index not in taken_plan(optimizer).latents]
+
+
+def latent_of(optimizer: Any, variable: Any) -> Any:
+    """The variable with the latent weights of a variable; None if it has none."""
+    return taken_plan(optimizer).latents.get(optimizer._get_variable_index(variable))
+
+
 def _can_start_warm(entry: Entry) -> bool:
     """Whether projections can start warm: neither shards nor replicas of TensorFlow share a warm start."""
     values = [variable.value for variable in entry.variables]
@@ -116,7 +160,7 @@ def add_variables(optimizer: Any, warm_starts: Sequence[Any]) -> None:
     norms = [] if taken.gradient_norms is None else [taken.gradient_norms]
     old, taken.added = taken.added, [*warm_starts, *norms]
     if keras.backend.backend() == "jax":
-        optimizer._variables[:] = [*_without(optimizer._variables, old), *taken.added]
+        optimizer._variables[:] = [*without(optimizer._variables, old), *taken.added]
 
 
 def measure_gradients(optimizer: Any) -> None:
@@ -133,22 +177,6 @@ def gradient_norms_of(optimizer: Any) -> Any:
     return taken_plan(optimizer).gradient_norms
 
 
-def without_added_variables(method: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Wraps an optimizer's method that saves or loads variables so that it skips the added ones."""
-
-    def wrapped(self: Any, store: Any) -> None:
-        lists = [(one._variables, list(one._variables), taken_plan(one).added) for one in with_inner(self)]
-        lists = [(own, complete, added) for own, complete, added in lists if len(_without(own, added)) < len(own)]
-        for own, complete, added in lists:
-            own[:] = _without(complete, added)
-        try:
-            method(self, store)
-        finally:
-            for own, complete, _ in lists:
-                own[:] = complete
-
-    return wrapped
-
-
-def _without(variables: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+def without(variables: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """The variables that are not among the others."""
     return [one for one in variables if not any(one is other for other in others)]

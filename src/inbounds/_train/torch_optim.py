@@ -10,6 +10,7 @@ import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ from inbounds._arrays.ops import Array, cast, dtype_of, no_gradient, working_dty
 from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry
 from inbounds._model.weights import variables_of
+from inbounds._train.assignments import assign
 from inbounds._train.attach import check_interval, project
 from inbounds._train.attached_sets import (
     AttachedSet,
@@ -28,9 +30,12 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.metrics import METRICS, OptimizerMetric
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
-from inbounds._train.step_projections import StepProjection, decide, signature
+from inbounds._train.step_projections import StepProjection, StepState, decide, signature
 from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
+
+LATENT = "latent"
+"""Under which name an optimizer's state holds latent weights. `state_dict` saves them with the rest."""
 
 MIN_RATE_RATIO = 1e-6
 """The metric treats smaller learning rates as this share of the largest one."""
@@ -52,6 +57,9 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
     unit's parameter groups differ. After other optimizers (Muon, classes with a `step` of their
     own) the projection is Euclidean. So it is for a unit with a weight that the optimizer doesn't
     step, or that had no gradient in the step.
+
+    Latent weights (see `constrain`) are in the optimizer's state, as "latent", from their first
+    step on; `state_dict` has them. A closure sees the weights that the layers use.
 
     Args:
         model: a built Keras model or layer with a plan, or with sets given to its layers.
@@ -138,13 +146,22 @@ class _StepHook:
         """How the steps treat each set, decided again where the plan has changed."""
         entries = attached_entries(self.variables)
         if self._signature != (new := signature(optimizer, entries)):
-            self._stacks = stacks_of(decide(entry, [optimizer]) for entry in entries)
+            decided = [decide(entry, [optimizer]) for entry in entries]
+            self._stacks = [
+                *stacks_of(one for one in decided if not one.latent),
+                *([one] for one in decided if one.latent),
+            ]
             self._signature = new
         return self._stacks
 
     def run_step(self, optimizer: Any, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
-        """Runs a step that sees reduced gradients, then restores the gradients."""
-        reducing = [stack for stack in self.stacks(optimizer) if not stack[0].full_gradient_reason]
+        """Runs a step of the latent weights that sees reduced gradients, then restores the gradients.
+
+        A closure sees the weights that the layers use.
+        """
+        stacks = self.stacks(optimizer)
+        reducing = [stack for stack in stacks if not stack[0].full_gradient_reason]
+        latent = [one for stack in stacks for one in stack if one.latent and _is_trained(one.entry)]
         _refuse_lbfgs(optimizer, [projection for stack in reducing for projection in stack])
         original: dict[int, tuple[Any, Any]] = {}
         maximized = {key for key, (_, group) in _groups(optimizer).items() if group.get("maximize")}
@@ -164,10 +181,24 @@ class _StepHook:
                         original.setdefault(id(parameter), (parameter, parameter.grad))
                         parameter.grad = as_descent(variable, reduced[id(variable)])
 
+        def read(variable: Any) -> Any:
+            return variable.value.detach()
+
+        def start() -> None:
+            with no_gradient():
+                for one in latent:
+                    assign(one.starts(read, partial(_latent_of, optimizer), self.steps))
+
         def closure_with_reduced_gradients() -> Any:
             restore()
+            stepped = [(v, read(v).clone()) for one in latent for v in one.entry.variables]
+            with no_gradient():
+                for one in latent:
+                    assign(one.projected_values(read, StepState(self.steps, concrete=True)))
             loss = closure()
             reduce()
+            with no_gradient():
+                assign(stepped)
             return loss
 
         def restore() -> None:
@@ -177,8 +208,10 @@ class _StepHook:
 
         try:
             if closure is not None:
+                start()
                 return step(closure_with_reduced_gradients, **named)
             reduce()
+            start()
             return step(**named)
         finally:
             restore()
@@ -194,9 +227,17 @@ class _StepHook:
         stacks = [[one for one in stack if _is_trained(one.entry)] for stack in self.stacks(optimizer)]
         check_interval([one.entry for stack in stacks for one in stack], "torch.optim", "project(model)")
         with no_gradient():
+            for variable in [v for stack in stacks for one in stack if one.latent for v in one.free_variables]:
+                if id(variable) in stepped:
+                    optimizer.state[variable.value][LATENT] = variable.value.detach().clone()
             for stack in filter(None, stacks):
                 if self.steps % int(stack[0].entry.set.every) == 0:
                     project_stack(stack, self.steps, stepped)
+
+
+def _latent_of(optimizer: Any, variable: Any) -> Any:
+    """The latent weight of a variable; None before its first step."""
+    return optimizer.state[variable.value].get(LATENT) if variable.value in optimizer.state else None
 
 
 def _check_torch(optimizer: Any) -> None:
