@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -218,6 +219,41 @@ def test_plots_leave_out_units_without_an_entry_and_follow_the_fan_in():
     mask = np.ones((4, 3), bool) & [True, False, True]
     (kernel, _) = ib.audit(model, {"kernel": ib.MaxNorm(1.0).where(mask)}).rows
     assert len(kernel.excess) == 2
+
+
+def test_the_docs_name_every_key_of_the_json():
+    text = (Path(__file__).parent.parent.parent / "docs" / "reports.md").read_text(encoding="utf-8")
+    read = ib.audit(model_of(keras.layers.Dense(2, name="d"))).to_dict()
+    for keys in (read, read["provenance"], read["rows"][0]):
+        assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "definition"),
+    [
+        (ib.Box(-1, 0.5), "{w : \N{MINUS SIGN}1 ≤ w ≤ 0.5}"),
+        (ib.Box(-1, [1, 2, 3, 4, 5]), "{w : \N{MINUS SIGN}1 ≤ w ≤ high}"),
+        (ib.MaxNorm(1, center=0.5), "{w : ‖w‖₂ ≤ 1} + 0.5"),
+        (ib.Monotone(increasing=False), "{w : w₁ ≥ w₂ ≥ … ≥ wₙ}"),
+        (ib.SumTo(2), "{w : Σ wᵢ = 2}"),
+        (ib.Halfspace([1, 2, 0, 0, 0], 1), "{w : normal · w ≤ 1}"),
+        (ib.LowRank(2), "{W : rank W ≤ 2}"),
+        (ib.SpectralNorm(3), "{W : \N{GREEK SMALL LETTER SIGMA}₁(W) ≤ 3}"),
+        (ib.SkewSymmetric(), "{W : W = -Wᵀ}"),
+        (ib.Custom(keras.ops.relu), "{w : relu(w) = w}"),
+        (ib.Custom(lambda w: w), "{w : fn(w) = w}"),
+        (ib.NonNeg() & ib.L1Ball(2), "{w : w ≥ 0} ∩ {w : ‖w‖₁ ≤ 2}"),
+        (ib.NonNeg().on(inputs=range(5)), "{w : w[inputs 0, 1, 2, 3, …] ∈ {w : w ≥ 0}}"),
+        (ib.UnitNorm().where(np.eye(5, dtype=bool)), "{w : w[mask] ∈ {w : ‖w‖₂ = 1}}"),
+        (ib.MaxNorm(1).scaled(lambda step: 2.0), "s · {w : ‖w‖₂ ≤ 1}, s by the steps of training"),
+        (ib.Joint(ib.MaxNorm(2)), "(kernel, bias) ∈ {w : ‖w‖₂ ≤ 2}"),
+    ],
+    ids=str,
+)
+def test_sets_in_mathematics(given, definition):
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(5, name="d")])
+    report = ib.audit(model, {"d": given if isinstance(given, ib.Joint) else {"kernel": given}})
+    assert report.rows[0].definition == definition
 
 
 def test_a_report_of_a_file_has_its_name_and_hash(tmp_path):

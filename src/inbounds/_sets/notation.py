@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,20 +44,24 @@ def mathematics(given: Set) -> str:
         return f"{{w : w[inputs {_listed(given.inputs)}] ∈ {mathematics(given.set)}}}"
     if isinstance(given, Scaled):
         return f"s · {mathematics(given.set)}, s by the steps of training"
-    found = re.match(r"\{.+?\}", type(given).__doc__ or "")
-    if found is None:
-        return ""
-    text = found[0]
+    text = _definition(type(given))
     if getattr(given, "increasing", True) is False:  # the one argument that turns a definition round
-        text = text.replace("<=", ">=")
-    for pattern, symbol in _SYMBOLS:
-        text = re.sub(pattern, symbol, text)
-    text = re.sub(r"_(\d+|i+|n)\b", lambda index: index[1].translate(_INDICES), text)
+        text = text.replace("≤", "≥")
     for name in given.argument_names():
         value = _text(getattr(given, name))
         if value:  # "rank W ≤ rank" names a function of W and then the argument
             text = re.sub(rf"\b{name}\b(?! W)", lambda _, value=value: value, text)  # type: ignore[misc]
-    return text if given.center is None else f"{text} + {_text(given.center) or 'center'}"
+    return text if given.center is None or not text else f"{text} + {_text(given.center) or 'center'}"
+
+
+@cache
+def _definition(cls: type[Set]) -> str:
+    """The definition in the docstring of a class, in symbols; empty if there is none."""
+    found = re.match(r"\{.+?\}", cls.__doc__ or "")
+    text = found[0] if found else ""
+    for pattern, symbol in _SYMBOLS:
+        text = re.sub(pattern, symbol, text)
+    return re.sub(r"_(\d+|i+|n)\b", lambda index: index[1].translate(_INDICES), text)
 
 
 def _text(value: Any) -> str:
