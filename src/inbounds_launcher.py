@@ -1,13 +1,32 @@
-"""The console command `inbounds`: the environment that its libraries read when they are imported, then the command.
+"""The console command `inbounds`: its arguments, the environment that its libraries read, then the command.
 
-It is a module beside the package and not in it, since importing `inbounds` imports Keras with its backend.
+It is a module beside the package and not in it, since importing `inbounds` imports Keras with its backend, which takes
+seconds. Help, the version and mistaken arguments don't wait for it.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+DESCRIPTION = "Keeps the weights of Keras models inside the sets you choose, and shows that they are there."
+
+RULES_EPILOG = """
+a rules file (TOML):
+  [rules]                                  # weights: a glob on the end of a path
+  "conv*/kernel" = "MaxNorm(1.5)"
+  [layers]                                 # layers: a class, or a layer's name
+  Dense = "Joint(MaxNorm(2.0))"
+  head = {kernel = "NonNeg", bias = "Box(-1, 1)"}
+A weight obeys the last rule that matches it, in the order of the file.
+"""
+
+EXIT_EPILOG = "exit status: 0 when every set holds, 1 when not or when nothing is constrained, 2 on an error."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,8 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; None: those of the process.
 
     Returns:
-        The exit status: that of the command, or 2 where it can't be imported: there is no backend to run on.
+        The exit status: 0 when all holds, 1 when not or when nothing is constrained, 2 on an error,
+        which prints one message on stderr. One is that there is no backend to run on.
     """
+    options = parser().parse_args(arguments)
     # Keras imports TensorFlow wherever it is installed, and TensorFlow then prints to stderr from C++; the remark on
     # oneDNN, which changes rounding only, can't be silenced but by turning it off.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -26,11 +47,89 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # PyTorch's threads wait for each other by spinning, which on busy cores makes small models several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from inbounds._cli.cli import main as run
+        from inbounds._cli.cli import run
     except ImportError as error:
         print(f"inbounds: error: {error}", file=sys.stderr)
         return 2
-    return run(arguments)
+    return run(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Prints one message, like every other error; argparse would print the usage too."""
+        text = message if message.isprintable() else message.encode("unicode_escape").decode("ascii")
+        self.exit(2, f"inbounds: error: {text}. Instead: {self.prog} --help.\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of all commands. `command` names the one that is given."""
+    made = _Parser(prog="inbounds", description=DESCRIPTION)
+    version = runpy.run_path(str(Path(__file__).parent / "inbounds" / "_version.py"))["__version__"]
+    made.add_argument("--version", action="version", version=f"inbounds {version}")
+    commands = made.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+
+    def command(name: str, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def takes_models(added: argparse.ArgumentParser, **named: str) -> None:
+        for name, metavar in named.items():
+            added.add_argument(name, metavar=metavar, type=Path, help="a model as model.save(...) writes it")
+        added.add_argument(
+            "--import",
+            dest="modules",
+            metavar="MODULE",
+            action="append",
+            default=[],
+            help="a Python module that registers the model's own layers; may be repeated",
+        )
+
+    def takes_rules(added: argparse.ArgumentParser, **options: Any) -> None:
+        added.add_argument("--rules", metavar="FILE.toml", type=Path, **options)
+
+    added = command("audit", "show whether the weights of a model are inside their sets", RULES_EPILOG + EXIT_EPILOG)
+    takes_models(added, model="MODEL.keras")
+    takes_rules(added, help="the sets to audit; without it, those saved in the model")
+    added.add_argument(
+        "--accept",
+        metavar="SELECTOR",
+        action="append",
+        default=[],
+        help="a glob on the end of a weight's path: the axis of its constraint of Keras is meant so; may be repeated",
+    )
+    added.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    added.add_argument("--html", metavar="OUT", type=Path, help="write an HTML page too")
+    added.add_argument("--force", action="store_true", help="replace the HTML page if it exists")
+
+    added = command(
+        "compare",
+        "show what training, or a quantization, did to each set: two files of one model, before and after",
+        RULES_EPILOG + "exit status: as for an audit of the second model.",
+    )
+    takes_models(added, before="BEFORE.keras", model="AFTER.keras")
+    takes_rules(added, help="the sets to compare; without it, those saved in each model")
+
+    added = command(
+        "project", "move the weights of a model into sets, and save it with them", RULES_EPILOG + EXIT_EPILOG
+    )
+    takes_models(added, model="IN.keras")
+    added.add_argument("-o", "--output", metavar="OUT.keras", type=Path, required=True, help="the file to write")
+    takes_rules(added, required=True, help="the sets")
+
+    added = command("sets", "show the sets there are: definition, cost, whether convex, source, picture")
+    added.add_argument("names", metavar="NAME", nargs="*", help="of a set to show; without any, all of them")
+    takes_models(command("layout", "show what makes the units of each weight of a model"), model="MODEL.keras")
+    command(
+        "demo",
+        "train small models inside their sets on real data, and audit them",
+        "It takes about a minute. " + EXIT_EPILOG,
+    )
+    return made
 
 
 if __name__ == "__main__":

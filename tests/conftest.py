@@ -3,6 +3,7 @@
 import gc
 import os
 
+os.environ["COLUMNS"] = "120"  # tables are as wide as the terminal
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # channels first, on processors where it isn't the default
 
 import pytest

@@ -14,7 +14,7 @@ PACKAGE = Path(inbounds.__file__).parent
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 # Each imports itself and those before it. `__init__` has the public names, which the command line uses.
-ORDER = ("_backend", "_errors", "_types", "_arrays", "_sets", "constraints", "_model", "_train", "_report")
+ORDER = ("_version", "_backend", "_errors", "_types", "_arrays", "_sets", "constraints", "_model", "_train", "_report")
 ORDER += ("__init__", "_cli", "__main__")
 PACKAGES = [name for name in ORDER if (PACKAGE / name).is_dir()]
 
@@ -143,7 +143,7 @@ def test_readers_import_nothing_that_moves_weights(name):
     assert {member for module, member in own(name) if module in writers} <= READS
 
 
-@pytest.mark.parametrize("name", ["_report.report", "_model.table"])
+@pytest.mark.parametrize("name", ["_report.html", "_report.report", "_model.table"])
 def test_the_report_knows_no_keras(name):
     assert not {module.split(".")[0] for module in outside(name)} & {"keras", "numpy"}
 

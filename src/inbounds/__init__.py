@@ -29,6 +29,7 @@ from inbounds._train.optax import optax_wrap
 from inbounds._train.optimizer_hooks import hook_optimizers
 from inbounds._train.stateless import stateless_project, stateless_reduce
 from inbounds._train.torch_optim import project_after
+from inbounds._version import __version__ as __version__
 from inbounds.constraints import (
     Box,
     Custom,
@@ -62,8 +63,6 @@ from inbounds.constraints import (
     non_neg,
     unit_norm,
 )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Box",

@@ -2,7 +2,7 @@
 
 import sys
 
-from inbounds._cli.cli import main
+from inbounds_launcher import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds._cli import cli
+import inbounds_launcher
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def command(capsys, monkeypatch):
     def run(*arguments):
         capsys.readouterr()
         try:
-            status = cli.main([str(argument) for argument in arguments])
+            status = inbounds_launcher.main([str(argument) for argument in arguments])
         except SystemExit as stop:
             status = stop.code
         return Outcome(status, *capsys.readouterr())

@@ -1,5 +1,6 @@
 """The commands, run in this process: what they print, their exit status, and every mistake a user can make."""
 
+import hashlib
 import json
 import math
 import re
@@ -26,6 +27,9 @@ ROW = {
     "tolerance": float,
     "status": str,
     "note": str,
+    "definition": str,
+    "source": str,
+    "excess": list,
 }
 
 KERNELS = '[rules]\n"**/kernel" = "MaxNorm(0.5)"\n'
@@ -96,11 +100,14 @@ def test_audit_as_json(command, free, held, rules):
     outcome = command("audit", free, "--rules", rules(KERNELS), "--json")
     assert outcome.status == 1
     report = json.loads(outcome.out)
-    assert set(report) == {"model", "ok", "violation", "active", "rows"}
+    assert set(report) == {"model", "ok", "violation", "active", "provenance", "rules", "rows"}
     assert report["model"] == "net"
     assert report["ok"] is False
     assert math.isclose(report["violation"], 2.5, rel_tol=1e-6)
     assert len(report["rows"]) == 10
+    assert report["rules"] == {"**/kernel": "MaxNorm(max_value=0.5)"}
+    assert report["provenance"]["file"] == free.name
+    assert report["provenance"]["sha256"] == hashlib.sha256(free.read_bytes()).hexdigest()
     for row in report["rows"]:
         assert set(row) == set(ROW)
         assert all(isinstance(row[name], kind) for name, kind in ROW.items())
@@ -120,15 +127,109 @@ def test_audit_as_html(command, held, tmp_path):
     assert text.startswith("<!doctype html>")
     assert "hidden/kernel" in text
     assert "MaxNorm(max_value=0.5)" in text
-    assert str(page) in command("audit", held, "--html", page).out
+    assert str(page) in command("audit", held, "--html", page, "--force").out
 
 
-def test_html_that_cannot_be_made(command, held, tmp_path, monkeypatch):
-    target = tmp_path / "none" / "report.html"
+def test_html_that_cannot_be_written(command, held, tmp_path):
+    target, written = tmp_path / "none" / "report.html", held.read_bytes()
     assert f"error: Can't write {str(target)!r}: No such file" in command("audit", held, "--html", target).error
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert "pip install 'inbounds[html]'" in command("audit", held, "--html", tmp_path / "report.html").error
-    assert not (tmp_path / "report.html").exists()
+    assert "it is the model" in command("audit", held, "--html", held, "--force").error
+    page = tmp_path / "report.html"
+    page.write_text("precious", encoding="utf-8")
+    assert "--force" in command("audit", held, "--html", page).error
+    assert (held.read_bytes(), page.read_text(encoding="utf-8")) == (written, "precious")
+    assert command("audit", held, "--html", page, "--force").status == 0
+    assert "All 3 sets hold." in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_an_audit_fits_the_terminal(command, saved, monkeypatch, columns):
+    model = small_model()
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(0.5)})
+    path = saved(model)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = command("audit", path).out
+    assert max(map(len, out.splitlines())) <= columns
+    assert re.search(r"^hidden/kernel", out, re.M)
+    for word in ("MaxNorm(max_value=0.5)", "units", "tolerance", "holds"):
+        assert word in out
+    assert "7 weights without a set: 5 no rule, 2 not trained by an optimizer" in " ".join(out.split())
+
+
+def test_names_with_markup_are_printed_as_they_are(command, saved):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="[red]x[bold]")])
+    ib.constrain(model, {"kernel": ib.MaxNorm(0.5)})
+    assert "\n[red]x[bold]/kernel  " in command("audit", saved(model)).out
+
+
+@pytest.mark.parametrize(("environment", "colour"), [({}, 0), ({"FORCE_COLOR": "1"}, 2), ({"NO_COLOR": "1"}, 0)])
+def test_only_a_terminal_shows_colour(command, held, monkeypatch, environment, colour):
+    """FORCE_COLOR stands for a terminal; a pipe and NO_COLOR have none."""
+    model = keras.saving.load_model(held)
+    model.get_layer("conv").kernel.assign(np.ones((3, 3, 1, 4)))
+    model.save(held)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in ({"FORCE_COLOR": "1"} | environment if environment else {}).items():
+        monkeypatch.setenv(name, value)
+    out = command("audit", held).out
+    assert out.count("\x1b[31mviolated\x1b[0m") == colour
+    assert ("\x1b" in out) == bool(colour)
+
+
+# compare
+
+
+def cells_of(out, path):
+    (line,) = re.findall(rf"^{path}  .*$", out, re.M)
+    return re.split(r" {2,}", line)[1:]
+
+
+def test_compare_shows_what_training_did_to_each_set(command, held, saved):
+    model = keras.saving.load_model(held)
+    hidden = model.get_layer("hidden").kernel
+    hidden.assign(np.zeros(hidden.shape))
+    before = saved(model, "before.keras")
+    hidden.assign(np.pad([[0.3, 0.9], [0.4, 0.0]], ((0, 62), (0, 3))))
+    model.get_layer("head").bias.assign([3.0, 4.0, 0.0])
+    outcome = command("compare", before, saved(model))
+    assert outcome.status == 1
+    assert outcome.out.startswith("Comparison of net, before -> after\n")
+    assert cells_of(outcome.out, "hidden/kernel") == [
+        "MaxNorm(max_value=0.5)", "5", "0 -> 1", "0 -> 0.4", "- -> 1", "0% -> 20%", "1.03", "violated",
+    ]  # fmt: skip
+    assert "7 weights without a set moved by 5" in outcome.out
+    same = command("compare", before, before)
+    assert same.status == 0
+    assert cells_of(same.out, "hidden/kernel")[-2:] == ["0", "holds"]
+
+
+def test_compare_shows_what_a_quantization_did(command, saved):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="out")])
+    ib.constrain(model, {"kernel": ib.MaxNorm(0.5)})
+    model.layers[0].kernel.assign([[0.3, 0.1], [0.4, 0.1], [0.0, 0.0], [0.001, 0.0]])
+    before, exact = saved(model, "before.keras"), keras.ops.convert_to_numpy(model.layers[0].kernel)
+    model.layers[0].quantize("int8")
+    stored, scale = (keras.ops.convert_to_numpy(w) for w in (model.layers[0]._kernel, model.layers[0].kernel_scale))
+    out = command("compare", before, saved(model)).out
+    assert float(cells_of(out, "out/kernel")[-2]) == pytest.approx(np.linalg.norm(stored / scale - exact), rel=0.01)
+    assert "measured is what the integers stand for" in " ".join(out.split())
+
+
+def test_compare_of_models_with_different_sets_and_weights(command, free, held, saved, rules):
+    out = command("compare", free, held).out
+    assert cells_of(out, "conv/kernel")[2] == "- -> 0"
+    assert "a set only after" in out
+    assert cells_of(command("compare", held, free).out, "conv/kernel")[-1] == "free"
+    path = rules(KERNELS)
+    assert cells_of(command("compare", free, held, "--rules", path).out, "conv/kernel")[2] == "4 -> 0"
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="hidden")], name="net")
+    wide = saved(other, "wide.keras")
+    out = command("compare", held, wide).out
+    assert cells_of(out, "hidden/kernel")[-2:] == ["-", "free"]
+    assert re.search("hidden/kernel, hidden/bias, .*: not in both models, or of another shape", " ".join(out.split()))
+    lone = saved(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="other")], name="lone"), "lone.keras")
+    assert "no weight in common" in command("compare", held, lone).error
 
 
 def test_the_model_file_is_only_read(command, held):
@@ -342,7 +443,7 @@ def test_arguments_that_mean_nothing(command, arguments):
 def test_help_and_version(command):
     outcome = command("--help")
     assert outcome.status == 0
-    for name in ("audit", "project", "sets", "layout", "demo"):
+    for name in ("audit", "compare", "project", "sets", "layout", "demo"):
         assert re.search(rf"^ +{name} ", outcome.out, re.M)
         assert command(name, "--help").out.startswith(f"usage: inbounds {name}")
     assert command("--version").out == f"inbounds {ib.__version__}\n"

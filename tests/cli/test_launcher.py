@@ -1,7 +1,10 @@
 """The console script, in processes of their own; `tests/test_backend.py` is about the backend that it takes."""
 
+import os
 import runpy
+import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
@@ -24,6 +27,21 @@ def test_a_command_in_a_process_of_its_own(free, rules):
     assert outcome.status == 1
     assert outcome.out.startswith("Audit of net: ")
     assert outcome.err == ""
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_wait_for_no_library(argument):
+    code = (
+        "import sys, inbounds_launcher\n"
+        "try: inbounds_launcher.main(sys.argv[1:])\n"
+        "finally: assert not {'keras', 'inbounds', 'numpy'} & set(sys.modules)"
+    )
+    source = str(Path(ib.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": source}
+    done = subprocess.run([sys.executable, "-c", code, argument], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "inbounds" in done.stdout
 
 
 @pytest.mark.once

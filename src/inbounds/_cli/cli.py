@@ -1,4 +1,4 @@
-"""The command line: parses arguments, reads files, calls the library and prints."""
+"""The command line: reads files, calls the library and prints. `inbounds_launcher` parses the arguments."""
 
 from __future__ import annotations
 
@@ -12,54 +12,45 @@ import tempfile
 import textwrap
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import keras
 import numpy as np
+from rich.console import Console
+from rich.text import Text
 
-import inbounds
+from inbounds._arrays.ops import to_numpy
 from inbounds._cli.catalogue import SNAKE_CASE_NAMES, card_of, cards
 from inbounds._errors import FileError, InboundsError, LayoutWarning, PlanNotSavedWarning, explain, printable
 from inbounds._model.layout import layout_of
 from inbounds._model.rules import resolve
 from inbounds._model.rules_file import read_rules
-from inbounds._model.table import common_prefix, merged_notes, quantity, table
+from inbounds._model.table import Table, common_prefix, merged_notes, quantity
+from inbounds._model.weights import layers_of, weights_of
 from inbounds._report.audit import audit
-from inbounds._report.report import Report
+from inbounds._report.report import Report, Row
 from inbounds._train.attach import constrain
 
-DESCRIPTION = "Keeps the weights of Keras models inside the sets you choose, and shows that they are there."
-
-RULES_EPILOG = """
-a rules file (TOML):
-  [rules]                                  # weights: a glob on the end of a path
-  "conv*/kernel" = "MaxNorm(1.5)"
-  [layers]                                 # layers: a class, or a layer's name
-  Dense = "Joint(MaxNorm(2.0))"
-  head = {kernel = "NonNeg", bias = "Box(-1, 1)"}
-A weight obeys the last rule that matches it, in the order of the file.
-"""
-
-EXIT_EPILOG = "exit status: 0 when every set holds, 1 when not or when nothing is constrained, 2 on an error."
+NOT_HELD = r"(?m)(?<=\d )(violated|unenforced|misaligned)|(violated|unenforced|misaligned)$"
+"""The statuses that a terminal shows in colour: in the title, after their count, and at the end of rows."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
+def run(options: argparse.Namespace) -> int:
+    """Runs a command.
 
     Args:
-        arguments: the arguments of the command line; None: those of the process.
+        options: what `inbounds_launcher.parser` makes of the command line.
 
     Returns:
         The exit status: 0 when all holds, 1 when not or when nothing is constrained, 2 on an error,
         which prints one message on stderr.
     """
-    options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             _show_own_warnings()
-            status: int = options.run(options)
+            status = COMMANDS[options.command](options)
             sys.stdout.flush()
             return status
     except InboundsError as error:
@@ -70,98 +61,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Prints one message, like every other error; argparse would print the usage too."""
-        self.exit(2, f"inbounds: error: {printable(message)}. Instead: {self.prog} --help.\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="inbounds", description=DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"inbounds {inbounds.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(name: str, run: Any, summary: str, epilog: str = "") -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        added.set_defaults(run=run, command=name)
-        return added
-
-    def takes_model(added: argparse.ArgumentParser, metavar: str = "MODEL.keras") -> None:
-        added.add_argument("model", metavar=metavar, type=Path, help="a model as model.save(...) writes it")
-        added.add_argument(
-            "--import",
-            dest="modules",
-            metavar="MODULE",
-            action="append",
-            default=[],
-            help="a Python module that registers the model's own layers; may be repeated",
-        )
-
-    added = command(
-        "audit", _audit, "show whether the weights of a model are inside their sets", RULES_EPILOG + EXIT_EPILOG
-    )
-    takes_model(added)
-    added.add_argument(
-        "--rules", metavar="FILE.toml", type=Path, help="the sets to audit; without it, those saved in the model"
-    )
-    added.add_argument(
-        "--accept",
-        metavar="SELECTOR",
-        action="append",
-        default=[],
-        help="a glob on the end of a weight's path: the axis of its constraint of Keras is meant so; may be repeated",
-    )
-    added.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    added.add_argument("--html", metavar="OUT", type=Path, help="write an HTML page too")
-
-    added = command(
-        "project", _project, "move the weights of a model into sets, and save it with them", RULES_EPILOG + EXIT_EPILOG
-    )
-    takes_model(added, "IN.keras")
-    added.add_argument("-o", "--output", metavar="OUT.keras", type=Path, required=True, help="the file to write")
-    added.add_argument("--rules", metavar="FILE.toml", type=Path, required=True, help="the sets")
-
-    added = command("sets", _sets, "show the sets there are: definition, cost, whether convex, source, picture")
-    added.add_argument("names", metavar="NAME", nargs="*", help="of a set to show; without any, all of them")
-    added = command("layout", _layout, "show what makes the units of each weight of a model")
-    takes_model(added)
-    command(
-        "demo",
-        _demo,
-        "train small models inside their sets on real data, and audit them",
-        "It takes about a minute. " + EXIT_EPILOG,
-    )
-    return parser
-
-
 # Commands, which return the exit status.
 
 
 def _audit(options: argparse.Namespace) -> int:
-    model = _load(options, compiled=False)
-    report = audit(model, read_rules(options.rules, model).rules if options.rules else None, options.accept)
-    if options.html:
-        try:
-            report.to_html(options.html)
-        except OSError as error:
-            raise _write_error(options.html, error) from error
-    print(report.to_json() if options.json else report)
-    if options.html:
-        print(f"Written: {printable(str(options.html))}", file=sys.stderr if options.json else sys.stdout)
-    if not report.constrained:
-        message = explain(
-            "Nothing is constrained: no weight of the model has a set",
-            repr(str(options.model)),
-            instead=f"inbounds audit {shlex.quote(str(options.model))} --rules FILE.toml",
+    page: Path | None = options.html
+    is_model = page is not None and page.resolve() == options.model.resolve()
+    if page and (is_model or (page.exists() and not options.force)):
+        raise FileError(
+            explain(
+                f"Can't write {str(page)!r}: it {'is the model' if is_model else 'exists'}",
+                f"--html {shlex.quote(str(page))}",
+                instead="another name" + ", or --force as well, to replace it" * (not is_model),
+            )
         )
-        print(f"inbounds: {message}", file=sys.stderr)
-    return 0 if report.ok else 1
+    model = _load(options.model, options, compiled=False)
+    report = audit(model, _rules(options, model), options.accept).of_file(options.model)
+    if page:
+        try:
+            report.to_html(page)
+        except OSError as error:
+            raise _write_error(page, error) from error
+    if options.json:
+        print(report.to_json())
+    else:
+        _print_report(report)
+    if page:
+        print(f"Written: {printable(str(page))}", file=sys.stderr if options.json else sys.stdout)
+    return _status(report, f"inbounds audit {shlex.quote(str(options.model))} --rules FILE.toml")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    models = [_load(path, options, compiled=False) for path in (options.before, options.model)]
+    before, after = (audit(model, _rules(options, model)) for model in models)
+    old, new = map(_values, models)
+    common = [path for path in new if path in old]
+    if not common:
+        raise FileError(
+            explain(
+                "The two models have no weight in common",
+                f"{', '.join(list(old)[:3])} ... and {', '.join(list(new)[:3])} ...",
+                instead="two files of one model, before and after",
+            )
+        )
+    moved = {path: _distance(new[path], old[path]) for path in common if new[path].shape == old[path].shape}
+    constrained = {path for report in (before, after) for row in report.constrained for path in row.paths}
+    free = [distance for path, distance in moved.items() if path not in constrained]
+    notes = [f"{quantity(len(free), 'weight')} without a set moved by {math.hypot(*free):.3g}"] * bool(free)
+    others = [path for path in dict.fromkeys([*old, *new]) if path not in moved]
+    notes += merged_notes((path, "not in both models, or of another shape") for path in others)
+    _print_report(_comparison(f"Comparison of {after.model}, before -> after", before, after, moved, notes))
+    return _status(after, f"inbounds compare ... {shlex.quote(str(options.model))} --rules FILE.toml")
 
 
 def _project(options: argparse.Namespace) -> int:
@@ -174,7 +124,7 @@ def _project(options: argparse.Namespace) -> int:
                 instead=f"-o {target.with_suffix('.keras')}",
             )
         )
-    model = _load(options, compiled=True)
+    model = _load(options.model, options, compiled=True)
     rules = read_rules(options.rules, model)
     given = model.get_weights()
     constrain(model, rules.rules, metric=rules.metric, every=rules.every, gradient=rules.gradient, latent=rules.latent)
@@ -191,10 +141,10 @@ def _project(options: argparse.Namespace) -> int:
     except OSError as error:
         raise _write_error(target, error) from error
     moved = {
-        printable(weight.path): float(np.max(np.abs(new - old), initial=0))
+        printable(weight.path): _distance(new, old)
         for weight, old, new in zip(model.weights, given, projected, strict=True)
     }
-    print(_projection_table(before, after, moved))
+    _print_report(_comparison(f"Projection of {after.model}, before -> after", before, after, moved))
     print(f"\nWritten: {printable(str(target))}")
     return 0 if after.ok else 1
 
@@ -205,18 +155,18 @@ def _sets(options: argparse.Namespace) -> int:
         return 0
     all_cards = list(cards().values())
     twins = ", ".join(f"{twin} ({name})" for twin, name in SNAKE_CASE_NAMES.items())
-    summary = table(
+    summary = Table(
         "The sets of inbounds.constraints, and what operators make of them",
         ("set", "a unit w satisfies", "convex"),
         [(card.name, card.definition.replace("`", ""), card.convex) for card in all_cards],
         [f"Names as in Keras: {twins}.", "Below: each with its cost, its source, and a picture if it has one."],
     )
-    print("\n\n".join([summary, *(card.text for card in all_cards)]))
+    print("\n\n".join([str(summary), *(card.text for card in all_cards)]))
     return 0
 
 
 def _layout(options: argparse.Namespace) -> int:
-    model = _load(options, compiled=False)
+    model = _load(options.model, options, compiled=False)
     weights = [weight for weight, _ in resolve(model, None, lambda variable: None, strict=False).free]
     prefix = common_prefix(weight.path for weight in weights)
     rows, notes = [], []
@@ -241,7 +191,7 @@ def _layout(options: argparse.Namespace) -> int:
     under = f", under {prefix}" if prefix not in ("", f"{model.name}/") else ""
     columns = ("weight", "shape", "layer", "axes of a unit", "units", "size")
     print(
-        table(
+        Table(
             f"Layout of {model.name}{under}: {quantity(len(rows), 'weight')}",
             columns,
             rows,
@@ -257,11 +207,33 @@ def _demo(options: argparse.Namespace) -> int:
     return demo()
 
 
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "audit": _audit,
+    "compare": _compare,
+    "project": _project,
+    "sets": _sets,
+    "layout": _layout,
+    "demo": _demo,
+}
+
+
+def _status(report: Report, instead: str) -> int:
+    """The exit status of a report; a message if nothing is constrained."""
+    if not report.constrained:
+        text = "Nothing is constrained: no weight of the model has a set"
+        print(f"inbounds: {explain(text, f'model {report.model!r}', instead=instead)}", file=sys.stderr)
+    return 0 if report.ok else 1
+
+
 # Files.
 
 
-def _load(options: argparse.Namespace, *, compiled: bool) -> Any:
-    """Loads the model of a command, after importing the modules of its layers."""
+def _rules(options: argparse.Namespace, model: Any) -> Any:
+    return read_rules(options.rules, model).rules if options.rules else None
+
+
+def _load(path: Path, options: argparse.Namespace, *, compiled: bool) -> Any:
+    """Loads a model of a command, after importing the modules of its layers."""
     if options.modules:
         sys.path.insert(0, os.getcwd())
     for name in options.modules:
@@ -276,7 +248,6 @@ def _load(options: argparse.Namespace, *, compiled: bool) -> Any:
                     instead=f"run it in the folder of {name.split('.')[0]}.py",
                 )
             ) from error
-    path: Path = options.model
     if not path.is_file():
         raise FileError(
             explain(
@@ -319,27 +290,59 @@ def _write_error(path: Path, error: OSError) -> FileError:
 # Text.
 
 
-def _projection_table(before: Report, after: Report, moved: dict[str, float]) -> str:
-    """The table of a projection: each set before and after, and how far its weights moved."""
-    prefix = common_prefix(path for row in after.rows for path in row.paths)
-    rows = []
-    for old, new in zip(before.rows, after.rows, strict=True):
-        if new.status != "free":
-            paths = "\n".join(path.removeprefix(prefix) for path in new.paths)
-            rows.append(
-                (
-                    paths,
-                    new.set,
-                    new.units,
-                    f"{old.violated} -> {new.violated}",
-                    f"{old.violation:.3g} -> {new.violation:.3g}",
-                    max(moved[path] for path in new.paths),
-                    new.status,
-                )
+def _print_report(report: Any) -> None:
+    """Prints a report. A terminal shows in colour what doesn't hold, unless NO_COLOR is set."""
+    text = Text(str(report))
+    text.highlight_regex(NOT_HELD, "red")
+    Console(highlight=False).print(text, soft_wrap=True)
+
+
+def _comparison(title: str, before: Report, after: Report, moved: dict[str, float], notes: Sequence[str] = ()) -> Table:
+    """The table of two reports: each set before and after, and how far its weights moved."""
+    old, new = ({row.paths: row for row in report.constrained} for report in (before, after))
+    prefix = common_prefix(path for paths in [*old, *new] for path in paths)
+    rows, remarks = [], []
+    for paths in dict.fromkeys([*new, *old]):
+        pair = old.get(paths), new.get(paths)
+        both = [row for row in pair if row is not None]
+        named = [path.removeprefix(prefix) for path in paths]
+        distances = [moved[path] for path in paths if path in moved]
+        rows.append(
+            (
+                "\n".join(named),
+                " -> ".join(dict.fromkeys(row.set for row in both)),
+                both[-1].units,
+                _change(pair, lambda row: row.violated),
+                _change(pair, lambda row: f"{row.violation:.3g}"),
+                _change(
+                    pair, lambda row: "-" if row.worst_unit is None else ", ".join(map(str, row.worst_unit)) or "0"
+                ),
+                _change(pair, lambda row: "-" if math.isnan(row.active) else f"{row.active:.0%}"),
+                math.hypot(*distances) if len(distances) == len(paths) else "-",
+                both[-1].status if pair[1] else "free",
             )
-    columns = ("weight", "set", "units", "violated", "violation", "moved by", "status")
-    notes = merged_notes((" + ".join(row.paths), row.note) for row in after.rows if row.status != "free")
-    return table(f"Projection of {after.model}", columns, rows, notes)
+        )
+        lone = "" if len(both) == 2 else f"a set only {'after' if pair[1] else 'before'}"
+        remarks += [(" + ".join(named), remark) for remark in (lone, both[-1].note)]
+    columns = ("weight", "set", "units", "violated", "violation", "worst", "active", "moved", "status")
+    return Table(title, columns, rows, [*merged_notes(remarks), *notes])
+
+
+def _change(pair: tuple[Row | None, Row | None], text: Callable[[Row], Any]) -> str:
+    return " -> ".join("-" if row is None else str(text(row)) for row in pair)
+
+
+def _values(model: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """The values that the layers of a model compute with, by path: of quantized ones what they stand for."""
+    found = ((weight, weight.effective) for weight in weights_of(layers_of(model)))
+    return {
+        weight.path: to_numpy(weight.variable if effective is None else effective.value())
+        for weight, effective in found
+    }
+
+
+def _distance(new: np.ndarray[Any, Any], old: np.ndarray[Any, Any]) -> float:
+    return float(np.linalg.norm((new - old).ravel()))
 
 
 def _show_own_warnings() -> None:

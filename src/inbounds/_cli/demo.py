@@ -15,7 +15,7 @@ import numpy as np
 from keras import layers, ops
 
 import inbounds as ib
-from inbounds._model.table import table
+from inbounds._model.table import Table
 from inbounds.constraints import MaxNorm, NonNeg
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
@@ -188,5 +188,5 @@ def demo() -> int:
         "A violation below the tolerance of its set, a few units in the last place of float32, is rounding.",
         "Active units lie on the boundary of their set.",
     ]
-    print(f"\n{table('Summary', columns, rows, notes)}")
+    print(f"\n{Table('Summary', columns, rows, notes)}")
     return 0 if all(row[-1] == "all hold" for row in rows) else 1

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from inbounds._arrays.units import Axes
-from inbounds._model.table import common_prefix, merged_notes, quantity, table
+from inbounds._model.table import Table, Tabular, common_prefix, merged_notes, quantity
 from inbounds._model.weights import Weight
 from inbounds._sets.set import Set
 from inbounds._types import Gradient, Interval, Latent, Metric
@@ -62,7 +62,7 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Tabular):
     """The rules resolved on one model; `print` shows every weight.
 
     Attributes:
@@ -102,7 +102,7 @@ class Plan:
         constrained = sum(len(entry.weights) for entry in self.entries)
         return f"<{self._title} on {constrained} of {constrained + len(self.free)} weights; print it to see them>"
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         weights = [weight for entry in self.entries for weight in entry.weights] + [weight for weight, _ in self.free]
         prefix = common_prefix(weight.path for weight in weights)
         rows: list[tuple[Any, ...]] = []
@@ -125,7 +125,7 @@ class Plan:
         notes += [(weight.path.removeprefix(prefix), f"free, {why}") for weight, why in self.free]
         under = f", under {prefix}" if prefix else ""
         when = {1: "", "epoch": ", projected at the end of each epoch"}.get(self.every, f", each {self.every} steps")
-        return table(
+        return Table(
             f"{self._title}{', reduced gradient' if reduced else ''}, {self.metric} metric{in_all}{when}{under}",
             ("weight", "set", "units", "axes of a unit", "rule"),
             rows,

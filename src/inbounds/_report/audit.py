@@ -7,9 +7,12 @@ step.
 
 from __future__ import annotations
 
+import importlib
 import math
+import platform
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import keras
@@ -23,14 +26,19 @@ from inbounds._model.rules import resolve, why_unenforceable
 from inbounds._model.selectors import selected_weights
 from inbounds._model.table import quantity
 from inbounds._model.weights import Weight, layers_of, weights_of
-from inbounds._report.report import Report, Row, Status
+from inbounds._report.report import Provenance, Report, Row, Status
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint
-from inbounds._sets.set import Set, of_keras
+from inbounds._sets.notation import mathematics
+from inbounds._sets.set import Measured, Set, of_keras
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.optimizers import steps_taken
 from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Model, Rules, Selector
+from inbounds._version import __version__
+
+MOST_BARS = 64
+"""The numbers that a row keeps of its units, for a plot."""
 
 
 @exclusive_access(
@@ -83,7 +91,7 @@ def audit(
         key = id(weight.variable)
         row_of[key] = _row_without_set(weight, reason, weights, from_rules=from_rules, accepted=key in accepted)
     in_order = [row_of[id(weight.variable)] for weight in weights if id(weight.variable) in row_of]
-    return Report(printable(str(model.name)), tuple(in_order))
+    return Report(printable(str(model.name)), tuple(in_order), _provenance())
 
 
 def check(
@@ -167,6 +175,17 @@ def _unique_selector(weight: Weight, weights: Sequence[Weight]) -> str:
     return next(alone, weight.path)
 
 
+def _provenance() -> Provenance:
+    backend = keras.backend.backend()
+    return Provenance(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        inbounds=__version__,
+        keras=keras.__version__,
+        backend=f"{backend} {importlib.import_module(backend).__version__}",
+        python=platform.python_version(),
+    )
+
+
 def _no_constraint(variable: Any) -> None:
     return None
 
@@ -174,7 +193,7 @@ def _no_constraint(variable: Any) -> None:
 def _set_row(entry: Entry, *, from_rules: bool, label: str = "", step: int = 0) -> Row:
     if entry.set.centers:
         note = 'the centre "current" becomes the weights as they are when the model is constrained'
-        return _unmeasured_row(entry.paths, repr(entry.set), "unenforced", note)
+        return _unmeasured_row(entry.paths, repr(entry.set), "unenforced", note, entry.set, entry.source)
     measured = entry.applied.at(step).measure(list(map(_used_value, entry.weights)), entry.axes)
     violation, outside = np.maximum(measured.excess, 0.0), measured.outside
     unit_shape = tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
@@ -203,11 +222,29 @@ def _set_row(entry: Entry, *, from_rules: bool, label: str = "", step: int = 0) 
             )
             if text
         ),
+        definition=mathematics(entry.set),
+        source=entry.source,
+        excess=_bars(measured.excess),
     )
 
 
-def _unmeasured_row(paths: tuple[str, ...], set_text: str, status: Status, note: str) -> Row:
-    return Row(paths, set_text, 0, 0, 0.0, None, math.nan, 0.0, status, note)
+def _bars(excess: np.ndarray[Any, Any]) -> tuple[float, ...]:
+    """The numbers of units, or of more than MOST_BARS the largest of each run of neighbours."""
+    excess = excess[excess > -np.inf]
+    starts = range(0, excess.size, max(1, -(-excess.size // MOST_BARS)))
+    return tuple(np.maximum.reduceat(excess, starts).tolist()) if excess.size else ()
+
+
+def _unmeasured_row(
+    paths: tuple[str, ...],
+    set_text: str,
+    status: Status,
+    note: str,
+    constraint: Set | None = None,
+    source: str = "",
+) -> Row:
+    definition = "" if constraint is None else mathematics(constraint)
+    return Row(paths, set_text, 0, 0, 0.0, None, math.nan, 0.0, status, note, definition, source)
 
 
 def _used_value(weight: Weight) -> Any:
@@ -244,21 +281,27 @@ def _row_without_set(
     declared = None if from_rules else _declared_constraint(weight)
     if declared is None:
         return _unmeasured_row((weight.path,), "", "free", reason)
+    constraint, source = _as_set(declared), f"{type(weight.layer).__name__}({_place_of_constraint(weight)}=...)"
     if weight.dtype not in MANTISSA_BITS:
         note = f"{reason}; {weight.constraint_argument} is declared, but the weight is {weight.dtype}"
-        return _unmeasured_row((weight.path,), _constraint_text(declared), "unenforced", note)
-    constraint = _as_set(declared)
+        return _unmeasured_row((weight.path,), _constraint_text(declared), "unenforced", note, constraint, source)
     fan_in = layout_of(weight.layer).span(weight.name, weight.shape)
     try:
         axes = constraint.span(weight.shape, fan_in)
     except SetError as error:
-        return _unmeasured_row((weight.path,), _constraint_text(declared), "unenforced", str(error))
-    outside, note = _fan_in_violations(constraint, weight, fan_in, weights)
+        return _unmeasured_row((weight.path,), _constraint_text(declared), "unenforced", str(error), constraint, source)
+    along, note = _along_fan_in(constraint, weight, fan_in, weights)
     row = _set_row(
-        Entry(constraint, (weight,), (axes,), reason, note), from_rules=False, label=_constraint_text(declared)
+        Entry(constraint, (weight,), (axes,), source, note), from_rules=False, label=_constraint_text(declared)
     )
     intended = accepted or isinstance(declared, Set)
-    return replace(row, status="misaligned") if row.status == "holds" and outside and not intended else row
+    if along is None or row.status != "holds" or intended:
+        return row
+    return replace(row, status="misaligned", excess=_bars(along.excess))
+
+
+def _place_of_constraint(weight: Weight) -> str:
+    return weight.constraint_argument or f"{weight.name}.constraint"
 
 
 def _declared_constraint(weight: Weight) -> Any:
@@ -266,13 +309,15 @@ def _declared_constraint(weight: Weight) -> Any:
     return weight.declared_constraint if constraint is None else constraint
 
 
-def _fan_in_violations(constraint: Set, weight: Weight, fan_in: Any, weights: Sequence[Weight]) -> tuple[int, str]:
-    """The number of units outside along the layer's fan-in, if the set has another axis; a note."""
+def _along_fan_in(
+    constraint: Set, weight: Weight, fan_in: Any, weights: Sequence[Weight]
+) -> tuple[Measured | None, str]:
+    """The units along the layer's fan-in if the set has another axis and some are outside; a note."""
     if constraint.axis is None or fan_in is None or isinstance(constraint, Custom):
-        return 0, ""
+        return None, ""
     span = constraint.layer_span(weight.shape, fan_in)
     if set(span) == set(constraint.span(weight.shape)):
-        return 0, ""
+        return None, ""
     value = to_numpy(_used_value(weight))
     measured = constraint.measure([_used_value(weight)], [span])
     outside = int(np.sum(measured.outside))
@@ -281,10 +326,10 @@ def _fan_in_violations(constraint: Set, weight: Weight, fan_in: Any, weights: Se
         f"{outside} are outside"
     )
     if not outside:
-        return 0, note
+        return None, note
     norm = np.sqrt(np.sum(value * value, axis=span)).ravel()[np.argmax(measured.excess)]
     selector = _unique_selector(weight, weights)
-    return outside, (
+    return measured, (
         f"{note}, by up to {measured.excess.max():.3g}, with a norm of {norm:.3g}; instead: "
         f"{_constrain_call(selector, constraint)}, "
         f"or where the axis is meant so: inbounds.audit(model, accept={selector!r})"

@@ -20,7 +20,7 @@ from inbounds._arrays.ops import MANTISSA_BITS, cast, dense, dtype_of, quiet, to
 from inbounds._arrays.units import Units
 from inbounds._errors import RuleError, explain, printable, shown
 from inbounds._model.plan import Entry
-from inbounds._model.table import common_prefix, merged_notes, quantity, table
+from inbounds._model.table import Table, Tabular, common_prefix, merged_notes, quantity
 from inbounds._train.attached_sets import entries_in_force
 from inbounds._train.optimizers import steps_taken
 from inbounds._train.weight_access import exclusive_access
@@ -62,7 +62,7 @@ class PressureRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Pressure:
+class Pressure(Tabular):
     """The pressure of a model's bounds, a row for each set: print it, or iterate over it."""
 
     model: str
@@ -77,10 +77,10 @@ class Pressure:
     def __repr__(self) -> str:
         return f"<Pressure on {quantity(len(self), 'set')} of {self.model}; print it to see them>"
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         prefix = common_prefix(path for row in self for path in row.paths)
         named = [(row, [path.removeprefix(prefix) for path in row.paths]) for row in self]
-        return table(
+        return Table(
             f"Pressure on {self.model}: the fall of the loss for each unit by which a bound is loosened",
             ("weight", "set", "units", "largest", "unit", "costing"),
             [("\n".join(paths), row.set, row.values.size, *_cells(row)) for row, paths in named],

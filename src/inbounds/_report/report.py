@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
-from importlib import resources
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from inbounds._errors import InboundsError, explain
-from inbounds._model.table import common_prefix, merged_notes, table
+from inbounds._errors import printable
+from inbounds._model.table import Table, Tabular, common_prefix, merged_notes, quantity
+from inbounds._report.html import html_page
 
 Status = Literal["holds", "violated", "unenforced", "misaligned", "free"]
 
@@ -38,6 +39,13 @@ class Row:
             constraint of Keras holds along its axis, that axis is not the layer's fan-in, and units
             along the fan-in are outside; "free": no set.
         note: further remarks.
+        definition: the set in mathematics, from its docstring; empty for a free weight.
+        source: the rule, or the layer's argument, that assigns the set; empty for a free weight.
+        excess: how far units are outside, above 0, or inside, below 0, for a plot: one number for
+            each unit, or of more than 64 units the largest of each of up to 64 runs of neighbours,
+            which are equally long but for the last. Infinity where an entry is NaN or infinite.
+            Units in which a mask marks no entry are left out. Of a misaligned row, units along the
+            layer's fan-in.
     """
 
     paths: tuple[str, ...]
@@ -50,14 +58,47 @@ class Row:
     tolerance: float
     status: Status
     note: str = ""
+    definition: str = ""
+    source: str = ""
+    excess: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
-class Report:
-    """The result of an audit: print it, or read `ok` and `rows`."""
+class Provenance:
+    """Where and when an audit was made.
+
+    Attributes:
+        date: in UTC, ISO 8601.
+        inbounds: its version.
+        keras: its version.
+        backend: its name and version.
+        python: its version.
+        file: the name of the model's file; empty if the model was not read from one.
+        sha256: the SHA-256 of that file, in hexadecimal.
+    """
+
+    date: str
+    inbounds: str
+    keras: str
+    backend: str
+    python: str
+    file: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Report(Tabular):
+    """The result of an audit: print it, or read `ok` and `rows`. In a notebook it shows itself.
+
+    Attributes:
+        model: the name of the model.
+        rows: a row for every set, and one for every weight without.
+        provenance: versions, date and file. Reports with the same rows are equal without it.
+    """
 
     model: str
     rows: tuple[Row, ...]
+    provenance: Provenance | None = field(default=None, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -81,53 +122,66 @@ class Report:
         units = sum(row.units for row in rows)
         return sum(row.active * row.units for row in rows) / units if units else 0.0
 
-    def __str__(self) -> str:
+    @property
+    def rules(self) -> dict[str, str]:
+        """From each rule, or argument of layers, to the sets that it assigns, as code."""
+        sets: dict[str, dict[str, None]] = {}
+        for row in self.constrained:
+            sets.setdefault(row.source, {})[row.set] = None
+        return {source: ", ".join(assigned) for source, assigned in sets.items()}
+
+    def of_file(self, path: str | Path) -> Report:
+        """The same report with the name and the SHA-256 of the file that the model was loaded from."""
+        if self.provenance is None:
+            return self
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return replace(self, provenance=replace(self.provenance, file=printable(Path(path).name), sha256=digest))
+
+    def _table(self) -> Table:
         columns = ("weight", "set", "units", "violated", "violation", "worst", "active", "tolerance", "status")
         prefix = common_prefix(path for row in self.rows for path in row.paths)
-        named = [(row, [path.removeprefix(prefix) for path in row.paths]) for row in self.rows]
-        rows = [("\n".join(paths), *_cells(row)[1:-1]) for row, paths in named if row.status != "free"]
-        notes = [(" + ".join(paths), f"free, {row.note}" if row.status == "free" else row.note) for row, paths in named]
+        named = [(row, [path.removeprefix(prefix) for path in row.paths]) for row in self.constrained]
+        notes = merged_notes((" + ".join(paths), row.note) for row, paths in named)
+        free = Counter(row.note for row in self.rows if row.status == "free")
+        why = ", ".join(f"{count} {reason}" for reason, count in free.items())
         under = f", under {prefix}" if prefix not in ("", f"{self.model}/") else ""
-        return table(f"Audit of {self.model}{under}: {self._verdict()}", columns, rows, merged_notes(notes))
+        return Table(
+            f"Audit of {self.model}{under}: {self._verdict()}",
+            columns,
+            [("\n".join(paths), *_cells(row)) for row, paths in named],
+            [*notes, f"{quantity(free.total(), 'weight')} without a set: {why}"] if free else notes,
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data. Infinities and NaN, which JSON lacks, become None."""
-        rows = [{name: _json_value(value) for name, value in asdict(row).items()} for row in self.rows]
-        return {
-            "model": self.model,
-            "ok": self.ok,
-            "violation": _json_value(self.violation),
-            "active": _json_value(self.active),
-            "rows": rows,
-        }
+        """The report as plain data (docs/reports.md). Infinities and NaN, which JSON lacks, become None."""
+        data: dict[str, Any] = _json_value(
+            {
+                "model": self.model,
+                "ok": self.ok,
+                "violation": self.violation,
+                "active": self.active,
+                "provenance": self.provenance and asdict(self.provenance),
+                "rules": self.rules,
+                "rows": [asdict(row) for row in self.rows],
+            }
+        )
+        return data
 
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def to_html(self, path: str | Path) -> Path:
-        """Writes the report as one self-contained HTML page.
+        """Writes the report as one page of HTML, which needs no other file and no network.
+
+        A file at this path is replaced.
 
         Raises:
-            InboundsError: Jinja2 is not installed.
+            OSError: the file can't be written.
         """
-        try:
-            import jinja2
-        except ImportError as error:
-            raise InboundsError(
-                explain(
-                    "Can't write the HTML report: Jinja2 is not installed",
-                    f"to_html({str(path)!r})",
-                    instead="pip install 'inbounds[html]'",
-                )
-            ) from error
-        template = resources.files("inbounds._report").joinpath("report.html").read_text(encoding="utf-8")
-        page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
         target = Path(path)
-        target.write_text(
-            page.render(report=self, verdict=self._verdict(), rows=[(row, _cells(row)) for row in self.rows]),
-            encoding="utf-8",
-        )
+        target.write_text(html_page(self.to_dict()), encoding="utf-8")
         return target
 
     def _verdict(self) -> str:
@@ -137,13 +191,14 @@ class Report:
 
 
 def _cells(row: Row) -> tuple[Any, ...]:
-    paths = "\n".join(row.paths)
-    if row.status == "free":
-        return (paths, *[""] * 7, row.status, row.note)
     active = "-" if math.isnan(row.active) else f"{row.active:.0%}"
     worst = "-" if row.worst_unit is None else ", ".join(map(str, row.worst_unit)) or "0"
-    return (paths, row.set, row.units, row.violated, row.violation, worst, active, row.tolerance, row.status, row.note)
+    return (row.set, row.units, row.violated, row.violation, worst, active, row.tolerance, row.status)
 
 
 def _json_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _json_value(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
