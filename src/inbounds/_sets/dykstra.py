@@ -9,8 +9,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 
+from inbounds._arrays.decompositions import ratio
 from inbounds._arrays.ops import Array, epsilon, iterate, namespace, repeat, working_dtype
 from inbounds._arrays.units import Units, joined
 
@@ -39,12 +40,8 @@ differentiated."""
 
 def in_turn(projections: Sequence[Projection], units: Units) -> Units:
     """Projections one after the other, round by round, until a round changes nothing."""
-    return until_still(lambda units: _one_round(projections, units), units, TURNS, UNROLLED_TURNS)
-
-
-def until_still(project: Projection, units: Units, limit: int, unrolled: int) -> Units:
-    """A projection, and again from its result until nothing changes, with the derivative of the first."""
-    return repeated(project, units, lambda old, new: ~old.same(new), limit, unrolled)
+    one_round = partial(_one_round, projections)
+    return repeated(one_round, units, lambda old, new: ~old.same(new), TURNS, UNROLLED_TURNS)
 
 
 def repeated(
@@ -129,9 +126,7 @@ def _dykstra_from_near(projections: Sequence[Projection], units: Units) -> tuple
     size = units.max(xp.abs)
     size = xp.where(xp.isfinite(size), size, xp.zeros_like(size))
     reached = xp.maximum(_one_round(projections, units).max(xp.abs), 1e-12 * size)
-    ratio = xp.where(reached > 0, size / xp.where(reached > 0, reached, xp.ones_like(reached)), xp.ones_like(size))
-    ratio = xp.where(xp.isfinite(ratio), ratio, xp.ones_like(ratio))
-    doublings = xp.ceil(xp.log2(xp.maximum(ratio, 1)))
+    doublings = xp.ceil(xp.log2(xp.maximum(ratio(size, reached), 1)))
     rounding = 8 * epsilon(working_dtype(units.dtype)) * size
 
     def scaled(left: Array) -> Units:
