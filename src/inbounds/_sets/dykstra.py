@@ -18,24 +18,23 @@ from inbounds._arrays.units import Units, joined
 Projection = Callable[[Units], Units]
 
 ROUNDS = 1000
-"""At most so many rounds of Dykstra's algorithm."""
+"""The limit of rounds of Dykstra's algorithm."""
 
 SETTLED = 20
-"""After so many rounds a unit that is still drawn near to the sets is doubled in any case."""
+"""The number of rounds after which a scaled-down unit is doubled though it still moves."""
 
 TURNS = 500
-"""At most so many rounds of projections in turn."""
+"""The limit of rounds of projections in turn."""
 
 REPEATS = 8
-"""At most so often a multiplier is looked for once more from the result; as a rule once moves the
-last bits."""
+"""The limit of repeated projections from a result. As a rule one is enough, and moves the last
+bits."""
 
 UNROLLED_ROUNDS, UNROLLED_TURNS, UNROLLED_REPEATS = 100, 4, 1
-"""The same where none can be left out: where PyTorch exports or vectorizes."""
+"""The numbers of rounds and repeats where PyTorch exports or vectorizes, and can't stop early."""
 
 LIVE_ROUNDS = 40
-"""Rounds of Dykstra's algorithm that are gone through again, from where it has ended, to be
-differentiated."""
+"""The number of rounds from the result that are differentiated."""
 
 
 def in_turn(projections: Sequence[Projection], units: Units) -> Units:
@@ -117,10 +116,10 @@ def dykstra(projections: Sequence[Projection], units: Units) -> Units:
 def _dykstra_from_near(projections: Sequence[Projection], units: Units) -> tuple[Units, list[Units]]:
     """Where Dykstra's algorithm ends, and what each set has taken away.
 
-    From a point that is far away, in terms of the sets' size, it needs as many rounds as it is
-    times as far. So the unit begins at `2^-left` of itself, and is doubled as soon as that has
-    settled: with everything taken doubled too, the same point is still nearest to one that is off
-    by the size of the sets only.
+    The number of rounds grows in proportion to the distance from the sets, relative to their size.
+    So the unit begins at `2^-left` of itself, and is doubled as soon as that has settled. All that
+    the sets have taken away is doubled with it; the state then still belongs to a point that is off
+    by no more than the size of the sets.
     """
     xp = namespace(units.parts[0])
     size = units.max(xp.abs)

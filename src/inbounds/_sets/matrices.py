@@ -6,7 +6,6 @@ of units after the other: the heads of an attention, the gates of a recurrent la
 
 from __future__ import annotations
 
-import numbers
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -32,7 +31,8 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Axes, Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, explain
+from inbounds._sets.arguments import positive_integer
 from inbounds._sets.set import ULPS, Edge, Set, registered
 from inbounds._types import Integer
 
@@ -143,20 +143,9 @@ class MatrixSet(Set):
 
 
 def stack_of(owner: str, value: Any) -> int:
-    """A positive integer: how many matrices a weight's units make.
-
-    Raises:
-        SetError: it is something else.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise SetError(
-            explain(
-                f"`stack` of {owner} is not a positive integer: how many matrices a weight's units make",
-                f"stack={shown(value)}",
-                instead="stack=4 for the gates of an LSTM",
-            )
-        )
-    return int(value)
+    """A positive integer: how many matrices a weight's units make."""
+    meaning = ": how many matrices a weight's units make"
+    return positive_integer(owner, "stack", value, "stack=4 for the gates of an LSTM", meaning)
 
 
 class SquareSet(MatrixSet):

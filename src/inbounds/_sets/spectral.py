@@ -9,7 +9,6 @@ without a decomposition: that is where products win, see docs/measurements.md.
 from __future__ import annotations
 
 import math
-import numbers
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -54,18 +53,19 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._sets.arguments import axes, center_of, number
+from inbounds._sets.arguments import axes, center_of, number, positive_integer
 from inbounds._sets.matrices import MatrixSet, SquareSet, stack_of
 from inbounds._sets.reduced import SHARE
 from inbounds._sets.set import ULPS, registered
 from inbounds._types import Axis, Center, Integer, Number
 
 AIM = 3
-"""Projections aim this and 2 sqrt(n) epsilons below a bound: what computed singular vectors are off
-orthogonal."""
+"""Computed singular vectors are orthogonal to within `AIM + 2 sqrt(n)` epsilons. Projections aim so
+far below a bound."""
 
 OFF = 8
-"""Computed singular values are off by fewer epsilons, or by less than 3 and 2 sqrt(n)."""
+"""The relative error of a computed singular value is less than this many epsilons, or less than
+`AIM + 2 sqrt(n)` of them."""
 
 
 class _Spectral(MatrixSet):
@@ -80,13 +80,16 @@ class _Spectral(MatrixSet):
         """`_excess` for singular values of shape (stack, k), descending up to rounding."""
 
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
-        turned = matrices.shape[1] > matrices.shape[2]
-        with exact_products(matrices):
-            wide = in_working_precision(transposed(matrices) if turned else matrices)
-            nearest, outside = self._nearest_wide(wide, units)
-        nearest = cast(transposed(nearest) if turned else nearest, dtype_of(matrices))
+        return self._by_wide(lambda wide: self._nearest_wide(wide, units), matrices)
+
+    def _by_wide(self, formula: Callable[..., tuple[Array, Any]], *matrices: Array) -> tuple[Array, Any]:
+        """A formula for matrices with as many rows as columns or fewer, whose first result is turned back."""
+        turned = matrices[0].shape[1] > matrices[0].shape[2]
+        with exact_products(matrices[0]):
+            found, other = formula(*(in_working_precision(transposed(x) if turned else x) for x in matrices))
+        found = cast(transposed(found) if turned else found, dtype_of(matrices[0]))
         # PyTorch rounds a transposed view to half precision by other code, which changes NaN's bits.
-        return nearest.contiguous() if is_eager_torch(nearest) else nearest, outside
+        return found.contiguous() if is_eager_torch(found) else found, other
 
     def _reduced_by(self, formula: Callable[[Array, Array, Units], Array], units: Units, gradient: Units) -> Units:
         """`reduced` by a formula for wide finite matrices; where something isn't finite the gradient as it is."""
@@ -94,15 +97,8 @@ class _Spectral(MatrixSet):
         xp = namespace(given)
         matrices, slopes = self._matrices(units.rows()), self._matrices(given)
         finite = xp.all(xp.isfinite(matrices) & xp.isfinite(slopes), axis=(1, 2))[:, None, None]
-        turned = matrices.shape[1] > matrices.shape[2]
-
-        def wide(x: Array) -> Array:
-            x = xp.where(finite, x, xp.zeros_like(x))
-            return in_working_precision(transposed(x) if turned else x)
-
-        with exact_products(matrices):
-            left = formula(wide(matrices), wide(slopes), units)
-        left = cast(transposed(left) if turned else left, dtype_of(slopes))
+        both = (xp.where(finite, x, xp.zeros_like(x)) for x in (matrices, slopes))
+        left, _ = self._by_wide(lambda *wide: (formula(wide[0], wide[1], units), None), *both)
         return gradient.with_rows(xp.reshape(xp.where(finite, left, slopes), tuple(given.shape)))
 
     def _excess_of_matrices(self, matrices: Array) -> Array:
@@ -475,15 +471,7 @@ class LowRank(_Shrinking):
     )
 
     def __init__(self, rank: Integer, axis: Axis = None, stack: Integer = 1) -> None:
-        if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or rank < 1:
-            raise SetError(
-                explain(
-                    "`rank` of LowRank is not a positive integer",
-                    f"rank={shown(rank)}",
-                    instead="LowRank(rank=1), or Fixed(0) for a matrix of zeros",
-                )
-            )
-        self.rank = int(rank)
+        self.rank = positive_integer("LowRank", "rank", rank, "LowRank(rank=1), or Fixed(0) for a matrix of zeros")
         self.axis = axes("LowRank", axis)
         self.stack = stack_of("LowRank", stack)
 
