@@ -1,8 +1,9 @@
 """Decompositions of stacks of matrices: singular values, orthonormal rows and derivatives.
 
 NumPy arrays are decomposed by LAPACK's SVD in float64, the reference; tensors by their library's
-SVD in their own precision. TensorFlow can't vectorize an SVD: there, eigenvectors of the smaller
-Gram matrix and matrix products take its place, at 2 to 4 times the cost. A Gram matrix resolves
+SVD in their own precision. TensorFlow can't vectorize an SVD, and XLA there takes 16 seconds for one
+of 256 x 256 on a CPU. There, eigenvectors of the smaller Gram matrix, which take 0.2, and matrix
+products take its place, at 2 to 4 times the cost of an SVD without XLA. A Gram matrix resolves
 only singular values near its largest, so the smaller ones are decomposed again among themselves
 (`_taken_apart`), and the result is made orthonormal by Newton-Schulz steps.
 """
@@ -56,20 +57,16 @@ STEPS = 8
 
 
 class Spectrum(NamedTuple):
-    """Matrices as left @ rows, with orthogonal `left` and mutually orthogonal rows.
-
-    The matrices have the shape (stack, k, n) with k <= n.
+    """The singular value decomposition of matrices of shape (stack, k, n), k <= n.
 
     Attributes:
-        left: of shape (stack, k, k).
-        rows: of shape (stack, k, n), the singular values times the right singular vectors.
+        left: orthogonal matrices of shape (stack, k, k), the left singular vectors as columns.
         values: of shape (stack, k), the singular values, ascending up to rounding.
-        right: the right singular vectors as rows, 0 where they are not resolved.
+        right: of shape (stack, k, n), the right singular vectors as rows.
         told: of shape (stack, k), 1 where the right singular vector is resolved, else 0.
     """
 
     left: Array
-    rows: Array
     values: Array
     right: Array
     told: Array
@@ -84,28 +81,26 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
         fully: whether they are resolved nevertheless, for a derivative.
         floor: of shape (stack, 1): singular values below it count as 0; None for those of rounding.
     """
-    xp = namespace(matrices)
-    noise = epsilon(dtype_of(matrices)) * (8 + 4 * matrices.shape[1] ** 0.5)
+    xp, dtype = namespace(matrices), dtype_of(matrices)
+    noise = epsilon(dtype) * (8 + 4 * matrices.shape[1] ** 0.5)
     rounding = noise * largest(_lengths(matrices))[:, None] if floor is None else floor
-    enough = enough + xp.zeros_like(rounding)
     if _by_products(matrices):
         least = rounding if fully else xp.maximum(rounding, enough)
         left, rows, apart = _taken_apart(matrices, least)
         values = _lengths(rows)
+        told = apart * cast(values > least, dtype)
         right = rows * ratio(xp.ones_like(values), values)[:, :, None]
-        told = xp.where(values > least, apart, xp.zeros_like(apart))
-        polished = orthonormal(right * told[:, :, None], told)
+        right = xp.where(told[:, :, None] > 0, orthonormal(right * told[:, :, None], told), right)
+        # Where `enough` is near rounding, what is not resolved may add up to more, and counts as 0.
+        values = xp.where((told == 0) & (enough > 0) & (rounding > enough / 4), 0 * values, values)
     else:
-        left, values, right = _svd(matrices)
+        left, values, right = (np.linalg if xp is np else keras.ops).svd(matrices, full_matrices=False)
         left, values, right = (xp.flip(x, axis=axis) for x, axis in ((left, 2), (values, 1), (right, 1)))
-        told = xp.where(values > rounding, xp.ones_like(values), xp.zeros_like(values))
-        polished = right * told[:, :, None]
-    # An unresolved singular value keeps its part above rounding, or none where `enough` is near it.
+        told = cast(values > rounding, dtype)
+    # Near rounding, u^T W v is more exact.
     along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
-    rest = xp.minimum(values, xp.maximum(along, xp.zeros_like(along)))
-    rest = xp.where((enough > 0) & (rounding > enough / 4), xp.zeros_like(rest), rest)
-    values = xp.where(told > 0, values, rest)
-    return Spectrum(left, right * values[:, :, None], values, polished, told)
+    values = xp.where(told > 0, values, xp.minimum(values, xp.maximum(along, 0)))
+    return Spectrum(left, values, right, told)
 
 
 def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
@@ -121,7 +116,8 @@ def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Arr
         step: the direction in which the matrix is differentiated.
     """
     xp = namespace(step)
-    left, _, old, right, told = spectrum
+    left, old, right, told = spectrum
+    right = right * told[:, :, None]
     across = xp.matmul(transposed(left), step)
     inner = xp.matmul(across, transposed(right))
     mirrored = transposed(inner)
@@ -145,10 +141,12 @@ def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
     count, size = matrices.shape[1:]
     scale = scale_of(matrices)
     spectrum = spectrum_of(matrices / scale[:, :, None])
-    found = xp.matmul(spectrum.left, spectrum.right)
     numbers = xp.arange(1, size + 1, dtype=dtype_of(matrices))
     diagonal = xp.eye(count, size, dtype=dtype_of(matrices))
     generic = xp.cos(0.7 * numbers[:count, None] * numbers)
+
+    def product(spectrum: Spectrum) -> Array:
+        return xp.matmul(spectrum.left, spectrum.right * spectrum.told[:, :, None])
 
     def complete(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         """Fills missing directions with those nearest the diagonal, then a generic matrix."""
@@ -157,10 +155,10 @@ def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
         missing = model - xp.matmul(found, xp.matmul(transposed(found), model))
         missing = missing - xp.matmul(xp.matmul(missing, transposed(found)), found)
         floor = xp.ones_like(missing[:, :1, 0]) * (1e3 * epsilon(dtype_of(found)))
-        more = spectrum_of(missing, floor=floor)
-        found = found + xp.matmul(more.left, more.right)
+        found = found + product(spectrum_of(missing, floor=floor))
         return (found, taken + 1), _short(found)
 
+    found = product(spectrum)
     start = (found, 0 * found[:, :1, :1])
     found = either(xp.all(~_short(found)), lambda: found, lambda: iterate(complete, start, 2)[0])
     return orthonormal(found), spectrum, scale
@@ -169,16 +167,17 @@ def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
 def off_identity(matrices: Array, precise: float) -> Array:
     """How far each W W^T is from the identity: at least the largest |eigenvalue - 1|.
 
-    At most k^(1/16) times that where it is near `precise` or at least `NEAR`, else k^(1/2) times.
+    At most k^(1/16) times that where it is near `precise` or at least `NEAR`, else k^(1/2) times,
+    which takes three products less.
     """
     xp = namespace(matrices)
     near = xp.clip(matrices, -1e4, 1e4)
     off = _gram(near) - _identity(near)
     length = xp.sqrt(xp.sum(off * off, axis=(1, 2)))
-    size = xp.clip(length, 1 / PLAIN, PLAIN)
 
     def precisely() -> Array:
         """The 16th root of the sum of the 16th powers of the eigenvalues."""
+        size = xp.clip(length, 1 / PLAIN, PLAIN)
         power = off / size[:, None, None]
         for _ in range(3):
             power = xp.matmul(power, power)
@@ -210,24 +209,18 @@ def orthonormal(rows: Array, told: Array | None = None) -> Array:
 def singular_values(matrices: Array) -> Array:
     """Singular values, descending up to rounding, computed and differentiated as u^T W v.
 
-    The error is of second order in the error of u and v. These are from an SVD, of NumPy arrays in
-    float64; in TensorFlow, which can't vectorize an SVD, from `spectrum_of`.
+    The error is of second order in the error of u and v.
     """
     xp = namespace(matrices)
     matrices = in_working_precision(matrices)
-    wide = xp.swapaxes(matrices, 1, 2) if matrices.shape[1] > matrices.shape[2] else matrices
+    wide = transposed(matrices) if matrices.shape[1] > matrices.shape[2] else matrices
     scale = without_gradient(xp.clip(xp.max(xp.abs(wide), axis=(1, 2), keepdims=True), 1 / HUGE, HUGE))
     plain = wide / scale
-    if _by_products(plain):
-        spectrum = spectrum_of(without_gradient(plain))
-        left, right = xp.flip(spectrum.left, axis=2), xp.flip(spectrum.right, axis=1)
-    else:
-        left, _, right = _svd(without_gradient(plain))
-        left, right = without_gradient(left), without_gradient(right)
-    along = _added(xp.matmul(xp.swapaxes(left, 1, 2), plain) * right)
+    left, _, right, _ = (without_gradient(x) for x in spectrum_of(without_gradient(plain)))
+    along = _added(xp.matmul(transposed(left), plain) * right)
     lengths = xp.sum(left * left, axis=1) * _added(right * right)
     found = along / xp.sqrt(xp.where(lengths > 0, lengths, xp.ones_like(lengths)))
-    return xp.maximum(found, xp.zeros_like(found)) * scale[:, :, 0]
+    return xp.flip(xp.maximum(found, xp.zeros_like(found)), axis=1) * scale[:, :, 0]
 
 
 def scale_of(matrices: Array) -> Array:
@@ -327,7 +320,7 @@ def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
         near = rows * ((1 - apart) / unit)[:, :, None]
         squares, turn = keras.ops.eigh(_gram(near) + _identity(rows) * (apart * order)[:, :, None])
         left, rows = _turned(left, rows, turn)
-        apart = xp.where(squares > APART[dtype_of(rows)] ** 2, xp.ones_like(squares), xp.zeros_like(squares))
+        apart = cast(squares > APART[dtype_of(rows)] ** 2, dtype_of(rows))
         return (left, rows, apart), largest((1 - apart) * _lengths(rows)) > least[:, 0]
 
     def straighten(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
@@ -357,10 +350,6 @@ def _turned(left: Array, rows: Array, turn: Array) -> tuple[Array, Array]:
 def _by_products(matrices: Array) -> bool:
     """Whether matrices are decomposed by products: in TensorFlow, which can't vectorize an SVD."""
     return namespace(matrices) is not np and keras.backend.backend() == "tensorflow"
-
-
-def _svd(matrices: Array) -> Any:
-    return (np.linalg if namespace(matrices) is np else keras.ops).svd(matrices, full_matrices=False)
 
 
 def _short(found: Array) -> Array:

@@ -43,6 +43,18 @@ def number(
     return result
 
 
+def positive_integer(owner: str, name: str, value: Any, instead: str, meaning: str = "") -> int:
+    """An integer of 1 or more.
+
+    Raises:
+        SetError: it is something else.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral) or value < 1:
+        text = f"`{name}` of {owner} is not a positive integer{meaning}"
+        raise SetError(explain(text, f"{name}={shown(value)}", instead=instead))
+    return int(value)
+
+
 def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False, instead: str = "") -> Bound:
     """A number, or an array of numbers as read-only NumPy float64; none of them NaN.
 

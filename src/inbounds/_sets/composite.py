@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any
@@ -29,9 +28,10 @@ class Composite(Set):
 
     members: tuple[Set, ...]
 
-    @abstractmethod
     def rebuilt(self, members: Sequence[Set]) -> Set:
         """The same, made of other members."""
+        made: Set = type(self)(*members, *(getattr(self, name) for name in self.argument_names()[len(members) :]))
+        return made
 
     @property
     def axis(self) -> Axes | None:  # type: ignore[override]  # a fact of the members, not of the class
@@ -110,6 +110,11 @@ def parts_of(given: Set) -> Iterator[Set]:
 def contains(given: Set, kinds: tuple[type, ...]) -> bool:
     """Whether a set is of one of some classes, or made of one that is."""
     return any(isinstance(part, kinds) for part in parts_of(given))
+
+
+def bracketed(given: Set) -> str:
+    """The code of a set, to be followed by a method."""
+    return f"({given!r})" if " & " in repr(given) else repr(given)
 
 
 def with_axis(given: Set, axis: Any) -> Set:

@@ -9,42 +9,38 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 
+from inbounds._arrays.decompositions import ratio
 from inbounds._arrays.ops import Array, epsilon, iterate, namespace, repeat, working_dtype
 from inbounds._arrays.units import Units, joined
 
 Projection = Callable[[Units], Units]
 
 ROUNDS = 1000
-"""At most so many rounds of Dykstra's algorithm."""
+"""The limit of rounds of Dykstra's algorithm."""
 
 SETTLED = 20
-"""After so many rounds a unit that is still drawn near to the sets is doubled in any case."""
+"""The number of rounds after which a scaled-down unit is doubled though it still moves."""
 
 TURNS = 500
-"""At most so many rounds of projections in turn."""
+"""The limit of rounds of projections in turn."""
 
 REPEATS = 8
-"""At most so often a multiplier is looked for once more from the result; as a rule once moves the
-last bits."""
+"""The limit of repeated projections from a result. As a rule one is enough, and moves the last
+bits."""
 
 UNROLLED_ROUNDS, UNROLLED_TURNS, UNROLLED_REPEATS = 100, 4, 1
-"""The same where none can be left out: where PyTorch exports or vectorizes."""
+"""The numbers of rounds and repeats where PyTorch exports or vectorizes, and can't stop early."""
 
 LIVE_ROUNDS = 40
-"""Rounds of Dykstra's algorithm that are gone through again, from where it has ended, to be
-differentiated."""
+"""The number of rounds from the result that are differentiated."""
 
 
 def in_turn(projections: Sequence[Projection], units: Units) -> Units:
     """Projections one after the other, round by round, until a round changes nothing."""
-    return until_still(lambda units: _one_round(projections, units), units, TURNS, UNROLLED_TURNS)
-
-
-def until_still(project: Projection, units: Units, limit: int, unrolled: int) -> Units:
-    """A projection, and again from its result until nothing changes, with the derivative of the first."""
-    return repeated(project, units, lambda old, new: ~old.same(new), limit, unrolled)
+    one_round = partial(_one_round, projections)
+    return repeated(one_round, units, lambda old, new: ~old.same(new), TURNS, UNROLLED_TURNS)
 
 
 def repeated(
@@ -120,18 +116,16 @@ def dykstra(projections: Sequence[Projection], units: Units) -> Units:
 def _dykstra_from_near(projections: Sequence[Projection], units: Units) -> tuple[Units, list[Units]]:
     """Where Dykstra's algorithm ends, and what each set has taken away.
 
-    From a point that is far away, in terms of the sets' size, it needs as many rounds as it is
-    times as far. So the unit begins at `2^-left` of itself, and is doubled as soon as that has
-    settled: with everything taken doubled too, the same point is still nearest to one that is off
-    by the size of the sets only.
+    The number of rounds grows in proportion to the distance from the sets, relative to their size.
+    So the unit begins at `2^-left` of itself, and is doubled as soon as that has settled. All that
+    the sets have taken away is doubled with it; the state then still belongs to a point that is off
+    by no more than the size of the sets.
     """
     xp = namespace(units.parts[0])
     size = units.max(xp.abs)
     size = xp.where(xp.isfinite(size), size, xp.zeros_like(size))
     reached = xp.maximum(_one_round(projections, units).max(xp.abs), 1e-12 * size)
-    ratio = xp.where(reached > 0, size / xp.where(reached > 0, reached, xp.ones_like(reached)), xp.ones_like(size))
-    ratio = xp.where(xp.isfinite(ratio), ratio, xp.ones_like(ratio))
-    doublings = xp.ceil(xp.log2(xp.maximum(ratio, 1)))
+    doublings = xp.ceil(xp.log2(xp.maximum(ratio(size, reached), 1)))
     rounding = 8 * epsilon(working_dtype(units.dtype)) * size
 
     def scaled(left: Array) -> Units:

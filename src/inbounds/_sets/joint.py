@@ -104,12 +104,6 @@ class Joint(Composite):
     def check_room(self, units: Units) -> None:
         self.inner.check_room(units)
 
-    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
-        return self.rebuilt([self.inner.resolved(shapes, inputs)])
-
-    def rebuilt(self, members: Sequence[Set]) -> Set:
-        return Joint(members[0], self.weights)
-
     @property
     def supports_warm_start(self) -> bool:
         return self.inner.supports_warm_start

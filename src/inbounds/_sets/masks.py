@@ -10,9 +10,9 @@ import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array
-from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.units import Units
 from inbounds._errors import FEW, SetError, explain, shown
-from inbounds._sets.composite import Composite, contains
+from inbounds._sets.composite import Composite, bracketed, contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.joint import Joint
@@ -88,11 +88,9 @@ class Where(Composite):
     def _finite(self, laid: Laid, count: int) -> Array:
         return self.set._finite(laid.where(self.mask), count)
 
-    def rebuilt(self, members: Sequence[Set]) -> Set:
-        return Where(members[0], self.mask)
-
     def __repr__(self) -> str:
-        return f"{_bracketed(self.set)}.where({_marks(self.mask)})"
+        mask = "..." if isinstance(self.mask, tuple) else to_code(self.mask)
+        return f"{bracketed(self.set)}.where({mask})"
 
 
 class _Marked(Where):
@@ -100,9 +98,6 @@ class _Marked(Where):
 
     def __init__(self, set: Set, masks: tuple[np.ndarray[Any, Any], ...]) -> None:  # noqa: A002  # the word of the library
         self.set, self.mask, self.masks, self.members = set, masks, masks, (set,)
-
-    def rebuilt(self, members: Sequence[Set]) -> Set:
-        return _Marked(members[0], self.masks)
 
 
 @registered
@@ -150,8 +145,9 @@ class On(Composite):
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
         masks = []
         for shape, axis in zip(shapes, inputs, strict=True):
-            mask = np.zeros((1,) * len(shape) if axis is None else _along(axis, shape), dtype="bool")
+            mask = np.zeros([1] * len(shape), dtype="bool")
             if axis is not None:
+                mask = mask.repeat(shape[axis], axis)
                 if max(self.inputs) >= shape[axis]:
                     raise SetError(
                         explain(
@@ -174,30 +170,28 @@ class On(Composite):
         return _Marked(self.set, tuple(masks))
 
     def check_fit(self, units: Units) -> None:
-        self._by_itself(units.axes, [tuple(part.shape) for part in units.parts]).check_fit(units)
+        self._by_itself(units).check_fit(units)
 
     def _project(self, units: Units) -> Units:
-        return self._by_itself(units.axes, [tuple(part.shape) for part in units.parts]).nearest(units)
+        return self._by_itself(units).nearest(units)
 
     def declaration(self, units: Units) -> Declaration:
-        return self._by_itself(units.axes, [tuple(part.shape) for part in units.parts]).declaration(units)
+        return self._by_itself(units).declaration(units)
 
     def edges(self, laid: Laid) -> list[Edge]:
-        return self._by_itself(laid.axes, laid.shapes).edges(laid)
+        return self._by_itself(laid).edges(laid)
 
     def _finite(self, laid: Laid, count: int) -> Array:
-        return self._by_itself(laid.axes, laid.shapes)._finite(laid, count)
+        return self._by_itself(laid)._finite(laid, count)
 
-    def _by_itself(self, axes: Sequence[Axes], shapes: Sequence[tuple[int, ...]]) -> Set:
+    def _by_itself(self, of: Units | Laid) -> Set:
         """Without a layer, the inputs lie along the last axis of a unit."""
-        return self.resolved(shapes, [max(axes[0], default=None), *(None for _ in shapes[1:])])
-
-    def rebuilt(self, members: Sequence[Set]) -> Set:
-        return On(members[0], self.inputs)
+        shapes = of.shapes if isinstance(of, Laid) else [tuple(part.shape) for part in of.parts]
+        return self.resolved(shapes, [max(of.axes[0], default=None), *(None for _ in shapes[1:])])
 
     def __repr__(self) -> str:
         inputs = self.inputs if len(self.inputs) <= FEW else shown(np.array(self.inputs))
-        return f"{_bracketed(self.set)}.on(inputs={inputs})"
+        return f"{bracketed(self.set)}.on(inputs={inputs})"
 
 
 def _check_inner(name: str, argument: str, given: Any) -> None:
@@ -209,17 +203,3 @@ def _check_inner(name: str, argument: str, given: Any) -> None:
                 instead=f"MaxNorm(1.0).{name}({argument}), or ZeroDiagonal() and the like by `&`",
             )
         )
-
-
-def _along(axis: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n if i == axis % len(shape) else 1 for i, n in enumerate(shape))
-
-
-def _bracketed(inner: Set) -> str:
-    return f"({inner!r})" if " & " in repr(inner) else repr(inner)
-
-
-def _marks(mask: Any) -> str:
-    if isinstance(mask, tuple):
-        return "..."
-    return to_code(mask)

@@ -6,55 +6,57 @@ of units after the other: the heads of an attention, the gates of a recurrent la
 
 from __future__ import annotations
 
-import numbers
 from abc import abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
 
+from inbounds._arrays.decompositions import transposed
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
     HUGE,
     MANTISSA_BITS,
     SMALLEST_NORMAL,
     Array,
+    cast,
     constant,
     dtype_of,
     epsilon,
     is_concrete,
     iterate,
     namespace,
+    solve,
     ulp,
     without_gradient,
     working_dtype,
 )
 from inbounds._arrays.units import Axes, Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, explain
+from inbounds._sets.arguments import positive_integer
 from inbounds._sets.set import ULPS, Edge, Set, registered
 from inbounds._types import Integer
 
 STEPS = 100
-"""At most so many of Newton's steps to a doubly stochastic matrix: a few from close by, 20 to 60
-from far away."""
+"""The limit of Newton's steps to a doubly stochastic matrix: a few from close by, 20 to 60 from far
+away."""
 
 UNROLLED = 60
-"""The same where PyTorch traces or vectorizes, and has to take all of them."""
+"""The number of steps where PyTorch traces or vectorizes, and can't stop early."""
 
 ZOOM = 16.0
-"""By how much a matrix that is far from the doubly stochastic ones comes back to its size at a
-time."""
+"""The largest factor by which a matrix far from the set is enlarged between two steps."""
 
 ROUGH = 0.5
-"""How near 1 all sums are before it does."""
+"""The largest defect of a sum at which a matrix is enlarged."""
 
 CLOSE = 1e-3
-"""How near 1 all sums are where a full step is never too long."""
+"""The largest defect of a sum from which on full steps are taken."""
 
 GRAIN = 2.0**-20
-"""What entries are split into multiples of: in float32 the sums of such are exact up to 16."""
+"""Float32 adds multiples of it exactly, up to a sum of 16."""
 
-LENGTHS = tuple(8.0**-power for power in (4, 3, 2, 1, 0))
-"""How much of a step is tried."""
+LENGTHS = (1, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
+"""The shares of a step that the line search tries."""
 
 
 class MatrixSet(Set):
@@ -124,60 +126,58 @@ class MatrixSet(Set):
     def _project(self, units: Units) -> Units:
         rows = units.rows()
         xp = namespace(rows)
-        matrices = xp.reshape(rows, (self.stack, -1, units.size))
-        finite = xp.all(xp.isfinite(matrices), axis=(1, 2))
-        held = xp.reshape(finite, (-1, 1, 1))
-        nearest, outside = self._nearest(xp.where(held, matrices, xp.zeros_like(matrices)), units)
-        moved = xp.reshape(outside, (-1, 1, 1)) & held
-        return units.with_rows(xp.reshape(xp.where(moved, nearest, matrices), tuple(rows.shape)))
+        matrices = self._matrices(rows)
+        finite = xp.all(xp.isfinite(matrices), axis=(1, 2))[:, None, None]
+        nearest, outside = self._nearest(xp.where(finite, matrices, xp.zeros_like(matrices)), units)
+        moved = xp.where(outside[:, None, None] & finite, nearest, matrices)
+        return units.with_rows(xp.reshape(moved, tuple(rows.shape)))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        matrices = namespace(rows).reshape(rows, (self.stack, -1, rows.shape[1]))
-        return self._excess_of_matrices(matrices)
+        return self._excess_of_matrices(self._matrices(rows))
 
-
-def stack_of(owner: str, value: Any) -> int:
-    """A positive integer: how many matrices a weight's units make.
-
-    Raises:
-        SetError: it is something else.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise SetError(
-            explain(
-                f"`stack` of {owner} is not a positive integer: how many matrices a weight's units make",
-                f"stack={shown(value)}",
-                instead="stack=4 for the gates of an LSTM",
-            )
-        )
-    return int(value)
-
-
-class _Mirrored(MatrixSet):
-    """W = sign * W^T."""
-
-    square: ClassVar[bool] = True
-    sign: ClassVar[float]
-
-    def __init__(self, stack: Integer = 1) -> None:
-        self.stack = stack_of(type(self).__name__, stack)
-
-    def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
-        xp = namespace(matrices)
-        mirrored = self.sign * xp.swapaxes(matrices, 1, 2)
-        apart = xp.max(xp.abs(without_gradient(matrices - mirrored)), axis=(1, 2))
-        return 0.5 * matrices + 0.5 * mirrored, apart > self._tolerance(units.dtype)  # the sum could overflow
-
-    def _excess_of_matrices(self, matrices: Array) -> Array:
-        xp = namespace(matrices)
-        return xp.max(xp.abs(matrices - self.sign * xp.transpose(matrices, (0, 2, 1))), axis=(1, 2))
+    def _matrices(self, rows: Array) -> Array:
+        return namespace(rows).reshape(rows, (self.stack, -1, rows.shape[1]))
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
 
+def stack_of(owner: str, value: Any) -> int:
+    """A positive integer: how many matrices a weight's units make."""
+    meaning = ": how many matrices a weight's units make"
+    return positive_integer(owner, "stack", value, "stack=4 for the gates of an LSTM", meaning)
+
+
+class SquareSet(MatrixSet):
+    """A set of square matrices."""
+
+    square: ClassVar[bool] = True
+
+    def __init__(self, stack: Integer = 1) -> None:
+        self.stack = stack_of(type(self).__name__, stack)
+
+
+class _Subspace(SquareSet):
+    """{W : W = image(W)}. The image is W mirrored at the set, or the nearest matrix itself."""
+
+    mirrored: ClassVar[bool] = True
+
+    @abstractmethod
+    def _image(self, matrices: Array) -> Array:
+        """A linear map, which leaves the matrices of the set as they are and changes all others."""
+
+    def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
+        outside = self._excess_of_matrices(without_gradient(matrices)) > self._tolerance(units.dtype)
+        image = self._image(matrices)
+        return 0.5 * matrices + 0.5 * image if self.mirrored else image, outside  # the sum could overflow
+
+    def _excess_of_matrices(self, matrices: Array) -> Array:
+        xp = namespace(matrices)
+        return xp.max(xp.abs(matrices - self._image(matrices)), axis=(1, 2))
+
+
 @registered
-class Symmetric(_Mirrored):
+class Symmetric(_Subspace):
     """{W : W = W^T}, the whole weight: symmetric matrices.
 
     Interactions that are the same both ways: energies (Hopfield networks, Boltzmann machines),
@@ -203,11 +203,12 @@ class Symmetric(_Mirrored):
            [1., 3.]])
     """
 
-    sign = 1.0
+    def _image(self, matrices: Array) -> Array:
+        return transposed(matrices)
 
 
 @registered
-class SkewSymmetric(_Mirrored):
+class SkewSymmetric(_Subspace):
     """{W : W = -W^T}, the whole weight: skew-symmetric matrices.
 
     Recurrent weights that neither damp nor amplify, generators of rotations: exp(W) and the Cayley
@@ -233,11 +234,12 @@ class SkewSymmetric(_Mirrored):
            [-1.,  0.]])
     """
 
-    sign = -1.0
+    def _image(self, matrices: Array) -> Array:
+        return -transposed(matrices)
 
 
 @registered
-class ZeroDiagonal(MatrixSet):
+class ZeroDiagonal(_Subspace):
     """{W : w_ii = 0 for each i}, the whole weight: nothing acts on itself.
 
     Recurrent weights without a loop from a neuron to itself, features that are predicted from the
@@ -261,28 +263,16 @@ class ZeroDiagonal(MatrixSet):
            [0.5, 0. ]])
     """
 
-    square: ClassVar[bool] = True
+    mirrored = False
 
-    def __init__(self, stack: Integer = 1) -> None:
-        self.stack = stack_of("ZeroDiagonal", stack)
-
-    def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
+    def _image(self, matrices: Array) -> Array:
         xp = namespace(matrices)
-        diagonal = xp.eye(units.size, dtype=dtype_of(matrices))
-        largest = xp.max(xp.abs(without_gradient(matrices)) * diagonal, axis=(1, 2))
-        cleared = xp.where(diagonal > 0, xp.zeros_like(matrices), matrices)
-        return cleared, largest > self._tolerance(units.dtype)
-
-    def _excess_of_matrices(self, matrices: Array) -> Array:
-        xp = namespace(matrices)
-        return xp.max(xp.abs(xp.diagonal(matrices, axis1=1, axis2=2)), axis=1)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
+        diagonal = xp.eye(matrices.shape[1], dtype=dtype_of(matrices)) > 0
+        return xp.where(diagonal, xp.zeros_like(matrices), matrices)
 
 
 @registered
-class DoublyStochastic(MatrixSet):
+class DoublyStochastic(SquareSet):
     """{W : W >= 0, each row and each column sums to 1}, the whole weight: soft permutations.
 
     Matchings, orderings and routings that are learned; mixing of channels, tokens or neighbours
@@ -315,48 +305,40 @@ class DoublyStochastic(MatrixSet):
            [0., 1.]])
     """
 
-    square: ClassVar[bool] = True
-
-    def __init__(self, stack: Integer = 1) -> None:
-        self.stack = stack_of("DoublyStochastic", stack)
-
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(matrices)
         values = without_gradient(matrices)
-        bounded = xp.clip(values, -2.0, 2.0)  # what is larger is outside anyway
+        bounded = xp.clip(values, -2.0, 2.0)  # sums of larger entries may overflow, and are outside anyway
         outside = _largest(*_defects(bounded)) > self._tolerance(units.dtype)
-        outside = outside | (xp.max(-values, axis=(1, 2)) > SMALLEST_NORMAL[dtype_of(values)])
+        outside = outside | (xp.max(-values, axis=(1, 2), keepdims=True) > SMALLEST_NORMAL[dtype_of(values)])
         if is_concrete(outside) and not bool(xp.any(outside)):
-            return matrices, outside
+            return matrices, outside[:, 0, 0]
         nearest = _summing_to_one(values, outside)
         if units.differentiable:
             nearest = nearest + _tangent(matrices - values, nearest > 0)
-        return nearest, outside
+        return nearest, outside[:, 0, 0]
 
     def _excess_of_matrices(self, matrices: Array) -> Array:
         xp = namespace(matrices)
         size = without_gradient(xp.clip(xp.max(xp.abs(matrices), axis=(1, 2), keepdims=True), 1.0, HUGE))
-        scaled = matrices / size  # the sums could overflow
-        coarse = without_gradient(xp.floor(scaled * 2.0**20) * 2.0**-20)  # whose sums are exact
-        size, fine = xp.squeeze(size, 2), scaled - coarse
-        below, across = ((xp.sum(coarse, axis=axis) - 1 / size) + xp.sum(fine, axis=axis) for axis in (1, 2))
-        return xp.max(size * xp.maximum(xp.abs(below), xp.abs(across)), axis=1)
+        return (size * _largest(*_defects(matrices / size, 1 / size)))[:, 0, 0]  # the sums could overflow
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
-        xp = namespace(rows)
-        below = xp.max(xp.reshape(-rows, (self.stack, -1)), axis=1)
+        below = namespace(rows).max(-self._matrices(rows), axis=(1, 2))
         return [*super()._edges(rows, laid), (below, SMALLEST_NORMAL[working_dtype(laid.dtype)])]
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         return ULPS * ulp(1.0, dtype)
 
 
-# The nearest doubly stochastic matrix to X is Y = max(X - a 1^T - 1 b^T, 0) for some numbers a, one
-# a row, and b, one a column: those at which Y's rows and columns sum to 1, which minimise |Y|^2 / 2
-# + sum a + sum b. Newton's method finds them. Only Z = X - a 1^T - 1 b^T is kept, and changed by
-# what a step adds to a and b, so that the entries that matter, which are between 0 and 1 at the
-# end, are rounded at their own size however large X is. From far away, where most steps would be
-# short, the answer is first found for X / left, with `left` large, and then for smaller ones.
+# The nearest doubly stochastic matrix to X is Y = max(X - a 1^T - 1 b^T, 0). Its multipliers are a
+# column a, one number for each row, and a row b, one for each column. They minimise the dual
+# function |Y|^2 / 2 + sum a + sum b, whose gradient is 0 where Y's rows and columns sum to 1, and
+# are found by Newton's method. The state is Z = X - a 1^T - 1 b^T instead of a and b: the entries of
+# Y are between 0 and 1, and so keep their digits however large X is. From far away most steps would
+# be short. There the answer is first found for X / left, with `left` large, and then for smaller
+# ones. Numbers of matrices have the shape (stack, 1, 1), of rows (stack, n, 1), of columns
+# (stack, 1, n).
 
 
 def _summing_to_one(matrices: Array, outside: Array) -> Array:
@@ -367,22 +349,19 @@ def _summing_to_one(matrices: Array, outside: Array) -> Array:
     def step(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         z, left, rows, columns = state
         off = _largest(rows, columns)
-        mask = xp.where(z > 0, xp.ones_like(z), xp.zeros_like(z))
-        a, b = _shifts(mask, rows, columns, 1e-3 * xp.minimum(off, xp.ones_like(off)))
-        shift = xp.expand_dims(a, 2) + xp.expand_dims(b, 1)
-        length = _length(z, shift, xp.sum(rows * a + columns * b, axis=1), xp.sum(a + b, axis=1))
-        length = xp.where(off < CLOSE, xp.ones_like(length), length)
+        a, b = _shifts(cast(z > 0, dtype_of(z)), rows, columns, 1e-3 * xp.minimum(off, 1))
+        fall, total = _total(rows * a, columns * b), _total(a, b)
+        length = xp.where(off < CLOSE, xp.ones_like(off), _length(z, a + b, fall, total))
         going = outside & ((off > enough) | (left > 1))
-        z = xp.where(_each(going), z - _each(length) * shift, z)
+        z = xp.where(going, z - length * (a + b), z)
 
         rows, columns = _defects(xp.maximum(z, 0))
         ready = going & (left > 1) & (_largest(rows, columns) < ROUGH)
         zoom = xp.where(ready, xp.minimum(left, ZOOM), xp.ones_like(left))
-        factor = xp.expand_dims(zoom, 1)
-        rows, columns = (xp.where(factor > 1, factor * (sums + 1) - 1, sums) for sums in (rows, columns))
+        rows, columns = (xp.where(zoom > 1, zoom * (sums + 1) - 1, sums) for sums in (rows, columns))
         left = left / zoom
         unfinished = outside & ((_largest(rows, columns) > enough) | (left > 1))
-        return (z * _each(zoom), left, rows, columns), unfinished
+        return (z * zoom, left, rows, columns), unfinished
 
     z, left = _start(matrices)
     z, *_ = iterate(step, (z, left, *_defects(xp.maximum(z, 0))), STEPS, UNROLLED)
@@ -390,115 +369,94 @@ def _summing_to_one(matrices: Array, outside: Array) -> Array:
 
 
 def _start(matrices: Array) -> tuple[Array, Array]:
-    """Matrices whose rows and columns sum to 1, shifted from those given over `left`, and that number, 1 or more."""
+    """Matrices with rows and columns that sum to 1, shifted from those given over `left`, and `left`, at least 1."""
     xp = namespace(matrices)
-    size = xp.clip(xp.max(xp.abs(matrices), axis=(1, 2)), 1.0, HUGE)
-    centred = matrices / _each(size)
+    size = xp.clip(xp.max(xp.abs(matrices), axis=(1, 2), keepdims=True), 1.0, HUGE)
+    centred = matrices / size
     for axis in (1, 2):
         centred = centred - xp.mean(centred, axis=axis, keepdims=True)
-    peak = xp.max(xp.abs(centred), axis=(1, 2))
+    peak = xp.max(xp.abs(centred), axis=(1, 2), keepdims=True)
     far = size * peak > 1
-    centred = centred * _each(xp.where(far, 1 / xp.where(far, peak, xp.ones_like(peak)), size))
+    centred = centred * xp.where(far, 1 / xp.where(far, peak, xp.ones_like(peak)), size)
     left = xp.clip(size * peak, 1.0, 2.0 ** (MANTISSA_BITS[dtype_of(matrices)] + 7))
     return centred + 1 / matrices.shape[1], left
 
 
-def _defects(matrices: Array) -> tuple[Array, Array]:
-    """By how much rows and columns sum to more than 1, to less than an ulp of it.
+def _defects(matrices: Array, one: Array | float = 1.0) -> tuple[Array, Array]:
+    """The sums of rows and of columns less `one`, to less than an ulp of 1.
 
-    Entries are split into multiples of a number so large that their sums are exact, and a small
-    rest.
+    Entries are split into multiples of `GRAIN`, whose sums are exact, and a small rest.
     """
     xp = namespace(matrices)
-    coarse = xp.floor(matrices / GRAIN) * GRAIN
-    rest = matrices - coarse
-    rows, columns = ((xp.sum(coarse, axis=axis) - 1) + xp.sum(rest, axis=axis) for axis in (2, 1))
+    coarse = without_gradient(xp.floor(matrices / GRAIN) * GRAIN)
+    sums = [[xp.sum(x, axis=axis, keepdims=True) for x in (coarse, matrices - coarse)] for axis in (2, 1)]
+    rows, columns = ((exact - one) + rest for exact, rest in sums)
     return rows, columns
 
 
 def _shifts(mask: Array, rows: Array, columns: Array, ridge: Array) -> tuple[Array, Array]:
     """The a and b for which `mask * (a 1^T + 1 b^T)` has these sums of rows and columns, nearly.
 
-    A ridge makes them unique; as small as it may be, it is larger than what rounding does to the
-    system, whose diagonal it lets dominate: by how much is summed up from positive terms.
+    A ridge makes them unique. It is larger than the rounding of the system, whose diagonal exceeds
+    the sum of its row by positive terms only.
     """
     xp = namespace(mask)
-    counts = xp.sum(mask, axis=2)
-    least = 8 * epsilon(dtype_of(mask)) * xp.maximum(xp.max(counts, axis=1), xp.max(xp.sum(mask, axis=1), axis=1))
-    ridge = xp.expand_dims(xp.maximum(ridge, least), 1)
+    counts, over = xp.sum(mask, axis=2, keepdims=True), transposed(mask)
+    most = _largest(counts, xp.sum(mask, axis=1, keepdims=True))
+    ridge = xp.maximum(ridge, 8 * epsilon(dtype_of(mask)) * most)
     inverse = 1 / (counts + ridge)
-    over = xp.swapaxes(mask, 1, 2)
     eye = xp.eye(mask.shape[1], dtype=dtype_of(mask))
-    shared = xp.matmul(over, xp.expand_dims(inverse, 2) * mask) * (1 - eye)
-    excess = ridge + _applied(over, ridge * inverse)
-    system = eye * xp.expand_dims(xp.sum(shared, axis=2) + excess, 2) - shared
-    target = xp.expand_dims(columns - _applied(over, inverse * rows), 2)
-    b = xp.squeeze(xp.linalg.solve(system, target), 2)
-    return inverse * (rows - _applied(mask, b)), b
+    shared = xp.matmul(over, inverse * mask) * (1 - eye)
+    excess = ridge + xp.matmul(over, ridge * inverse)
+    system = eye * (xp.sum(shared, axis=2, keepdims=True) + excess) - shared
+    b = solve(system, transposed(columns) - xp.matmul(over, inverse * rows))
+    return inverse * (rows - xp.matmul(mask, b)), transposed(b)
 
 
 def _length(z: Array, shift: Array, fall: Array, total: Array) -> Array:
-    """How much of a shift is taken: all of it, or as far as the function that is minimised falls, nearly.
-
-    Its slope along the shift rises from below 0. Where it ends above, it is 0 between two of some
-    lengths.
+    """The share of a step that is taken: the largest of `LENGTHS` at which the slope is not clearly above 0.
 
     Args:
         z: the matrices.
-        shift: what would be subtracted.
-        fall: minus the slope at the beginning.
+        shift: the step, which is subtracted.
+        fall: minus the slope of the dual function at the beginning; along the step the slope rises.
         total: the slope, were no entry above 0.
     """
     xp = namespace(z)
-    zeros, ones = xp.zeros_like(z[:, :1, 0]), xp.ones_like(z[:, :1, 0])
-    lengths = constant(z, np.asarray([LENGTHS])) * ones
-    z, shift = xp.expand_dims(z, 1), xp.expand_dims(shift, 1)
-    parts = xp.maximum(z - xp.reshape(lengths, (-1, len(LENGTHS), 1, 1)) * shift, 0) * shift
-    slopes = xp.expand_dims(total, 1) - xp.sum(parts, axis=(2, 3))
-    falls = slopes <= 0
-    low = xp.max(xp.where(falls, lengths, zeros), axis=1)
-    at_low = xp.max(xp.where(falls, slopes, -xp.expand_dims(fall, 1)), axis=1)
-    high = -xp.max(xp.where(falls, -ones, -lengths), axis=1)
-    at_high = -xp.max(xp.where(falls, -HUGE * ones, -slopes), axis=1)
-    between = low - (high - low) * at_low / xp.maximum(at_high - at_low, 1e-30)
-    return xp.where(slopes[:, -1] <= 0.1 * xp.abs(fall), ones[:, 0], between)
+    lengths = constant(z, np.reshape(LENGTHS, (-1, 1, 1, 1)))
+    slopes = total - xp.sum(xp.maximum(z - lengths * shift, 0) * shift, axis=(2, 3), keepdims=True)
+    return xp.max(xp.where(slopes <= 0.1 * xp.abs(fall), lengths, 0 * lengths + LENGTHS[-1]), axis=0)
 
 
 def _scaled_to_one(matrices: Array) -> Array:
-    """The matrices; where sums are off by more than 3 ulp, scaled to below 1, and what is missing spread over all."""
+    """Matrices with sums within 3 ulp of 1 as they are; others scaled to sums below 1, and filled up to 1."""
     xp = namespace(matrices)
     ulp_of_one = epsilon(dtype_of(matrices))
-    off = _largest(*_defects(matrices)) > 3 * ulp_of_one
-    above = 1 + 4 * ulp_of_one  # rounding leaves no sum above 1
-    scaled = matrices / xp.expand_dims(above + xp.maximum(_defects(matrices)[0], 0), 2)
-    scaled = scaled / xp.expand_dims(above + xp.maximum(_defects(scaled)[1], 0), 1)
+    scaled = matrices
+    for side in (0, 1):  # to sums that rounding leaves below 1
+        scaled = scaled / (1 + 4 * ulp_of_one + xp.maximum(_defects(scaled)[side], 0))
     rows, columns = (xp.maximum(-defects, 0) for defects in _defects(scaled))
     missing = xp.sum(rows, axis=1, keepdims=True)
-    share = rows / xp.where(missing > 0, missing, xp.ones_like(missing))
-    return xp.where(_each(off), scaled + xp.expand_dims(share, 2) * xp.expand_dims(columns, 1), matrices)
+    filled = scaled + rows / xp.where(missing > 0, missing, xp.ones_like(missing)) * columns
+    return xp.where(_largest(*_defects(matrices)) > 3 * ulp_of_one, filled, matrices)
 
 
 def _tangent(change: Array, free: Array) -> Array:
     """The change of the nearest doubly stochastic matrices where the given ones change and the zeros stay."""
     xp = namespace(change)
-    mask = xp.where(free, xp.ones_like(change), xp.zeros_like(change))
+    mask = cast(free, dtype_of(change))
     moved = mask * change
-    a, b = _shifts(mask, xp.sum(moved, axis=2), xp.sum(moved, axis=1), xp.zeros_like(mask[:, 0, 0]))
-    return moved - mask * (xp.expand_dims(a, 2) + xp.expand_dims(b, 1))
+    rows, columns = (xp.sum(moved, axis=axis, keepdims=True) for axis in (2, 1))
+    a, b = _shifts(mask, rows, columns, 0 * mask[:, :1, :1])
+    return moved - mask * (a + b)
 
 
 def _largest(rows: Array, columns: Array) -> Array:
-    """The largest size among the numbers of a matrix' rows and columns."""
+    """For each matrix, the largest size among numbers of its rows and columns."""
     xp = namespace(rows)
-    return xp.max(xp.maximum(xp.abs(rows), xp.abs(columns)), axis=1)
+    return xp.max(xp.maximum(xp.abs(rows), xp.abs(transposed(columns))), axis=1, keepdims=True)
 
 
-def _applied(matrices: Array, vectors: Array) -> Array:
-    """Matrices times vectors."""
-    xp = namespace(matrices)
-    return xp.squeeze(xp.matmul(matrices, xp.expand_dims(vectors, 2)), 2)
-
-
-def _each(numbers: Array) -> Array:
-    """One number for each matrix, against their entries."""
-    return namespace(numbers).reshape(numbers, (-1, 1, 1))
+def _total(rows: Array, columns: Array) -> Array:
+    """For each matrix, the sum of numbers of its rows and columns."""
+    return namespace(rows).sum(rows + transposed(columns), axis=1, keepdims=True)

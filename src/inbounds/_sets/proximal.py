@@ -13,13 +13,13 @@ from inbounds._arrays.ops import Array, epsilon, iterate, namespace, repeat, wor
 from inbounds._arrays.units import Units, joined
 
 MOST = 2000
-"""At most so many steps."""
+"""The limit of steps."""
 
 UNROLLED = 3
-"""So many where PyTorch exports or vectorizes, and no loop can end early."""
+"""The number of steps where PyTorch exports or vectorizes, and can't stop early."""
 
 LIVE = 40
-"""Plain steps that are gone through again, from where it ended, to be differentiated."""
+"""The number of plain steps from the result that are differentiated."""
 
 
 def in_steps(project: Callable[[Units], Units], units: Units, *, couples: bool) -> Units:

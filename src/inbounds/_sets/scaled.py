@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace, ulps
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._sets.composite import Composite, contains, parts_of
+from inbounds._sets.composite import Composite, bracketed, contains, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.joint import Joint
@@ -82,9 +82,7 @@ class Scaled(Composite):
         self.members = (set,)
         self.at(0)
 
-    @property
-    def changes(self) -> bool:  # type: ignore[override]
-        return True
+    changes = True
 
     def at(self, step: Any) -> Set:
         factor = self.schedule(step)
@@ -116,12 +114,8 @@ class Scaled(Composite):
     def _config(self) -> dict[str, Any]:
         return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("set", "schedule")}
 
-    def rebuilt(self, members: Sequence[Set]) -> Set:
-        return Scaled(members[0], self.schedule)
-
     def __repr__(self) -> str:
-        inner = f"({self.set!r})" if " & " in repr(self.set) else repr(self.set)
-        return f"{inner}.scaled({_said(self.schedule)})"
+        return f"{bracketed(self.set)}.scaled({_said(self.schedule)})"
 
 
 class _Multiple(Composite):
@@ -129,9 +123,6 @@ class _Multiple(Composite):
 
     def __init__(self, set: Set, factor: Any) -> None:  # noqa: A002
         self.set, self.factor, self.members = set, factor, (set,)
-
-    def rebuilt(self, members: Sequence[Set]) -> Set:
-        return _Multiple(members[0], self.factor)
 
     def _project(self, units: Units) -> Units:
         by = [self._factor(part) for part in units.parts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import ClassVar
 
 import keras
@@ -21,8 +20,8 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
-from inbounds._sets.arguments import axes
+from inbounds._errors import SetError, explain
+from inbounds._sets.arguments import axes, positive_integer
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Integer
 
@@ -68,15 +67,7 @@ class Sparse(Set):
     allows_frozen: ClassVar[bool] = False
 
     def __init__(self, k: Integer, axis: Axis = None) -> None:
-        if isinstance(k, (bool, np.bool_)) or not isinstance(k, numbers.Integral) or k < 1:
-            raise SetError(
-                explain(
-                    "`k` of Sparse is not a positive integer: how many entries of a unit may differ from 0",
-                    f"k={shown(k)}",
-                    instead="Sparse(k=10)",
-                )
-            )
-        self.k = int(k)
+        self.k = positive_integer("Sparse", "k", k, "Sparse(k=10)", ": how many entries of a unit may differ from 0")
         self.axis = axes("Sparse", axis)
 
     def check_fit(self, units: Units) -> None:

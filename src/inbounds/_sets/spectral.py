@@ -9,7 +9,6 @@ without a decomposition: that is where products win, see docs/measurements.md.
 from __future__ import annotations
 
 import math
-import numbers
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -51,22 +50,22 @@ from inbounds._arrays.ops import (
     namespace,
     ulp,
     without_gradient,
-    working_dtype,
 )
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._sets.arguments import axes, center_of, number
-from inbounds._sets.matrices import MatrixSet, stack_of
+from inbounds._sets.arguments import axes, center_of, number, positive_integer
+from inbounds._sets.matrices import MatrixSet, SquareSet, stack_of
 from inbounds._sets.reduced import SHARE
 from inbounds._sets.set import ULPS, registered
 from inbounds._types import Axis, Center, Integer, Number
 
 AIM = 3
-"""Projections aim this and 2 sqrt(n) epsilons below a bound: what computed singular vectors are off
-orthogonal."""
+"""Computed singular vectors are orthogonal to within `AIM + 2 sqrt(n)` epsilons. Projections aim so
+far below a bound."""
 
 OFF = 8
-"""Computed singular values are off by fewer epsilons, or by less than 3 and 2 sqrt(n)."""
+"""The relative error of a computed singular value is less than this many epsilons, or less than
+`AIM + 2 sqrt(n)` of them."""
 
 
 class _Spectral(MatrixSet):
@@ -80,32 +79,27 @@ class _Spectral(MatrixSet):
     def _beyond(self, values: Array) -> Array:
         """`_excess` for singular values of shape (stack, k), descending up to rounding."""
 
+    def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
+        return self._by_wide(lambda wide: self._nearest_wide(wide, units), matrices)
+
+    def _by_wide(self, formula: Callable[..., tuple[Array, Any]], *matrices: Array) -> tuple[Array, Any]:
+        """A formula for matrices with as many rows as columns or fewer, whose first result is turned back."""
+        turned = matrices[0].shape[1] > matrices[0].shape[2]
+        with exact_products(matrices[0]):
+            found, other = formula(*(in_working_precision(transposed(x) if turned else x) for x in matrices))
+        found = cast(transposed(found) if turned else found, dtype_of(matrices[0]))
+        # PyTorch rounds a transposed view to half precision by other code, which changes NaN's bits.
+        return found.contiguous() if is_eager_torch(found) else found, other
+
     def _reduced_by(self, formula: Callable[[Array, Array, Units], Array], units: Units, gradient: Units) -> Units:
         """`reduced` by a formula for wide finite matrices; where something isn't finite the gradient as it is."""
-        rows, given = units.rows(), gradient.rows()
-        xp = namespace(rows)
-        matrices, slopes = (xp.reshape(x, (self.stack, -1, units.size)) for x in (rows, given))
+        given = gradient.rows()
+        xp = namespace(given)
+        matrices, slopes = self._matrices(units.rows()), self._matrices(given)
         finite = xp.all(xp.isfinite(matrices) & xp.isfinite(slopes), axis=(1, 2))[:, None, None]
-        turned = matrices.shape[1] > matrices.shape[2]
-
-        def wide(x: Array) -> Array:
-            x = xp.where(finite, x, xp.zeros_like(x))
-            return in_working_precision(transposed(x) if turned else x)
-
-        with exact_products(matrices):
-            left = formula(wide(matrices), wide(slopes), units)
-        left = cast(transposed(left) if turned else left, dtype_of(slopes))
+        both = (xp.where(finite, x, xp.zeros_like(x)) for x in (matrices, slopes))
+        left, _ = self._by_wide(lambda *wide: (formula(wide[0], wide[1], units), None), *both)
         return gradient.with_rows(xp.reshape(xp.where(finite, left, slopes), tuple(given.shape)))
-
-    def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
-        with exact_products(matrices):
-            turned = matrices.shape[1] > matrices.shape[2]
-            wide = in_working_precision(transposed(matrices) if turned else matrices)
-            nearest, outside = self._nearest_wide(wide, units)
-            nearest = cast(transposed(nearest) if turned else nearest, dtype_of(matrices))
-            # PyTorch rounds a transposed view to half precision by other code, which changes the
-            # bits of NaN.
-            return nearest.contiguous() if is_eager_torch(nearest) else nearest, outside
 
     def _excess_of_matrices(self, matrices: Array) -> Array:
         with exact_products(matrices):
@@ -117,50 +111,38 @@ class _Shrinking(_Spectral):
 
     @abstractmethod
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
-        """The singular values of the nearest matrices, and which of the old ones are kept.
+        """The singular values of the nearest matrices, and their derivatives, all of shape (stack, k).
 
         Args:
-            values: of matrices divided by `scale`, of shape (stack, k), ascending up to rounding.
-            scale: of shape (stack, 1).
+            values: those of the matrices, ascending up to rounding.
+            scale: of shape (stack, 1): the old and new values are divided by it.
             dtype: of the weight.
-
-        Returns:
-            What replaces those not kept, 0 elsewhere; 1 where a value is kept, else 0; both of
-            shape (stack, k), the first for the matrices as they are, not divided.
         """
 
     @abstractmethod
     def _outside(self, matrices: Array, values: Array, units: Units) -> Array:
-        """Which matrices are outside, booleans of shape (stack,).
-
-        Args:
-            matrices: of shape (stack, k, n).
-            values: their singular values, of shape (stack, k), ascending up to rounding.
-            units: that they are.
-        """
+        """Which of `units` as matrices (stack, k, n) with ascending singular values (stack, k) are outside."""
 
     def _enough(self, scale: Array) -> Any:
-        """What singular values of the divided matrices need not be told apart below; 0: all are to be."""
+        """The singular value of the divided matrices below which others need not be told apart."""
         return 0.0
 
     def _nearest_wide(self, matrices: Array, units: Units) -> tuple[Array, Array]:
-        fixed = without_gradient(matrices)
+        xp, fixed = namespace(matrices), without_gradient(matrices)
         scale = scale_of(fixed)
         spectrum = spectrum_of(fixed / scale[:, :, None], self._enough(scale), fully=units.differentiable)
-        new, kept = self._changed(spectrum.values, scale, units.dtype)
+        new, slope = self._changed(spectrum.values, scale, units.dtype)
         outside = self._outside(fixed, spectrum.values * scale, units)
-        nearest = self._composed(spectrum, new, kept, scale)
+        # A value with a vector that is not resolved stays or becomes 0.
+        rows = (new * xp.maximum(slope, spectrum.told))[:, :, None] * spectrum.right
+        nearest = xp.matmul(spectrum.left, rows) * scale[:, :, None]
         if units.differentiable:
-            nearest = nearest + self._moved(spectrum, new / scale, kept, matrices - fixed)
+            nearest = nearest + self._moved(spectrum, new, slope, matrices - fixed)
         return nearest, outside
 
-    def _composed(self, spectrum: Spectrum, new: Array, kept: Array, scale: Array) -> Array:
-        rows = new[:, :, None] * spectrum.right + (kept[:, :, None] * spectrum.rows) * scale[:, :, None]
-        return namespace(rows).matmul(spectrum.left, rows)
-
-    def _moved(self, spectrum: Spectrum, new: Array, kept: Array, step: Array) -> Array:
+    def _moved(self, spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
         """How far the nearest matrix moves when the matrix takes a small step: linear in it."""
-        return derivative(spectrum, new + kept * spectrum.values, kept, step)
+        return derivative(spectrum, new, slope, step)
 
 
 class _Ball(_Shrinking):
@@ -168,31 +150,36 @@ class _Ball(_Shrinking):
 
     max_value: float
 
+    def __init__(self, max_value: Number, axis: Axis = None, center: Center = None, stack: Integer = 1) -> None:
+        name = type(self).__name__
+        self.max_value = _positive(name, max_value)
+        self.axis = axes(name, axis)
+        self.center = center_of(name, center)
+        self.stack = stack_of(name, stack)
+
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """That of the norm."""
         return self._by_scale(units, taken, self.max_value)
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
-        own = (
-            3 * self._off(math.sqrt(size), dtype) * self.max_value if dtype == "float64" else 0.0
-        )  # nothing tells better
-        return ULPS * ulp(self.max_value, dtype) + own
+        # No wider dtype tells what is inside in float64.
+        computed = 3 * self._off(math.sqrt(size), dtype) * self.max_value if dtype == "float64" else 0.0
+        return ULPS * ulp(self.max_value, dtype) + computed
 
     @staticmethod
     def _off(count: float, dtype: str) -> float:
-        """How wrong the norm of so many singular values, near the bound, may be, as a share of it."""
+        """The largest relative error of a norm of so many singular values, near the bound."""
         return max(OFF, AIM + 2 * math.sqrt(count)) * epsilon(dtype)
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         if self.center is None:
             return 0.0
-        matrices = rows.reshape(self.stack, -1, rows.shape[1])
-        return self._beyond(np.linalg.svd(matrices, compute_uv=False)) + self.max_value
+        return self._beyond(np.linalg.svd(self._matrices(rows), compute_uv=False)) + self.max_value
 
     def _margin(self, values: Array, dtype: str) -> float:
-        """By how much of itself projections aim below the bound, so that rounding doesn't lead above it.
+        """The relative distance below the bound at which projections aim, so that rounding doesn't lead above it.
 
-        Where no float64 tells what is near the bound, so far that a result is seen to be inside.
+        Without float64 it is so large that the error of the judgement fits in as well.
         """
         computed = dtype_of(values)
         if computed == "float32" and not has_float64():
@@ -203,19 +190,16 @@ class _Ball(_Shrinking):
         return self.max_value * (1 - self._margin(values, dtype))
 
     def _outside(self, matrices: Array, values: Array, units: Units) -> Array:
-        xp = namespace(values)
         computed = dtype_of(values)
         tolerance = self._tolerance(units.dtype, units.size * units.count)
-        excess, off = self._beyond(values), self._off(values.shape[1], computed) * self.max_value
-        if computed == units.dtype == "float64":
-            return excess > tolerance - 2 * off
+        excess, off = self._beyond(values) - tolerance, self._off(values.shape[1], computed) * self.max_value
         if computed == "float64":
-            return excess > tolerance
+            return excess > (-2 * off if units.dtype == "float64" else 0)
         if not has_float64() and not is_concrete(matrices):  # what may be outside is projected
-            return excess > tolerance - off
+            return excess > -off
         return either(
-            xp.all(xp.abs(excess - tolerance) > off),
-            lambda: excess > tolerance,
+            namespace(values).all(namespace(values).abs(excess) > off),
+            lambda: excess > 0,
             lambda: judged(matrices, lambda values: self._beyond(values) > tolerance),
         )
 
@@ -256,10 +240,7 @@ class SpectralNorm(_Ball):
     """
 
     def __init__(self, max_value: Number = 1.0, axis: Axis = None, center: Center = None, stack: Integer = 1) -> None:
-        self.max_value = _positive("SpectralNorm", max_value)
-        self.axis = axes("SpectralNorm", axis)
-        self.center = center_of("SpectralNorm", center)
-        self.stack = stack_of("SpectralNorm", stack)
+        super().__init__(max_value, axis, center, stack)
 
     def _nearest_wide(self, matrices: Array, units: Units) -> tuple[Array, Array]:
         if units.differentiable:
@@ -296,13 +277,12 @@ class SpectralNorm(_Ball):
             rounding = rounding + 2 * epsilon(units.dtype) * entries / self.max_value
 
         def taken() -> Array:
-            eigh = (np.linalg if xp is np else keras.ops).eigh
-            squares, left = eigh(gram)
+            squares, left = _eigh(gram)
             values = xp.sqrt(xp.maximum(squares, xp.ones_like(squares) / 4))
             share = xp.sqrt(xp.clip(1 - ((1 - values) / values - rounding) / SHARE, 0, 1))[:, :, None]
             rows = xp.matmul(transposed(left), low) / values[:, :, None] * share
             pull = xp.matmul(xp.matmul(transposed(left), slopes / size), transposed(rows)) * share
-            powers, turn = eigh(-_symmetric_part(pull))
+            powers, turn = _eigh(-_symmetric_part(pull))
             upwards = turn * xp.sqrt(xp.maximum(powers, xp.zeros_like(powers)))[:, None, :]
             within = xp.matmul(left * transposed(share), xp.matmul(upwards, transposed(upwards)))
             return slopes + xp.matmul(within, rows) * size
@@ -312,11 +292,8 @@ class SpectralNorm(_Ball):
         return left
 
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
-        xp = namespace(values)
-        aim = self._aim(values, dtype)
-        above = values * scale > aim
-        one = xp.ones_like(values)
-        return xp.where(above, aim * one, 0 * one), xp.where(above, 0 * one, one)
+        aim = self._aim(values, dtype) / scale
+        return namespace(values).minimum(values, aim), cast(values <= aim, dtype_of(values))
 
     def _enough(self, scale: Array) -> Any:
         return 0.5 * self.max_value / scale
@@ -356,23 +333,16 @@ class NuclearNorm(_Ball):
            [0. , 0.5]])
     """
 
-    def __init__(self, max_value: Number, axis: Axis = None, center: Center = None, stack: Integer = 1) -> None:
-        self.max_value = _positive("NuclearNorm", max_value)
-        self.axis = axes("NuclearNorm", axis)
-        self.center = center_of("NuclearNorm", center)
-        self.stack = stack_of("NuclearNorm", stack)
-
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
         xp = namespace(values)
-        aim = self._aim(values, dtype)
         # Measured from the largest, so that nothing is lost where it is far above the bound.
-        below = (values - largest(values)[:, None]) * scale
-        above = below[:, None, :] >= below[:, :, None]
-        sums = xp.sum(xp.where(above, below[:, None, :], xp.zeros_like(below[:, None, :])), axis=2)
-        counts = xp.sum(xp.where(above, xp.ones_like(below[:, None, :]), xp.zeros_like(below[:, None, :])), axis=2)
-        threshold = xp.max((sums - aim) / counts, axis=1, keepdims=True)
+        below = values - largest(values)[:, None]
+        others = below[:, None, :]
+        above = cast(others >= below[:, :, None], dtype_of(values))
+        sums, counts = xp.sum(above * others, axis=2), xp.sum(above, axis=2)
+        threshold = xp.max((sums - self._aim(values, dtype) / scale) / counts, axis=1, keepdims=True)
         new = xp.maximum(below - threshold, xp.zeros_like(below))
-        return new, xp.zeros_like(new)
+        return new, cast(new > 0, dtype_of(new))
 
     def _margin(self, values: Array, dtype: str) -> float:
         # Rounding n x n entries moves n singular values by 0.17 epsilons of |W|_F / sqrt(n) each,
@@ -380,12 +350,12 @@ class NuclearNorm(_Ball):
         count = float(values.shape[1] ** 0.5)
         return super()._margin(values, dtype) + max(0.0, 0.2 * count - 1.5) * epsilon(dtype)
 
-    def _moved(self, spectrum: Spectrum, new: Array, kept: Array, step: Array) -> Array:
+    def _moved(self, spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
         xp = namespace(step)
-        above = xp.where(new > 0, xp.ones_like(new), xp.zeros_like(new)) * spectrum.told
+        above = slope * spectrum.told
         along = xp.sum(spectrum.right * xp.matmul(transposed(spectrum.left), step), axis=2)
-        threshold = xp.sum(above * along, axis=1) / xp.maximum(xp.sum(above, axis=1), 1.0)
-        with_threshold = (above * threshold[:, None])[:, :, None] * spectrum.right
+        threshold = xp.sum(above * along, axis=1, keepdims=True) / xp.maximum(xp.sum(above, axis=1, keepdims=True), 1.0)
+        with_threshold = (above * threshold)[:, :, None] * spectrum.right
         return derivative(spectrum, new, above, step) - xp.matmul(spectrum.left, with_threshold)
 
     def _beyond(self, values: Array) -> Array:
@@ -449,8 +419,7 @@ class Orthogonal(_Spectral):
         off = off_identity(fixed, precise)
         outside = off > precise
         if xp is not np and not units.differentiable:
-            polished = either(xp.all(off < NEAR), lambda: orthonormal(fixed), lambda: polar(fixed)[0])
-            return either(xp.all(~outside), lambda: fixed, lambda: polished), outside
+            return either(xp.all(off < NEAR), lambda: orthonormal(fixed), lambda: polar(fixed)[0]), outside
         nearest, spectrum, scale = polar(fixed)
         if units.differentiable:
             ones = xp.ones_like(spectrum.values)
@@ -502,15 +471,7 @@ class LowRank(_Shrinking):
     )
 
     def __init__(self, rank: Integer, axis: Axis = None, stack: Integer = 1) -> None:
-        if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or rank < 1:
-            raise SetError(
-                explain(
-                    "`rank` of LowRank is not a positive integer",
-                    f"rank={shown(rank)}",
-                    instead="LowRank(rank=1), or Fixed(0) for a matrix of zeros",
-                )
-            )
-        self.rank = int(rank)
+        self.rank = positive_integer("LowRank", "rank", rank, "LowRank(rank=1), or Fixed(0) for a matrix of zeros")
         self.axis = axes("LowRank", axis)
         self.stack = stack_of("LowRank", stack)
 
@@ -528,25 +489,18 @@ class LowRank(_Shrinking):
             )
 
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
-        zeros = namespace(values).zeros_like(values)
-        return zeros, zeros + self._kept(values)
+        kept = self._kept(values)
+        return values * kept, kept
 
     def _outside(self, matrices: Array, values: Array, units: Units) -> Array:
         return largest((1 - self._kept(values)) * values) > _slack(largest(values), units.dtype)
 
     def _kept(self, values: Array) -> Array:
-        return constant(values, np.arange(values.shape[1]) >= values.shape[1] - self.rank)
-
-    def _composed(self, spectrum: Spectrum, new: Array, kept: Array, scale: Array) -> Array:
-        # Multiplied last: the singular values may be above the largest number where the entries
-        # aren't.
-        return namespace(kept).matmul(spectrum.left, kept[:, :, None] * spectrum.rows) * scale[:, :, None]
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
+        kept = constant(values, np.arange(values.shape[1]) >= values.shape[1] - self.rank)
+        return kept + namespace(values).zeros_like(values)
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
-        return _size(rows, self.stack)
+        return np.linalg.norm(self._matrices(rows), 2, axis=(1, 2))
 
     def _beyond(self, values: Array) -> Array:
         others = values[:, self.rank :]
@@ -554,7 +508,7 @@ class LowRank(_Shrinking):
 
 
 @registered
-class PositiveSemidefinite(MatrixSet):
+class PositiveSemidefinite(SquareSet):
     """{W : W = W^T and x^T W x >= 0 for every x}, the whole matrix, square: symmetric, no negative eigenvalue.
 
     For kernels, covariances, metrics and recurrent weights with an energy. The nearest such matrix
@@ -580,53 +534,40 @@ class PositiveSemidefinite(MatrixSet):
            [0., 0.]])
     """
 
-    square: ClassVar[bool] = True
-
-    def __init__(self, stack: Integer = 1) -> None:
-        self.stack = stack_of("PositiveSemidefinite", stack)
-
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(matrices)
         with exact_products(matrices):
             wide = in_working_precision(matrices)
             fixed = without_gradient(wide)
-            scale = scale_of(fixed)[:, :, None]
-            symmetric = _symmetric_part(fixed / scale)
-            vectors = orthonormal((np.linalg if xp is np else keras.ops).eigh(symmetric)[1])
+            scale = scale_of(fixed)
+            plain = fixed / scale[:, :, None]
+            symmetric = _symmetric_part(plain)
+            vectors = orthonormal(_eigh(symmetric)[1])
             values = xp.sum(vectors * xp.matmul(symmetric, vectors), axis=1)
             positive = xp.maximum(values, xp.zeros_like(values))
             root = vectors * xp.sqrt(positive)[:, None, :]
-            nearest = _symmetric_part(xp.matmul(root, transposed(root))) * scale
-            off = xp.max(xp.abs(fixed / scale - transposed(fixed / scale)), axis=(1, 2))
-            size = xp.abs(values)
-            outside = xp.maximum(off, largest(-values)) * scale[:, 0, 0] > _slack(
-                largest(size) * scale[:, 0, 0], units.dtype
-            )
+            nearest = _symmetric_part(xp.matmul(root, transposed(root))) * scale[:, :, None]
+            off, sizes = xp.max(xp.abs(plain - transposed(plain)), axis=(1, 2)), xp.abs(values)
+            excess, size = (x * scale[:, 0] for x in (xp.maximum(off, largest(-values)), largest(sizes)))
             if units.differentiable:
-                share = ratio(positive[:, :, None] + positive[:, None, :], size[:, :, None] + size[:, None, :])
+                share = ratio(positive[:, :, None] + positive[:, None, :], sizes[:, :, None] + sizes[:, None, :])
                 inner = xp.matmul(xp.matmul(transposed(vectors), _symmetric_part(wide - fixed)), vectors)
                 nearest = nearest + xp.matmul(xp.matmul(vectors, share * inner), transposed(vectors))
-            return cast(nearest, dtype_of(matrices)), outside
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
+            return cast(nearest, dtype_of(matrices)), excess > _slack(size, units.dtype)
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
-        return _size(rows, self.stack)
+        return np.linalg.norm(self._matrices(rows), 2, axis=(1, 2))
 
     def _excess_of_matrices(self, matrices: Array) -> Array:
         xp = namespace(matrices)
-        half = matrices / 2
-        symmetric = half + xp.swapaxes(half, 1, 2)
-        if xp is np:
-            least = np.linalg.eigvalsh(symmetric.astype("float64"))[:, 0].astype(matrices.dtype)
-        else:
-            with exact_products(matrices):
-                scale = without_gradient(xp.clip(xp.max(xp.abs(half), axis=(1, 2), keepdims=True), 1 / HUGE, HUGE))
-                vectors = without_gradient(keras.ops.eigh(without_gradient(symmetric / scale))[1])
-                along = xp.sum(vectors * xp.matmul(symmetric / scale, vectors), axis=1)
-                least = xp.min(along / xp.sum(vectors * vectors, axis=1), axis=1) * scale[:, 0, 0]
-        return xp.maximum(xp.max(xp.abs(matrices - xp.swapaxes(matrices, 1, 2)), axis=(1, 2)), -least)
+        with exact_products(matrices):
+            wide = in_working_precision(matrices)
+            scale = scale_of(without_gradient(wide))
+            symmetric = _symmetric_part(wide / scale[:, :, None])
+            vectors = without_gradient(_eigh(without_gradient(symmetric))[1])
+            along = xp.sum(vectors * xp.matmul(symmetric, vectors), axis=1)
+            below = cast(xp.max(-along / xp.sum(vectors * vectors, axis=1), axis=1) * scale[:, 0], dtype_of(matrices))
+        return xp.maximum(xp.max(xp.abs(matrices - transposed(matrices)), axis=(1, 2)), below)
 
 
 def _positive(owner: str, value: Any) -> float:
@@ -649,13 +590,11 @@ def _slack(sizes: Array, dtype: str) -> Array:
     return ULPS * epsilon(dtype) * (2 * xp.ones_like(exponents)) ** exponents
 
 
+def _eigh(symmetric: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors as columns."""
+    values, vectors = (np.linalg if namespace(symmetric) is np else keras.ops).eigh(symmetric)
+    return values, vectors
+
+
 def _symmetric_part(x: Array) -> Array:
     return (x + transposed(x)) / 2
-
-
-# Measured apart from the projections.
-
-
-def _size(rows: np.ndarray[Any, Any], stack: int) -> Any:
-    """The largest singular value of each matrix."""
-    return np.linalg.svd(rows.reshape(stack, -1, rows.shape[1]), compute_uv=False)[:, 0]
