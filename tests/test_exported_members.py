@@ -23,7 +23,7 @@ def test_public_names_are_sorted_and_listed_once():
 def test_all_lists_exactly_what_the_package_offers():
     """Private modules and what a namespace has by accident don't count."""
     public = {name for name in vars(ib) if not name.startswith("_")}
-    assert public - {"hook_fits", "hook_optimizers"} == set(ib.__all__)
+    assert public - {"hook_fits", "hook_layers", "hook_optimizers"} == set(ib.__all__)
 
 
 def test_every_public_name_is_there():

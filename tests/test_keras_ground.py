@@ -286,6 +286,19 @@ def test_a_layers_own_variables_are_listed_apart_by_whether_they_were_made_to_tr
     assert [v.name for v in layer._trainable_variables] == ["gamma", "beta"]
 
 
+def test_a_weight_gets_its_constraint_in_add_weight_only():
+    """Else a set given to a layer would not find the layer of its weight: `weights.hook_layers`."""
+    setting = []
+    for path in (Path(keras.__file__).parent / "src").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if ".constraint = " in text and not path.stem.endswith("_test"):
+            for function in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)):
+                targets = [node.targets[0] for node in ast.walk(function) if isinstance(node, ast.Assign)]
+                setting += [function.name for target in targets if getattr(target, "attr", "") == "constraint"]
+    assert setting == ["add_weight"]
+    assert keras.Layer.add_weight.__wrapped__.__module__ == keras.Layer.__module__
+
+
 def test_variables_in_lists_of_a_layer_are_its_own():
     """Else such weights of custom layers would be missed."""
 

@@ -17,6 +17,7 @@ from inbounds._errors import (
 )
 from inbounds._model.layout import Layout, register_layout
 from inbounds._model.plan import Entry, Plan
+from inbounds._model.weights import hook_layers
 from inbounds._report.audit import audit, check
 from inbounds._report.monitor import Monitor
 from inbounds._report.pressure import Pressure, PressureRow, pressure
@@ -130,5 +131,6 @@ __all__ = [
     "unit_norm",
 ]
 
+hook_layers()
 hook_optimizers()
 hook_fits()

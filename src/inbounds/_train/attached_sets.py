@@ -16,6 +16,7 @@ from inbounds._arrays.ops import Array, is_concrete, is_sharded, no_gradient
 from inbounds._errors import RuleError, explain
 from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve
+from inbounds._model.weights import remember_layer
 from inbounds._train.assignments import assign
 from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy
 from inbounds._train.step_projections import StepState, projection_of
@@ -66,6 +67,7 @@ def current_constraint(variable: Any) -> Any:
 def attach_set(entry: Entry, model: Any = None) -> None:
     """Attaches the set of an entry to its variables; `model` is None without a plan."""
     for weight in entry.weights:
+        remember_layer(weight.variable, weight.layer)
         weight.variable.constraint = AttachedSet(entry, given_constraint(weight.variable), model)
 
 

@@ -16,6 +16,7 @@ Where a step raises, its weights are projected and the variables' constraints re
 from __future__ import annotations
 
 import math
+import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -136,7 +137,10 @@ def take_up_changes(optimizer: Any, *, may_add_variables: bool = False) -> bool:
     """
     taken = taken_plan(optimizer)
     with _hiding_lock:
-        entries = attached_entries(optimizer._trainable_variables)
+        variables = variables_of_values(optimizer._trainable_variables)
+        if any(map(operator.is_not, variables, optimizer._trainable_variables)):
+            vars(optimizer).update(_trainable_variables=variables)  # `constrain` told whose the values are
+        entries = attached_entries(variables)
         if taken.threads or taken.signature == signature(optimizer, entries):
             return False
         take_up(optimizer, may_add_variables=may_add_variables and taken.signature is None)
