@@ -15,7 +15,9 @@ A text says what went wrong, what was received, where, and the line to type inst
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,3 +115,19 @@ def explain(wrong: str, received: str, *, where: str = "", instead: str = "") ->
     if instead:
         parts.append(f"Instead: {instead.rstrip('.')}.")
     return printable(" ".join(parts))
+
+
+def similar(wanted: str, names: Collection[str], cutoff: float = 0.5) -> list[str]:
+    """The names most similar to the wanted one, three at most; if none is, without regard to case and underscores."""
+    by_letters = {_letters(name): name for name in names}
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=cutoff)
+    return close or [by_letters[near] for near in difflib.get_close_matches(_letters(wanted), by_letters, n=3)]
+
+
+def similar_or_first(wanted: str, names: Sequence[str], cutoff: float = 0.5) -> list[str]:
+    """The names most similar to the wanted one, else the first five."""
+    return similar(wanted, names, cutoff) or list(names[:5])
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "")

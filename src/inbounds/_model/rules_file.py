@@ -32,15 +32,13 @@ from typing import Any
 
 import keras
 
-from inbounds import constraints
-from inbounds._errors import FileError, SetError, explain, shown
-from inbounds._model.selectors import similar_or_first
+from inbounds._errors import FileError, SetError, explain, shown, similar_or_first
 from inbounds._model.weights import layers_of
 from inbounds._sets.arguments import gradient_name, interval, metric_name
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
 from inbounds._types import Gradient, Interval, Metric
-from inbounds.constraints import call_of, without_arguments
+from inbounds.constraints import BY_NAME, call_of, named, without_arguments
 
 TABLES = ("rules", "layers")
 SETTINGS = ("metric", "every", "gradient")
@@ -59,12 +57,6 @@ class RulesFile:
     metric: Metric
     every: Interval
     gradient: Gradient
-
-
-def _sets_by_name() -> dict[str, type[Set]]:
-    """The sets by the names that an expression may use, including Keras' snake-case ones."""
-    public = {name: getattr(constraints, name) for name in constraints.__all__} | constraints.SETS
-    return {name: cls for name, cls in public.items() if isinstance(cls, type) and issubclass(cls, Set)}
 
 
 def read_rules(path: Path, model: Any) -> RulesFile:
@@ -251,8 +243,8 @@ def _argument(node: ast.expr) -> Any:
 
 
 def _set_class(name: str) -> type[Set]:
-    sets = _sets_by_name()
-    if sets.get(name) is Custom:
+    cls = named(name, BY_NAME, repr(name))
+    if cls is Custom:
         raise SetError(
             explain(
                 "A rules file can't hold Custom, which wraps a function",
@@ -260,13 +252,7 @@ def _set_class(name: str) -> type[Set]:
                 instead="inbounds.constrain(model, rules) in Python",
             )
         )
-    if name not in sets:
-        raise SetError(
-            explain(
-                f"No set has the name {name!r}", repr(name), instead=" or ".join(similar_or_first(name, sorted(sets)))
-            )
-        )
-    return sets[name]
+    return cls
 
 
 def signature(cls: type[Set]) -> str:

@@ -7,7 +7,6 @@ similar names.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import keras
 
-from inbounds._errors import RuleError, SetError, explain, printable, shown
+from inbounds._errors import RuleError, SetError, explain, printable, shown, similar, similar_or_first
 from inbounds._model.layout import layout_of
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.composite import contains
@@ -354,20 +353,8 @@ def _first_five(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def similar(wanted: str, names: Sequence[str]) -> list[str]:
-    """The names most similar to the wanted one, three at most; if none is, without looking at case and underscores."""
-    folded = {name.lower().replace("_", ""): name for name in names}
-    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
-    return close or [folded[key] for key in difflib.get_close_matches(wanted.lower().replace("_", ""), folded, n=3)]
-
-
-def similar_or_first(wanted: str, names: Sequence[str]) -> list[str]:
-    """The names most similar to the wanted one, else the first five."""
-    return similar(wanted, names) or list(names)[:5]
-
-
 def _similar_paths(wanted: str, paths: Sequence[str]) -> list[str]:
     """The ends of paths, with as many parts as the wanted one, most similar to it."""
     parts = wanted.strip("/").count("/") + 1
     ends = list(dict.fromkeys("/".join(path.split("/")[-parts:]) for path in paths))
-    return difflib.get_close_matches(wanted.replace("*", ""), ends, n=3, cutoff=0.4) or ends[:5]
+    return similar_or_first(wanted.replace("*", ""), ends, cutoff=0.4)
