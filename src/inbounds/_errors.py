@@ -1,15 +1,5 @@
 """Every exception and warning of inbounds.
 
-InboundsError ├── SetError (also a ValueError)      a set was given a bad argument, or rows it can't
-apply to ├── LayoutError (also a ValueError)   the units of a weight can't be told ├── RuleError
-(also a ValueError)     a rule, a selector or a model that no plan can be made of ├── FileError
-(also a ValueError)     a model file or a rules file that can't be read └── ConstraintViolation
-raised by `check` when a weight is outside its set; holds the report
-
-PlanNotSavedWarning (a UserWarning)   part of a plan that a `.keras` file can't carry
-LayoutWarning (a UserWarning)         the units of a layer's weight are not known and were guessed
-WeightNotMovedWarning (a UserWarning) the steps of an epoch have not moved a weight
-
 A text says what went wrong, what was received, where, and the line to type instead, in this order.
 """
 
@@ -57,10 +47,11 @@ def shown(value: Any) -> str:
 
 
 class InboundsError(Exception):
-    """Base of every error that inbounds raises. Its text is printable."""
+    """Base of every error that inbounds raises; see `explain` for its parts. A text alone is the whole message."""
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))
+    def __init__(self, wrong: str = "", received: str | None = None, *, where: str = "", instead: str = "") -> None:
+        text = wrong if received is None else explain(wrong, received, where=where, instead=instead)
+        super().__init__(printable(text))
 
 
 class SetError(InboundsError, ValueError):

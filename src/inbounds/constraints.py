@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import keras
 from keras.constraints import Constraint, deserialize, serialize
 
-from inbounds._errors import SetError, explain, shown, similar
+from inbounds._errors import SetError, shown, similar
 from inbounds._sets import public
 from inbounds._sets.intersection import Intersection
 from inbounds._sets.masks import On, Where
@@ -66,17 +66,15 @@ def without_arguments(given: str | type[Any]) -> Any:
     """
     cls: Any = named(given, BY_NAME, f"identifier={given!r}") if isinstance(given, str) else given
     if not issubclass(cls, Constraint):
-        raise SetError(explain("A class is not one of sets", shown(given), instead="MaxNorm(max_value=2.0)"))
+        raise SetError("A class is not one of sets", shown(given), instead="MaxNorm(max_value=2.0)")
     name = str(cls.__name__)
     if cls is not Constraint and cls is getattr(keras.constraints, name, None):
         cls = SETS[name]
     if inspect.signature(cls).parameters:
         raise SetError(
-            explain(
-                f"{name} takes arguments, and a {'name' if isinstance(given, str) else 'class'} alone has none",
-                shown(given),
-                instead=call_of(cls),
-            )
+            f"{name} takes arguments, and a {'name' if isinstance(given, str) else 'class'} alone has none",
+            shown(given),
+            instead=call_of(cls),
         )
     return cls()
 
@@ -89,7 +87,7 @@ def named(name: str, known: Mapping[str, Named], received: str) -> Named:
     """
     if name not in known:
         instead = " or ".join(similar(name, known) or sorted(SETS))
-        raise SetError(explain(f"No set has the name {name!r}", received, instead=instead))
+        raise SetError(f"No set has the name {name!r}", received, instead=instead)
     return known[name]
 
 
@@ -110,10 +108,8 @@ def get(identifier: str | dict[str, Any] | type[Any] | Callable[[Any], Any] | No
             return identifier()
         except TypeError as error:
             raise SetError(
-                explain(
-                    f"{identifier.__name__} needs arguments ({error})",
-                    f"identifier={identifier!r}",
-                    instead=call_of(identifier),
-                )
+                f"{identifier.__name__} needs arguments ({error})",
+                f"identifier={identifier!r}",
+                instead=call_of(identifier),
             ) from error
     return keras.constraints.get(identifier)

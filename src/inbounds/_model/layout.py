@@ -18,7 +18,7 @@ from typing import Any
 import keras
 
 from inbounds._arrays.units import Axes
-from inbounds._errors import LayoutError, explain, shown
+from inbounds._errors import LayoutError, shown
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,9 @@ class Layout:
             for name, axes in spans.items():
                 if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, int) for axis in axes):
                     raise LayoutError(
-                        explain(
-                            "The axes that one unit spans are not a tuple of integers",
-                            f"{name!r}: {axes!r}",
-                            instead=f"{{{name!r}: (0,)}}, or () for a weight without fan-in",
-                        )
+                        "The axes that one unit spans are not a tuple of integers",
+                        f"{name!r}: {axes!r}",
+                        instead=f"{{{name!r}: (0,)}}, or () for a weight without fan-in",
                     )
 
     def span(self, name: str, shape: tuple[int, ...], *, joint: bool = False) -> Axes | None:
@@ -67,12 +65,10 @@ class Layout:
         rank = len(shape)
         if not all(-rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
             raise LayoutError(
-                explain(
-                    f"A layout names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
-                    f"{name!r}: {tuple(axes)}",
-                    where=f"a weight of shape {shape}",
-                    instead="register_layout with the axes that one unit of this weight spans",
-                )
+                f"A layout names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
+                f"{name!r}: {tuple(axes)}",
+                where=f"a weight of shape {shape}",
+                instead="register_layout with the axes that one unit of this weight spans",
             )
         return tuple(axis % rank for axis in axes)
 
@@ -101,7 +97,7 @@ def register_layout(layer_class: type[Any], layout: LayoutFunction | Layout | Ma
     >>> register_layout(Mix, {"kernel": (1,), "bias": ()})
     """
     if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Layer):
-        raise LayoutError(explain("`layer_class` is not a class of keras.Layer", f"layer_class={shown(layer_class)}"))
+        raise LayoutError("`layer_class` is not a class of keras.Layer", f"layer_class={shown(layer_class)}")
     if isinstance(layout, (Layout, Mapping)):
         always = layout if isinstance(layout, Layout) else Layout(dict(layout))
         _REGISTRY[layer_class] = lambda layer: always
@@ -109,11 +105,9 @@ def register_layout(layer_class: type[Any], layout: LayoutFunction | Layout | Ma
         _REGISTRY[layer_class] = layout
     else:
         raise LayoutError(
-            explain(
-                "`layout` is neither a mapping of weight names to axes nor a function of the layer",
-                f"layout={shown(layout)}",
-                instead="{'kernel': (0,), 'bias': ()}",
-            )
+            "`layout` is neither a mapping of weight names to axes nor a function of the layer",
+            f"layout={shown(layout)}",
+            instead="{'kernel': (0,), 'bias': ()}",
         )
 
 
@@ -124,12 +118,10 @@ def layout_of(layer: Any) -> Layout:
             found = _REGISTRY[cls](layer)
             if not isinstance(found, (Layout, Mapping)):
                 raise LayoutError(
-                    explain(
-                        "A function that is registered as a layout did not return a mapping of weight names to axes",
-                        shown(found),
-                        where=f"{cls.__name__}, for the layer {layer.name!r}",
-                        instead="{'kernel': (0,), 'bias': ()}",
-                    )
+                    "A function that is registered as a layout did not return a mapping of weight names to axes",
+                    shown(found),
+                    where=f"{cls.__name__}, for the layer {layer.name!r}",
+                    instead="{'kernel': (0,), 'bias': ()}",
                 )
             return found if isinstance(found, Layout) else Layout(dict(found))
     return Layout({})

@@ -50,11 +50,9 @@ def resolve(
     weights = weights_of(layers)
     if not weights:
         raise RuleError(
-            explain(
-                "The model has no weights",
-                f"model={_model_name(model)}",
-                instead="model.build(input_shape), or layers with weights",
-            )
+            "The model has no weights",
+            f"model={_model_name(model)}",
+            instead="model.build(input_shape), or layers with weights",
         )
     _check_torch_parameters(model, weights)
     plan = _plan(layers, weights, rules, constraint_of if strict else _with_declared(weights, constraint_of), metric)
@@ -197,12 +195,10 @@ def _guess_note(weight: Weight, given: Set) -> str:
     if "axis" in given.argument_names():
         instead = f"{with_axis(given, 0)!r}, with the axes that one unit spans as `axis`"
     raise LayoutError(
-        explain(
-            "The units of a weight of another framework are not known, and the set has no `axis`",
-            f"{given!r}",
-            where=f"{weight.path} of shape {weight.shape} in the {kind} {weight.layer.name!r}",
-            instead=instead,
-        )
+        "The units of a weight of another framework are not known, and the set has no `axis`",
+        f"{given!r}",
+        where=f"{weight.path} of shape {weight.shape} in the {kind} {weight.layer.name!r}",
+        instead=instead,
     )
 
 
@@ -233,7 +229,7 @@ def _joint_entry(
     members, missing = [], []
 
     def conflict(wrong: str, received: str, instead: str) -> RuleError:
-        return RuleError(explain(wrong, received, where=f"{joint!r} on {weight.path}", instead=instead))
+        return RuleError(wrong, received, where=f"{joint!r} on {weight.path}", instead=instead)
 
     for name in joint.weights:
         member = own.get(layout.roles.get(name, name))
@@ -266,14 +262,12 @@ def _joint_entry(
     unnamed = [w for w in given if w not in members]
     if unnamed:
         raise RuleError(
-            explain(
-                "A Joint was given to a weight that it doesn't name",
-                f"{joint!r} on {unnamed[0].path}",
-                where=f"{type(layer).__name__} with the weights {', '.join(own)}",
-                instead=f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit"
-                if len(own) > 1
-                else repr(joint.inner),
-            )
+            "A Joint was given to a weight that it doesn't name",
+            f"{joint!r} on {unnamed[0].path}",
+            where=f"{type(layer).__name__} with the weights {', '.join(own)}",
+            instead=f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit"
+            if len(own) > 1
+            else repr(joint.inner),
         )
     for member in members:
         _check_dtype(member, member.dtype, assignment.source, joint)
@@ -300,11 +294,9 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
     for member in members:
         if len(members) > 1 and member.name in layout.apart:
             raise LayoutError(
-                explain(
-                    "These weights form no joint units: a unit has no entries of its own in one of them",
-                    f"{member.path}; {layout.apart[member.name]}",
-                    instead="constrain the weights separately",
-                )
+                "These weights form no joint units: a unit has no entries of its own in one of them",
+                f"{member.path}; {layout.apart[member.name]}",
+                instead="constrain the weights separately",
             )
         span = layout.span(member.name, member.shape, joint=True)
         axes.append(span if span is not None else tuple(range(len(member.shape) - 1)))
@@ -317,12 +309,10 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
             f"{member.name} of shape {member.shape} has {count}" for member, count in zip(members, counts, strict=True)
         )
         raise LayoutError(
-            explain(
-                "These weights form no joint units: they have different numbers of units",
-                shapes,
-                where=type(members[0].layer).__name__,
-                instead="register_layout for this layer, or constrain the weights separately",
-            )
+            "These weights form no joint units: they have different numbers of units",
+            shapes,
+            where=type(members[0].layer).__name__,
+            instead="register_layout for this layer, or constrain the weights separately",
         )
     return tuple(axes)
 
@@ -330,12 +320,10 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
 def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:
     if dtype not in MANTISSA_BITS:
         raise RuleError(
-            explain(
-                f"The weight is not of floating point numbers, but {dtype}",
-                f"dtype={dtype} for {source}: {owner!r}",
-                where=f"{weight.path} of shape {weight.shape}",
-                instead="constrain the model before it is quantized",
-            )
+            f"The weight is not of floating point numbers, but {dtype}",
+            f"dtype={dtype} for {source}: {owner!r}",
+            where=f"{weight.path} of shape {weight.shape}",
+            instead="constrain the model before it is quantized",
         )
 
 
@@ -370,12 +358,10 @@ def _check_enforceable(plan: Plan) -> None:
             _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
             if why := why_unenforceable(weight):
                 raise RuleError(
-                    explain(
-                        f"A set can't be kept on this weight: {why}",
-                        f"{entry.source}: {entry.set!r}",
-                        where=f"{weight.path} of shape {weight.shape} in {type(weight.layer).__name__}",
-                        instead=_enforceable_rule(weight, entry.set),
-                    )
+                    f"A set can't be kept on this weight: {why}",
+                    f"{entry.source}: {entry.set!r}",
+                    where=f"{weight.path} of shape {weight.shape} in {type(weight.layer).__name__}",
+                    instead=_enforceable_rule(weight, entry.set),
                 )
 
 
@@ -388,12 +374,10 @@ def _check_shapes(entry: Entry) -> None:
     frozen = _frozen(entry.weights)
     if frozen and len(frozen) < len(entry.weights) and not entry.set.allows_frozen:
         raise SetError(
-            explain(
-                "One weight of a joint unit is frozen, and in this set the others can't make up for it",
-                f"{' and '.join(weight.path for weight in frozen)} frozen",
-                where=repr(entry.set),
-                instead=f"layer.{frozen[0].name}.trainable = True, or a set for each weight",
-            )
+            "One weight of a joint unit is frozen, and in this set the others can't make up for it",
+            f"{' and '.join(weight.path for weight in frozen)} frozen",
+            where=repr(entry.set),
+            instead=f"layer.{frozen[0].name}.trainable = True, or a set for each weight",
         )
 
 
@@ -421,41 +405,35 @@ def _check_torch_parameters(model: Any, weights: Sequence[Weight]) -> None:
     for name, parameter in model.named_parameters():
         if is_sharded(parameter) and id(parameter) not in values:
             raise RuleError(
-                explain(
-                    "A parameter of the model is not the value of its Keras variable",
-                    f"{name} is a DTensor, which its layer doesn't compute with: it gets no gradient",
-                    where="torch.distributed.fsdp.fully_shard, which Keras 3.15 doesn't follow",
-                    instead="DistributedDataParallel, or variables whose values are DTensors (docs/devices.md)",
-                )
+                "A parameter of the model is not the value of its Keras variable",
+                f"{name} is a DTensor, which its layer doesn't compute with: it gets no gradient",
+                where="torch.distributed.fsdp.fully_shard, which Keras 3.15 doesn't follow",
+                instead="DistributedDataParallel, or variables whose values are DTensors (docs/devices.md)",
             )
 
 
 def check_model(model: Any) -> None:
     """Raises a RuleError where the model is neither a Keras model nor a layer."""
     if not isinstance(model, keras.Layer):
-        raise RuleError(explain("`model` is not a keras.Model or a layer", f"model={shown(model)}"))
+        raise RuleError("`model` is not a keras.Model or a layer", f"model={shown(model)}")
 
 
 def _built_layers(model: Any) -> list[Any]:
     check_model(model)
     if not model.built:
         raise RuleError(
-            explain(
-                "The model is not built, so that it has no weights yet",
-                f"model={_model_name(model)}",
-                instead="model.build(input_shape), or call it once on a batch",
-            )
+            "The model is not built, so that it has no weights yet",
+            f"model={_model_name(model)}",
+            instead="model.build(input_shape), or call it once on a batch",
         )
     layers = layers_of(model)
     unbuilt = [layer for layer in layers if not layer.built and _takes_constraint(layer)]
     if unbuilt:
         raise RuleError(
-            explain(
-                "A layer of the model is not built, so that it has no weights yet",
-                f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})",
-                where=_model_name(model),
-                instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
-            )
+            "A layer of the model is not built, so that it has no weights yet",
+            f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})",
+            where=_model_name(model),
+            instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
         )
     return layers
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import keras
 
-from inbounds._errors import FileError, SetError, explain, shown, similar_or_first
+from inbounds._errors import FileError, SetError, shown, similar_or_first
 from inbounds._model.weights import layers_of
 from inbounds._sets.arguments import gradient_name, interval, metric_name
 from inbounds._sets.custom import Custom
@@ -69,14 +69,12 @@ def read_rules(path: Path, model: Any) -> RulesFile:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise FileError(explain(f"Can't read the rules file: {reason}", f"{str(path)!r}", instead=EXAMPLE)) from error
+        raise FileError(f"Can't read the rules file: {reason}", f"{str(path)!r}", instead=EXAMPLE) from error
     except tomllib.TOMLDecodeError as error:
         raise FileError(
-            explain(
-                f"The rules file is not TOML: {error}",
-                f"{str(path)!r}",
-                instead="globs and sets in quotes, as in " + EXAMPLE,
-            )
+            f"The rules file is not TOML: {error}",
+            f"{str(path)!r}",
+            instead="globs and sets in quotes, as in " + EXAMPLE,
         ) from error
     rules: dict[Any, Any] = {}
     for entry, content in document.items():
@@ -84,16 +82,14 @@ def read_rules(path: Path, model: Any) -> RulesFile:
             continue
         if entry not in TABLES:
             raise FileError(
-                explain(
-                    f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every and gradient",
-                    f"{entry} = {shown(content)}",
-                    where=str(path),
-                    instead=" or ".join(similar_or_first(entry, (*TABLES, *SETTINGS))),
-                )
+                f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every and gradient",
+                f"{entry} = {shown(content)}",
+                where=str(path),
+                instead=" or ".join(similar_or_first(entry, (*TABLES, *SETTINGS))),
             )
         if not isinstance(content, dict):
             raise FileError(
-                explain(f"[{entry}] is not a table", f"{entry} = {shown(content)}", where=str(path), instead=EXAMPLE)
+                f"[{entry}] is not a table", f"{entry} = {shown(content)}", where=str(path), instead=EXAMPLE
             )
         for key, value in content.items():
             where = f"{path}, [{entry}], {key}"
@@ -106,7 +102,7 @@ def read_rules(path: Path, model: Any) -> RulesFile:
                 value = _rule_set(value, where)
             rules |= dict.fromkeys(_layer_selectors(key, model, where), value)
     if not rules:
-        raise FileError(explain("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE))
+        raise FileError("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE)
     try:
         metric = metric_name("a rules file", document.get("metric", Set.metric))
         every = interval("a rules file", document.get("every", Set.every), "steps", "every = 10")
@@ -133,12 +129,7 @@ def parse_set(text: str) -> Set:
 def _rule_set(value: Any, where: str) -> Set:
     if not isinstance(value, str):
         raise FileError(
-            explain(
-                "A rule is not the code of a set in quotes",
-                shown(value),
-                where=where,
-                instead='"MaxNorm(max_value=1.5)"',
-            )
+            "A rule is not the code of a set in quotes", shown(value), where=where, instead='"MaxNorm(max_value=1.5)"'
         )
     try:
         return parse_set(value)
@@ -156,22 +147,18 @@ def _layer_selectors(name: str, model: Any, where: str) -> list[Any]:
         meanings = sorted(f"the class {cls.__module__}.{cls.__qualname__}" for cls in same_class)
         meanings += [f"the layer {layer.name}" for layer in same_name[:1]]
         raise FileError(
-            explain(
-                f"{name!r} in [layers] has more than one meaning",
-                " and ".join(meanings),
-                where=where,
-                instead="[rules] with globs on the weights' paths",
-            )
+            f"{name!r} in [layers] has more than one meaning",
+            " and ".join(meanings),
+            where=where,
+            instead="[rules] with globs on the weights' paths",
         )
     if not same_class and not same_name:
         known = [*(layer.name for layer in layers), *(type(layer).__name__ for layer in layers)]
         raise FileError(
-            explain(
-                f"{name!r} in [layers] is neither a layer of the model nor the class of one",
-                repr(name),
-                where=where,
-                instead=" or ".join(similar_or_first(name, sorted(set(known)))),
-            )
+            f"{name!r} in [layers] is neither a layer of the model nor the class of one",
+            repr(name),
+            where=where,
+            instead=" or ".join(similar_or_first(name, sorted(set(known)))),
         )
     return [*same_class, *same_name]
 
@@ -210,12 +197,7 @@ def _called(
         return fn(*values, **named)
     except TypeError as error:
         raise SetError(
-            explain(
-                f"{fn.__name__} doesn't take these arguments: {error}",
-                ast.unparse(node),
-                where=where,
-                instead=instead,
-            )
+            f"{fn.__name__} doesn't take these arguments: {error}", ast.unparse(node), where=where, instead=instead
         ) from error
 
 
@@ -238,7 +220,7 @@ def _argument(node: ast.expr) -> Any:
         case ast.Name() | ast.Call() | ast.BinOp(op=ast.BitAnd()):
             return _set_of(node)
     raise SetError(
-        explain("An argument is not a number, a string, None, a list, or a set", ast.unparse(node), instead="NonNeg()")
+        "An argument is not a number, a string, None, a list, or a set", ast.unparse(node), instead="NonNeg()"
     )
 
 
@@ -246,11 +228,9 @@ def _set_class(name: str) -> type[Set]:
     cls = named(name, BY_NAME, repr(name))
     if cls is Custom:
         raise SetError(
-            explain(
-                "A rules file can't hold Custom, which wraps a function",
-                name,
-                instead="inbounds.constrain(model, rules) in Python",
-            )
+            "A rules file can't hold Custom, which wraps a function",
+            name,
+            instead="inbounds.constrain(model, rules) in Python",
         )
     return cls
 
@@ -264,9 +244,5 @@ def signature(cls: type[Set]) -> str:
 
 def _not_a_set_error(text: str) -> SetError:
     return SetError(
-        explain(
-            "This is not the code of a set",
-            shown(text),
-            instead="MaxNorm(max_value=1.5), NonNeg, or Joint(MaxNorm(1.0))",
-        )
+        "This is not the code of a set", shown(text), instead="MaxNorm(max_value=1.5), NonNeg, or Joint(MaxNorm(1.0))"
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from inbounds._errors import RuleError, SetError, explain, printable, shown, similar, similar_or_first
+from inbounds._errors import RuleError, SetError, printable, shown, similar, similar_or_first
 from inbounds._model.layout import layout_of
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.composite import contains
@@ -50,11 +50,9 @@ def rule_pairs(rules: Any) -> Iterable[tuple[Any, Any]]:
     if not isinstance(pairs, list) or not pairs or not all(isinstance(p, tuple) and len(p) == 2 for p in pairs):
         empty = isinstance(rules, (Mapping, list)) and not rules
         raise RuleError(
-            explain(
-                "There are no rules" if empty else "Rules are not a mapping from selectors to sets, or a list of pairs",
-                f"rules={shown(rules)}",
-                instead="{'**/kernel': MaxNorm(2.0)}",
-            )
+            "There are no rules" if empty else "Rules are not a mapping from selectors to sets, or a list of pairs",
+            f"rules={shown(rules)}",
+            instead="{'**/kernel': MaxNorm(2.0)}",
         )
     return pairs
 
@@ -102,12 +100,10 @@ def assignments_of(
     if isinstance(chosen_set, (Mapping, Joint)):
         kind = "A Joint is for layers" if isinstance(chosen_set, Joint) else "A mapping of names is for a layer"
         raise RuleError(
-            explain(
-                f"{kind}, and this rule selects weights",
-                f"{source}: {shown(value)}",
-                where=_first_five([weight.path for weight in chosen_weights]),
-                instead=f"{{{chosen_weights[0].layer.name!r}: {_as_code(value)}}}",
-            )
+            f"{kind}, and this rule selects weights",
+            f"{source}: {shown(value)}",
+            where=_first_five([weight.path for weight in chosen_weights]),
+            instead=f"{{{chosen_weights[0].layer.name!r}: {_as_code(value)}}}",
         )
     return {id(weight.variable): Assignment(chosen_set, source) for weight in chosen_weights}
 
@@ -149,18 +145,16 @@ def _weight_predicate(selector: Any) -> tuple[str, Callable[[Weight], bool]]:
         name = getattr(selector, "__qualname__", None) or shown(selector)
         return printable(name), lambda weight: bool(selector(weight.layer, weight.variable))
     raise RuleError(
-        explain(
-            "A selector is not a glob on a weight's path, a variable, a layer, its name or class, or a callable",
-            f"selector={shown(selector)}",
-            instead="{'**/kernel': MaxNorm(2.0)}",
-        )
+        "A selector is not a glob on a weight's path, a variable, a layer, its name or class, or a callable",
+        f"selector={shown(selector)}",
+        instead="{'**/kernel': MaxNorm(2.0)}",
     )
 
 
 def _glob_regex(text: str) -> re.Pattern[str]:
     """A glob as a regex on the end of a path: `*` and `?` within a part, `**` over parts."""
     if not text.strip("/"):
-        raise RuleError(explain("A glob is empty", f"selector={text!r}", instead="{'**/kernel': MaxNorm(2.0)}"))
+        raise RuleError("A glob is empty", f"selector={text!r}", instead="{'**/kernel': MaxNorm(2.0)}")
     regex = ""
     for token in re.split(r"(\*\*/|\*\*|\*|\?)", text.strip("/")):
         regex += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token, re.escape(token))
@@ -210,12 +204,10 @@ def _no_weight_error(selector: str, value: Any, layers: Sequence[Any], weights: 
     if owned:
         name = _example_weight(list(owned.values()))
         return RuleError(
-            explain(
-                f"{selector!r} is a layer, and a plain set doesn't say which of its weights it is for",
-                received,
-                where=f"the weights {', '.join(owned)} of {type(owned[name].layer).__name__}",
-                instead=f"{{{selector!r}: {{{name!r}: {_as_code(value)}}}}}",
-            )
+            f"{selector!r} is a layer, and a plain set doesn't say which of its weights it is for",
+            received,
+            where=f"the weights {', '.join(owned)} of {type(owned[name].layer).__name__}",
+            instead=f"{{{selector!r}: {{{name!r}: {_as_code(value)}}}}}",
         )
     near = _similar_paths(selector, [weight.path for weight in weights])
     return _no_match_error(f"No weight matches {selector!r}", received, near, f"{{{near[0]!r}: {_as_code(value)}}}")
@@ -235,12 +227,10 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
         joint = example == "kernel" and chosen_set.axis is None and not contains(chosen_set, (Custom, Joint))
         also = f", or Joint({code}) for kernel and bias as one vector" if joint else ""
         raise RuleError(
-            explain(
-                "A plain set for a layer doesn't say which of its weights it is for",
-                f"{source}: {shown(value)}",
-                where=f"the weights {', '.join(names) or 'none'}",
-                instead=f"{{{example!r}: {code}}}{also}" if example else "layers that have weights",
-            )
+            "A plain set for a layer doesn't say which of its weights it is for",
+            f"{source}: {shown(value)}",
+            where=f"the weights {', '.join(names) or 'none'}",
+            instead=f"{{{example!r}: {code}}}{also}" if example else "layers that have weights",
         )
     assignments = {}
     for weight in owned:
@@ -264,12 +254,10 @@ def _mapping_assignments(
     names = sorted({weight.name for weight in owned})
     if not value:
         raise RuleError(
-            explain(
-                "A mapping for a layer is empty",
-                f"{source}: {{}}",
-                where=f"the weights {', '.join(names) or 'none'}",
-                instead=f"{{{_example_weight(owned)!r}: MaxNorm(2.0)}}" if owned else "layers that have weights",
-            )
+            "A mapping for a layer is empty",
+            f"{source}: {{}}",
+            where=f"the weights {', '.join(names) or 'none'}",
+            instead=f"{{{_example_weight(owned)!r}: MaxNorm(2.0)}}" if owned else "layers that have weights",
         )
     assignments: dict[int, Assignment] = {}
     for name, given in value.items():
@@ -285,11 +273,9 @@ def _mapping_assignments(
         chosen_set = _as_set(given, f"{source}: {name}")
         if isinstance(chosen_set, Joint):
             raise RuleError(
-                explain(
-                    "A Joint is for a whole layer, and this is the rule of one of its weights",
-                    f"{source}: {{{name!r}: {shown(given)}}}",
-                    instead=f"{{{layer.name!r}: {shown(given)}}}",
-                )
+                "A Joint is for a whole layer, and this is the rule of one of its weights",
+                f"{source}: {{{name!r}: {shown(given)}}}",
+                instead=f"{{{layer.name!r}: {shown(given)}}}",
             )
         assignments |= {id(weight.variable): Assignment(chosen_set, f"{source}: {name}") for weight in matching}
     return assignments
@@ -334,11 +320,7 @@ def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
     if callable(value):
         return Custom(value)
     raise RuleError(
-        explain(
-            "A rule's value is not a set or a callable from tensor to tensor",
-            f"{source}: {shown(value)}",
-            instead=instead,
-        )
+        "A rule's value is not a set or a callable from tensor to tensor", f"{source}: {shown(value)}", instead=instead
     )
 
 
@@ -346,7 +328,7 @@ def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
 
 
 def _no_match_error(wrong: str, received: str, near: Sequence[str], instead: str) -> RuleError:
-    return RuleError(explain(wrong, received, where=f"a model with {_first_five(near) or 'none'}", instead=instead))
+    return RuleError(wrong, received, where=f"a model with {_first_five(near) or 'none'}", instead=instead)
 
 
 def _first_five(names: Sequence[str]) -> str:

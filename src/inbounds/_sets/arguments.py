@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from inbounds._arrays.judgement import Bound
-from inbounds._errors import InboundsError, SetError, explain, shown
+from inbounds._errors import InboundsError, SetError, shown
 from inbounds._types import Gradient, Interval, Metric
 
 Choice = TypeVar("Choice", bound=str)
@@ -34,11 +34,9 @@ def number(
     result = float(_scalar(value)) + 0.0 if real else math.nan  # -0.0 becomes 0.0: equal sets have one repr
     if not low <= result <= high or (math.isinf(result) and not infinite):
         raise SetError(
-            explain(
-                f"`{name}` of {owner} is not a number{_interval(low, high)}",
-                f"{name}={shown(value)}",
-                instead=instead or f"{owner}({name}=1.0)",
-            )
+            f"`{name}` of {owner} is not a number{_interval(low, high)}",
+            f"{name}={shown(value)}",
+            instead=instead or f"{owner}({name}=1.0)",
         )
     return result
 
@@ -73,7 +71,7 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
     elif not infinite and not np.isfinite(array).all():
         wrong = "is not finite"
     if wrong:
-        raise SetError(explain(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", instead=instead))
+        raise SetError(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", instead=instead)
     if array.ndim == 0:
         return float(array)
     array.setflags(write=False)
@@ -95,7 +93,7 @@ def numbers_of_units(
         given = number_or_array(owner, name, value, infinite=infinite, instead=instead)
     if np.any(np.less(given, low)) or (positive and np.any(np.less_equal(given, 0))):
         wanted = "above 0" if positive else f"{low:g} or more"
-        raise SetError(explain(f"`{name}` of {owner} is not {wanted}", f"{name}={shown(value)}", instead=instead))
+        raise SetError(f"`{name}` of {owner} is not {wanted}", f"{name}={shown(value)}", instead=instead)
     return given
 
 
@@ -122,11 +120,9 @@ def axes(owner: str, value: Any) -> tuple[int, ...] | None:
     integers = all(isinstance(axis, numbers.Integral) and not isinstance(axis, bool) for axis in values)
     if not values or not integers or len(set(values)) < len(values):
         raise SetError(
-            explain(
-                f"`axis` of {owner} is not an integer, or a list of different integers",
-                f"axis={shown(value)}",
-                instead="leave it out: the layer knows its units",
-            )
+            f"`axis` of {owner} is not an integer, or a list of different integers",
+            f"axis={shown(value)}",
+            instead="leave it out: the layer knows its units",
         )
     found = GivenAxes(int(axis) for axis in values)
     found.given = type(value)(found) if isinstance(value, (list, tuple)) else found[0]
@@ -143,11 +139,9 @@ def center_of(owner: str, value: Any) -> Any:
         return value
     if isinstance(value, str):
         raise SetError(
-            explain(
-                f'`center` of {owner} is not "current", a number, or an array that broadcasts to the weight',
-                f"center={shown(value)}",
-                instead='center="current"',
-            )
+            f'`center` of {owner} is not "current", a number, or an array that broadcasts to the weight',
+            f"center={shown(value)}",
+            instead='center="current"',
         )
     return number_or_array(owner, "center", value)
 
@@ -181,11 +175,9 @@ def gradient_name(owner: str, value: Any, error: type[InboundsError] = SetError)
 def _one_of(name: str, choices: tuple[Choice, ...], owner: str, value: Any, error: type[InboundsError]) -> Choice:
     if not isinstance(value, str) or value not in choices:
         raise error(
-            explain(
-                f"`{name}` of {owner} is not {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}",
-                f"{name}={shown(value)}",
-                instead=f"{name}={choices[0]!r}",
-            )
+            f"`{name}` of {owner} is not {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}",
+            f"{name}={shown(value)}",
+            instead=f"{name}={choices[0]!r}",
         )
     return choices[choices.index(value)]
 
@@ -198,11 +190,9 @@ def interval(owner: str, value: Any, unit: str, instead: str) -> Interval:
     """
     if value != "epoch" and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1):
         raise SetError(
-            explain(
-                f'`every` of {owner} is not "epoch" or a positive number of {unit}',
-                f"every={shown(value)}",
-                instead=instead,
-            )
+            f'`every` of {owner} is not "epoch" or a positive number of {unit}',
+            f"every={shown(value)}",
+            instead=instead,
         )
     return "epoch" if isinstance(value, str) else int(value)
 

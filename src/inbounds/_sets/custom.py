@@ -10,7 +10,7 @@ import numpy as np
 
 from inbounds._arrays.ops import Array, cast, constant, dtype_of, has_float64, namespace, to_numpy, ulp, working_dtype
 from inbounds._arrays.units import Axes, Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes
 from inbounds._sets.serialization import to_json
 from inbounds._sets.set import Measured, Set, registered
@@ -57,19 +57,15 @@ class Custom(Set):
     def __init__(self, fn: Callable[[Any], Any], axis: Axis = None, projection: Bool = False) -> None:
         if isinstance(fn, Set) or not callable(fn) or isinstance(fn, type):
             raise SetError(
-                explain(
-                    "`fn` of Custom is not a callable from tensor to tensor, or it is a set or a class",
-                    f"fn={shown(fn)}",
-                    instead="Custom(lambda w: keras.ops.clip(w, -1.0, 1.0))",
-                )
+                "`fn` of Custom is not a callable from tensor to tensor, or it is a set or a class",
+                f"fn={shown(fn)}",
+                instead="Custom(lambda w: keras.ops.clip(w, -1.0, 1.0))",
             )
         if not isinstance(projection, (bool, np.bool_)):
             raise SetError(
-                explain(
-                    "`projection` of Custom is neither True nor False",
-                    f"projection={shown(projection)}",
-                    instead="Custom(fn, projection=True) where fn gives the nearest point of a convex set",
-                )
+                "`projection` of Custom is neither True nor False",
+                f"projection={shown(projection)}",
+                instead="Custom(fn, projection=True) where fn gives the nearest point of a convex set",
             )
         self.fn = fn
         self.axis = axes("Custom", axis)
@@ -126,12 +122,10 @@ class Custom(Set):
         result = self.fn(seen)
         if result is None or tuple(getattr(result, "shape", ())) != tuple(weight.shape):
             raise SetError(
-                explain(
-                    "The callable of a Custom did not return a tensor of the shape it was given",
-                    f"fn={shown(self.fn)}, which returned "
-                    + ("None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"),
-                    where=f"a weight of shape {tuple(weight.shape)}",
-                )
+                "The callable of a Custom did not return a tensor of the shape it was given",
+                f"fn={shown(self.fn)}, which returned "
+                + ("None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"),
+                where=f"a weight of shape {tuple(weight.shape)}",
             )
         if seen is weight:
             return cast(result, dtype_of(weight))

@@ -21,7 +21,7 @@ import numpy as np
 
 from inbounds._arrays.ops import Array, is_concrete, namespace
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.composite import Composite, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.dykstra import Projection, dykstra, in_turn, until_inside
@@ -138,13 +138,11 @@ class AllOf(Composite):
                 return
         if nearest < math.inf:
             raise SetError(
-                explain(
-                    "The intersection is empty: its sets have no point in common",
-                    repr(self),
-                    where=f"units of {' or '.join(str(n) for _, n in shapes)} entries; the nearest try is outside "
-                    f"of one by {nearest:.3g}",
-                    instead="wider bounds",
-                )
+                "The intersection is empty: its sets have no point in common",
+                repr(self),
+                where=f"units of {' or '.join(str(n) for _, n in shapes)} entries; the nearest try is outside "
+                f"of one by {nearest:.3g}",
+                instead="wider bounds",
             )
 
     def rebuilt(self, members: Sequence[Set]) -> Set:
@@ -206,21 +204,17 @@ class Intersection(AllOf):
         wrong = [inner for inner in flat if not isinstance(inner, Set) or isinstance(inner, Joint)]
         if wrong or len(flat) < 2:
             raise SetError(
-                explain(
-                    "An intersection is not made of two or more sets, or one of them is a Joint",
-                    f"sets={shown(sets)}",
-                    instead="Joint(a & b)",
-                )
+                "An intersection is not made of two or more sets, or one of them is a Joint",
+                f"sets={shown(sets)}",
+                instead="Joint(a & b)",
             )
         axes = {inner.axis for inner in flat if inner.axis is not None}
         if len(axes) > 1:
             raise SetError(
-                explain(
-                    "The sets of an intersection span different axes",
-                    f"axes {' and '.join(map(str, sorted(axes)))}",
-                    where=repr(flat),
-                    instead="leave `axis` out: the layer knows its units",
-                )
+                "The sets of an intersection span different axes",
+                f"axes {' and '.join(map(str, sorted(axes)))}",
+                where=repr(flat),
+                instead="leave `axis` out: the layer knows its units",
             )
         self.made_of(*flat)
 

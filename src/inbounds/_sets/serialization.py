@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._errors import FEW, SetError, explain, shown
+from inbounds._errors import FEW, SetError, shown
 from inbounds._sets.arguments import GivenAxes
 
 READABLE = 64
@@ -68,12 +68,10 @@ def from_json(owner: str, name: str, value: Any) -> Any:
             array = np.frombuffer(base64.b64decode(value["base64"], validate=True), dtype=dtype).reshape(value["shape"])
         except (TypeError, ValueError, KeyError) as error:
             raise SetError(
-                explain(
-                    f"`{name}` of {owner} is not an array that can be read: {error}",
-                    shown({key: inner for key, inner in value.items() if key != "base64"}),
-                    where=f"the config of {owner}, as saved with a model",
-                    instead="base64 of its bytes, dtype (" + " or ".join(PACKED) + ") and shape",
-                )
+                f"`{name}` of {owner} is not an array that can be read: {error}",
+                shown({key: inner for key, inner in value.items() if key != "base64"}),
+                where=f"the config of {owner}, as saved with a model",
+                instead="base64 of its bytes, dtype (" + " or ".join(PACKED) + ") and shape",
             ) from error
         return array if dtype == "bool" else array * 1.0
     is_object = isinstance(value, dict) and "class_name" in value
