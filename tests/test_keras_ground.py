@@ -311,28 +311,6 @@ def test_variables_in_lists_of_a_layer_are_its_own():
     assert [v.name for v in layer._trainable_variables] == ["a", "b"]
 
 
-@pytest.mark.parametrize("name", ["Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D"])
-def test_the_variable_is_in_a_private_attribute_where_lora_may_put_a_tensor_in_the_public_one(name):
-    """Else `layout` would take the shape of something that isn't the weight."""
-    arguments = {
-        "Dense": ((2,), (None, 3)),
-        "EinsumDense": (("ab,bc->ac", 2), (None, 3)),
-        "Embedding": ((4, 2), (None, 3)),
-        "Conv1D": ((2, 2), (None, 5, 3)),
-        "Conv2D": ((2, 2), (None, 5, 5, 3)),
-        "Conv3D": ((2, 2), (None, 5, 5, 5, 3)),
-    }[name]
-    layer = getattr(keras.layers, name)(*arguments[0])
-    layer.build(arguments[1])
-    attribute = "_embeddings" if name == "Embedding" else "_kernel"
-    variable = getattr(layer, attribute)
-    layer.enable_lora(1)
-    assert getattr(layer, attribute) is variable
-    assert isinstance(variable, keras.Variable)
-    assert layer.lora_enabled
-    assert not isinstance(getattr(layer, attribute[1:]), keras.Variable)
-
-
 def test_convolutional_lstm_cells_are_where_they_were_and_own_the_weights():
     """Else ConvLSTM1D to 3D would have no layout: `layout._register_keras`."""
     from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
@@ -653,7 +631,6 @@ def test_no_other_private_name_of_keras_is_used():
         "_get_variable_index",
         "_ema_weights_in_model",
         "_configure_async_dispatch",
-        "_kernel",
         "_foreach_copy_",  # of torch
         "_C",  # of torch
         "_functorch",  # of torch
