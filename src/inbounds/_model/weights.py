@@ -85,6 +85,11 @@ def layers_of(model: Any) -> list[Any]:
     return list({id(layer): layer for layer in model._flatten_layers()}.values())
 
 
+def nested(layers: Iterable[Any]) -> list[Any]:
+    """Some layers and all layers nested in them, each once."""
+    return list({id(layer): layer for outer in layers for layer in layers_of(outer)}.values())
+
+
 def weights_of(layers: Iterable[Any]) -> list[Weight]:
     """The weights that these layers own themselves, each once, in Keras' order.
 
