@@ -92,8 +92,8 @@ def resolve_given(layers: Sequence[Any], constraint_of: ConstraintOf) -> Plan:
 def _plan(
     layers: Sequence[Any], weights: Sequence[Weight], rules: Any, constraint_of: ConstraintOf, metric: Metric
 ) -> Plan:
-    argued = ((id(weight.variable), _argument_assignment(weight, constraint_of)) for weight in weights)
-    assignments = {key: assignment for key, assignment in argued if assignment is not None}
+    given = ((weight, constraint_of(weight.variable)) for weight in weights)
+    assignments = {id(w.variable): _argument_assignment(w, one) for w, one in given if one is not None}
     for selector, value in rule_pairs(rules):
         assignments |= assignments_of(selector, value, layers, weights)
     empty = {id(weight.variable) for weight in weights if 0 in weight.shape}
@@ -106,10 +106,10 @@ def _plan(
         if assignment is None or not isinstance(assignment.set, Set):
             free.append((weight, _why_free(weight, assignment)))
         elif not isinstance(assignment.set, Joint):
-            entries.append(_entry(weight, assignment))
+            entries.append(_entry(assignment, [weight]))
         elif (key := (id(weight.layer), assignment.set)) not in joined:
             joined.add(key)
-            entries.append(_joint_entry(weight, assignment, weights, assignments))
+            entries.append(_entry(assignment, *_joint_members(weight, assignment, weights, assignments)))
     return Plan(tuple(_with_shared_joints_noted(entries)), tuple(free), metric)
 
 
@@ -122,11 +122,8 @@ def _with_shared_joints_noted(entries: Sequence[Entry]) -> Iterator[Entry]:
         yield replace(entry, note=_joined_notes(entry.note, own))
 
 
-def _argument_assignment(weight: Weight, constraint_of: ConstraintOf) -> Assignment | None:
+def _argument_assignment(weight: Weight, constraint: Any) -> Assignment:
     """The assignment that a layer's argument makes to a weight."""
-    constraint = constraint_of(weight.variable)
-    if constraint is None:
-        return None
     source = f"{type(weight.layer).__name__}({weight.constraint_argument or weight.name + '.constraint'}=...)"
     known = isinstance(constraint, Set) or type(constraint).__module__.startswith("keras.")
     return Assignment(constraint if known else Custom(constraint), source, is_rule=False)
@@ -145,40 +142,38 @@ def _why_free(weight: Weight, assignment: Assignment | None) -> str:
 # Entries.
 
 
-def _entry(weight: Weight, assignment: Assignment) -> Entry:
-    given = assignment.set
-    _check_dtype(weight, weight.dtype, assignment.source, given)
-    note, guessed = "", False
-    try:
-        fan_in = layout_of(weight.layer).span(weight.name, weight.shape)
-        unknown = fan_in is None
-        if unknown and len(weight.shape) < 2:
-            fan_in = ()
-        axes = given.span(weight.shape, fan_in)
-        needs_axes = not given.entrywise and (given.matrix or not given.whole) and len(weight.shape) > 1
-        if given.axis is not None and not unknown and set(axes) != set(given.layer_span(weight.shape, fan_in)):
-            note = f"the axis is not the layer's fan-in, {fan_in}"
-        elif given.axis is None and unknown and needs_axes:
-            note, guessed = _guess_note(weight, given), True
-        return _checked_entry(assignment, [weight], (axes,), note, guessed)
-    except (SetError, LayoutError) as error:
-        raise RuleError(f"{error} Rule: {assignment.source!r} on {weight.path} of shape {weight.shape}.") from error
-
-
-def _checked_entry(
-    assignment: Assignment, weights: Sequence[Weight], axes: tuple[Axes, ...], note: str, guessed: bool
-) -> Entry:
-    """The entry of one assignment, with notes on lost steps and frozen weights.
+def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") -> Entry:
+    """The entry of a set on a weight, or of a Joint on several, with notes on what a user might not expect.
 
     Raises:
-        SetError: an array in the set doesn't fit the weights, or the set can't hold a frozen part.
+        RuleError: the units are not known or don't correspond, an array in the set doesn't fit the
+            weights, or the set can't hold with a frozen part.
     """
-    frozen = " and ".join(weight.name for weight in _frozen(weights))
-    said = f"{frozen} frozen: projected when constrained, not trained" if frozen else ""
-    note = _joined_notes(note, assignment.set.undone_steps, said)
-    inputs = tuple(layout_of(weight.layer).inputs.get(weight.name) for weight in weights)
-    entry = Entry(assignment.set, tuple(weights), axes, assignment.source, note, inputs, guessed)
-    _check_shapes(entry)
+    given, first = assignment.set, members[0]
+    is_joint = isinstance(given, Joint)
+    for member in members:
+        _check_dtype(member, member.dtype, assignment.source, given)
+    needs_axes = given.axis is None and (given.matrix or not given.whole) and (is_joint or not given.entrywise)
+    frozen = " and ".join(weight.name for weight in _frozen(members))
+    try:
+        layout = layout_of(first.layer)
+        guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
+        notes = [note, _guess_note(guessed[0], given) if guessed else ""]
+        if is_joint:
+            axes = _joint_axes(given, members, layout)
+        else:
+            fan_in = layout.span(first.name, first.shape)
+            axes = (given.span(first.shape, () if fan_in is None and len(first.shape) < 2 else fan_in),)
+            both_known = given.axis is not None and fan_in is not None
+            if both_known and set(axes[0]) != set(given.layer_span(first.shape, fan_in)):
+                notes.append(f"the axis is not the layer's fan-in, {fan_in}")
+        notes += [given.undone_steps, f"{frozen} frozen: projected when constrained, not trained" if frozen else ""]
+        inputs = tuple(layout.inputs.get(member.name) for member in members)
+        entry = Entry(given, tuple(members), axes, assignment.source, _joined_notes(*notes), inputs, bool(guessed))
+        _check_shapes(entry)
+    except (SetError, LayoutError) as error:
+        where = " + ".join(f"{member.path} of shape {member.shape}" for member in members)
+        raise RuleError(f"{error} Rule: {assignment.source!r} on {where}.") from error
     return entry
 
 
@@ -218,10 +213,14 @@ def guess_warning(entries: Sequence[Entry]) -> str:
     )
 
 
-def _joint_entry(
+def _joint_members(
     weight: Weight, assignment: Assignment, weights: Sequence[Weight], assignments: Mapping[int, Assignment]
-) -> Entry:
-    """The entry of a Joint on the weights of one layer, which make one vector per unit."""
+) -> tuple[list[Weight], str]:
+    """The weights of a layer that make one vector per unit under a Joint, and a note on those that don't.
+
+    Raises:
+        RuleError: a weight that the Joint names was not given it, or one that it doesn't name was.
+    """
     joint: Joint = assignment.set
     layer = weight.layer
     layout = layout_of(layer)
@@ -269,17 +268,7 @@ def _joint_entry(
             if len(own) > 1
             else repr(joint.inner),
         )
-    for member in members:
-        _check_dtype(member, member.dtype, assignment.source, joint)
-    note = ", ".join(missing) + (": the set holds for the rest" if missing else "")
-    needs_axes = joint.matrix or not joint.whole
-    guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
-    try:
-        if guessed:
-            note = _joined_notes(note, _guess_note(guessed[0], joint))
-        return _checked_entry(assignment, members, _joint_axes(joint, members, layout), note, bool(guessed))
-    except (SetError, LayoutError) as error:
-        raise RuleError(f"{error} Rule: {assignment.source!r} on {' + '.join(m.path for m in members)}.") from error
+    return members, ", ".join(missing) + (": the set holds for the rest" if missing else "")
 
 
 def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[Axes, ...]:
