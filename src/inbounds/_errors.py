@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,15 @@ def explain(wrong: str, received: str, *, where: str = "", instead: str = "") ->
     if instead:
         parts.append(f"Instead: {instead.rstrip('.')}.")
     return printable(" ".join(parts))
+
+
+@contextmanager
+def raised_as(kind: type[InboundsError], place: str) -> Iterator[None]:
+    """A context that raises the errors of sets and layouts as another kind, with their place in the text."""
+    try:
+        yield
+    except (SetError, LayoutError) as error:
+        raise kind(f"{error} {place}.") from error
 
 
 def similar(wanted: str, names: Collection[str], cutoff: float = 0.5) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, dtype_of, is_sharded
 from inbounds._arrays.units import Axes, Units
-from inbounds._errors import LayoutError, RuleError, SetError, explain, shown
+from inbounds._errors import LayoutError, RuleError, SetError, explain, raised_as, shown
 from inbounds._model.layout import layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.selectors import Assignment, assignments_of, rule_pairs
@@ -155,7 +155,8 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
         _check_dtype(member, member.dtype, assignment.source, given)
     needs_axes = given.axis is None and (given.matrix or not given.whole) and (is_joint or not given.entrywise)
     frozen = " and ".join(weight.name for weight in _frozen(members))
-    try:
+    where = " + ".join(f"{member.path} of shape {member.shape}" for member in members)
+    with raised_as(RuleError, f"Rule: {assignment.source!r} on {where}"):
         layout = layout_of(first.layer)
         guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
         notes = [note, _guess_note(guessed[0], given) if guessed else ""]
@@ -171,9 +172,6 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
         inputs = tuple(layout.inputs.get(member.name) for member in members)
         entry = Entry(given, tuple(members), axes, assignment.source, _joined_notes(*notes), inputs, bool(guessed))
         _check_shapes(entry)
-    except (SetError, LayoutError) as error:
-        where = " + ".join(f"{member.path} of shape {member.shape}" for member in members)
-        raise RuleError(f"{error} Rule: {assignment.source!r} on {where}.") from error
     return entry
 
 
@@ -257,9 +255,8 @@ def _joint_members(
                 f"none for {member.path}",
                 f"constrain(model, {{{layer.name!r}: {joint!r}}}), or the same Joint for {name} too",
             )
-    given = [w for w in own.values() if (a := assignments.get(id(w.variable))) is not None and a.set == joint]
-    unnamed = [w for w in given if w not in members]
-    if unnamed:
+    given = [w for w in own.values() if id(w.variable) in assignments and assignments[id(w.variable)].set == joint]
+    if unnamed := [w for w in given if w not in members]:
         raise RuleError(
             "A Joint was given to a weight that it doesn't name",
             f"{joint!r} on {unnamed[0].path}",

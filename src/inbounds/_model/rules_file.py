@@ -32,7 +32,7 @@ from typing import Any
 
 import keras
 
-from inbounds._errors import FileError, SetError, shown, similar_or_first
+from inbounds._errors import FileError, SetError, raised_as, shown, similar_or_first
 from inbounds._model.weights import layers_of
 from inbounds._sets.arguments import gradient_name, interval, metric_name
 from inbounds._sets.custom import Custom
@@ -95,21 +95,20 @@ def read_rules(path: Path, model: Any) -> RulesFile:
             where = f"{path}, [{entry}], {key}"
             if entry == "rules":
                 rules[key] = _rule_set(value, where)
-                continue
-            if isinstance(value, dict):
-                value = {name: _rule_set(given, f"{where}, {name}") for name, given in value.items()}
+            elif isinstance(value, dict):
+                given = {name: _rule_set(inner, f"{where}, {name}") for name, inner in value.items()}
+                rules |= dict.fromkeys(_layer_selectors(key, model, where), given)
             else:
-                value = _rule_set(value, where)
-            rules |= dict.fromkeys(_layer_selectors(key, model, where), value)
+                rules |= dict.fromkeys(_layer_selectors(key, model, where), _rule_set(value, where))
     if not rules:
         raise FileError("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE)
-    try:
-        metric = metric_name("a rules file", document.get("metric", Set.metric))
-        every = interval("a rules file", document.get("every", Set.every), "steps", "every = 10")
-        gradient = gradient_name("a rules file", document.get("gradient", Set.gradient))
-    except SetError as error:
-        raise FileError(f"{error} In: {path}.") from error
-    return RulesFile(rules, metric, every, gradient)
+    with raised_as(FileError, f"In: {path}"):
+        return RulesFile(
+            rules,
+            metric_name("a rules file", document.get("metric", Set.metric)),
+            interval("a rules file", document.get("every", Set.every), "steps", "every = 10"),
+            gradient_name("a rules file", document.get("gradient", Set.gradient)),
+        )
 
 
 def parse_set(text: str) -> Set:
@@ -131,10 +130,8 @@ def _rule_set(value: Any, where: str) -> Set:
         raise FileError(
             "A rule is not the code of a set in quotes", shown(value), where=where, instead='"MaxNorm(max_value=1.5)"'
         )
-    try:
+    with raised_as(FileError, f"In: {where}"):
         return parse_set(value)
-    except SetError as error:
-        raise FileError(f"{error} In: {where}.") from error
 
 
 def _layer_selectors(name: str, model: Any, where: str) -> list[Any]:

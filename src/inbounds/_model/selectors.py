@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from inbounds._errors import RuleError, SetError, printable, shown, similar, similar_or_first
+from inbounds._errors import RuleError, printable, raised_as, shown, similar, similar_or_first
 from inbounds._model.layout import layout_of
 from inbounds._model.weights import Weight, nested, weights_of
 from inbounds._sets.composite import contains
@@ -230,10 +230,8 @@ def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
     Raises:
         RuleError: the value is none of these, or a class or name that needs arguments.
     """
-    try:
+    with raised_as(RuleError, f"Rule: {source!r}"):
         value = of_keras(without_arguments(value) if isinstance(value, (str, type)) else value)
-    except SetError as error:
-        raise RuleError(f"{error} Rule: {source!r}.") from error
     if isinstance(value, Set):
         return value
     if callable(value):

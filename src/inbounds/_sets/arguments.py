@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any, TypeVar
+from typing import Any, get_args
 
 import numpy as np
 
 from inbounds._arrays.judgement import Bound
 from inbounds._errors import InboundsError, SetError, shown
 from inbounds._types import Gradient, Interval, Metric
-
-Choice = TypeVar("Choice", bound=str)
 
 
 def number(
@@ -146,40 +144,36 @@ def center_of(owner: str, value: Any) -> Any:
     return number_or_array(owner, "center", value)
 
 
-METRICS: tuple[Metric, ...] = ("auto", "optimizer", "euclidean")
-"""The norms in which "nearest" may be meant in training."""
-
-
 def metric_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> Metric:
-    """The name of a norm for training.
+    """The norm in which "nearest" is meant in training, by its name.
 
     Raises:
-        SetError: it is something else; or the error that is given.
+        SetError: it is no such name; `error` replaces the class.
     """
-    return _one_of("metric", METRICS, owner, value, error)
-
-
-GRADIENTS: tuple[Gradient, ...] = ("reduced", "full")
-"""What an optimizer may see of a gradient."""
+    name: Metric = _one_of("metric", Metric, owner, value, error)
+    return name
 
 
 def gradient_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> Gradient:
-    """What an optimizer shall see of gradients.
+    """What an optimizer sees of a gradient, by its name.
 
     Raises:
-        SetError: it is something else; or the error that is given.
+        SetError: it is no such name; `error` replaces the class.
     """
-    return _one_of("gradient", GRADIENTS, owner, value, error)
+    name: Gradient = _one_of("gradient", Gradient, owner, value, error)
+    return name
 
 
-def _one_of(name: str, choices: tuple[Choice, ...], owner: str, value: Any, error: type[InboundsError]) -> Choice:
-    if not isinstance(value, str) or value not in choices:
+def _one_of(name: str, choices: Any, owner: str, value: Any, error: type[InboundsError]) -> Any:
+    """A string that is one of the choices of a `Literal`."""
+    *others, last = get_args(choices)
+    if not isinstance(value, str) or value not in (*others, last):
         raise error(
-            f"`{name}` of {owner} is not {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}",
+            f"`{name}` of {owner} is not {', '.join(map(repr, others))} or {last!r}",
             f"{name}={shown(value)}",
-            instead=f"{name}={choices[0]!r}",
+            instead=f"{name}={others[0]!r}",
         )
-    return choices[choices.index(value)]
+    return str(value)
 
 
 def interval(owner: str, value: Any, unit: str, instead: str) -> Interval:

@@ -28,7 +28,7 @@ from inbounds._sets.dykstra import Projection, dykstra, in_turn, until_inside
 from inbounds._sets.entries import Interval
 from inbounds._sets.joint import Joint
 from inbounds._sets.masks import On, Where
-from inbounds._sets.matrices import SkewSymmetric, Symmetric, ZeroDiagonal
+from inbounds._sets.matrices import MatrixSet, SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.normal_form import nearest
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm
 from inbounds._sets.order import Monotone
@@ -323,36 +323,31 @@ def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> 
     In a metric that weighs each entry it does where what follows keeps signs, or looks at entries
     one by one.
     """
+    if (all(map(_orthant, rest)) and _solid(last)) or all(map(_box, [*rest, last])):
+        return True
+    first = rest[0] if len(rest) == 1 else None
+    if isinstance(first, Monotone) and _box(last) and last.entrywise:
+        return True
     if weighted:
-        in_order = len(rest) == 1 and isinstance(rest[0], Monotone) and _box(last) and last.entrywise
-        return (all(map(_orthant, rest)) and _solid(last)) or all(map(_box, [*rest, last])) or in_order
-    centred = isinstance(last, (Ball, L1Ball, SpectralNorm, NuclearNorm)) and last.convex and last.center is None
-    if _ball_after_cones(rest, last):
-        return True
-    if all(map(_orthant, rest)) and _solid(last):
-        return True
-    sparse = all(_orthant(member) or isinstance(member, Sparse) for member in rest)
-    if sparse and centred and isinstance(last, (MaxNorm, MinMaxNorm, L1Ball)):
-        return True
-    if all(map(_box, [*rest, last])):
-        return True
-    if len(rest) > 1:
         return False
-    (first,) = rest
-    match first:
-        case Monotone():  # what follows moves all entries alike, and so keeps their order
-            return (_box(last) and last.entrywise) or isinstance(last, SumTo) or (isinstance(last, L1Ball) and centred)
-        case Symmetric() | SkewSymmetric() if centred and isinstance(last, (SpectralNorm, NuclearNorm)):
-            return first.stack == last.stack
-        case Symmetric() | ZeroDiagonal() if isinstance(last, (PositiveSemidefinite, Symmetric, SkewSymmetric)):
-            return first.stack == last.stack and not (
-                isinstance(first, ZeroDiagonal) and isinstance(last, PositiveSemidefinite)
-            )
-        case ZeroDiagonal():
-            return _solid(last) or (_orthant(last) and not isinstance(last, Composite))
-        case PositiveSemidefinite() if centred and isinstance(last, (SpectralNorm, NuclearNorm)):
-            return first.stack == last.stack
-    return False
+    about_zero = last.convex and last.center is None
+    sparse = all(_orthant(member) or isinstance(member, Sparse) for member in rest)
+    if _ball_after_cones(rest, last) or (sparse and about_zero and isinstance(last, (MaxNorm, MinMaxNorm, L1Ball))):
+        return True
+    if isinstance(first, Monotone):  # what follows moves all entries alike, and so keeps their order
+        return isinstance(last, SumTo) or (isinstance(last, L1Ball) and about_zero)
+    if isinstance(first, MatrixSet) and isinstance(last, MatrixSet) and type(last) in _IN_TURN.get(type(first), ()):
+        return about_zero and first.stack == last.stack
+    return isinstance(first, ZeroDiagonal) and (_solid(last) or (_orthant(last) and not isinstance(last, Composite)))
+
+
+_IN_TURN: dict[type, tuple[type, ...]] = {
+    Symmetric: (SpectralNorm, NuclearNorm, PositiveSemidefinite, Symmetric, SkewSymmetric),
+    SkewSymmetric: (SpectralNorm, NuclearNorm),
+    PositiveSemidefinite: (SpectralNorm, NuclearNorm),
+    ZeroDiagonal: (Symmetric, SkewSymmetric),
+}
+"""Sets of matrices, each with those whose projection keeps a matrix in it."""
 
 
 def _ball_after_cones(rest: Sequence[Set], last: Set) -> bool:
