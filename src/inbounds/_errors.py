@@ -14,21 +14,20 @@ from typing import Any
 import numpy as np
 
 FEW = 16
-"""Arrays of at most so many entries are printed entry by entry, as code that makes them again."""
+"""Arrays of at most so many entries are printed entry by entry, as code."""
 
 LONG = 240
-"""What is received is cut off after so many characters."""
+"""Values are cut off after so many characters."""
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    r"""Text without control characters: what a terminal or a log would act on is escaped, as `\x1b` or `\n`.
+    r"""Text with control characters escaped, as `\x1b` or `\n`, so that no terminal or log acts on them.
 
-    Names of layers, weights and files come from elsewhere; all that prints one passes it through
-    here.
+    Names of layers, weights and files are the user's. Everything that is printed passes through here.
 
     Args:
-        text: any text; what is printable already comes back as it is.
-        lines: whether newlines stay, of text that is several lines on purpose.
+        text: any text.
+        lines: whether newlines stay, in text that has several lines.
     """
 
     def escaped(character: str) -> str:
@@ -39,7 +38,7 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as its code, on one line; of what is long the beginning, of a large array its shape and first entries."""
+    """The repr of a value on one line: cut off where it is long; of a large array, the shape and first entries."""
     if isinstance(value, np.ndarray) and value.size > FEW:
         first = ", ".join(map(repr, value.reshape(-1)[:3].tolist()))
         return f"<array of shape {value.shape}: {first}, ...>"

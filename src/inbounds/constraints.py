@@ -29,7 +29,7 @@ SETS = {name: cls for name, cls in BY_NAME.items() if name == cls.__name__}
 """Every public set by the name of its class."""
 
 MADE = {"a & b": Intersection, "a.where(mask)": Where, "a.on(inputs=...)": On, "a.scaled(schedule)": Scaled}
-"""What operators on sets make, by the code that makes it."""
+"""The classes of the sets that operators and methods of sets return, by their code."""
 
 _SAMPLES = {
     "low": -1.0,
@@ -47,14 +47,18 @@ _SAMPLES = {
 """A value for each argument that has no default, for the calls that errors show."""
 
 
+def signature(cls: type[Constraint]) -> str:
+    """A class with its arguments and their defaults, as code."""
+    arguments = [given.replace(annotation=given.empty) for given in inspect.signature(cls).parameters.values()]
+    return f"{cls.__name__}{inspect.Signature(arguments)}"
+
+
 def call_of(cls: type[Constraint]) -> str:
-    """The call that makes a constraint, with its defaults written out, and an argument without one as its name."""
-    parameters = inspect.signature(cls).parameters
-    required = [name for name, given in parameters.items() if given.default is given.empty]
-    if issubclass(cls, Set) and _SAMPLES.keys() >= set(required):
+    """The call that makes a constraint, with its defaults written out; its signature where an argument has none."""
+    required = {name for name, given in inspect.signature(cls).parameters.items() if given.default is given.empty}
+    if issubclass(cls, Set) and required <= _SAMPLES.keys():
         return repr(cls(**{name: _SAMPLES[name] for name in required}))
-    arguments = [name if name in required else f"{name}={given.default!r}" for name, given in parameters.items()]
-    return f"{cls.__name__}({', '.join(arguments)})"
+    return signature(cls)
 
 
 def without_arguments(given: str | type[Any]) -> Any:

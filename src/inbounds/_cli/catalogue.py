@@ -12,7 +12,6 @@ from typing import Any
 
 from inbounds import constraints
 from inbounds._cli.pictures import DRAWINGS, Drawing, no_drawing_reason
-from inbounds._model.rules_file import signature
 from inbounds._model.table import WIDTH
 
 CONVEXITY_BY_ARGUMENTS = {"Custom": "not known", "MinMaxNorm": "where min_value is 0"}
@@ -105,7 +104,9 @@ class Card:
 
 def cards() -> dict[str, Card]:
     """The cards of all sets by class name: named classes first, then those that operators make."""
-    named = [Card(constraints.SETS[name], signature(constraints.SETS[name])) for name in sorted(constraints.SETS)]
+    named = [
+        Card(constraints.SETS[name], constraints.signature(constraints.SETS[name])) for name in sorted(constraints.SETS)
+    ]
     made = [Card(cls, code) for code, cls in constraints.MADE.items()]
     return {card.name: card for card in [*named, *made]}
 

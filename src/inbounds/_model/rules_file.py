@@ -23,7 +23,6 @@ first appears. So with `[layers]` below `[rules]`, the rules in `[layers]` win.
 from __future__ import annotations
 
 import ast
-import inspect
 import math
 import tomllib
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from inbounds._sets.arguments import gradient_name, interval, metric_name
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
 from inbounds._types import Gradient, Interval, Metric
-from inbounds.constraints import BY_NAME, call_of, named, without_arguments
+from inbounds.constraints import BY_NAME, call_of, named, signature, without_arguments
 
 TABLES = ("rules", "layers")
 SETTINGS = ("metric", "every", "gradient")
@@ -230,13 +229,6 @@ def _set_class(name: str) -> type[Set]:
             instead="inbounds.constrain(model, rules) in Python",
         )
     return cls
-
-
-def signature(cls: type[Set]) -> str:
-    """A class of sets with its arguments and their defaults, as code."""
-    bare = inspect.Parameter.empty
-    parameters = [p.replace(annotation=bare) for p in inspect.signature(cls).parameters.values()]
-    return f"{cls.__name__}{inspect.Signature(parameters)}"
 
 
 def _not_a_set_error(text: str) -> SetError:

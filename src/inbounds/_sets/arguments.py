@@ -96,12 +96,12 @@ def numbers_of_units(
 
 
 def in_a_row(given: Bound) -> Bound:
-    """Numbers of units in one axis, in the order in which reports count units."""
+    """One number for each unit as an array with one axis, in the order in which reports count units."""
     return given.reshape(-1) if isinstance(given, np.ndarray) else given
 
 
 class GivenAxes(tuple[int, ...]):
-    """Axes, with the form that they were given in, which is what a config has: an integer, a list or a tuple."""
+    """Axes, with the form in which they were given and are saved: an integer, a list or a tuple."""
 
     given: int | list[int] | tuple[int, ...]
 

@@ -20,18 +20,18 @@ from inbounds._types import Step
 
 
 def _true_of(quantifier: Callable[[Iterable[Any]], bool], name: str) -> Any:
-    """A property of sets that are made of others: what is true of all, or of any, of the members."""
+    """A property that is true where it is true of all, or of any, of the members."""
     return property(lambda self: quantifier(getattr(member, name) for member in self.members))
 
 
 class Composite(Set):
-    """A set made of sets, its members: what is true of all of them is true of it."""
+    """A set made of other sets, its members, from which its properties follow."""
 
     members: tuple[Set, ...]
 
     @abstractmethod
     def rebuilt(self, members: Sequence[Set]) -> Set:
-        """The same, made of other members."""
+        """The same set, made of other members."""
 
     @property
     def axis(self) -> Axes | None:  # type: ignore[override]  # a fact of the members, not of the class
@@ -100,7 +100,7 @@ class Composite(Set):
 
 
 def parts_of(given: Set) -> Iterator[Set]:
-    """A set, and all that it is made of."""
+    """A set, its members, their members, and so on."""
     yield given
     for member in given.members if isinstance(given, Composite) else ():
         yield from parts_of(member)

@@ -12,7 +12,6 @@ from inbounds._arrays.ops import Array, cast, constant, dtype_of, has_float64, n
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes
-from inbounds._sets.serialization import to_json
 from inbounds._sets.set import Measured, Set, registered
 from inbounds._types import Axis, Bool
 
@@ -85,7 +84,7 @@ class Custom(Set):
 
     @property
     def couples_units(self) -> bool:
-        """Always, as far as one can tell: the callable sees the whole weight."""
+        """Always: the callable sees the whole weight, and may couple any of its entries."""
         return True
 
     def _project(self, units: Units) -> Units:
@@ -129,15 +128,8 @@ class Custom(Set):
             )
         if seen is weight:
             return cast(result, dtype_of(weight))
-        # What `fn` leaves alone stays as it is, also where the backend has no float64.
+        # Entries that `fn` doesn't change keep their float64 value where the backend computes in float32.
         return np.where(to_numpy(result) == to_numpy(seen), weight, constant(weight, to_numpy(result)))
-
-    def _config(self) -> dict[str, Any]:
-        return {
-            "fn": keras.saving.serialize_keras_object(self.fn),
-            "axis": to_json(self.axis),
-            "projection": self.projection,
-        }
 
     def __repr__(self) -> str:
         name = callable_name(self.fn)

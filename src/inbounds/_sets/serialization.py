@@ -1,4 +1,4 @@
-"""Arguments of sets as what they are compared by, as JSON, and as code."""
+"""Arguments of sets as keys for comparison, as JSON, and as code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKED = ("bool", "float32", "float64")
 
 
 def comparison_key(value: Any) -> Any:
-    """What stands for a value in comparisons: equal where values are equal, whatever holds them, and with a hash."""
+    """A key with a hash, equal for equal values, whether an array, a list or a tuple holds them."""
     if isinstance(value, np.ndarray):
         return value.shape, (value.astype("float64") + 0.0).tobytes()
     if isinstance(value, (list, tuple)):
@@ -33,7 +33,7 @@ def comparison_key(value: Any) -> Any:
         or not hasattr(cls, "get_config")
         or (cls.get_config is keras.constraints.Constraint.get_config and vars(value))
     ):
-        return value  # its config, if it has one, doesn't say what it is
+        return value  # it has no config, or one that doesn't identify it
     try:
         return cls, comparison_key(value.get_config())
     except NotImplementedError:  # Keras' base classes raise it: then the object is only equal to itself
@@ -51,7 +51,7 @@ def to_json(value: Any) -> Any:
         return {"base64": packed, "dtype": exact.dtype.name, "shape": list(exact.shape)}
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, keras.constraints.Constraint):
+    if callable(value):  # a set, a constraint of Keras or a function
         return keras.saving.serialize_keras_object(value)
     return list(value) if isinstance(value, tuple) else value
 
