@@ -104,9 +104,7 @@ class Card:
 
 def cards() -> dict[str, Card]:
     """The cards of all sets by class name: named classes first, then those that operators make."""
-    named = [
-        Card(constraints.SETS[name], constraints.signature(constraints.SETS[name])) for name in sorted(constraints.SETS)
-    ]
+    named = [Card(cls, constraints.signature(cls)) for _, cls in sorted(constraints.SETS.items())]
     made = [Card(cls, code) for code, cls in constraints.MADE.items()]
     return {card.name: card for card in [*named, *made]}
 

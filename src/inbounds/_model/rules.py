@@ -155,7 +155,7 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
         _check_dtype(member, member.dtype, assignment.source, given)
     needs_axes = given.axis is None and (given.matrix or not given.whole) and (is_joint or not given.entrywise)
     frozen = " and ".join(weight.name for weight in _frozen(members))
-    where = " + ".join(f"{member.path} of shape {member.shape}" for member in members)
+    where = " + ".join(map(str, members))
     with raised_as(RuleError, f"Rule: {assignment.source!r} on {where}"):
         layout = layout_of(first.layer)
         guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
@@ -190,7 +190,7 @@ def _guess_note(weight: Weight, given: Set) -> str:
     raise LayoutError(
         "The units of a weight of another framework are not known, and the set has no `axis`",
         f"{given!r}",
-        where=f"{weight.path} of shape {weight.shape} in the {kind} {weight.layer.name!r}",
+        where=f"{weight} in the {kind} {weight.layer.name!r}",
         instead=instead,
     )
 
@@ -204,7 +204,7 @@ def guess_warning(entries: Sequence[Entry]) -> str:
     kind = type(first.layer).__name__
     return explain(
         "The units of weights are not known and were guessed: every axis but the last",
-        ", ".join(f"{weight.path} of shape {weight.shape}" for weight in weights),
+        ", ".join(map(str, weights)),
         where=" and ".join(dict.fromkeys(type(weight.layer).__name__ for weight in weights)),
         instead=f"inbounds.register_layout({kind}, {{{first.name!r}: {tuple(range(len(first.shape) - 1))}}}) "
         "with the axes that one unit spans, or `axis` in the set",
@@ -276,7 +276,7 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
     """
     if joint.whole and not joint.matrix:
         return tuple(tuple(range(len(member.shape))) for member in members)
-    axes = []
+    axes, units = [], {}
     for member in members:
         if len(members) > 1 and member.name in layout.apart:
             raise LayoutError(
@@ -285,18 +285,12 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
                 instead="constrain the weights separately",
             )
         span = layout.span(member.name, member.shape, joint=True)
-        axes.append(span if span is not None else tuple(range(len(member.shape) - 1)))
-    counts = [
-        math.prod(n for axis, n in enumerate(member.shape) if axis not in span)
-        for member, span in zip(members, axes, strict=True)
-    ]
-    if len(set(counts)) > 1:
-        shapes = ", ".join(
-            f"{member.name} of shape {member.shape} has {count}" for member, count in zip(members, counts, strict=True)
-        )
+        axes.append(tuple(range(len(member.shape) - 1)) if span is None else span)
+        units[member] = math.prod(n for axis, n in enumerate(member.shape) if axis not in axes[-1])
+    if len(set(units.values())) > 1:
         raise LayoutError(
             "These weights form no joint units: they have different numbers of units",
-            shapes,
+            ", ".join(f"{member.name} of shape {member.shape} has {count}" for member, count in units.items()),
             where=type(members[0].layer).__name__,
             instead="register_layout for this layer, or constrain the weights separately",
         )
@@ -308,7 +302,7 @@ def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:
         raise RuleError(
             f"The weight is not of floating point numbers, but {dtype}",
             f"dtype={dtype} for {source}: {owner!r}",
-            where=f"{weight.path} of shape {weight.shape}",
+            where=str(weight),
             instead="constrain the model before it is quantized",
         )
 
@@ -346,7 +340,7 @@ def _check_enforceable(plan: Plan) -> None:
                 raise RuleError(
                     f"A set can't be kept on this weight: {why}",
                     f"{entry.source}: {entry.set!r}",
-                    where=f"{weight.path} of shape {weight.shape} in {type(weight.layer).__name__}",
+                    where=f"{weight} in {type(weight.layer).__name__}",
                     instead=_enforceable_rule(weight, entry.set),
                 )
 

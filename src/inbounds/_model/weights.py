@@ -34,6 +34,9 @@ class Weight:
     layer: Any
     created_trainable: bool
 
+    def __str__(self) -> str:
+        return f"{self.path} of shape {self.shape}"
+
     @property
     def path(self) -> str:
         """The path of the variable, without control characters."""
