@@ -1,7 +1,11 @@
 """A set, a layout and a metric, each added as CONTRIBUTING shows it, in as few lines as it says."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cvxpy as cp
@@ -112,6 +116,43 @@ def test_the_set_meets_others_and_masks(band):
     some, _ = solver(lambda rows: within(cp.multiply(rows, mask[None] * 1.0)), rows.shape)(rows)
     np.testing.assert_allclose(band.where(mask).project(rows), some, rtol=0, atol=1e-6)
     assert not band.where(mask).measure([some], [(1,)]).excess.max() > 1e-6
+
+
+ADDED = """
+import inbounds as ib
+from inbounds._cli.catalogue import card_of
+from inbounds._model.rules_file import parse_set
+
+band = ib.Band([1.0, -0.5], -0.25, 0.5)
+assert ib.Band is ib.constraints.Band and {"Band"} <= {*ib.__all__} & {*ib.constraints.__all__}
+assert parse_set(repr(band)) == band
+assert card_of("Band").definition == "{w : low <= normal . w <= high}, each unit" and card_of("Band").text
+for wrong in (lambda: ib.constraints.get("Bend"), lambda: ib.constraints.get("Band")):
+    try:
+        wrong()
+    except ib.SetError as error:
+        print(error)
+"""
+
+
+@pytest.mark.once
+def test_a_file_and_a_name_in_one_list_make_a_set_public(tmp_path):
+    package = tmp_path / "inbounds"
+    shutil.copytree(Path(ib.__file__).parent, package)
+    (package / "_sets" / "band.py").write_text(snippet("A set"), encoding="utf-8")
+    public = package / "_sets" / "public.py"
+    text = public.read_text(encoding="utf-8").replace("__all__ = [", '__all__ = [\n    "Band",')
+    public.write_text(f"from inbounds._sets.band import Band\n{text}", encoding="utf-8")
+    said = subprocess.run(
+        [sys.executable, "-c", ADDED],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+    assert "identifier='Bend'. Instead: Band." in said.stdout
+    assert "Instead: Band(normal=[1.0, -1.0], low=-1.0, high=1.0)." in said.stdout
 
 
 @pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # Mix takes no constraints as arguments

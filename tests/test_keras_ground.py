@@ -286,6 +286,19 @@ def test_a_layers_own_variables_are_listed_apart_by_whether_they_were_made_to_tr
     assert [v.name for v in layer._trainable_variables] == ["gamma", "beta"]
 
 
+def test_a_weight_gets_its_constraint_in_add_weight_only():
+    """Else a set given to a layer would not find the layer of its weight: `weights.hook_layers`."""
+    setting = []
+    for path in (Path(keras.__file__).parent / "src").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if ".constraint = " in text and not path.stem.endswith("_test"):
+            for function in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)):
+                targets = [node.targets[0] for node in ast.walk(function) if isinstance(node, ast.Assign)]
+                setting += [function.name for target in targets if getattr(target, "attr", "") == "constraint"]
+    assert setting == ["add_weight"]
+    assert keras.Layer.add_weight.__wrapped__.__module__ == keras.Layer.__module__
+
+
 def test_variables_in_lists_of_a_layer_are_its_own():
     """Else such weights of custom layers would be missed."""
 
@@ -296,28 +309,6 @@ def test_variables_in_lists_of_a_layer_are_its_own():
     layer = Listed()
     layer.build((None, 2))
     assert [v.name for v in layer._trainable_variables] == ["a", "b"]
-
-
-@pytest.mark.parametrize("name", ["Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D"])
-def test_the_variable_is_in_a_private_attribute_where_lora_may_put_a_tensor_in_the_public_one(name):
-    """Else `layout` would take the shape of something that isn't the weight."""
-    arguments = {
-        "Dense": ((2,), (None, 3)),
-        "EinsumDense": (("ab,bc->ac", 2), (None, 3)),
-        "Embedding": ((4, 2), (None, 3)),
-        "Conv1D": ((2, 2), (None, 5, 3)),
-        "Conv2D": ((2, 2), (None, 5, 5, 3)),
-        "Conv3D": ((2, 2), (None, 5, 5, 5, 3)),
-    }[name]
-    layer = getattr(keras.layers, name)(*arguments[0])
-    layer.build(arguments[1])
-    attribute = "_embeddings" if name == "Embedding" else "_kernel"
-    variable = getattr(layer, attribute)
-    layer.enable_lora(1)
-    assert getattr(layer, attribute) is variable
-    assert isinstance(variable, keras.Variable)
-    assert layer.lora_enabled
-    assert not isinstance(getattr(layer, attribute[1:]), keras.Variable)
 
 
 def test_convolutional_lstm_cells_are_where_they_were_and_own_the_weights():
@@ -640,7 +631,6 @@ def test_no_other_private_name_of_keras_is_used():
         "_get_variable_index",
         "_ema_weights_in_model",
         "_configure_async_dispatch",
-        "_kernel",
         "_foreach_copy_",  # of torch
         "_C",  # of torch
         "_functorch",  # of torch

@@ -17,10 +17,13 @@ from inbounds._errors import (
 )
 from inbounds._model.layout import Layout, register_layout
 from inbounds._model.plan import Entry, Plan
+from inbounds._model.weights import hook_layers
 from inbounds._report.audit import audit, check
 from inbounds._report.monitor import Monitor
 from inbounds._report.pressure import Pressure, PressureRow, pressure
 from inbounds._report.report import Report, Row
+from inbounds._sets import public as _public
+from inbounds._sets.public import *  # noqa: F403  # all that its `__all__` lists
 from inbounds._sets.set import Set
 from inbounds._train.attach import constrain, project, release
 from inbounds._train.fit_hooks import hook_fits
@@ -30,70 +33,18 @@ from inbounds._train.optimizer_hooks import hook_optimizers
 from inbounds._train.stateless import stateless_project, stateless_reduce
 from inbounds._train.torch_optim import project_after
 from inbounds._version import __version__ as __version__
-from inbounds.constraints import (
-    Box,
-    Custom,
-    DoublyStochastic,
-    Fixed,
-    FrobeniusNorm,
-    Grid,
-    Halfspace,
-    Hyperplane,
-    Joint,
-    L1Ball,
-    LowRank,
-    MaxNorm,
-    MinMaxNorm,
-    Monotone,
-    NonNeg,
-    NonPos,
-    NuclearNorm,
-    Orthogonal,
-    PositiveSemidefinite,
-    Simplex,
-    SkewSymmetric,
-    Sparse,
-    SpectralNorm,
-    SumTo,
-    Symmetric,
-    UnitNorm,
-    ZeroDiagonal,
-    max_norm,
-    min_max_norm,
-    non_neg,
-    unit_norm,
-)
 
 __all__ = [
-    "Box",
     "ConstraintViolation",
-    "Custom",
-    "DoublyStochastic",
     "Entry",
     "FileError",
-    "Fixed",
-    "FrobeniusNorm",
-    "Grid",
-    "Halfspace",
-    "Hyperplane",
     "InboundsError",
-    "Joint",
-    "L1Ball",
     "Layout",
     "LayoutError",
     "LayoutWarning",
-    "LowRank",
-    "MaxNorm",
-    "MinMaxNorm",
     "Monitor",
-    "Monotone",
-    "NonNeg",
-    "NonPos",
-    "NuclearNorm",
-    "Orthogonal",
     "Plan",
     "PlanNotSavedWarning",
-    "PositiveSemidefinite",
     "Pressure",
     "PressureRow",
     "Report",
@@ -101,22 +52,11 @@ __all__ = [
     "RuleError",
     "Set",
     "SetError",
-    "Simplex",
-    "SkewSymmetric",
-    "Sparse",
-    "SpectralNorm",
-    "SumTo",
-    "Symmetric",
-    "UnitNorm",
     "WeightNotMovedWarning",
-    "ZeroDiagonal",
     "audit",
     "check",
     "constrain",
     "constraints",
-    "max_norm",
-    "min_max_norm",
-    "non_neg",
     "optax_wrap",
     "pressure",
     "project",
@@ -126,8 +66,9 @@ __all__ = [
     "release",
     "stateless_project",
     "stateless_reduce",
-    "unit_norm",
 ]
+__all__ += _public.__all__
 
+hook_layers()
 hook_optimizers()
 hook_fits()

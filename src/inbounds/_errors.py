@@ -1,41 +1,33 @@
 """Every exception and warning of inbounds.
 
-InboundsError ├── SetError (also a ValueError)      a set was given a bad argument, or rows it can't
-apply to ├── LayoutError (also a ValueError)   the units of a weight can't be told ├── RuleError
-(also a ValueError)     a rule, a selector or a model that no plan can be made of ├── FileError
-(also a ValueError)     a model file or a rules file that can't be read └── ConstraintViolation
-raised by `check` when a weight is outside its set; holds the report
-
-PlanNotSavedWarning (a UserWarning)   part of a plan that a `.keras` file can't carry
-LayoutWarning (a UserWarning)         the units of a layer's weight are not known and were guessed
-WeightNotMovedWarning (a UserWarning) the steps of an epoch have not moved a weight
-
 A text says what went wrong, what was received, where, and the line to type instead, in this order.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 FEW = 16
-"""Arrays of at most so many entries are printed entry by entry, as code that makes them again."""
+"""Arrays of at most so many entries are printed entry by entry, as code."""
 
 LONG = 240
-"""What is received is cut off after so many characters."""
+"""Values are cut off after so many characters."""
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    r"""Text without control characters: what a terminal or a log would act on is escaped, as `\x1b` or `\n`.
+    r"""Text with control characters escaped, as `\x1b` or `\n`, so that no terminal or log acts on them.
 
-    Names of layers, weights and files come from elsewhere; all that prints one passes it through
-    here.
+    Names of layers, weights and files are the user's. Everything that is printed passes through here.
 
     Args:
-        text: any text; what is printable already comes back as it is.
-        lines: whether newlines stay, of text that is several lines on purpose.
+        text: any text.
+        lines: whether newlines stay, in text that has several lines.
     """
 
     def escaped(character: str) -> str:
@@ -46,7 +38,7 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as its code, on one line; of what is long the beginning, of a large array its shape and first entries."""
+    """The repr of a value on one line: cut off where it is long; of a large array, the shape and first entries."""
     if isinstance(value, np.ndarray) and value.size > FEW:
         first = ", ".join(map(repr, value.reshape(-1)[:3].tolist()))
         return f"<array of shape {value.shape}: {first}, ...>"
@@ -55,10 +47,11 @@ def shown(value: Any) -> str:
 
 
 class InboundsError(Exception):
-    """Base of every error that inbounds raises. Its text is printable."""
+    """Base of every error that inbounds raises; see `explain` for its parts. A text alone is the whole message."""
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))
+    def __init__(self, wrong: str = "", received: str | None = None, *, where: str = "", instead: str = "") -> None:
+        text = wrong if received is None else explain(wrong, received, where=where, instead=instead)
+        super().__init__(printable(text))
 
 
 class SetError(InboundsError, ValueError):
@@ -113,3 +106,28 @@ def explain(wrong: str, received: str, *, where: str = "", instead: str = "") ->
     if instead:
         parts.append(f"Instead: {instead.rstrip('.')}.")
     return printable(" ".join(parts))
+
+
+@contextmanager
+def raised_as(kind: type[InboundsError], place: str) -> Iterator[None]:
+    """A context that raises the errors of sets and layouts as another kind, with their place in the text."""
+    try:
+        yield
+    except (SetError, LayoutError) as error:
+        raise kind(f"{error} {place}.") from error
+
+
+def similar(wanted: str, names: Collection[str], cutoff: float = 0.5) -> list[str]:
+    """The names most similar to the wanted one, three at most; if none is, without regard to case and underscores."""
+    by_letters = {_letters(name): name for name in names}
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=cutoff)
+    return close or [by_letters[near] for near in difflib.get_close_matches(_letters(wanted), by_letters, n=3)]
+
+
+def similar_or_first(wanted: str, names: Sequence[str], cutoff: float = 0.5) -> list[str]:
+    """The names most similar to the wanted one, else the first five."""
+    return similar(wanted, names, cutoff) or list(names[:5])
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "")

@@ -1,6 +1,7 @@
-"""What the public signatures say: the types of arguments. The checks of what is given are elsewhere.
+"""Types of the arguments of public functions.
 
-Keras has no types, so that a layer, a tensor or a constraint of Keras is known by what it can do.
+Keras is untyped, so that its layers, tensors, variables and constraints are protocols here: any object
+with these attributes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Tensor(Protocol):
 
 
 class Nested(Protocol[Leaf]):
-    """A list or tuple, of such too; a string is none, since it asks a string whether it is in it."""
+    """A list or tuple of values, or of such lists. A string is none: its `__contains__` takes strings only."""
 
     def __contains__(self, item: object, /) -> bool: ...
 
@@ -122,7 +123,7 @@ Every: TypeAlias = Integer | Literal["epoch"]
 """A number of steps or batches, or "epoch"."""
 
 Interval: TypeAlias = int | Literal["epoch"]
-"""The same, as it is kept."""
+"""`Every` once it is checked."""
 
 Data: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 """An array, or a list or dictionary of arrays, as for `model.evaluate`."""
@@ -138,9 +139,9 @@ Rule: TypeAlias = OfWeight | Mapping[str, OfWeight]
 """What a selector is given: a set, or for a layer a mapping from the names of its weights to
 sets."""
 
-# A type variable: what is given is inferred by itself and then compared, since a dictionary of
-# narrower keys would be another type. Of values of several kinds mypy knows only that they are
-# objects, or collections, so that these pass.
+# A type variable, so that mypy infers the type of the argument before it compares it: dict[str, Rule]
+# is no dict[Selector, Rule]. Of values of different classes mypy infers object or Collection, which
+# are therefore accepted.
 Rules = TypeVar(
     "Rules",
     bound=Mapping[Any, Rule]

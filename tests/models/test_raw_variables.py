@@ -84,6 +84,27 @@ def test_a_plan_made_after_the_optimizer_was_built_holds(built, rules):
     assert norms((layer.kernel, (0,))) > BOUND
 
 
+class OwnVariable(keras.layers.Layer):
+    """x + v, where v is not made by `add_weight`: until a plan is made, no one but the layer knows whose it is."""
+
+    def build(self, shape):
+        self.v = keras.Variable(np.zeros(shape[-1]), name="v")
+
+    def call(self, x):
+        return x + self.v
+
+
+@tensorflow_only
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # the layer takes no constraints as arguments
+def test_a_plan_holds_for_values_that_the_optimizer_could_not_tell_when_it_was_built():
+    model, optimizer = keras.Sequential([keras.Input((2,)), OwnVariable(name="own")]), o.SGD(5.0)
+    (raw,) = [variable.value for variable in model.trainable_variables]
+    optimizer.build([raw])
+    ib.constrain(model, {"own/v": ib.Box(-1, 1)})
+    optimizer.apply([keras.ops.ones(2)], [raw])
+    assert numbers(raw.value()).tolist() == [-1, -1]
+
+
 @tensorflow_only
 @pytest.mark.parametrize("traced", [False, True], ids=["eager", "tf.function"])
 def test_sets_given_to_layers_hold_where_raw_values_are_stepped(traced):

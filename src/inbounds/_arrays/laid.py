@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, Array, cast, constant, dtype_of, namespace, to_numpy, working_dtype
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError
 
 Axes = tuple[int, ...]
 
@@ -101,11 +101,9 @@ class Laid:
             return np.broadcast_to(array, tuple(self.rows.shape))
         except ValueError as error:
             raise SetError(
-                explain(
-                    "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
-                    f"shape={array.shape}",
-                    where=f"weights of shape {' and '.join(map(str, self.shapes))}",
-                )
+                "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
+                f"shape={array.shape}",
+                where=f"weights of shape {' and '.join(map(str, self.shapes))}",
             ) from error
 
 

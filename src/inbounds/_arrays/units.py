@@ -33,7 +33,7 @@ from inbounds._arrays.ops import (
     without_gradient,
     working_dtype,
 )
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError
 
 Axes = tuple[int, ...]
 Placed = Any
@@ -481,14 +481,12 @@ class Units:
             return blank.with_rows(np.asarray(value, dtype="float64")).parts
         weights = " and ".join(str(tuple(part.shape)) for part in self.parts)
         raise SetError(
-            explain(
-                "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
-                f"shape={shape}",
-                where=f"weights of shape {weights}: {self.count} units of {self.size} entries",
-                instead=f"an array of shape {tuple(self.parts[0].shape)}"
-                if len(self.parts) == 1
-                else f"an array of shape ({self.count}, {self.size}) or ({self.size},)",
-            )
+            "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
+            f"shape={shape}",
+            where=f"weights of shape {weights}: {self.count} units of {self.size} entries",
+            instead=f"an array of shape {tuple(self.parts[0].shape)}"
+            if len(self.parts) == 1
+            else f"an array of shape ({self.count}, {self.size}) or ({self.size},)",
         )
 
     def numbers(self, value: float | np.ndarray[Any, Any]) -> Array | float:
@@ -504,12 +502,10 @@ class Units:
             return float(value)
         if self.count >= 0 and value.shape not in ((self.count,), self.shape):
             raise SetError(
-                explain(
-                    "An array doesn't fit the units: one number for each",
-                    f"shape={value.shape}",
-                    where=f"{self.count} units of {self.size} entries",
-                    instead=f"give a number, or an array of shape ({self.count},)",
-                )
+                "An array doesn't fit the units: one number for each",
+                f"shape={value.shape}",
+                where=f"{self.count} units of {self.size} entries",
+                instead=f"give a number, or an array of shape ({self.count},)",
             )
         return constant(self.parts[0], np.reshape(value, self.shape))
 
@@ -543,12 +539,10 @@ class Units:
             pieces = [value.reshape((1,) * (len(spans[0]) - len(shape)) + shape)]
         else:
             raise SetError(
-                explain(
-                    "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it",
-                    f"shape={shape}",
-                    where=f"units of {self.size} entries, of shape {' and '.join(map(str, spans))}",
-                    instead=f"give a number, or an array of shape ({self.size},)",
-                )
+                "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it",
+                f"shape={shape}",
+                where=f"units of {self.size} entries, of shape {' and '.join(map(str, spans))}",
+                instead=f"give a number, or an array of shape ({self.size},)",
             )
         return tuple(self._along(piece, i) for i, piece in enumerate(pieces))
 

@@ -5,7 +5,6 @@ Definition, cost and source are paragraphs of the class's docstring.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import textwrap
 from dataclasses import dataclass
@@ -13,18 +12,12 @@ from typing import Any
 
 from inbounds import constraints
 from inbounds._cli.pictures import DRAWINGS, Drawing, no_drawing_reason
-from inbounds._errors import SetError, explain
-from inbounds._model.rules_file import signature
 from inbounds._model.table import WIDTH
 
 CONVEXITY_BY_ARGUMENTS = {"Custom": "not known", "MinMaxNorm": "where min_value is 0"}
 """The convexity of sets for which it depends on their arguments."""
 
-SNAKE_CASE_NAMES = {
-    name: cls.__name__
-    for name in constraints.__all__
-    if name not in constraints.SETS and (cls := getattr(constraints, name)) in constraints.SETS.values()
-}
+SNAKE_CASE_NAMES = {name: cls.__name__ for name, cls in constraints.BY_NAME.items() if name != cls.__name__}
 """The sets that also have a name in snake case, as in Keras."""
 
 
@@ -111,7 +104,7 @@ class Card:
 
 def cards() -> dict[str, Card]:
     """The cards of all sets by class name: named classes first, then those that operators make."""
-    named = [Card(constraints.SETS[name], signature(constraints.SETS[name])) for name in sorted(constraints.SETS)]
+    named = [Card(cls, constraints.signature(cls)) for _, cls in sorted(constraints.SETS.items())]
     made = [Card(cls, code) for code, cls in constraints.MADE.items()]
     return {card.name: card for card in [*named, *made]}
 
@@ -128,11 +121,7 @@ def card_of(name: str) -> Card:
         | {card.code: card for card in found.values()}
         | {twin: found[of] for twin, of in SNAKE_CASE_NAMES.items()}
     )
-    if name not in by_name:
-        folded = {known.lower(): known for known in [*found, *SNAKE_CASE_NAMES]}
-        near = [folded[key] for key in difflib.get_close_matches(name.lower(), folded, n=3)]
-        raise SetError(explain(f"No set has the name {name!r}", repr(name), instead=" or ".join(near or sorted(found))))
-    return by_name[name]
+    return constraints.named(name, by_name, repr(name))
 
 
 def _without_backticks(text: str) -> str:

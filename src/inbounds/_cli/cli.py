@@ -69,11 +69,9 @@ def _audit(options: argparse.Namespace) -> int:
     is_model = page is not None and page.resolve() == options.model.resolve()
     if page and (is_model or (page.exists() and not options.force)):
         raise FileError(
-            explain(
-                f"Can't write {str(page)!r}: it {'is the model' if is_model else 'exists'}",
-                f"--html {shlex.quote(str(page))}",
-                instead="another name" + ", or --force as well, to replace it" * (not is_model),
-            )
+            f"Can't write {str(page)!r}: it {'is the model' if is_model else 'exists'}",
+            f"--html {shlex.quote(str(page))}",
+            instead="another name" + ", or --force as well, to replace it" * (not is_model),
         )
     model = _load(options.model, options, compiled=False)
     report = audit(model, _rules(options, model), options.accept).of_file(options.model)
@@ -98,11 +96,9 @@ def _compare(options: argparse.Namespace) -> int:
     common = [path for path in new if path in old]
     if not common:
         raise FileError(
-            explain(
-                "The two models have no weight in common",
-                f"{', '.join(list(old)[:3])} ... and {', '.join(list(new)[:3])} ...",
-                instead="two files of one model, before and after",
-            )
+            "The two models have no weight in common",
+            f"{', '.join(list(old)[:3])} ... and {', '.join(list(new)[:3])} ...",
+            instead="two files of one model, before and after",
         )
     moved = {path: _distance(new[path], old[path]) for path in common if new[path].shape == old[path].shape}
     constrained = {path for report in (before, after) for row in report.constrained for path in row.paths}
@@ -118,11 +114,9 @@ def _project(options: argparse.Namespace) -> int:
     target: Path = options.output
     if target.suffix != ".keras":
         raise FileError(
-            explain(
-                f"Can't write the model to {str(target)!r}: the name of a model file ends in .keras",
-                f"-o {target}",
-                instead=f"-o {target.with_suffix('.keras')}",
-            )
+            f"Can't write the model to {str(target)!r}: the name of a model file ends in .keras",
+            f"-o {target}",
+            instead=f"-o {target.with_suffix('.keras')}",
         )
     model = _load(options.model, options, compiled=True)
     rules = read_rules(options.rules, model)
@@ -241,29 +235,23 @@ def _load(path: Path, options: argparse.Namespace, *, compiled: bool) -> Any:
             importlib.import_module(name)
         except ImportError as error:
             raise FileError(
-                explain(
-                    f"Can't import {name!r}: {error}",
-                    f"--import {name}",
-                    where=os.getcwd(),
-                    instead=f"run it in the folder of {name.split('.')[0]}.py",
-                )
+                f"Can't import {name!r}: {error}",
+                f"--import {name}",
+                where=os.getcwd(),
+                instead=f"run it in the folder of {name.split('.')[0]}.py",
             ) from error
     if not path.is_file():
         raise FileError(
-            explain(
-                f"Can't read the model {str(path)!r}: it {'is a folder' if path.is_dir() else 'does not exist'}",
-                repr(str(path)),
-                where=os.getcwd(),
-                instead="a file that model.save('model.keras') has written",
-            )
+            f"Can't read the model {str(path)!r}: it {'is a folder' if path.is_dir() else 'does not exist'}",
+            repr(str(path)),
+            where=os.getcwd(),
+            instead="a file that model.save('model.keras') has written",
         )
     if path.suffix == ".keras" and not zipfile.is_zipfile(path):
         raise FileError(
-            explain(
-                f"Can't read the model {str(path)!r}: it is not a zip archive, as a .keras file is, or it is cut off",
-                repr(str(path)),
-                instead="a file that model.save('model.keras') has written",
-            )
+            f"Can't read the model {str(path)!r}: it is not a zip archive, as a .keras file is, or it is cut off",
+            repr(str(path)),
+            instead="a file that model.save('model.keras') has written",
         )
     try:
         return keras.saving.load_model(path, compile=compiled)
@@ -271,20 +259,16 @@ def _load(path: Path, options: argparse.Namespace, *, compiled: bool) -> Any:
         innermost = str(error).split("Exception encountered: ")[-1].split(" Full object config:")[0].strip()
         reason = textwrap.shorten(innermost.split("\n")[0].split(". ")[0], 240, placeholder=" ...").rstrip(".")
         raise FileError(
-            explain(
-                f"Keras can't load the model {str(path)!r}: {reason}",
-                repr(str(path)),
-                where=f"{type(error).__name__} in keras.saving.load_model",
-                instead=f"inbounds {options.command} {shlex.quote(str(path))} --import MODULE, with your own layers",
-            )
+            f"Keras can't load the model {str(path)!r}: {reason}",
+            repr(str(path)),
+            where=f"{type(error).__name__} in keras.saving.load_model",
+            instead=f"inbounds {options.command} {shlex.quote(str(path))} --import MODULE, with your own layers",
         ) from error
 
 
 def _write_error(path: Path, error: OSError) -> FileError:
     reason = error.strerror or error
-    return FileError(
-        explain(f"Can't write {str(path)!r}: {reason}", repr(str(path)), instead="a file in a folder of yours")
-    )
+    return FileError(f"Can't write {str(path)!r}: {reason}", repr(str(path)), instead="a file in a folder of yours")
 
 
 # Text.

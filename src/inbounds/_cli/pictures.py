@@ -132,9 +132,9 @@ NO_DRAWING_REASONS = {
 
 def no_drawing_reason(cls: Any) -> str:
     """The reason why a set has no drawing."""
-    return (
-        "two dimensions hold no more of a matrix than a row" if cls.matrix is True else NO_DRAWING_REASONS[cls.__name__]
-    )
+    if cls.matrix is True:
+        return "two dimensions hold no more of a matrix than a row"
+    return NO_DRAWING_REASONS.get(cls.__name__, "it is new")
 
 
 def _pair(point: tuple[float, float]) -> str:

@@ -7,9 +7,7 @@ stored integers divided by their scale. It is computed in NumPy in float64 and r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import keras
@@ -24,25 +22,86 @@ INTEGER_MODES = ("int8", "int4")
 """The modes of quantization in which a layer stores integers and their scale."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EffectiveWeight:
     """The weight that a layer computes with.
 
     Attributes:
-        shape: its shape; int4 stores two entries in one.
-        dtype: its dtype, before quantization.
-        description: how it is computed, for notes in reports.
-        value: computes it.
-        quantized: whether the layer stores integers, which no training step changes.
+        layer: the layer.
+        name: the name of the weight in the layer.
+        variable: the variable that the layer stores.
+        mode: "int8" or "int4" where the layer stores integers, which no training step changes.
         adapted: whether a LoRA adapter is added.
     """
 
-    shape: tuple[int, ...]
-    dtype: str
-    description: str
-    value: Callable[[], np.ndarray[Any, Any]]
-    quantized: bool
+    layer: Any
+    name: str
+    variable: Any
+    mode: str | None
     adapted: bool
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the layer stores integers."""
+        return self.mode is not None
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weight before quantization."""
+        return dtype_of(getattr(self.layer, f"{self.name}_scale") if self.quantized else self.variable)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight; int4 stores two entries in one."""
+        stored = tuple(self.variable.shape)
+        if self.mode != "int4":
+            return stored
+        if self.name == "kernel":
+            return tuple(getattr(self.layer, "original_kernel_shape", (stored[0], self.layer.kernel_scale.shape[-1])))
+        shape = self.layer.input_dim, self.layer.output_dim
+        return shape if self.name == "embeddings" else shape[::-1]
+
+    @property
+    def description(self) -> str:
+        """How the weight is computed, for notes in reports."""
+        said = []
+        if self.quantized:
+            said.append(f"quantized to {self.mode}, so that no step moves it; measured is what the integers stand for")
+        if self.adapted:
+            said.append(f"with LoRA; measured is the sum, {self.name} + {self._lora_scale:g} A @ B")
+        return ", and ".join(said)
+
+    def value(self) -> np.ndarray[Any, Any]:
+        """The weight, in its dtype."""
+        value = self._dequantized() if self.quantized else to_numpy(self.variable)
+        if self.adapted:
+            down, up = (to_numpy(getattr(self.layer, f"lora_{self.name}_{part}")) for part in "ab")
+            value = value + self._lora_scale * np.matmul(down, up)
+        return cast(value, self.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def _lora_scale(self) -> float:
+        return float(self.layer.lora_alpha / self.layer.lora_rank)
+
+    def _dequantized(self) -> np.ndarray[Any, Any]:
+        """The integers divided by their scale, or with zero points multiplied by it, as in Keras."""
+        layer, name = self.layer, self.name
+        integers, scale = to_numpy(self.variable), to_numpy(getattr(layer, f"{name}_scale"))
+        if self.mode == "int4":
+            length = scale.shape[-1] if name == "kernel" else layer.output_dim
+            packed, axis = keras.ops.convert_to_tensor(self.variable), 0 if name == "reverse_embeddings" else -1
+            integers = to_numpy(keras.quantizers.unpack_int4(packed, length, axis))
+        if (zero := getattr(layer, f"{name}_zero", None)) is not None:
+            axis = -1 if name == "embeddings" else 0
+            groups = to_numpy(layer.g_idx).astype("int64")
+            weight = (integers - np.take(to_numpy(zero), groups, axis)) * np.take(scale, groups, axis)
+        elif name == "embeddings":
+            weight = integers / scale[:, None]
+        elif self.mode == "int8" and hasattr(layer, "equation"):
+            weight = integers / _einsum_kernel_scale(layer.equation, scale)
+        else:
+            weight = integers / scale
+        return np.reshape(weight, self.shape)
 
 
 def effective_weight(layer: Any, name: str, variable: Any) -> EffectiveWeight | None:
@@ -50,65 +109,9 @@ def effective_weight(layer: Any, name: str, variable: Any) -> EffectiveWeight | 
     if name not in ADAPTABLE_NAMES:
         return None
     adapted = bool(getattr(layer, "lora_enabled", False)) and hasattr(layer, f"lora_{name}_a")
-    scale = getattr(layer, f"{name}_scale", None) if dtype_of(variable) == "int8" else None
-    mode = layer.quantization_mode
-    if scale is None or mode not in INTEGER_MODES:
-        if not adapted:
-            return None
-        scale = mode = None
-    dtype = dtype_of(variable if scale is None else scale)
-    said = [f"quantized to {mode}, so that no step moves it; measured is what the integers stand for"] if mode else []
-    said += [f"with LoRA; measured is the sum, {name} + {_lora_scale(layer):g} A @ B"] if adapted else []
-    value = partial(_value, layer, name, variable, mode, dtype, adapted=adapted)
-    shape = _shape(layer, name, variable, mode)
-    return EffectiveWeight(shape, dtype, ", and ".join(said), value, mode is not None, adapted)
-
-
-def _value(layer: Any, name: str, variable: Any, mode: str | None, dtype: str, *, adapted: bool) -> Any:
-    value = to_numpy(variable) if mode is None else _dequantized(layer, name, variable, mode)
-    if adapted:
-        down, up = (to_numpy(getattr(layer, f"lora_{name}_{part}")) for part in "ab")
-        value = value + _lora_scale(layer) * np.matmul(down, up)
-    return cast(value, dtype)
-
-
-def _lora_scale(layer: Any) -> float:
-    return float(layer.lora_alpha / layer.lora_rank)
-
-
-def _shape(layer: Any, name: str, variable: Any, mode: str | None) -> tuple[int, ...]:
-    if mode != "int4":
-        return tuple(variable.shape)
-    if name == "embeddings":
-        return layer.input_dim, layer.output_dim
-    if name == "reverse_embeddings":
-        return layer.output_dim, layer.input_dim
-    rows, columns = variable.shape[0], layer.kernel_scale.shape[-1]
-    return tuple(getattr(layer, "original_kernel_shape", (rows, columns)))
-
-
-def _dequantized(layer: Any, name: str, variable: Any, mode: str) -> np.ndarray[Any, Any]:
-    """The integers divided by their scale, or with zero points multiplied by it, as in Keras."""
-    scale, zero = to_numpy(getattr(layer, f"{name}_scale")), getattr(layer, f"{name}_zero", None)
-    integers = to_numpy(variable) if mode == "int8" else _unpacked_int4(layer, name, variable, scale.shape[-1])
-    if zero is not None:
-        axis = -1 if name == "embeddings" else 0
-        groups = to_numpy(layer.g_idx).astype("int64")
-        integers = integers - np.take(to_numpy(zero), groups, axis)
-        weight = integers * np.take(scale, groups, axis)
-    elif name == "embeddings":
-        weight = integers / scale[:, None]
-    elif mode == "int8" and hasattr(layer, "equation"):
-        weight = integers / _einsum_kernel_scale(layer.equation, scale)
-    else:
-        weight = integers / scale
-    return np.reshape(weight, _shape(layer, name, variable, mode))
-
-
-def _unpacked_int4(layer: Any, name: str, variable: Any, columns: int) -> np.ndarray[Any, Any]:
-    length = columns if name == "kernel" else layer.output_dim
-    axis = 0 if name == "reverse_embeddings" else -1
-    return to_numpy(keras.quantizers.unpack_int4(keras.ops.convert_to_tensor(variable), length, axis))
+    scaled = dtype_of(variable) == "int8" and getattr(layer, f"{name}_scale", None) is not None
+    mode = layer.quantization_mode if scaled and layer.quantization_mode in INTEGER_MODES else None
+    return EffectiveWeight(layer, name, variable, mode, adapted) if mode or adapted else None
 
 
 def _einsum_kernel_scale(equation: str, scale: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -12,13 +12,13 @@ order.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 
 from inbounds._arrays.units import Axes
-from inbounds._errors import LayoutError, explain, shown
+from inbounds._errors import LayoutError, shown
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,9 @@ class Layout:
             for name, axes in spans.items():
                 if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, int) for axis in axes):
                     raise LayoutError(
-                        explain(
-                            "The axes that one unit spans are not a tuple of integers",
-                            f"{name!r}: {axes!r}",
-                            instead=f"{{{name!r}: (0,)}}, or () for a weight without fan-in",
-                        )
+                        "The axes that one unit spans are not a tuple of integers",
+                        f"{name!r}: {axes!r}",
+                        instead=f"{{{name!r}: (0,)}}, or () for a weight without fan-in",
                     )
 
     def span(self, name: str, shape: tuple[int, ...], *, joint: bool = False) -> Axes | None:
@@ -67,19 +65,17 @@ class Layout:
         rank = len(shape)
         if not all(-rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
             raise LayoutError(
-                explain(
-                    f"A layout names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
-                    f"{name!r}: {tuple(axes)}",
-                    where=f"a weight of shape {shape}",
-                    instead="register_layout with the axes that one unit of this weight spans",
-                )
+                f"A layout names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
+                f"{name!r}: {tuple(axes)}",
+                where=f"a weight of shape {shape}",
+                instead="register_layout with the axes that one unit of this weight spans",
             )
         return tuple(axis % rank for axis in axes)
 
 
 LayoutFunction = Callable[[Any], "Layout | Mapping[str, Sequence[int]]"]
 
-_REGISTRY: dict[type, LayoutFunction] = {}
+_REGISTRY: dict[type, LayoutFunction | Layout] = {}
 
 
 def register_layout(layer_class: type[Any], layout: LayoutFunction | Layout | Mapping[str, Sequence[int]]) -> None:
@@ -101,38 +97,29 @@ def register_layout(layer_class: type[Any], layout: LayoutFunction | Layout | Ma
     >>> register_layout(Mix, {"kernel": (1,), "bias": ()})
     """
     if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Layer):
-        raise LayoutError(explain("`layer_class` is not a class of keras.Layer", f"layer_class={shown(layer_class)}"))
-    if isinstance(layout, (Layout, Mapping)):
-        always = layout if isinstance(layout, Layout) else Layout(dict(layout))
-        _REGISTRY[layer_class] = lambda layer: always
-    elif callable(layout):
-        _REGISTRY[layer_class] = layout
-    else:
+        raise LayoutError("`layer_class` is not a class of keras.Layer", f"layer_class={shown(layer_class)}")
+    if not isinstance(layout, (Layout, Mapping)) and not callable(layout):
         raise LayoutError(
-            explain(
-                "`layout` is neither a mapping of weight names to axes nor a function of the layer",
-                f"layout={shown(layout)}",
-                instead="{'kernel': (0,), 'bias': ()}",
-            )
+            "`layout` is neither a mapping of weight names to axes nor a function of the layer",
+            f"layout={shown(layout)}",
+            instead="{'kernel': (0,), 'bias': ()}",
         )
+    _REGISTRY[layer_class] = Layout(dict(layout)) if isinstance(layout, Mapping) else layout
 
 
 def layout_of(layer: Any) -> Layout:
     """The layout registered for the layer's class or its nearest base class; empty without one."""
-    for cls in type(layer).__mro__:
-        if cls in _REGISTRY:
-            found = _REGISTRY[cls](layer)
-            if not isinstance(found, (Layout, Mapping)):
-                raise LayoutError(
-                    explain(
-                        "A function that is registered as a layout did not return a mapping of weight names to axes",
-                        shown(found),
-                        where=f"{cls.__name__}, for the layer {layer.name!r}",
-                        instead="{'kernel': (0,), 'bias': ()}",
-                    )
-                )
-            return found if isinstance(found, Layout) else Layout(dict(found))
-    return Layout({})
+    cls = next((cls for cls in type(layer).__mro__ if cls in _REGISTRY), None)
+    registered = Layout({}) if cls is None else _REGISTRY[cls]
+    found = registered if isinstance(registered, Layout) else registered(layer)
+    if not isinstance(found, (Layout, Mapping)):
+        raise LayoutError(
+            "A function that is registered as a layout did not return a mapping of weight names to axes",
+            shown(found),
+            where=f"{cls.__name__}, for the layer {layer.name!r}",
+            instead="{'kernel': (0,), 'bias': ()}",
+        )
+    return found if isinstance(found, Layout) else Layout(dict(found))
 
 
 FOREIGN_WRAPPERS = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
@@ -161,78 +148,56 @@ def _torch_module(layer: Any) -> Layout:
     return Layout(spans, roles=roles if len(modules) == 1 else {})
 
 
-def _all_but_last(shape: tuple[int, ...]) -> Axes:
-    return tuple(range(len(shape) - 1))
-
-
-def _conv(layer: Any) -> Layout:
-    rank = len(layer._kernel.shape)
-    inputs = {"kernel": rank - 2} if layer.groups == 1 else {}  # in each group, the index is of another channel
-    return Layout({"kernel": _all_but_last(layer._kernel.shape), "bias": ()}, inputs=inputs)
-
-
-def _conv_transpose(layer: Any) -> Layout:
-    rank = len(layer.kernel.shape)  # (*window, filters, channels)
-    return Layout({"kernel": (*range(rank - 2), rank - 1), "bias": ()}, inputs={"kernel": rank - 1})
-
-
-def _depthwise(layer: Any) -> Layout:
-    rank = len(layer.kernel.shape)  # (*window, channels, multiplier)
-    return Layout({"kernel": tuple(range(rank - 2)), "bias": ()}, inputs={"kernel": rank - 2})
-
-
-def _separable(layer: Any) -> Layout:
-    spans = {
-        "depthwise_kernel": tuple(range(len(layer.depthwise_kernel.shape) - 2)),
-        "pointwise_kernel": _all_but_last(layer.pointwise_kernel.shape),
-        "bias": (),
-    }
+def _convolutions(rank: int) -> dict[str, LayoutFunction | Layout]:
+    """The layouts of the convolutions over a window of so many axes, which are the first of each kernel."""
+    window = tuple(range(rank))
+    conv = Layout({"kernel": (*window, rank), "bias": ()}, inputs={"kernel": rank})
+    in_groups = replace(conv, inputs={})  # in each group, an index is that of another channel
     why = "its filters feed the pointwise kernel, which has the bias"
-    return Layout(
-        spans,
-        roles={"kernel": "pointwise_kernel"},
-        apart={"depthwise_kernel": why},
-        inputs={"depthwise_kernel": len(layer.depthwise_kernel.shape) - 2},
-    )
-
-
-def _recurrent(layer: Any) -> Layout:
-    """The layout of a recurrent cell.
-
-    The gates share the last axis, so that a unit is a column of one gate.
-    """
-    spans = {"kernel": (0,), "recurrent_kernel": (0,), "bias": ()}
-    gru = layer.bias is not None and len(layer.bias.shape) == 2  # the input and the recurrent bias
-    return Layout(spans, joint_spans={"bias": (0,)} if gru else {}, inputs={"kernel": 0})
+    return {
+        f"Conv{rank}D": lambda layer: conv if layer.groups == 1 else in_groups,
+        f"Conv{rank}DTranspose": Layout({"kernel": (*window, rank + 1), "bias": ()}, inputs={"kernel": rank + 1}),
+        f"DepthwiseConv{rank}D": Layout({"kernel": window, "bias": ()}, inputs={"kernel": rank}),
+        f"SeparableConv{rank}D": Layout(
+            {"depthwise_kernel": window, "pointwise_kernel": (*window, rank), "bias": ()},
+            roles={"kernel": "pointwise_kernel"},
+            apart={"depthwise_kernel": why},
+            inputs={"depthwise_kernel": rank},
+        ),
+    }
 
 
 def _conv_recurrent(layer: Any) -> Layout:
-    return Layout(
-        {
-            "kernel": _all_but_last(layer.kernel.shape),
-            "recurrent_kernel": _all_but_last(layer.recurrent_kernel.shape),
-            "bias": (),
-        },
-        inputs={"kernel": len(layer.kernel.shape) - 2},
-    )
+    fan_in = tuple(range(len(layer.kernel.shape) - 1))
+    return Layout({"kernel": fan_in, "recurrent_kernel": fan_in, "bias": ()}, inputs={"kernel": fan_in[-1]})
+
+
+# The gates share the last axis, so that a unit is a column of one gate.
+_RECURRENT = Layout({"kernel": (0,), "recurrent_kernel": (0,), "bias": ()}, inputs={"kernel": 0})
+
+
+def _gru(layer: Any) -> Layout:
+    """With `reset_after`, the bias has two rows: the input bias and the recurrent bias."""
+    two_rows = layer.bias is not None and len(layer.bias.shape) == 2
+    return replace(_RECURRENT, joint_spans={"bias": (0,)}) if two_rows else _RECURRENT
 
 
 def _einsum(layer: Any) -> Layout:
     """The layout of an einsum: a unit spans the letters of the kernel that the output lacks."""
     operands, output = layer.equation.replace(" ", "").replace("...", "").split("->")
     kernel = operands.split(",")[1]
-    spans = {"kernel": tuple(axis for axis, letter in enumerate(kernel) if letter not in output), "bias": ()}
-    summed = spans["kernel"]
-    inputs = {"kernel": summed[0]} if len(summed) == 1 else {}
+    summed = tuple(axis for axis, letter in enumerate(kernel) if letter not in output)
     units = "".join(letter for letter in kernel if letter in output)
     biases = "".join(letter for letter in output if letter in (layer.bias_axes or units))
-    if biases == units:
-        return Layout(spans, inputs=inputs)
     why = (
         f"in {layer.equation!r} the kernel's units have the axes {units!r} and the bias {biases!r}, "
         "so that units share entries of the bias, have several, or lie in another order"
     )
-    return Layout(spans, apart={"bias": why}, inputs=inputs)
+    return Layout(
+        {"kernel": summed, "bias": ()},
+        apart={} if biases == units else {"bias": why},
+        inputs={"kernel": summed[0]} if len(summed) == 1 else {},
+    )
 
 
 def _register_keras() -> None:
@@ -242,9 +207,9 @@ def _register_keras() -> None:
         "EinsumDense": _einsum,
         "Embedding": Layout({"embeddings": (1,)}, inputs={"embeddings": 0}),
         "ReversibleEmbedding": Layout({"embeddings": (1,), "reverse_embeddings": (0,)}, inputs={"embeddings": 0}),
-        "SimpleRNNCell": _recurrent,
-        "LSTMCell": _recurrent,
-        "GRUCell": _recurrent,
+        "SimpleRNNCell": _RECURRENT,
+        "LSTMCell": _RECURRENT,
+        "GRUCell": _gru,
         "BatchNormalization": {"gamma": (), "beta": (), "moving_mean": (), "moving_variance": ()},
         "LayerNormalization": {"gamma": (), "beta": ()},
         "GroupNormalization": {"gamma": (), "beta": ()},
@@ -255,13 +220,9 @@ def _register_keras() -> None:
         "STFTSpectrogram": {"real_kernel": (0, 1), "imag_kernel": (0, 1)},
         "Normalization": {"mean": (), "variance": ()},
         "SpectralNormalization": {"vector_u": ()},
+        "TorchModuleWrapper": _torch_module,
     }
-    by_name["TorchModuleWrapper"] = _torch_module
-    for rank in (1, 2, 3):
-        by_name[f"Conv{rank}D"] = _conv
-        by_name[f"Conv{rank}DTranspose"] = _conv_transpose
-        by_name[f"DepthwiseConv{rank}D"] = _depthwise
-        by_name[f"SeparableConv{rank}D"] = _separable
+    by_name |= _convolutions(1) | _convolutions(2) | _convolutions(3)
     for name, layout in by_name.items():
         if (layer_class := getattr(keras.layers, name, None)) is not None:
             register_layout(layer_class, layout)

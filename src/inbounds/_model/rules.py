@@ -13,7 +13,7 @@ import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, dtype_of, is_sharded
 from inbounds._arrays.units import Axes, Units
-from inbounds._errors import LayoutError, RuleError, SetError, explain, shown
+from inbounds._errors import LayoutError, RuleError, SetError, explain, raised_as, shown
 from inbounds._model.layout import layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.selectors import Assignment, assignments_of, rule_pairs
@@ -50,11 +50,9 @@ def resolve(
     weights = weights_of(layers)
     if not weights:
         raise RuleError(
-            explain(
-                "The model has no weights",
-                f"model={_model_name(model)}",
-                instead="model.build(input_shape), or layers with weights",
-            )
+            "The model has no weights",
+            f"model={_model_name(model)}",
+            instead="model.build(input_shape), or layers with weights",
         )
     _check_torch_parameters(model, weights)
     plan = _plan(layers, weights, rules, constraint_of if strict else _with_declared(weights, constraint_of), metric)
@@ -94,8 +92,8 @@ def resolve_given(layers: Sequence[Any], constraint_of: ConstraintOf) -> Plan:
 def _plan(
     layers: Sequence[Any], weights: Sequence[Weight], rules: Any, constraint_of: ConstraintOf, metric: Metric
 ) -> Plan:
-    argued = ((id(weight.variable), _argument_assignment(weight, constraint_of)) for weight in weights)
-    assignments = {key: assignment for key, assignment in argued if assignment is not None}
+    given = ((weight, constraint_of(weight.variable)) for weight in weights)
+    assignments = {id(w.variable): _argument_assignment(w, one) for w, one in given if one is not None}
     for selector, value in rule_pairs(rules):
         assignments |= assignments_of(selector, value, layers, weights)
     empty = {id(weight.variable) for weight in weights if 0 in weight.shape}
@@ -108,10 +106,10 @@ def _plan(
         if assignment is None or not isinstance(assignment.set, Set):
             free.append((weight, _why_free(weight, assignment)))
         elif not isinstance(assignment.set, Joint):
-            entries.append(_entry(weight, assignment))
+            entries.append(_entry(assignment, [weight]))
         elif (key := (id(weight.layer), assignment.set)) not in joined:
             joined.add(key)
-            entries.append(_joint_entry(weight, assignment, weights, assignments))
+            entries.append(_entry(assignment, *_joint_members(weight, assignment, weights, assignments)))
     return Plan(tuple(_with_shared_joints_noted(entries)), tuple(free), metric)
 
 
@@ -124,11 +122,8 @@ def _with_shared_joints_noted(entries: Sequence[Entry]) -> Iterator[Entry]:
         yield replace(entry, note=_joined_notes(entry.note, own))
 
 
-def _argument_assignment(weight: Weight, constraint_of: ConstraintOf) -> Assignment | None:
+def _argument_assignment(weight: Weight, constraint: Any) -> Assignment:
     """The assignment that a layer's argument makes to a weight."""
-    constraint = constraint_of(weight.variable)
-    if constraint is None:
-        return None
     source = f"{type(weight.layer).__name__}({weight.constraint_argument or weight.name + '.constraint'}=...)"
     known = isinstance(constraint, Set) or type(constraint).__module__.startswith("keras.")
     return Assignment(constraint if known else Custom(constraint), source, is_rule=False)
@@ -147,40 +142,36 @@ def _why_free(weight: Weight, assignment: Assignment | None) -> str:
 # Entries.
 
 
-def _entry(weight: Weight, assignment: Assignment) -> Entry:
-    given = assignment.set
-    _check_dtype(weight, weight.dtype, assignment.source, given)
-    note, guessed = "", False
-    try:
-        fan_in = layout_of(weight.layer).span(weight.name, weight.shape)
-        unknown = fan_in is None
-        if unknown and len(weight.shape) < 2:
-            fan_in = ()
-        axes = given.span(weight.shape, fan_in)
-        needs_axes = not given.entrywise and (given.matrix or not given.whole) and len(weight.shape) > 1
-        if given.axis is not None and not unknown and set(axes) != set(given.layer_span(weight.shape, fan_in)):
-            note = f"the axis is not the layer's fan-in, {fan_in}"
-        elif given.axis is None and unknown and needs_axes:
-            note, guessed = _guess_note(weight, given), True
-        return _checked_entry(assignment, [weight], (axes,), note, guessed)
-    except (SetError, LayoutError) as error:
-        raise RuleError(f"{error} Rule: {assignment.source!r} on {weight.path} of shape {weight.shape}.") from error
-
-
-def _checked_entry(
-    assignment: Assignment, weights: Sequence[Weight], axes: tuple[Axes, ...], note: str, guessed: bool
-) -> Entry:
-    """The entry of one assignment, with a note on frozen weights.
+def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") -> Entry:
+    """The entry of a set on a weight, or of a Joint on several, with notes on what a user might not expect.
 
     Raises:
-        SetError: an array in the set doesn't fit the weights, or the set can't hold a frozen part.
+        RuleError: the units are not known or don't correspond, an array in the set doesn't fit the
+            weights, or the set can't hold with a frozen part.
     """
-    frozen = " and ".join(weight.name for weight in _frozen(weights))
-    said = f"{frozen} frozen: projected when constrained, not trained" if frozen else ""
-    note = _joined_notes(note, said)
-    inputs = tuple(layout_of(weight.layer).inputs.get(weight.name) for weight in weights)
-    entry = Entry(assignment.set, tuple(weights), axes, assignment.source, note, inputs, guessed)
-    _check_shapes(entry)
+    given, first = assignment.set, members[0]
+    is_joint = isinstance(given, Joint)
+    for member in members:
+        _check_dtype(member, member.dtype, assignment.source, given)
+    needs_axes = given.axis is None and (given.matrix or not given.whole) and (is_joint or not given.entrywise)
+    frozen = " and ".join(weight.name for weight in _frozen(members))
+    where = " + ".join(map(str, members))
+    with raised_as(RuleError, f"Rule: {assignment.source!r} on {where}"):
+        layout = layout_of(first.layer)
+        guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
+        notes = [note, _guess_note(guessed[0], given) if guessed else ""]
+        if is_joint:
+            axes = _joint_axes(given, members, layout)
+        else:
+            fan_in = layout.span(first.name, first.shape)
+            axes = (given.span(first.shape, () if fan_in is None and len(first.shape) < 2 else fan_in),)
+            both_known = given.axis is not None and fan_in is not None
+            if both_known and set(axes[0]) != set(given.layer_span(first.shape, fan_in)):
+                notes.append(f"the axis is not the layer's fan-in, {fan_in}")
+        notes += [f"{frozen} frozen: projected when constrained, not trained" if frozen else ""]
+        inputs = tuple(layout.inputs.get(member.name) for member in members)
+        entry = Entry(given, tuple(members), axes, assignment.source, _joined_notes(*notes), inputs, bool(guessed))
+        _check_shapes(entry)
     return entry
 
 
@@ -197,12 +188,10 @@ def _guess_note(weight: Weight, given: Set) -> str:
     if "axis" in given.argument_names():
         instead = f"{with_axis(given, 0)!r}, with the axes that one unit spans as `axis`"
     raise LayoutError(
-        explain(
-            "The units of a weight of another framework are not known, and the set has no `axis`",
-            f"{given!r}",
-            where=f"{weight.path} of shape {weight.shape} in the {kind} {weight.layer.name!r}",
-            instead=instead,
-        )
+        "The units of a weight of another framework are not known, and the set has no `axis`",
+        f"{given!r}",
+        where=f"{weight} in the {kind} {weight.layer.name!r}",
+        instead=instead,
     )
 
 
@@ -215,17 +204,21 @@ def guess_warning(entries: Sequence[Entry]) -> str:
     kind = type(first.layer).__name__
     return explain(
         "The units of weights are not known and were guessed: every axis but the last",
-        ", ".join(f"{weight.path} of shape {weight.shape}" for weight in weights),
+        ", ".join(map(str, weights)),
         where=" and ".join(dict.fromkeys(type(weight.layer).__name__ for weight in weights)),
         instead=f"inbounds.register_layout({kind}, {{{first.name!r}: {tuple(range(len(first.shape) - 1))}}}) "
         "with the axes that one unit spans, or `axis` in the set",
     )
 
 
-def _joint_entry(
+def _joint_members(
     weight: Weight, assignment: Assignment, weights: Sequence[Weight], assignments: Mapping[int, Assignment]
-) -> Entry:
-    """The entry of a Joint on the weights of one layer, which make one vector per unit."""
+) -> tuple[list[Weight], str]:
+    """The weights of a layer that make one vector per unit under a Joint, and a note on those that don't.
+
+    Raises:
+        RuleError: a weight that the Joint names was not given it, or one that it doesn't name was.
+    """
     joint: Joint = assignment.set
     layer = weight.layer
     layout = layout_of(layer)
@@ -233,7 +226,7 @@ def _joint_entry(
     members, missing = [], []
 
     def conflict(wrong: str, received: str, instead: str) -> RuleError:
-        return RuleError(explain(wrong, received, where=f"{joint!r} on {weight.path}", instead=instead))
+        return RuleError(wrong, received, where=f"{joint!r} on {weight.path}", instead=instead)
 
     for name in joint.weights:
         member = own.get(layout.roles.get(name, name))
@@ -262,30 +255,17 @@ def _joint_entry(
                 f"none for {member.path}",
                 f"constrain(model, {{{layer.name!r}: {joint!r}}}), or the same Joint for {name} too",
             )
-    given = [w for w in own.values() if (a := assignments.get(id(w.variable))) is not None and a.set == joint]
-    unnamed = [w for w in given if w not in members]
-    if unnamed:
+    given = [w for w in own.values() if id(w.variable) in assignments and assignments[id(w.variable)].set == joint]
+    if unnamed := [w for w in given if w not in members]:
         raise RuleError(
-            explain(
-                "A Joint was given to a weight that it doesn't name",
-                f"{joint!r} on {unnamed[0].path}",
-                where=f"{type(layer).__name__} with the weights {', '.join(own)}",
-                instead=f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit"
-                if len(own) > 1
-                else repr(joint.inner),
-            )
+            "A Joint was given to a weight that it doesn't name",
+            f"{joint!r} on {unnamed[0].path}",
+            where=f"{type(layer).__name__} with the weights {', '.join(own)}",
+            instead=f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit"
+            if len(own) > 1
+            else repr(joint.inner),
         )
-    for member in members:
-        _check_dtype(member, member.dtype, assignment.source, joint)
-    note = ", ".join(missing) + (": the set holds for the rest" if missing else "")
-    needs_axes = joint.matrix or not joint.whole
-    guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
-    try:
-        if guessed:
-            note = _joined_notes(note, _guess_note(guessed[0], joint))
-        return _checked_entry(assignment, members, _joint_axes(joint, members, layout), note, bool(guessed))
-    except (SetError, LayoutError) as error:
-        raise RuleError(f"{error} Rule: {assignment.source!r} on {' + '.join(m.path for m in members)}.") from error
+    return members, ", ".join(missing) + (": the set holds for the rest" if missing else "")
 
 
 def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[Axes, ...]:
@@ -296,33 +276,23 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
     """
     if joint.whole and not joint.matrix:
         return tuple(tuple(range(len(member.shape))) for member in members)
-    axes = []
+    axes, units = [], {}
     for member in members:
         if len(members) > 1 and member.name in layout.apart:
             raise LayoutError(
-                explain(
-                    "These weights form no joint units: a unit has no entries of its own in one of them",
-                    f"{member.path}; {layout.apart[member.name]}",
-                    instead="constrain the weights separately",
-                )
+                "These weights form no joint units: a unit has no entries of its own in one of them",
+                f"{member.path}; {layout.apart[member.name]}",
+                instead="constrain the weights separately",
             )
         span = layout.span(member.name, member.shape, joint=True)
-        axes.append(span if span is not None else tuple(range(len(member.shape) - 1)))
-    counts = [
-        math.prod(n for axis, n in enumerate(member.shape) if axis not in span)
-        for member, span in zip(members, axes, strict=True)
-    ]
-    if len(set(counts)) > 1:
-        shapes = ", ".join(
-            f"{member.name} of shape {member.shape} has {count}" for member, count in zip(members, counts, strict=True)
-        )
+        axes.append(tuple(range(len(member.shape) - 1)) if span is None else span)
+        units[member] = math.prod(n for axis, n in enumerate(member.shape) if axis not in axes[-1])
+    if len(set(units.values())) > 1:
         raise LayoutError(
-            explain(
-                "These weights form no joint units: they have different numbers of units",
-                shapes,
-                where=type(members[0].layer).__name__,
-                instead="register_layout for this layer, or constrain the weights separately",
-            )
+            "These weights form no joint units: they have different numbers of units",
+            ", ".join(f"{member.name} of shape {member.shape} has {count}" for member, count in units.items()),
+            where=type(members[0].layer).__name__,
+            instead="register_layout for this layer, or constrain the weights separately",
         )
     return tuple(axes)
 
@@ -330,12 +300,10 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
 def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:
     if dtype not in MANTISSA_BITS:
         raise RuleError(
-            explain(
-                f"The weight is not of floating point numbers, but {dtype}",
-                f"dtype={dtype} for {source}: {owner!r}",
-                where=f"{weight.path} of shape {weight.shape}",
-                instead="constrain the model before it is quantized",
-            )
+            f"The weight is not of floating point numbers, but {dtype}",
+            f"dtype={dtype} for {source}: {owner!r}",
+            where=str(weight),
+            instead="constrain the model before it is quantized",
         )
 
 
@@ -370,12 +338,10 @@ def _check_enforceable(plan: Plan) -> None:
             _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
             if why := why_unenforceable(weight):
                 raise RuleError(
-                    explain(
-                        f"A set can't be kept on this weight: {why}",
-                        f"{entry.source}: {entry.set!r}",
-                        where=f"{weight.path} of shape {weight.shape} in {type(weight.layer).__name__}",
-                        instead=_enforceable_rule(weight, entry.set),
-                    )
+                    f"A set can't be kept on this weight: {why}",
+                    f"{entry.source}: {entry.set!r}",
+                    where=f"{weight} in {type(weight.layer).__name__}",
+                    instead=_enforceable_rule(weight, entry.set),
                 )
 
 
@@ -388,12 +354,10 @@ def _check_shapes(entry: Entry) -> None:
     frozen = _frozen(entry.weights)
     if frozen and len(frozen) < len(entry.weights) and not entry.set.allows_frozen:
         raise SetError(
-            explain(
-                "One weight of a joint unit is frozen, and in this set the others can't make up for it",
-                f"{' and '.join(weight.path for weight in frozen)} frozen",
-                where=repr(entry.set),
-                instead=f"layer.{frozen[0].name}.trainable = True, or a set for each weight",
-            )
+            "One weight of a joint unit is frozen, and in this set the others can't make up for it",
+            f"{' and '.join(weight.path for weight in frozen)} frozen",
+            where=repr(entry.set),
+            instead=f"layer.{frozen[0].name}.trainable = True, or a set for each weight",
         )
 
 
@@ -421,41 +385,35 @@ def _check_torch_parameters(model: Any, weights: Sequence[Weight]) -> None:
     for name, parameter in model.named_parameters():
         if is_sharded(parameter) and id(parameter) not in values:
             raise RuleError(
-                explain(
-                    "A parameter of the model is not the value of its Keras variable",
-                    f"{name} is a DTensor, which its layer doesn't compute with: it gets no gradient",
-                    where="torch.distributed.fsdp.fully_shard, which Keras 3.15 doesn't follow",
-                    instead="DistributedDataParallel, or variables whose values are DTensors (docs/devices.md)",
-                )
+                "A parameter of the model is not the value of its Keras variable",
+                f"{name} is a DTensor, which its layer doesn't compute with: it gets no gradient",
+                where="torch.distributed.fsdp.fully_shard, which Keras 3.15 doesn't follow",
+                instead="DistributedDataParallel, or variables whose values are DTensors (docs/devices.md)",
             )
 
 
 def check_model(model: Any) -> None:
     """Raises a RuleError where the model is neither a Keras model nor a layer."""
     if not isinstance(model, keras.Layer):
-        raise RuleError(explain("`model` is not a keras.Model or a layer", f"model={shown(model)}"))
+        raise RuleError("`model` is not a keras.Model or a layer", f"model={shown(model)}")
 
 
 def _built_layers(model: Any) -> list[Any]:
     check_model(model)
     if not model.built:
         raise RuleError(
-            explain(
-                "The model is not built, so that it has no weights yet",
-                f"model={_model_name(model)}",
-                instead="model.build(input_shape), or call it once on a batch",
-            )
+            "The model is not built, so that it has no weights yet",
+            f"model={_model_name(model)}",
+            instead="model.build(input_shape), or call it once on a batch",
         )
     layers = layers_of(model)
     unbuilt = [layer for layer in layers if not layer.built and _takes_constraint(layer)]
     if unbuilt:
         raise RuleError(
-            explain(
-                "A layer of the model is not built, so that it has no weights yet",
-                f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})",
-                where=_model_name(model),
-                instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
-            )
+            "A layer of the model is not built, so that it has no weights yet",
+            f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})",
+            where=_model_name(model),
+            instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
         )
     return layers
 

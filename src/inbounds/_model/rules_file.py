@@ -24,7 +24,6 @@ first appears. So with `[layers]` below `[rules]`, the rules in `[layers]` win.
 from __future__ import annotations
 
 import ast
-import inspect
 import math
 import tomllib
 from dataclasses import dataclass
@@ -33,15 +32,13 @@ from typing import Any
 
 import keras
 
-from inbounds import constraints
-from inbounds._errors import FileError, SetError, explain, shown
-from inbounds._model.selectors import similar_or_first
+from inbounds._errors import FileError, SetError, raised_as, shown, similar_or_first
 from inbounds._model.weights import layers_of
 from inbounds._sets.arguments import gradient_name, interval, latent_option, metric_name
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
 from inbounds._types import Gradient, Interval, Latent, Metric
-from inbounds.constraints import call_of, without_arguments
+from inbounds.constraints import BY_NAME, call_of, named, signature, without_arguments
 
 TABLES = ("rules", "layers")
 SETTINGS = ("metric", "every", "gradient", "latent")
@@ -63,12 +60,6 @@ class RulesFile:
     latent: Latent
 
 
-def _sets_by_name() -> dict[str, type[Set]]:
-    """The sets by the names that an expression may use, including Keras' snake-case ones."""
-    public = {name: getattr(constraints, name) for name in constraints.__all__} | constraints.SETS
-    return {name: cls for name, cls in public.items() if isinstance(cls, type) and issubclass(cls, Set)}
-
-
 def read_rules(path: Path, model: Any) -> RulesFile:
     """Reads a rules file for one model, whose layers the names in [layers] refer to.
 
@@ -79,14 +70,12 @@ def read_rules(path: Path, model: Any) -> RulesFile:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise FileError(explain(f"Can't read the rules file: {reason}", f"{str(path)!r}", instead=EXAMPLE)) from error
+        raise FileError(f"Can't read the rules file: {reason}", f"{str(path)!r}", instead=EXAMPLE) from error
     except tomllib.TOMLDecodeError as error:
         raise FileError(
-            explain(
-                f"The rules file is not TOML: {error}",
-                f"{str(path)!r}",
-                instead="globs and sets in quotes, as in " + EXAMPLE,
-            )
+            f"The rules file is not TOML: {error}",
+            f"{str(path)!r}",
+            instead="globs and sets in quotes, as in " + EXAMPLE,
         ) from error
     rules: dict[Any, Any] = {}
     for entry, content in document.items():
@@ -94,37 +83,34 @@ def read_rules(path: Path, model: Any) -> RulesFile:
             continue
         if entry not in TABLES:
             raise FileError(
-                explain(
-                    f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every, gradient and latent",
-                    f"{entry} = {shown(content)}",
-                    where=str(path),
-                    instead=" or ".join(similar_or_first(entry, (*TABLES, *SETTINGS))),
-                )
+                f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every, gradient and latent",
+                f"{entry} = {shown(content)}",
+                where=str(path),
+                instead=" or ".join(similar_or_first(entry, (*TABLES, *SETTINGS))),
             )
         if not isinstance(content, dict):
             raise FileError(
-                explain(f"[{entry}] is not a table", f"{entry} = {shown(content)}", where=str(path), instead=EXAMPLE)
+                f"[{entry}] is not a table", f"{entry} = {shown(content)}", where=str(path), instead=EXAMPLE
             )
         for key, value in content.items():
             where = f"{path}, [{entry}], {key}"
             if entry == "rules":
                 rules[key] = _rule_set(value, where)
-                continue
-            if isinstance(value, dict):
-                value = {name: _rule_set(given, f"{where}, {name}") for name, given in value.items()}
+            elif isinstance(value, dict):
+                given = {name: _rule_set(inner, f"{where}, {name}") for name, inner in value.items()}
+                rules |= dict.fromkeys(_layer_selectors(key, model, where), given)
             else:
-                value = _rule_set(value, where)
-            rules |= dict.fromkeys(_layer_selectors(key, model, where), value)
+                rules |= dict.fromkeys(_layer_selectors(key, model, where), _rule_set(value, where))
     if not rules:
-        raise FileError(explain("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE))
-    try:
-        metric = metric_name("a rules file", document.get("metric", Set.metric))
-        every = interval("a rules file", document.get("every", Set.every), "steps", "every = 10")
-        gradient = gradient_name("a rules file", document.get("gradient", Set.gradient))
-        latent = latent_option("a rules file", document.get("latent", Set.latent))
-    except SetError as error:
-        raise FileError(f"{error} In: {path}.") from error
-    return RulesFile(rules, metric, every, gradient, latent)
+        raise FileError("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE)
+    with raised_as(FileError, f"In: {path}"):
+        return RulesFile(
+            rules,
+            metric_name("a rules file", document.get("metric", Set.metric)),
+            interval("a rules file", document.get("every", Set.every), "steps", "every = 10"),
+            gradient_name("a rules file", document.get("gradient", Set.gradient)),
+            latent_option("a rules file", document.get("latent", Set.latent)),
+        )
 
 
 def parse_set(text: str) -> Set:
@@ -144,17 +130,10 @@ def parse_set(text: str) -> Set:
 def _rule_set(value: Any, where: str) -> Set:
     if not isinstance(value, str):
         raise FileError(
-            explain(
-                "A rule is not the code of a set in quotes",
-                shown(value),
-                where=where,
-                instead='"MaxNorm(max_value=1.5)"',
-            )
+            "A rule is not the code of a set in quotes", shown(value), where=where, instead='"MaxNorm(max_value=1.5)"'
         )
-    try:
+    with raised_as(FileError, f"In: {where}"):
         return parse_set(value)
-    except SetError as error:
-        raise FileError(f"{error} In: {where}.") from error
 
 
 def _layer_selectors(name: str, model: Any, where: str) -> list[Any]:
@@ -167,22 +146,18 @@ def _layer_selectors(name: str, model: Any, where: str) -> list[Any]:
         meanings = sorted(f"the class {cls.__module__}.{cls.__qualname__}" for cls in same_class)
         meanings += [f"the layer {layer.name}" for layer in same_name[:1]]
         raise FileError(
-            explain(
-                f"{name!r} in [layers] has more than one meaning",
-                " and ".join(meanings),
-                where=where,
-                instead="[rules] with globs on the weights' paths",
-            )
+            f"{name!r} in [layers] has more than one meaning",
+            " and ".join(meanings),
+            where=where,
+            instead="[rules] with globs on the weights' paths",
         )
     if not same_class and not same_name:
         known = [*(layer.name for layer in layers), *(type(layer).__name__ for layer in layers)]
         raise FileError(
-            explain(
-                f"{name!r} in [layers] is neither a layer of the model nor the class of one",
-                repr(name),
-                where=where,
-                instead=" or ".join(similar_or_first(name, sorted(set(known)))),
-            )
+            f"{name!r} in [layers] is neither a layer of the model nor the class of one",
+            repr(name),
+            where=where,
+            instead=" or ".join(similar_or_first(name, sorted(set(known)))),
         )
     return [*same_class, *same_name]
 
@@ -221,12 +196,7 @@ def _called(
         return fn(*values, **named)
     except TypeError as error:
         raise SetError(
-            explain(
-                f"{fn.__name__} doesn't take these arguments: {error}",
-                ast.unparse(node),
-                where=where,
-                instead=instead,
-            )
+            f"{fn.__name__} doesn't take these arguments: {error}", ast.unparse(node), where=where, instead=instead
         ) from error
 
 
@@ -249,41 +219,22 @@ def _argument(node: ast.expr) -> Any:
         case ast.Name() | ast.Call() | ast.BinOp(op=ast.BitAnd()):
             return _set_of(node)
     raise SetError(
-        explain("An argument is not a number, a string, None, a list, or a set", ast.unparse(node), instead="NonNeg()")
+        "An argument is not a number, a string, None, a list, or a set", ast.unparse(node), instead="NonNeg()"
     )
 
 
 def _set_class(name: str) -> type[Set]:
-    sets = _sets_by_name()
-    if sets.get(name) is Custom:
+    cls = named(name, BY_NAME, repr(name))
+    if cls is Custom:
         raise SetError(
-            explain(
-                "A rules file can't hold Custom, which wraps a function",
-                name,
-                instead="inbounds.constrain(model, rules) in Python",
-            )
+            "A rules file can't hold Custom, which wraps a function",
+            name,
+            instead="inbounds.constrain(model, rules) in Python",
         )
-    if name not in sets:
-        raise SetError(
-            explain(
-                f"No set has the name {name!r}", repr(name), instead=" or ".join(similar_or_first(name, sorted(sets)))
-            )
-        )
-    return sets[name]
-
-
-def signature(cls: type[Set]) -> str:
-    """A class of sets with its arguments and their defaults, as code."""
-    bare = inspect.Parameter.empty
-    parameters = [p.replace(annotation=bare) for p in inspect.signature(cls).parameters.values()]
-    return f"{cls.__name__}{inspect.Signature(parameters)}"
+    return cls
 
 
 def _not_a_set_error(text: str) -> SetError:
     return SetError(
-        explain(
-            "This is not the code of a set",
-            shown(text),
-            instead="MaxNorm(max_value=1.5), NonNeg, or Joint(MaxNorm(1.0))",
-        )
+        "This is not the code of a set", shown(text), instead="MaxNorm(max_value=1.5), NonNeg, or Joint(MaxNorm(1.0))"
     )

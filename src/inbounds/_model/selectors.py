@@ -7,17 +7,16 @@ similar names.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from inbounds._errors import RuleError, SetError, explain, printable, shown
+from inbounds._errors import RuleError, printable, raised_as, shown, similar, similar_or_first
 from inbounds._model.layout import layout_of
-from inbounds._model.weights import Weight, layers_of, weights_of
+from inbounds._model.weights import Weight, nested, weights_of
 from inbounds._sets.composite import contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint
@@ -51,11 +50,9 @@ def rule_pairs(rules: Any) -> Iterable[tuple[Any, Any]]:
     if not isinstance(pairs, list) or not pairs or not all(isinstance(p, tuple) and len(p) == 2 for p in pairs):
         empty = isinstance(rules, (Mapping, list)) and not rules
         raise RuleError(
-            explain(
-                "There are no rules" if empty else "Rules are not a mapping from selectors to sets, or a list of pairs",
-                f"rules={shown(rules)}",
-                instead="{'**/kernel': MaxNorm(2.0)}",
-            )
+            "There are no rules" if empty else "Rules are not a mapping from selectors to sets, or a list of pairs",
+            f"rules={shown(rules)}",
+            instead="{'**/kernel': MaxNorm(2.0)}",
         )
     return pairs
 
@@ -65,51 +62,17 @@ def assignments_of(
 ) -> dict[int, Assignment]:
     """The assignments that one rule makes, by the ids of variables."""
     value = of_keras(value)
-    if isinstance(selector, type):
-        if not (chosen := [layer for layer in layers if isinstance(layer, selector)]):
-            near = similar_or_first(selector.__name__, sorted({type(layer).__name__ for layer in layers}))
-            shipped = [name for name in similar(selector.__name__, near) if hasattr(keras.layers, name)]
-            raise _no_match_error(
-                f"No layer of the model is a {selector.__name__}",
-                f"{{{selector.__name__}: {shown(value)}}}",
-                near,
-                f"{{keras.layers.{shipped[0]}: {_as_code(value)}}}" if shipped else "the class of one of these",
-            )
-        return _layer_assignments(selector.__name__, value, chosen)
-    if isinstance(selector, keras.Layer):
-        if not any(layer is selector for layer in layers):
-            near = similar_or_first(selector.name, [layer.name for layer in layers])
-            raise _no_match_error(
-                f"The layer {selector.name!r} is not in the model",
-                f"{{{selector.name}: {shown(value)}}}",
-                near,
-                f"{{{near[0]!r}: {_as_code(value)}}}" if similar(selector.name, near) else "one of these",
-            )
-        return _layer_assignments(f"layer {selector.name}", value, [selector])
-    if isinstance(selector, str) and isinstance(value, (Mapping, Joint)):
-        return _layer_assignments(f"layer {selector}", value, _layers_selected(selector, value, layers, weights))
-    source, selects = _weight_predicate(selector)
-    chosen_weights = [weight for weight in weights if selects(weight)]
-    if not chosen_weights and isinstance(selector, str):
-        raise _no_weight_error(selector, value, layers, weights)
+    source, chosen, chosen_weights = _selected(selector, layers, weights)
+    if isinstance(selector, (type, keras.Layer)) or isinstance(value, (Mapping, Joint)):
+        by_name = isinstance(selector, str) and isinstance(value, Joint)
+        named = [layer for layer in chosen if not by_name or selector in _names(layer)]
+        if not named:
+            owners = chosen or [weight.layer for weight in chosen_weights]
+            raise _no_layer_error(selector, source, value, layers, owners)
+        return _layer_assignments(source if isinstance(selector, type) else f"layer {source}", value, named)
     if not chosen_weights:
-        raise _no_match_error(
-            f"No weight matches {source}",
-            f"{source}: {shown(value)}",
-            [weight.path for weight in weights[:5]],
-            "a glob such as '**/kernel', or a variable of this model",
-        )
-    chosen_set = value if isinstance(value, Mapping) else _as_set(value, source)
-    if isinstance(chosen_set, (Mapping, Joint)):
-        kind = "A Joint is for layers" if isinstance(chosen_set, Joint) else "A mapping of names is for a layer"
-        raise RuleError(
-            explain(
-                f"{kind}, and this rule selects weights",
-                f"{source}: {shown(value)}",
-                where=_first_five([weight.path for weight in chosen_weights]),
-                instead=f"{{{chosen_weights[0].layer.name!r}: {_as_code(value)}}}",
-            )
-        )
+        raise _no_weight_error(selector, source, value, weights, weights_of(nested(chosen)))
+    chosen_set = _as_set(value, source)
     return {id(weight.variable): Assignment(chosen_set, source) for weight in chosen_weights}
 
 
@@ -119,129 +82,78 @@ def selected_weights(selector: Any, layers: Sequence[Any], weights: Sequence[Wei
     Raises:
         RuleError: it selects none.
     """
-    found: list[Weight] = []
-    chosen: list[Any] = []
-    if isinstance(selector, type):
-        chosen = [layer for layer in layers if isinstance(layer, selector)]
-    elif isinstance(selector, keras.Layer):
-        chosen = [layer for layer in layers if layer is selector]
-    else:
-        _, selects = _weight_predicate(selector)
-        found = [weight for weight in weights if selects(weight)]
-        chosen = _layers_matching(selector, layers, globs=True) if isinstance(selector, str) else []
-    owners = {id(layer) for outer in chosen for layer in layers_of(outer)}
-    found = found or [weight for weight in weights if id(weight.layer) in owners]
+    source, chosen, selected = _selected(selector, layers, weights)
+    owners = set(map(id, nested(chosen)))
+    found = selected or [weight for weight in weights if id(weight.layer) in owners]
     if not found:
-        names = (getattr(selector, name, None) for name in ("__name__", "name"))
-        name = selector if isinstance(selector, str) else next(filter(None, names), shown(selector))
-        near = _similar_paths(name if "/" in name else f"{name}/kernel", [weight.path for weight in weights])
-        raise _no_match_error(f"No weight matches {name!r}", shown(selector), near, repr(near[0]))
+        near = _similar_paths(source if "/" in source else f"{source}/kernel", weights)
+        raise _no_match_error(f"No weight matches {source!r}", shown(selector), near, repr(near[0]))
     return found
 
 
-def _weight_predicate(selector: Any) -> tuple[str, Callable[[Weight], bool]]:
-    """The text of a selector of weights, and whether it selects a weight."""
+def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> tuple[str, list[Any], list[Weight]]:
+    """The text of a selector, and the layers and the weights that it selects.
+
+    A string selects the weights whose path ends as the glob says, and the layers of this name, of
+    this class, or with such a path.
+    """
+    if isinstance(selector, type):
+        return selector.__name__, [layer for layer in layers if isinstance(layer, selector)], []
+    if isinstance(selector, keras.Layer):
+        return printable(selector.name), [layer for layer in layers if layer is selector], []
     if isinstance(selector, str):
-        pattern = _glob_regex(selector)
-        return printable(selector), lambda weight: pattern.search(str(weight.variable.path)) is not None
+        ends = _glob_regex(selector).search
+        chosen = [
+            layer
+            for layer in layers
+            if selector in _names(layer) or ends(str(getattr(layer, "path", None) or "")) or ends(layer.name)
+        ]
+        return printable(selector), chosen, [weight for weight in weights if ends(str(weight.variable.path))]
     if isinstance(selector, keras.Variable):
-        return printable(str(selector.path)), lambda weight: weight.variable is selector
+        return printable(str(selector.path)), [], [weight for weight in weights if weight.variable is selector]
     if callable(selector):
         name = getattr(selector, "__qualname__", None) or shown(selector)
-        return printable(name), lambda weight: bool(selector(weight.layer, weight.variable))
+        return printable(name), [], [weight for weight in weights if selector(weight.layer, weight.variable)]
     raise RuleError(
-        explain(
-            "A selector is not a glob on a weight's path, a variable, a layer, its name or class, or a callable",
-            f"selector={shown(selector)}",
-            instead="{'**/kernel': MaxNorm(2.0)}",
-        )
+        "A selector is not a glob on a weight's path, a variable, a layer, its name or class, or a callable",
+        f"selector={shown(selector)}",
+        instead="{'**/kernel': MaxNorm(2.0)}",
     )
+
+
+def _names(layer: Any) -> set[str]:
+    """The name of a layer, and those of its classes."""
+    return {layer.name, *(cls.__name__ for cls in type(layer).__mro__ if issubclass(cls, keras.Layer))}
 
 
 def _glob_regex(text: str) -> re.Pattern[str]:
     """A glob as a regex on the end of a path: `*` and `?` within a part, `**` over parts."""
     if not text.strip("/"):
-        raise RuleError(explain("A glob is empty", f"selector={text!r}", instead="{'**/kernel': MaxNorm(2.0)}"))
+        raise RuleError("A glob is empty", f"selector={text!r}", instead="{'**/kernel': MaxNorm(2.0)}")
     regex = ""
     for token in re.split(r"(\*\*/|\*\*|\*|\?)", text.strip("/")):
         regex += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token, re.escape(token))
     return re.compile(f"(?:^|/){regex}$")
 
 
-def _layers_matching(name: str, layers: Sequence[Any], *, globs: bool) -> list[Any]:
-    """The layers with this name or class name, or with a path whose end this glob matches."""
-    pattern = _glob_regex(name)
-
-    def matches(layer: Any) -> bool:
-        classes = [cls.__name__ for cls in type(layer).__mro__ if issubclass(cls, keras.Layer)]
-        matched = globs and any(map(pattern.search, (str(getattr(layer, "path", None) or ""), layer.name)))
-        return matched or layer.name == name or name in classes
-
-    return [layer for layer in layers if matches(layer)]
-
-
-def _layers_selected(selector: str, value: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> list[Any]:
-    """The layers that a string selects: by a name, or where the value is a mapping by a glob too.
-
-    Raises:
-        RuleError: it selects none.
-    """
-    if found := _layers_matching(selector, layers, globs=isinstance(value, Mapping)):
-        return found
-    kind = "A Joint" if isinstance(value, Joint) else "A mapping of names"
-    selects = _weight_predicate(selector)[1]
-    selected = [layer.name for layer in _layers_matching(selector, layers, globs=True)]
-    selected = selected or [weight.layer.name for weight in weights if selects(weight)]
-    wrong = f"{kind} is for a layer, and {selector!r} selects {'weights' if selected else 'nothing'}"
-    names = sorted({layer.name for layer in layers})
-    near = list(dict.fromkeys(selected)) or similar_or_first(selector.split("/")[0], names)
-    raise _no_match_error(
-        wrong,
-        f"{{{selector!r}: {shown(value)}}}",
-        [f"the layer {name}" for name in near],
-        f"{{{near[0]!r}: {_as_code(value)}}}",
-    )
-
-
-def _no_weight_error(selector: str, value: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> RuleError:
-    """The error for a string that matches no weight; it may name a layer or resemble a path."""
-    received = f"{{{selector!r}: {shown(value)}}}"
-    matching = _layers_matching(selector, layers, globs=True)
-    owned = {weight.name: weight for layer in matching for weight in weights_of(layers_of(layer))}
-    if owned:
-        name = _example_weight(list(owned.values()))
-        return RuleError(
-            explain(
-                f"{selector!r} is a layer, and a plain set doesn't say which of its weights it is for",
-                received,
-                where=f"the weights {', '.join(owned)} of {type(owned[name].layer).__name__}",
-                instead=f"{{{selector!r}: {{{name!r}: {_as_code(value)}}}}}",
-            )
-        )
-    near = _similar_paths(selector, [weight.path for weight in weights])
-    return _no_match_error(f"No weight matches {selector!r}", received, near, f"{{{near[0]!r}: {_as_code(value)}}}")
-
-
 def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, Assignment]:
     """The assignments of a rule for layers: of a Joint, or of a mapping from names to sets."""
-    source = printable(source)
-    owned = weights_of({id(layer): layer for outer in chosen for layer in layers_of(outer)}.values())
-    if isinstance(value, Mapping):
-        return _mapping_assignments(source, value, chosen[0], owned)
+    owned = weights_of(nested(chosen))
     names = sorted({weight.name for weight in owned})
-    example = _example_weight(owned) if owned else ""
-    chosen_set = _as_set(value, source, f"{{{example!r}: MaxNorm(2.0)}}" if example else "layers that have weights")
+    if isinstance(value, Mapping) and value:
+        return _mapping_assignments(source, value, chosen[0], owned)
+    chosen_set = value if isinstance(value, Mapping) else _as_set(value, source, _of_one_weight(owned, "MaxNorm(2.0)"))
     if not isinstance(chosen_set, Joint):
-        code = _as_code(value)
-        joint = example == "kernel" and chosen_set.axis is None and not contains(chosen_set, (Custom, Joint))
-        also = f", or Joint({code}) for kernel and bias as one vector" if joint else ""
+        wrong, code, also = "A mapping for a layer is empty", "MaxNorm(2.0)", ""
+        if isinstance(chosen_set, Set):
+            wrong, code = "A plain set for a layer doesn't say which of its weights it is for", _as_code(value)
+            if "kernel" in names and chosen_set.axis is None and not contains(chosen_set, (Custom, Joint)):
+                also = f", or Joint({code}) for kernel and bias as one vector"
         raise RuleError(
-            explain(
-                "A plain set for a layer doesn't say which of its weights it is for",
-                f"{source}: {shown(value)}",
-                where=f"the weights {', '.join(names) or 'none'}",
-                instead=f"{{{example!r}: {code}}}{also}" if example else "layers that have weights",
-            )
+            wrong,
+            f"{source}: {shown(value)}",
+            where=f"the weights {', '.join(names) or 'none'}",
+            instead=_of_one_weight(owned, code) + also,
         )
     assignments = {}
     for weight in owned:
@@ -253,7 +165,7 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
             f"No layer that the rule selects has any of the weights {', '.join(chosen_set.weights)}",
             f"{source}: {shown(value)}",
             similar_or_first(chosen_set.weights[0], names),
-            f"{{{example!r}: {chosen_set.inner!r}}}" if example else "layers that have weights",
+            _of_one_weight(owned, repr(chosen_set.inner)),
         )
     return assignments
 
@@ -262,44 +174,36 @@ def _mapping_assignments(
     source: str, value: Mapping[Any, Any], layer: Any, owned: Sequence[Weight]
 ) -> dict[int, Assignment]:
     """The assignments of a mapping from names to sets on the weights that the chosen layers own."""
-    names = sorted({weight.name for weight in owned})
-    if not value:
-        raise RuleError(
-            explain(
-                "A mapping for a layer is empty",
-                f"{source}: {{}}",
-                where=f"the weights {', '.join(names) or 'none'}",
-                instead=f"{{{_example_weight(owned)!r}: MaxNorm(2.0)}}" if owned else "layers that have weights",
-            )
-        )
     assignments: dict[int, Assignment] = {}
     for name, given in value.items():
+        received = f"{source}: {{{name!r}: {shown(given)}}}"
         matching = [weight for weight in owned if weight.name == name]
         if not matching:
-            near = similar_or_first(str(name), names)
+            near = similar_or_first(str(name), sorted({weight.name for weight in owned}))
             raise _no_match_error(
                 f"No layer that the rule selects has a weight {name!r}",
-                f"{source}: {{{name!r}: {shown(given)}}}",
+                received,
                 near,
                 f"{{{near[0]!r}: {_as_code(given)}}}" if near else "layers that have weights",
             )
         chosen_set = _as_set(given, f"{source}: {name}")
         if isinstance(chosen_set, Joint):
             raise RuleError(
-                explain(
-                    "A Joint is for a whole layer, and this is the rule of one of its weights",
-                    f"{source}: {{{name!r}: {shown(given)}}}",
-                    instead=f"{{{layer.name!r}: {shown(given)}}}",
-                )
+                "A Joint is for a whole layer, and this is the rule of one of its weights",
+                received,
+                instead=f"{{{layer.name!r}: {shown(given)}}}",
             )
         assignments |= {id(weight.variable): Assignment(chosen_set, f"{source}: {name}") for weight in matching}
     return assignments
 
 
-def _example_weight(weights: Sequence[Weight]) -> str:
-    """The weight that the example in an error names: the kernel, else the first trainable one."""
+def _of_one_weight(weights: Sequence[Weight], code: str) -> str:
+    """A mapping from one weight to a set, as code: from the kernel, else from the first trainable one."""
     names = [weight.name for weight in weights if weight.created_trainable] or [weight.name for weight in weights]
-    return "kernel" if "kernel" in names else names[0]
+    if not names:
+        return "layers that have weights"
+    example = "kernel" if "kernel" in names else names[0]
+    return f"{{{example!r}: {code}}}"
 
 
 def _as_code(value: Any) -> str:
@@ -326,48 +230,79 @@ def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
     Raises:
         RuleError: the value is none of these, or a class or name that needs arguments.
     """
-    try:
+    with raised_as(RuleError, f"Rule: {source!r}"):
         value = of_keras(without_arguments(value) if isinstance(value, (str, type)) else value)
-    except SetError as error:
-        raise RuleError(f"{error} Rule: {source!r}.") from error
     if isinstance(value, Set):
         return value
     if callable(value):
         return Custom(value)
     raise RuleError(
-        explain(
-            "A rule's value is not a set or a callable from tensor to tensor",
-            f"{source}: {shown(value)}",
-            instead=instead,
-        )
+        "A rule's value is not a set or a callable from tensor to tensor", f"{source}: {shown(value)}", instead=instead
     )
 
 
-# Errors and the names they suggest.
+# Errors of selectors that select nothing.
+
+
+def _no_layer_error(selector: Any, source: str, value: Any, layers: Sequence[Any], owners: Sequence[Any]) -> RuleError:
+    """The error of a rule for layers that selects none, but perhaps weights, or the layers that own them."""
+    code = _as_code(value)
+    received, names = _received(selector, source, value), sorted({layer.name for layer in layers})
+    if isinstance(selector, type):
+        names = sorted({type(layer).__name__ for layer in layers})
+        shipped = [f"keras.layers.{name}" for name in similar(source, names) if hasattr(keras.layers, name)]
+        instead = f"{{{shipped[0]}: {code}}}" if shipped else "the class of one of these"
+        return _no_match_error(
+            f"No layer of the model is a {source}", received, similar_or_first(source, names), instead
+        )
+    if isinstance(selector, keras.Layer):
+        near = similar(source, names)
+        instead = f"{{{near[0]!r}: {code}}}" if near else "one of these"
+        return _no_match_error(f"The layer {source!r} is not in the model", received, near or names, instead)
+    kind = "A Joint" if isinstance(value, Joint) else "A mapping of names"
+    near = list(dict.fromkeys(layer.name for layer in owners)) or similar_or_first(source.split("/")[0], names)
+    return _no_match_error(
+        f"{kind} is for a layer, and {source!r} selects {'weights' if owners else 'nothing'}",
+        received,
+        [f"the layer {name}" for name in near],
+        f"{{{near[0]!r}: {code}}}",
+    )
+
+
+def _no_weight_error(
+    selector: Any, source: str, value: Any, weights: Sequence[Weight], owned: Sequence[Weight]
+) -> RuleError:
+    """The error of a rule for weights that selects none, but perhaps layers, which own some."""
+    received, code = _received(selector, source, value), _as_code(value)
+    if owned:
+        return RuleError(
+            f"{selector!r} is a layer, and a plain set doesn't say which of its weights it is for",
+            received,
+            where=f"the weights {', '.join(dict.fromkeys(weight.name for weight in owned))}",
+            instead=f"{{{selector!r}: {_of_one_weight(owned, code)}}}",
+        )
+    near, instead = [weight.path for weight in weights], "a glob such as '**/kernel', or a variable of this model"
+    if isinstance(selector, str):
+        near = _similar_paths(selector, weights)
+        instead = f"{{{near[0]!r}: {code}}}"
+    return _no_match_error(f"No weight matches {source!r}", received, near, instead)
+
+
+def _received(selector: Any, source: str, value: Any) -> str:
+    """A rule as code, as far as its selector has some."""
+    if isinstance(selector, str):
+        return f"{{{selector!r}: {shown(value)}}}"
+    rule = f"{source}: {shown(value)}"
+    return f"{{{rule}}}" if isinstance(selector, (type, keras.Layer)) else rule
 
 
 def _no_match_error(wrong: str, received: str, near: Sequence[str], instead: str) -> RuleError:
-    return RuleError(explain(wrong, received, where=f"a model with {_first_five(near) or 'none'}", instead=instead))
+    more = f" and {len(near) - 5} more" if len(near) > 5 else ""
+    return RuleError(wrong, received, where=f"a model with {', '.join(near[:5]) or 'none'}{more}", instead=instead)
 
 
-def _first_five(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def similar(wanted: str, names: Sequence[str]) -> list[str]:
-    """The names most similar to the wanted one, three at most; if none is, without looking at case and underscores."""
-    folded = {name.lower().replace("_", ""): name for name in names}
-    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
-    return close or [folded[key] for key in difflib.get_close_matches(wanted.lower().replace("_", ""), folded, n=3)]
-
-
-def similar_or_first(wanted: str, names: Sequence[str]) -> list[str]:
-    """The names most similar to the wanted one, else the first five."""
-    return similar(wanted, names) or list(names)[:5]
-
-
-def _similar_paths(wanted: str, paths: Sequence[str]) -> list[str]:
-    """The ends of paths, with as many parts as the wanted one, most similar to it."""
+def _similar_paths(wanted: str, weights: Sequence[Weight]) -> list[str]:
+    """The ends of the weights' paths, with as many parts as the wanted one, most similar to it."""
     parts = wanted.strip("/").count("/") + 1
-    ends = list(dict.fromkeys("/".join(path.split("/")[-parts:]) for path in paths))
-    return difflib.get_close_matches(wanted.replace("*", ""), ends, n=3, cutoff=0.4) or ends[:5]
+    ends = list(dict.fromkeys("/".join(weight.path.split("/")[-parts:]) for weight in weights))
+    return similar_or_first(wanted.replace("*", ""), ends, cutoff=0.4)

@@ -1,15 +1,17 @@
 """The weights of a model, each with the layer that owns it and its name in that layer.
 
-Keras has no public way to list nested layers, nor to get from a variable to its layer. The private
-attributes that do it are used in this module only and pinned by `tests/test_keras_ground.py`.
+Keras has no public way to list nested layers. The private attributes that do it are used in this
+module only and pinned by `tests/test_keras_ground.py`. Nor has Keras a way from a variable to its
+layer, so that `hook_layers` notes the layer where a weight is made.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
+from weakref import WeakValueDictionary
 
 import keras
 
@@ -31,6 +33,9 @@ class Weight:
     variable: Any
     layer: Any
     created_trainable: bool
+
+    def __str__(self) -> str:
+        return f"{self.path} of shape {self.shape}"
 
     @property
     def path(self) -> str:
@@ -83,6 +88,11 @@ def layers_of(model: Any) -> list[Any]:
     return list({id(layer): layer for layer in model._flatten_layers()}.values())
 
 
+def nested(layers: Iterable[Any]) -> list[Any]:
+    """Some layers and all layers nested in them, each once."""
+    return list({id(layer): layer for outer in layers for layer in layers_of(outer)}.values())
+
+
 def weights_of(layers: Iterable[Any]) -> list[Weight]:
     """The weights that these layers own themselves, each once, in Keras' order.
 
@@ -104,29 +114,45 @@ def variables_of(model: Any) -> list[Any]:
     return [weight.variable for weight in weights_of(layers_of(model))]
 
 
+_LAYER_OF: WeakValueDictionary[int, Any] = WeakValueDictionary()
+"""From the id of a variable to its layer, as long as the layer lives."""
+
+
+def remember_layer(variable: Any, layer: Any) -> None:
+    """Notes the layer of a variable, which `variables_of_values` and `layers_owning` look up."""
+    _LAYER_OF[id(variable)] = layer
+
+
+def hook_layers() -> None:
+    """Wraps `Layer.add_weight`, so that the layer of each weight is known. Runs once, on import.
+
+    Keras gives a constraint or an optimizer the variable only. A set also needs the layer, for the
+    axes of a unit and the bias of a kernel.
+    """
+    original = keras.Layer.add_weight
+
+    @wraps(original)
+    def add_weight(self: Any, *args: Any, **kwargs: Any) -> Any:
+        variable = original(self, *args, **kwargs)
+        remember_layer(variable, self)
+        return variable
+
+    keras.Layer.add_weight = add_weight
+
+
+def layers_owning(variables: Iterable[Any]) -> list[Any]:
+    """The layers that made these variables, each once."""
+    known = (_LAYER_OF.get(id(variable)) for variable in variables)
+    return list({id(layer): layer for layer in known if layer is not None}.values())
+
+
 def variables_of_values(values: Sequence[Any]) -> list[Any]:
     """The Keras variables that these values belong to; variables and unknown values stay.
 
-    A TensorFlow loop may give an optimizer `variable.value`, which has no constraint. The variable
-    is then searched among all living objects, once per optimizer.
+    A TensorFlow loop may give an optimizer `variable.value`, which has no constraint.
     """
     if all(isinstance(value, keras.Variable) for value in values):
         return list(values)
-    alive = [thing for thing in gc.get_objects() if issubclass(type(thing), keras.Variable)]
-    by_value = {id(variable.value): variable for variable in alive}
+    layers = {id(layer): layer for layer in list(_LAYER_OF.values())}
+    by_value = {id(weight.variable.value): weight.variable for weight in weights_of(layers.values())}
     return [value if isinstance(value, keras.Variable) else by_value.get(id(value), value) for value in values]
-
-
-def layers_owning(variables: Sequence[Any]) -> list[Any]:
-    """The living layers that own these variables.
-
-    Keras gives a layer's constraint only the variable. The set also needs the layer, for the axes
-    of a unit and the bias of a kernel. All living objects are searched, once per optimizer.
-    """
-    wanted = {id(variable) for variable in variables}
-    alive = [
-        thing
-        for thing in gc.get_objects()
-        if issubclass(type(thing), keras.Layer) and "_trainable_variables" in vars(thing)
-    ]
-    return [layer for layer in alive if any(id(weight.variable) in wanted for weight in weights_of([layer]))]

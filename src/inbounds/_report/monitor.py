@@ -162,12 +162,10 @@ def _measure_gradients(model: Any) -> None:
     replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
     if keras.distribution.distribution() is not None or replicas > 1:
         raise RuleError(
-            explain(
-                "The stationarity is not measured on several devices",
-                "stationarity=True",
-                where=f"{type(model).__name__} {model.name!r}",
-                instead="inbounds.Monitor()",
-            )
+            "The stationarity is not measured on several devices",
+            "stationarity=True",
+            where=f"{type(model).__name__} {model.name!r}",
+            instead="inbounds.Monitor()",
         )
     not_measuring = [optimizer for optimizer in steppers_of(model) if gradient_norms_of(optimizer) is None]
     for optimizer in not_measuring:

@@ -18,7 +18,7 @@ import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, cast, dense, dtype_of, quiet, to_numpy
 from inbounds._arrays.units import Units
-from inbounds._errors import RuleError, explain, printable, shown
+from inbounds._errors import RuleError, printable, shown
 from inbounds._model.plan import Entry
 from inbounds._model.table import Table, Tabular, common_prefix, merged_notes, quantity
 from inbounds._train.attached_sets import entries_in_force
@@ -151,11 +151,9 @@ def pressure(
     entries = entries_in_force(model)
     if not getattr(model, "compiled", False):
         raise RuleError(
-            explain(
-                "The model isn't compiled, and has no loss to differentiate",
-                f"{type(model).__name__} {model.name!r}",
-                instead="model.compile(optimizer, loss) first",
-            )
+            "The model isn't compiled, and has no loss to differentiate",
+            f"{type(model).__name__} {model.name!r}",
+            instead="model.compile(optimizer, loss) first",
         )
     variables = model.trainable_variables
     means = _mean_gradients(model, variables, (x, y, sample_weight), batch_size)
@@ -245,12 +243,10 @@ def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:
     counts = {shape[:1] for shape in shapes}
     if len(counts) != 1 or not all(counts) or 0 in min(counts) or not batch_size >= 1:
         raise RuleError(
-            explain(
-                "The data aren't arrays with the same number of samples, one or more, or `batch_size` isn't 1 or more",
-                f"shapes={', '.join(map(str, shapes))}, batch_size={shown(batch_size)}",
-                where="`x`, `y` and `sample_weight` of pressure",
-                instead="inbounds.pressure(model, x, y), with arrays as for model.evaluate",
-            )
+            "The data aren't arrays with the same number of samples, one or more, or `batch_size` isn't 1 or more",
+            f"shapes={', '.join(map(str, shapes))}, batch_size={shown(batch_size)}",
+            where="`x`, `y` and `sample_weight` of pressure",
+            instead="inbounds.pressure(model, x, y), with arrays as for model.evaluate",
         )
 
     def batch_of(array: Any, start: int) -> Any:

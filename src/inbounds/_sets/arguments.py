@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any, TypeVar
+from typing import Any, get_args
 
 import numpy as np
 
 from inbounds._arrays.judgement import Bound
-from inbounds._errors import InboundsError, SetError, explain, shown
+from inbounds._errors import InboundsError, SetError, shown
 from inbounds._types import Gradient, Interval, Latent, Metric
-
-Choice = TypeVar("Choice", bound=str)
 
 
 def number(
@@ -34,11 +32,9 @@ def number(
     result = float(_scalar(value)) + 0.0 if real else math.nan  # -0.0 becomes 0.0: equal sets have one repr
     if not low <= result <= high or (math.isinf(result) and not infinite):
         raise SetError(
-            explain(
-                f"`{name}` of {owner} is not a number{_interval(low, high)}",
-                f"{name}={shown(value)}",
-                instead=instead or f"{owner}({name}=1.0)",
-            )
+            f"`{name}` of {owner} is not a number{_interval(low, high)}",
+            f"{name}={shown(value)}",
+            instead=instead or f"{owner}({name}=1.0)",
         )
     return result
 
@@ -51,7 +47,7 @@ def positive_integer(owner: str, name: str, value: Any, instead: str, meaning: s
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral) or value < 1:
         text = f"`{name}` of {owner} is not a positive integer{meaning}"
-        raise SetError(explain(text, f"{name}={shown(value)}", instead=instead))
+        raise SetError(text, f"{name}={shown(value)}", instead=instead)
     return int(value)
 
 
@@ -85,7 +81,7 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
     elif not infinite and not np.isfinite(array).all():
         wrong = "is not finite"
     if wrong:
-        raise SetError(explain(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", instead=instead))
+        raise SetError(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", instead=instead)
     if array.ndim == 0:
         return float(array)
     array.setflags(write=False)
@@ -107,17 +103,17 @@ def numbers_of_units(
         given = number_or_array(owner, name, value, infinite=infinite, instead=instead)
     if np.any(np.less(given, low)) or (positive and np.any(np.less_equal(given, 0))):
         wanted = "above 0" if positive else f"{low:g} or more"
-        raise SetError(explain(f"`{name}` of {owner} is not {wanted}", f"{name}={shown(value)}", instead=instead))
+        raise SetError(f"`{name}` of {owner} is not {wanted}", f"{name}={shown(value)}", instead=instead)
     return given
 
 
 def in_a_row(given: Bound) -> Bound:
-    """Numbers of units in one axis, in the order in which reports count units."""
+    """One number for each unit as an array with one axis, in the order in which reports count units."""
     return given.reshape(-1) if isinstance(given, np.ndarray) else given
 
 
 class GivenAxes(tuple[int, ...]):
-    """Axes, with the form that they were given in, which is what a config has: an integer, a list or a tuple."""
+    """Axes, with the form in which they were given and are saved: an integer, a list or a tuple."""
 
     given: int | list[int] | tuple[int, ...]
 
@@ -134,11 +130,9 @@ def axes(owner: str, value: Any) -> tuple[int, ...] | None:
     integers = all(isinstance(axis, numbers.Integral) and not isinstance(axis, bool) for axis in values)
     if not values or not integers or len(set(values)) < len(values):
         raise SetError(
-            explain(
-                f"`axis` of {owner} is not an integer, or a list of different integers",
-                f"axis={shown(value)}",
-                instead="leave it out: the layer knows its units",
-            )
+            f"`axis` of {owner} is not an integer, or a list of different integers",
+            f"axis={shown(value)}",
+            instead="leave it out: the layer knows its units",
         )
     found = GivenAxes(int(axis) for axis in values)
     found.given = type(value)(found) if isinstance(value, (list, tuple)) else found[0]
@@ -155,39 +149,31 @@ def center_of(owner: str, value: Any) -> Any:
         return value
     if isinstance(value, str):
         raise SetError(
-            explain(
-                f'`center` of {owner} is not "current", a number, or an array that broadcasts to the weight',
-                f"center={shown(value)}",
-                instead='center="current"',
-            )
+            f'`center` of {owner} is not "current", a number, or an array that broadcasts to the weight',
+            f"center={shown(value)}",
+            instead='center="current"',
         )
     return number_or_array(owner, "center", value)
 
 
-METRICS: tuple[Metric, ...] = ("auto", "optimizer", "euclidean")
-"""The norms in which "nearest" may be meant in training."""
-
-
 def metric_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> Metric:
-    """The name of a norm for training.
+    """The norm in which "nearest" is meant in training, by its name.
 
     Raises:
-        SetError: it is something else; or the error that is given.
+        SetError: it is no such name; `error` replaces the class.
     """
-    return _one_of("metric", METRICS, owner, value, error)
-
-
-GRADIENTS: tuple[Gradient, ...] = ("reduced", "full")
-"""What an optimizer may see of a gradient."""
+    name: Metric = _one_of("metric", Metric, owner, value, error)
+    return name
 
 
 def gradient_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> Gradient:
-    """What an optimizer shall see of gradients.
+    """What an optimizer sees of a gradient, by its name.
 
     Raises:
-        SetError: it is something else; or the error that is given.
+        SetError: it is no such name; `error` replaces the class.
     """
-    return _one_of("gradient", GRADIENTS, owner, value, error)
+    name: Gradient = _one_of("gradient", Gradient, owner, value, error)
+    return name
 
 
 def latent_option(owner: str, value: Any, error: type[InboundsError] = SetError) -> Latent:
@@ -198,23 +184,21 @@ def latent_option(owner: str, value: Any, error: type[InboundsError] = SetError)
     """
     if not isinstance(value, bool) and value != "auto":
         raise error(
-            explain(
-                f"`latent` of {owner} is not True, False or 'auto'", f"latent={shown(value)}", instead="latent=True"
-            )
+            f"`latent` of {owner} is not True, False or 'auto'", f"latent={shown(value)}", instead="latent=True"
         )
     return value if isinstance(value, bool) else "auto"
 
 
-def _one_of(name: str, choices: tuple[Choice, ...], owner: str, value: Any, error: type[InboundsError]) -> Choice:
-    if not isinstance(value, str) or value not in choices:
+def _one_of(name: str, choices: Any, owner: str, value: Any, error: type[InboundsError]) -> Any:
+    """A string that is one of the choices of a `Literal`."""
+    *others, last = get_args(choices)
+    if not isinstance(value, str) or value not in (*others, last):
         raise error(
-            explain(
-                f"`{name}` of {owner} is not {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}",
-                f"{name}={shown(value)}",
-                instead=f"{name}={choices[0]!r}",
-            )
+            f"`{name}` of {owner} is not {', '.join(map(repr, others))} or {last!r}",
+            f"{name}={shown(value)}",
+            instead=f"{name}={others[0]!r}",
         )
-    return choices[choices.index(value)]
+    return str(value)
 
 
 def interval(owner: str, value: Any, unit: str, instead: str) -> Interval:
@@ -225,11 +209,9 @@ def interval(owner: str, value: Any, unit: str, instead: str) -> Interval:
     """
     if value != "epoch" and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1):
         raise SetError(
-            explain(
-                f'`every` of {owner} is not "epoch" or a positive number of {unit}',
-                f"every={shown(value)}",
-                instead=instead,
-            )
+            f'`every` of {owner} is not "epoch" or a positive number of {unit}',
+            f"every={shown(value)}",
+            instead=instead,
         )
     return "epoch" if isinstance(value, str) else int(value)
 

@@ -19,12 +19,12 @@ from inbounds._types import Step
 
 
 def _true_of(quantifier: Callable[[Iterable[Any]], bool], name: str) -> Any:
-    """A property of sets that are made of others: what is true of all, or of any, of the members."""
+    """A property that is true where it is true of all, or of any, of the members."""
     return property(lambda self: quantifier(getattr(member, name) for member in self.members))
 
 
 class Composite(Set):
-    """A set made of sets, its members: what is true of all of them is true of it."""
+    """A set made of other sets, its members, from which its properties follow."""
 
     members: tuple[Set, ...]
 
@@ -101,7 +101,7 @@ class Composite(Set):
 
 
 def parts_of(given: Set) -> Iterator[Set]:
-    """A set, and all that it is made of."""
+    """A set, its members, their members, and so on."""
     yield given
     for member in given.members if isinstance(given, Composite) else ():
         yield from parts_of(member)

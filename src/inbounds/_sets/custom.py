@@ -10,9 +10,8 @@ import numpy as np
 
 from inbounds._arrays.ops import Array, cast, constant, dtype_of, has_float64, namespace, to_numpy, ulp, working_dtype
 from inbounds._arrays.units import Axes, Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes
-from inbounds._sets.serialization import to_json
 from inbounds._sets.set import Measured, Set, registered
 from inbounds._types import Axis, Bool
 
@@ -57,19 +56,15 @@ class Custom(Set):
     def __init__(self, fn: Callable[[Any], Any], axis: Axis = None, projection: Bool = False) -> None:
         if isinstance(fn, Set) or not callable(fn) or isinstance(fn, type):
             raise SetError(
-                explain(
-                    "`fn` of Custom is not a callable from tensor to tensor, or it is a set or a class",
-                    f"fn={shown(fn)}",
-                    instead="Custom(lambda w: keras.ops.clip(w, -1.0, 1.0))",
-                )
+                "`fn` of Custom is not a callable from tensor to tensor, or it is a set or a class",
+                f"fn={shown(fn)}",
+                instead="Custom(lambda w: keras.ops.clip(w, -1.0, 1.0))",
             )
         if not isinstance(projection, (bool, np.bool_)):
             raise SetError(
-                explain(
-                    "`projection` of Custom is neither True nor False",
-                    f"projection={shown(projection)}",
-                    instead="Custom(fn, projection=True) where fn gives the nearest point of a convex set",
-                )
+                "`projection` of Custom is neither True nor False",
+                f"projection={shown(projection)}",
+                instead="Custom(fn, projection=True) where fn gives the nearest point of a convex set",
             )
         self.fn = fn
         self.axis = axes("Custom", axis)
@@ -89,7 +84,7 @@ class Custom(Set):
 
     @property
     def couples_units(self) -> bool:
-        """Always, as far as one can tell: the callable sees the whole weight."""
+        """Always: the callable sees the whole weight, and may couple any of its entries."""
         return True
 
     def _project(self, units: Units) -> Units:
@@ -126,24 +121,15 @@ class Custom(Set):
         result = self.fn(seen)
         if result is None or tuple(getattr(result, "shape", ())) != tuple(weight.shape):
             raise SetError(
-                explain(
-                    "The callable of a Custom did not return a tensor of the shape it was given",
-                    f"fn={shown(self.fn)}, which returned "
-                    + ("None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"),
-                    where=f"a weight of shape {tuple(weight.shape)}",
-                )
+                "The callable of a Custom did not return a tensor of the shape it was given",
+                f"fn={shown(self.fn)}, which returned "
+                + ("None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"),
+                where=f"a weight of shape {tuple(weight.shape)}",
             )
         if seen is weight:
             return cast(result, dtype_of(weight))
-        # What `fn` leaves alone stays as it is, also where the backend has no float64.
+        # Entries that `fn` doesn't change keep their float64 value where the backend computes in float32.
         return np.where(to_numpy(result) == to_numpy(seen), weight, constant(weight, to_numpy(result)))
-
-    def _config(self) -> dict[str, Any]:
-        return {
-            "fn": keras.saving.serialize_keras_object(self.fn),
-            "axis": to_json(self.axis),
-            "projection": self.projection,
-        }
 
     def __repr__(self) -> str:
         name = callable_name(self.fn)

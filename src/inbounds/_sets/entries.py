@@ -23,7 +23,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import center_of, number_or_array
 from inbounds._sets.declaration import Declaration, Values, each, is_bounded
 from inbounds._sets.set import Set, registered
@@ -162,19 +162,15 @@ class Box(Interval):
             empty = np.any(np.asarray(self.low) == np.inf) or np.any(np.asarray(self.high) == -np.inf)
         except ValueError as error:
             raise SetError(
-                explain(
-                    "`low` and `high` of Box don't broadcast together",
-                    f"low.shape={np.shape(self.low)}, high.shape={np.shape(self.high)}",
-                    instead="give both the shape of a unit, or one of them as a number",
-                )
+                "`low` and `high` of Box don't broadcast together",
+                f"low.shape={np.shape(self.low)}, high.shape={np.shape(self.high)}",
+                instead="give both the shape of a unit, or one of them as a number",
             ) from error
         if crossed or empty:
             raise SetError(
-                explain(
-                    "`low` of Box is above `high`, or both are the same infinity",
-                    f"low={shown(low)}, high={shown(high)}",
-                    instead="Box(low=-1.0, high=1.0)",
-                )
+                "`low` of Box is above `high`, or both are the same infinity",
+                f"low={shown(low)}, high={shown(high)}",
+                instead="Box(low=-1.0, high=1.0)",
             )
 
 

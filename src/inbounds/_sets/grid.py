@@ -21,7 +21,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import number
 from inbounds._sets.set import Set, registered
 from inbounds._types import Number
@@ -72,7 +72,7 @@ class Grid(Set):
     def __init__(self, step: Number) -> None:
         self.step = number("Grid", "step", step)
         if self.step <= 0:
-            raise SetError(explain("`step` of Grid is not above 0", f"step={shown(step)}", instead="Grid(step=0.125)"))
+            raise SetError("`step` of Grid is not above 0", f"step={shown(step)}", instead="Grid(step=0.125)")
 
     @property
     def entrywise(self) -> bool:
@@ -87,12 +87,10 @@ class Grid(Set):
         least = SMALLEST_NORMAL[working_dtype(units.dtype)]
         if self.step < least:
             raise SetError(
-                explain(
-                    f"`step` of Grid is below {least:g}, the smallest normal number of {units.dtype} weights",
-                    f"step={self.step!r}",
-                    where=repr(self),
-                    instead="a larger step",
-                )
+                f"`step` of Grid is below {least:g}, the smallest normal number of {units.dtype} weights",
+                f"step={self.step!r}",
+                where=repr(self),
+                instead="a larger step",
             )
 
     def _project(self, units: Units) -> Units:

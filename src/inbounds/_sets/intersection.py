@@ -1,9 +1,9 @@
-"""Intersection, what `a & b` makes, and how it is projected on: the first method that serves, exact before iterative.
+"""Intersection, which `a & b` returns, and the methods to project on it, exact ones first.
 
-After a closed convex cone, a ball about 0 (or after an orthant, whatever a change of sign or a
-smaller entry doesn't leave) is projected on exactly. Sets of bounds, linear rows, balls and 1-norms
-have one projection together, their normal form. Dykstra's algorithm, for all else, needs nothing
-but the projections.
+1. One projection after the other. It is exact for a closed convex cone and then a ball about 0, and
+   for an orthant and then a set that contains every vector with smaller magnitudes.
+2. The normal form, for bounds on entries, linear rows, balls and 1-norms together.
+3. Dykstra's algorithm, which needs the projections only.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 
 from inbounds._arrays.ops import Array, is_concrete, namespace
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.composite import Composite, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.dykstra import Projection, dykstra, in_turn, until_inside
 from inbounds._sets.entries import Interval
 from inbounds._sets.joint import Joint
 from inbounds._sets.masks import On, Where
-from inbounds._sets.matrices import SkewSymmetric, Symmetric, ZeroDiagonal
+from inbounds._sets.matrices import MatrixSet, SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.normal_form import nearest
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm
 from inbounds._sets.order import Monotone
@@ -56,7 +56,7 @@ class AllOf(Composite):
         arrays = (getattr(member, name) for member in members for name in member.argument_names())
         sizes = {1, 2, 16, 256} | {array.size for array in arrays if isinstance(array, np.ndarray)}
         units = max([1, *(np.size(getattr(part, name)) for part in parts_of(self) for name in part.of_each_unit)])
-        rows = [(units, size) for size in sorted(sizes, reverse=True)]  # in many entries there is room, as a rule
+        rows = [(units, size) for size in sorted(sizes, reverse=True)]  # large units first: most have a common point
         self._check_common_point([(n, n) for n in (2, 8)] if self.matrix else rows)
 
     @property
@@ -95,24 +95,23 @@ class AllOf(Composite):
         return units.chosen(moved, method.project(units))
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        """Of cones and then a ball about 0 one after the other too: a cone's tangents go along the ray as well."""
-        for i, last in enumerate(self.members):
-            rest = [*self.members[:i], *self.members[i + 1 :]]
+        """The reduced gradient; of cones with a ball about 0, that of the cones and then that of the ball."""
+        for rest, last in _splits(self.members):
             if _ball_after_cones(rest, last):
                 project, by_entry = method_of(rest).project, all(member.separable for member in rest)
                 tangent = difference(project, units, gradient, together=self.couples_units, by_entry=by_entry)
                 return last.reduced(project(units), tangent)
         return super().reduced(units, gradient)
 
-    def _by_matrix(self, told: Array, units: Units) -> Array:
-        """What is told of each unit, or of all units of a matrix where one of the sets is a set of it."""
+    def _by_matrix(self, true: Array, units: Units) -> Array:
+        """A truth value for each unit: its own, or that of all units of its matrix where a set is one of matrices."""
         if not any(member.whole for member in self.members):
-            return told
+            return true
         groups = self.members[0].reported_units(units.count) if self.whole else 1
-        return units.alike(told, groups)
+        return units.alike(true, groups)
 
     def check_room(self, units: Units) -> None:
-        """That the sets have a point in common, for units of this size.
+        """Checks that the sets have a point in common, for units of this size.
 
         Raises:
             SetError: they have none.
@@ -120,9 +119,12 @@ class AllOf(Composite):
         self._check_common_point([(units.count if self.matrix else 1, units.size)])
 
     def _check_common_point(self, shapes: Sequence[tuple[int, int]]) -> None:
-        """Tried by projecting zeros in one of these shapes."""
-        told = [m for m in self.members if isinstance(m, Custom) or m.center is not None or m.changes]
-        if told or not self.convex or any(isinstance(member, (Where, On)) for member in self.members):
+        """Projects zeros of these shapes, and raises where no result is inside.
+
+        Sets whose common point depends on the weights are not checked.
+        """
+        unknown = [m for m in self.members if isinstance(m, (Custom, Where, On)) or m.center is not None or m.changes]
+        if unknown or not self.convex:
             return
         nearest = math.inf
         for shape in shapes:
@@ -138,22 +140,20 @@ class AllOf(Composite):
                 return
         if nearest < math.inf:
             raise SetError(
-                explain(
-                    "The intersection is empty: its sets have no point in common",
-                    repr(self),
-                    where=f"units of {' or '.join(str(n) for _, n in shapes)} entries; the nearest try is outside "
-                    f"of one by {nearest:.3g}",
-                    instead="wider bounds",
-                )
+                "The intersection is empty: its sets have no point in common",
+                repr(self),
+                where=f"units of {' or '.join(str(n) for _, n in shapes)} entries; the nearest try is outside "
+                f"of one by {nearest:.3g}",
+                instead="wider bounds",
             )
 
     def rebuilt(self, members: Sequence[Set]) -> Set:
-        made = copy.copy(self)  # not made anew: a compiled step, where bounds are tensors, can't check them
+        made = copy.copy(self)  # without `__init__`, whose checks can't read the tensors of a compiled step
         made.__dict__["members"] = tuple(members)
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles hold: not the methods, which are found again."""
+        """The attributes that are copied and pickled: all but the methods, which are computed again."""
         return {name: value for name, value in vars(self).items() if name not in ("method", "weighted_method")}
 
 
@@ -206,21 +206,17 @@ class Intersection(AllOf):
         wrong = [inner for inner in flat if not isinstance(inner, Set) or isinstance(inner, Joint)]
         if wrong or len(flat) < 2:
             raise SetError(
-                explain(
-                    "An intersection is not made of two or more sets, or one of them is a Joint",
-                    f"sets={shown(sets)}",
-                    instead="Joint(a & b)",
-                )
+                "An intersection is not made of two or more sets, or one of them is a Joint",
+                f"sets={shown(sets)}",
+                instead="Joint(a & b)",
             )
         axes = {inner.axis for inner in flat if inner.axis is not None}
         if len(axes) > 1:
             raise SetError(
-                explain(
-                    "The sets of an intersection span different axes",
-                    f"axes {' and '.join(map(str, sorted(axes)))}",
-                    where=repr(flat),
-                    instead="leave `axis` out: the layer knows its units",
-                )
+                "The sets of an intersection span different axes",
+                f"axes {' and '.join(map(str, sorted(axes)))}",
+                where=repr(flat),
+                instead="leave `axis` out: the layer knows its units",
             )
         self.made_of(*flat)
 
@@ -260,8 +256,7 @@ def method_of(members: Sequence[Set], *, weighted: bool = False) -> Method:
     """The method for an intersection of these sets, in the Euclidean metric or in one that weighs each entry."""
     if len(members) == 1:
         return Method(members[0].nearest, "its own projection", keeps=True)
-    for i, last in enumerate(members):
-        rest = [*members[:i], *members[i + 1 :]]
+    for rest, last in _splits(members):
         if exact_in_turn(rest, last, weighted=weighted):
             return _then(method_of(rest, weighted=weighted), rest, last)
     if not all(member.convex for member in members):
@@ -272,21 +267,16 @@ def method_of(members: Sequence[Set], *, weighted: bool = False) -> Method:
         )
     groups = _groups(members)
     if len(groups) == 1:
-        bounds = [member for member in members if member.separable]
-        words = _named([member for member in members if member not in bounds])
-        words = (
-            f"exact: multipliers for {words}{f', with {_named(bounds)}' if bounds else ''}"
-            if words
-            else "exact: bounds"
-        )
-        solve = partial(_by_normal_form, members)
-        return Method(lambda units: until_inside(solve, [member.nearest for member in members], units), words)
+        bounds, others = (_named([m for m in members if m.separable is separable]) for separable in (True, False))
+        words = f"multipliers for {others}{f', with {bounds}' if bounds else ''}" if others else "bounds"
+        solve, each = partial(_by_normal_form, members), [member.nearest for member in members]
+        return Method(lambda units: until_inside(solve, each, units), f"exact: {words}")
     projections = [method_of(group, weighted=weighted).project for group in groups]
     return Method(lambda units: dykstra(projections, units), "Dykstra's algorithm, to rounding")
 
 
 def _groups(members: Sequence[Set]) -> list[list[Set]]:
-    """The sets, those together that have one normal form: of each unit or of all, with 1-norms about one centre."""
+    """The sets in groups, each with one normal form: all of units or all of matrices, with 1-norms about one centre."""
     balls = [[part for part in parts_of(member) if isinstance(part, L1Ball)] for member in members]
     centers = [{comparison_key(ball.center) for ball in some} for some in balls]
     center = next((about for about in centers if about), set())
@@ -306,14 +296,15 @@ def _by_normal_form(members: Sequence[Set], units: Units) -> Units:
 def _then(first: Method, rest: Sequence[Set], last: Set) -> Method:
     def project(units: Units) -> Units:
         ended = last.nearest(first.project(units))
-        return first.project(ended) if mirrored else ended  # what rounding left of the symmetry
+        return first.project(ended) if mirrored else ended  # rounding breaks symmetry
 
     mirrored = any(isinstance(member, (Symmetric, SkewSymmetric)) for member in rest)
-    return Method(
-        project,
-        f"exact: {_named(rest)}, then {_named([last])}",
-        keeps=first.keeps,
-    )
+    return Method(project, f"exact: {_named(rest)}, then {_named([last])}", keeps=first.keeps)
+
+
+def _splits(members: Sequence[Set]) -> list[tuple[list[Set], Set]]:
+    """Each set as the last one, after the rest."""
+    return [([*members[:i], *members[i + 1 :]], last) for i, last in enumerate(members)]
 
 
 def _named(members: Sequence[Set]) -> str:
@@ -326,39 +317,36 @@ def _named(members: Sequence[Set]) -> str:
 def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> bool:
     """Whether projecting on the intersection of `rest` and then on `last` gives the nearest point of all.
 
-    In a metric that weighs each entry it does where what follows keeps signs, or looks at entries
-    one by one.
+    Args:
+        rest: the sets before the last one.
+        last: the last set.
+        weighted: whether the metric weighs each entry. Fewer pairs are exact then.
     """
+    if (all(map(_orthant, rest)) and _solid(last)) or all(map(_box, [*rest, last])):
+        return True
+    first = rest[0] if len(rest) == 1 else None
+    if isinstance(first, Monotone) and _box(last) and last.entrywise:
+        return True
     if weighted:
-        in_order = len(rest) == 1 and isinstance(rest[0], Monotone) and _box(last) and last.entrywise
-        return (all(map(_orthant, rest)) and _solid(last)) or all(map(_box, [*rest, last])) or in_order
-    centred = isinstance(last, (Ball, L1Ball, SpectralNorm, NuclearNorm)) and last.convex and last.center is None
-    if _ball_after_cones(rest, last):
-        return True
-    if all(map(_orthant, rest)) and _solid(last):
-        return True
-    sparse = all(_orthant(member) or isinstance(member, Sparse) for member in rest)
-    if sparse and centred and isinstance(last, (MaxNorm, MinMaxNorm, L1Ball)):
-        return True
-    if all(map(_box, [*rest, last])):
-        return True
-    if len(rest) > 1:
         return False
-    (first,) = rest
-    match first:
-        case Monotone():  # what follows moves all entries alike, and so keeps their order
-            return (_box(last) and last.entrywise) or isinstance(last, SumTo) or (isinstance(last, L1Ball) and centred)
-        case Symmetric() | SkewSymmetric() if centred and isinstance(last, (SpectralNorm, NuclearNorm)):
-            return first.stack == last.stack
-        case Symmetric() | ZeroDiagonal() if isinstance(last, (PositiveSemidefinite, Symmetric, SkewSymmetric)):
-            return first.stack == last.stack and not (
-                isinstance(first, ZeroDiagonal) and isinstance(last, PositiveSemidefinite)
-            )
-        case ZeroDiagonal():
-            return _solid(last) or (_orthant(last) and not isinstance(last, Composite))
-        case PositiveSemidefinite() if centred and isinstance(last, (SpectralNorm, NuclearNorm)):
-            return first.stack == last.stack
-    return False
+    about_zero = last.convex and last.center is None
+    sparse = all(_orthant(member) or isinstance(member, Sparse) for member in rest)
+    if _ball_after_cones(rest, last) or (sparse and about_zero and isinstance(last, (MaxNorm, MinMaxNorm, L1Ball))):
+        return True
+    if isinstance(first, Monotone):  # what follows moves all entries alike, and so keeps their order
+        return isinstance(last, SumTo) or (isinstance(last, L1Ball) and about_zero)
+    if isinstance(first, MatrixSet) and isinstance(last, MatrixSet) and type(last) in _IN_TURN.get(type(first), ()):
+        return about_zero and first.stack == last.stack
+    return isinstance(first, ZeroDiagonal) and (_solid(last) or (_orthant(last) and not isinstance(last, Composite)))
+
+
+_IN_TURN: dict[type, tuple[type, ...]] = {
+    Symmetric: (SpectralNorm, NuclearNorm, PositiveSemidefinite, Symmetric, SkewSymmetric),
+    SkewSymmetric: (SpectralNorm, NuclearNorm),
+    PositiveSemidefinite: (SpectralNorm, NuclearNorm),
+    ZeroDiagonal: (Symmetric, SkewSymmetric),
+}
+"""Sets of matrices, each with those whose projection keeps a matrix in it."""
 
 
 def _ball_after_cones(rest: Sequence[Set], last: Set) -> bool:
@@ -371,21 +359,24 @@ def _box(given: Set) -> bool:
 
 
 def _orthant(given: Set) -> bool:
-    """Whether it bounds entries by 0 or not at all, some of them where there is a mask."""
-    inner = given.members[0] if isinstance(given, Composite) and len(given.members) == 1 else given
-    return _box(inner) and all(
-        np.isin(np.asarray(bound), (0.0, np.inf, -np.inf)).all() for bound in (inner.low, inner.high)
-    )
+    """Whether each bound on an entry is 0 or infinite, with or without a mask."""
+    inner = _unmasked(given)
+    return _box(inner) and all(np.isin(bound, (0.0, np.inf, -np.inf)).all() for bound in (inner.low, inner.high))
 
 
 def _cone(given: Set) -> bool:
-    inner = given.members[0] if isinstance(given, Composite) and len(given.members) == 1 else given
+    inner = _unmasked(given)
     cones = (Monotone, Symmetric, SkewSymmetric, ZeroDiagonal, PositiveSemidefinite)
     return _orthant(given) or isinstance(inner, cones) or (isinstance(inner, Linear) and not np.any(inner.level))
 
 
+def _unmasked(given: Set) -> Set:
+    """The member of a set that is made of one; any other set as it is."""
+    return given.members[0] if isinstance(given, Composite) and len(given.members) == 1 else given
+
+
 def _solid(given: Set) -> bool:
-    """Whether a vector in it stays in it with other signs and with smaller entries, and Euclidean order is kept."""
+    """Whether it contains every vector with smaller magnitudes, whatever the signs, about 0."""
     if isinstance(given, (Ball, L1Ball)) and given.convex:
         return given.center is None
     symmetric = _box(given) and np.array_equal(np.negative(given.low), given.high)

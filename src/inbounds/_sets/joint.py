@@ -9,7 +9,7 @@ import numpy as np
 
 from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.composite import Composite, contains, with_axis
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set, registered
@@ -51,30 +51,24 @@ class Joint(Composite):
     def __init__(self, inner: Set, weights: Sequence[str] = KERNEL_AND_BIAS) -> None:
         if not isinstance(inner, Set) or contains(inner, (Joint, Custom)):
             raise SetError(
-                explain(
-                    "Joint is not given a set of vectors, but a class, a callable, a Custom or a Joint",
-                    f"inner={shown(inner)}",
-                    instead="Joint(MaxNorm(1.0))",
-                )
+                "Joint is not given a set of vectors, but a class, a callable, a Custom or a Joint",
+                f"inner={shown(inner)}",
+                instead="Joint(MaxNorm(1.0))",
             )
         if inner.axis is not None:
             raise SetError(
-                explain(
-                    "A set in a Joint has an `axis`, and the units of a Joint come from the layer",
-                    f"inner={shown(inner)}",
-                    instead=f"Joint({with_axis(inner, None)!r})"
-                    if "axis" in inner.argument_names()
-                    else "leave `axis` out: the layer knows its units",
-                )
+                "A set in a Joint has an `axis`, and the units of a Joint come from the layer",
+                f"inner={shown(inner)}",
+                instead=f"Joint({with_axis(inner, None)!r})"
+                if "axis" in inner.argument_names()
+                else "leave `axis` out: the layer knows its units",
             )
         names = (weights,) if isinstance(weights, str) else tuple(weights)
         if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
             raise SetError(
-                explain(
-                    "`weights` of Joint are not two or more different names",
-                    f"weights={shown(weights)}",
-                    instead="Joint(MaxNorm(1.0), weights=('kernel', 'bias'))",
-                )
+                "`weights` of Joint are not two or more different names",
+                f"weights={shown(weights)}",
+                instead="Joint(MaxNorm(1.0), weights=('kernel', 'bias'))",
             )
         self.inner = inner
         self.weights = names
@@ -84,12 +78,10 @@ class Joint(Composite):
         """The intersection with another Joint of the same weights."""
         if not isinstance(other, Joint) or other.weights != self.weights:
             raise SetError(
-                explain(
-                    "A Joint can't meet what is no Joint of the same weights",
-                    shown(other),
-                    where=f"{self!r} & ...",
-                    instead="Joint(a & b)",
-                )
+                "A Joint can't meet what is no Joint of the same weights",
+                shown(other),
+                where=f"{self!r} & ...",
+                instead="Joint(a & b)",
             )
         return Joint(self.inner & other.inner, self.weights)
 
@@ -123,13 +115,11 @@ class Joint(Composite):
     def __call__(self, w: Numbers) -> Array:
         """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""
         raise SetError(
-            explain(
-                "A Joint can't be applied to one weight: it holds for several at once",
-                f"w={getattr(w, 'path', type(w).__name__)}",
-                where=repr(self),
-                instead="inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
-                "without a Keras optimizer",
-            )
+            "A Joint can't be applied to one weight: it holds for several at once",
+            f"w={getattr(w, 'path', type(w).__name__)}",
+            where=repr(self),
+            instead="inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
+            "without a Keras optimizer",
         )
 
     def __repr__(self) -> str:

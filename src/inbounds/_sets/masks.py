@@ -11,7 +11,7 @@ import numpy as np
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Units
-from inbounds._errors import FEW, SetError, explain, shown
+from inbounds._errors import FEW, SetError, shown
 from inbounds._sets.composite import Composite, bracketed, contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
@@ -53,12 +53,10 @@ class Where(Composite):
         marks = np.asarray(mask)
         if marks.dtype != bool or not marks.any():
             raise SetError(
-                explain(
-                    "`mask` of where is not an array of booleans of which some are True",
-                    f"mask={shown(mask)}",
-                    where=f"{set!r}.where(...)",
-                    instead="where(np.array([True, True, False]))",
-                )
+                "`mask` of where is not an array of booleans of which some are True",
+                f"mask={shown(mask)}",
+                where=f"{set!r}.where(...)",
+                instead="where(np.array([True, True, False]))",
             )
         marks = marks.copy()
         marks.setflags(write=False)
@@ -131,12 +129,10 @@ class On(Composite):
         whole = all(isinstance(i, numbers.Integral) and not isinstance(i, bool) and int(i) >= 0 for i in indices)
         if not indices or not whole or len({int(i) for i in indices}) < len(indices):
             raise SetError(
-                explain(
-                    "`inputs` of on are not different indices of inputs, from 0",
-                    f"inputs={shown(inputs)}",
-                    where=f"{set!r}.on(...)",
-                    instead="on(inputs=[0, 3])",
-                )
+                "`inputs` of on are not different indices of inputs, from 0",
+                f"inputs={shown(inputs)}",
+                where=f"{set!r}.on(...)",
+                instead="on(inputs=[0, 3])",
             )
         self.set = set
         self.inputs = [int(i) for i in indices]
@@ -150,22 +146,18 @@ class On(Composite):
                 mask = mask.repeat(shape[axis], axis)
                 if max(self.inputs) >= shape[axis]:
                     raise SetError(
-                        explain(
-                            f"`inputs` of on are not all below the number of inputs, {shape[axis]}",
-                            f"inputs={self.inputs}",
-                            where=f"{self!r} on a weight of shape {shape}",
-                        )
+                        f"`inputs` of on are not all below the number of inputs, {shape[axis]}",
+                        f"inputs={self.inputs}",
+                        where=f"{self!r} on a weight of shape {shape}",
                     )
                 mask.reshape(-1)[self.inputs] = True
             masks.append(mask)
         if all(axis is None for axis in inputs):
             raise SetError(
-                explain(
-                    "`on` knows no axis of the weights that counts the inputs of the layer",
-                    f"inputs={self.inputs}",
-                    where=f"{self!r} on weights of shape {' and '.join(map(str, shapes))}, with none that is known",
-                    instead="where(mask) with a mask that broadcasts to the weight",
-                )
+                "`on` knows no axis of the weights that counts the inputs of the layer",
+                f"inputs={self.inputs}",
+                where=f"{self!r} on weights of shape {' and '.join(map(str, shapes))}, with none that is known",
+                instead="where(mask) with a mask that broadcasts to the weight",
             )
         return _Marked(self.set, tuple(masks))
 
@@ -197,9 +189,7 @@ class On(Composite):
 def _check_inner(name: str, argument: str, given: Any) -> None:
     if not isinstance(given, Set) or contains(given, (Joint, Custom, MatrixSet)):
         raise SetError(
-            explain(
-                f"`{name}` is given a set of a whole matrix, a callable, or no set",
-                f"{given!r}.{name}(...)",
-                instead=f"MaxNorm(1.0).{name}({argument}), or ZeroDiagonal() and the like by `&`",
-            )
+            f"`{name}` is given a set of a whole matrix, a callable, or no set",
+            f"{given!r}.{name}(...)",
+            instead=f"MaxNorm(1.0).{name}({argument}), or ZeroDiagonal() and the like by `&`",
         )

@@ -31,7 +31,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Axes, Units
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError
 from inbounds._sets.arguments import positive_integer
 from inbounds._sets.set import ULPS, Edge, Set, registered
 from inbounds._types import Integer
@@ -90,12 +90,10 @@ class MatrixSet(Set):
     def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         if len(shape) < 2 or fan_in == ():
             raise SetError(
-                explain(
-                    f"{type(self).__name__} is a set of matrices, and this weight has no units with a fan-in",
-                    f"a weight of shape {shape}",
-                    where=repr(self),
-                    instead="a rule for kernels, such as '**/kernel'",
-                )
+                f"{type(self).__name__} is a set of matrices, and this weight has no units with a fan-in",
+                f"a weight of shape {shape}",
+                where=repr(self),
+                instead="a rule for kernels, such as '**/kernel'",
             )
         return fan_in or tuple(range(len(shape) - 1))
 
@@ -103,21 +101,17 @@ class MatrixSet(Set):
         super().check_fit(units)
         if units.count % self.stack:
             raise SetError(
-                explain(
-                    "`stack` does not divide the number of units",
-                    f"stack={self.stack}",
-                    where=f"{self!r} on {units.count} units of {units.size} entries",
-                    instead="stack=1, or the number of heads or gates",
-                )
+                "`stack` does not divide the number of units",
+                f"stack={self.stack}",
+                where=f"{self!r} on {units.count} units of {units.size} entries",
+                instead="stack=1, or the number of heads or gates",
             )
         if self.square and units.count // self.stack != units.size:
             raise SetError(
-                explain(
-                    f"{type(self).__name__} is for square matrices: as many units as entries of a unit",
-                    f"{self.stack} of {units.count // self.stack} units by {units.size} entries",
-                    where=repr(self),
-                    instead="a square weight, or `stack` for several square ones side by side",
-                )
+                f"{type(self).__name__} is for square matrices: as many units as entries of a unit",
+                f"{self.stack} of {units.count // self.stack} units by {units.size} entries",
+                where=repr(self),
+                instead="a square weight, or `stack` for several square ones side by side",
             )
 
     def reported_units(self, units: int) -> int:

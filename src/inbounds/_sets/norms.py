@@ -28,7 +28,7 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes, center_of, in_a_row, number, numbers_of_units
 from inbounds._sets.declaration import Declaration, Row
 from inbounds._sets.one_row import nearest_on_one_row
@@ -227,11 +227,9 @@ class MinMaxNorm(_NormInterval):
         self.axis = axes("MinMaxNorm", axis)
         if np.any(np.greater(self.min_value, self.max_value)):
             raise SetError(
-                explain(
-                    "`min_value` of MinMaxNorm is above `max_value`",
-                    f"min_value={shown(min_value)}, max_value={shown(max_value)}",
-                    instead=f"MinMaxNorm(min_value={np.min(self.max_value)}, max_value={np.max(self.min_value)})",
-                )
+                "`min_value` of MinMaxNorm is above `max_value`",
+                f"min_value={shown(min_value)}, max_value={shown(max_value)}",
+                instead=f"MinMaxNorm(min_value={np.min(self.max_value)}, max_value={np.max(self.min_value)})",
             )
         self.low, self.high = in_a_row(self.min_value), in_a_row(self.max_value)
 

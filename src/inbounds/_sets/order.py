@@ -26,7 +26,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Bool
@@ -77,11 +77,9 @@ class Monotone(Set):
     def __init__(self, increasing: Bool = True, axis: Axis = None) -> None:
         if not isinstance(increasing, (bool, np.bool_)):
             raise SetError(
-                explain(
-                    "`increasing` of Monotone is neither True nor False",
-                    f"increasing={shown(increasing)}",
-                    instead="Monotone(increasing=False) for entries that fall",
-                )
+                "`increasing` of Monotone is neither True nor False",
+                f"increasing={shown(increasing)}",
+                instead="Monotone(increasing=False) for entries that fall",
             )
         self.increasing = bool(increasing)
         self.axis = axes("Monotone", axis)

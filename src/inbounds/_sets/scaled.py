@@ -14,7 +14,7 @@ from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace, ulps
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.composite import Composite, bracketed, contains, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
@@ -62,20 +62,16 @@ class Scaled(Composite):
             or any(part.center is not None for part in parts_of(set))
         ):
             raise SetError(
-                explain(
-                    "A set that is a callable, a Joint, or has a centre can't be scaled",
-                    f"{set!r}.scaled(...)",
-                    instead="Joint(MaxNorm(1.0).scaled(schedule))",
-                )
+                "A set that is a callable, a Joint, or has a centre can't be scaled",
+                f"{set!r}.scaled(...)",
+                instead="Joint(MaxNorm(1.0).scaled(schedule))",
             )
         if not callable(schedule):
             raise SetError(
-                explain(
-                    "`schedule` of scaled is not a callable from a step to a factor",
-                    f"schedule={shown(schedule)}",
-                    where=f"{set!r}.scaled(...)",
-                    instead="a schedule of keras.optimizers.schedules",
-                )
+                "`schedule` of scaled is not a callable from a step to a factor",
+                f"schedule={shown(schedule)}",
+                where=f"{set!r}.scaled(...)",
+                instead="a schedule of keras.optimizers.schedules",
             )
         self.set = set
         self.schedule = schedule
@@ -90,12 +86,10 @@ class Scaled(Composite):
             factor = float(keras.ops.convert_to_numpy(factor))
             if not 0 < factor < math.inf:
                 raise SetError(
-                    explain(
-                        "`schedule` of scaled gave a factor that is not finite and above 0",
-                        f"{factor:g} at step {int(step)}",
-                        where=repr(self),
-                        instead="a schedule that ends above 0",
-                    )
+                    "`schedule` of scaled gave a factor that is not finite and above 0",
+                    f"{factor:g} at step {int(step)}",
+                    where=repr(self),
+                    instead="a schedule that ends above 0",
                 )
         return _Multiple(self.set.at(step), factor)
 

@@ -1,4 +1,4 @@
-"""Arguments of sets as what they are compared by, as JSON, and as code."""
+"""Arguments of sets as keys for comparison, as JSON, and as code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._errors import FEW, SetError, explain, shown
+from inbounds._errors import FEW, SetError, shown
 from inbounds._sets.arguments import GivenAxes
 
 READABLE = 64
@@ -20,7 +20,7 @@ PACKED = ("bool", "float32", "float64")
 
 
 def comparison_key(value: Any) -> Any:
-    """What stands for a value in comparisons: equal where values are equal, whatever holds them, and with a hash."""
+    """A key with a hash, equal for equal values, whether an array, a list or a tuple holds them."""
     if isinstance(value, np.ndarray):
         return value.shape, (value.astype("float64") + 0.0).tobytes()
     if isinstance(value, (list, tuple)):
@@ -33,7 +33,7 @@ def comparison_key(value: Any) -> Any:
         or not hasattr(cls, "get_config")
         or (cls.get_config is keras.constraints.Constraint.get_config and vars(value))
     ):
-        return value  # its config, if it has one, doesn't say what it is
+        return value  # it has no config, or one that doesn't identify it
     try:
         return cls, comparison_key(value.get_config())
     except NotImplementedError:  # Keras' base classes raise it: then the object is only equal to itself
@@ -51,7 +51,7 @@ def to_json(value: Any) -> Any:
         return {"base64": packed, "dtype": exact.dtype.name, "shape": list(exact.shape)}
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, keras.constraints.Constraint):
+    if callable(value):  # a set, a constraint of Keras or a function
         return keras.saving.serialize_keras_object(value)
     return list(value) if isinstance(value, tuple) else value
 
@@ -68,12 +68,10 @@ def from_json(owner: str, name: str, value: Any) -> Any:
             array = np.frombuffer(base64.b64decode(value["base64"], validate=True), dtype=dtype).reshape(value["shape"])
         except (TypeError, ValueError, KeyError) as error:
             raise SetError(
-                explain(
-                    f"`{name}` of {owner} is not an array that can be read: {error}",
-                    shown({key: inner for key, inner in value.items() if key != "base64"}),
-                    where=f"the config of {owner}, as saved with a model",
-                    instead="base64 of its bytes, dtype (" + " or ".join(PACKED) + ") and shape",
-                )
+                f"`{name}` of {owner} is not an array that can be read: {error}",
+                shown({key: inner for key, inner in value.items() if key != "base64"}),
+                where=f"the config of {owner}, as saved with a model",
+                instead="base64 of its bytes, dtype (" + " or ".join(PACKED) + ") and shape",
             ) from error
         return array if dtype == "bool" else array * 1.0
     is_object = isinstance(value, dict) and "class_name" in value

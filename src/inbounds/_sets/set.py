@@ -248,12 +248,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def __bool__(self) -> bool:
         """Always an error: `a and b` would be one of the two, and the other would be lost."""
         raise SetError(
-            explain(
-                "A set is neither true nor false, so that `and`, `or`, `not` and `if` can't drop one",
-                f"bool({self!r})",
-                where="your code, or `enable_lora` of Keras, which takes no layer that has a constraint",
-                instead="a & b for both sets, `constraint is not None` to ask whether there is one",
-            )
+            "A set is neither true nor false, so that `and`, `or`, `not` and `if` can't drop one",
+            f"bool({self!r})",
+            where="your code, or `enable_lora` of Keras, which takes no layer that has a constraint",
+            instead="a & b for both sets, `constraint is not None` to ask whether there is one",
         )
 
     def where(self, mask: Mask) -> Set:
@@ -453,12 +451,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def _check_center(self) -> None:
         if self.centers:
             raise SetError(
-                explain(
-                    "The centre is not known yet: the weights become it when a model is constrained",
-                    f"center={self.center!r}",
-                    where=repr(self),
-                    instead="inbounds.constrain(model, rules), or give the values as `center`",
-                )
+                "The centre is not known yet: the weights become it when a model is constrained",
+                f"center={self.center!r}",
+                where=repr(self),
+                instead="inbounds.constrain(model, rules), or give the values as `center`",
             )
 
     # The doors.
@@ -526,11 +522,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         if dtype not in MANTISSA_BITS:
             raise SetError(
-                explain(
-                    "`dtype` is none of " + ", ".join(MANTISSA_BITS),
-                    f"dtype={shown(dtype)}",
-                    instead="tolerance('float32')",
-                )
+                "`dtype` is none of " + ", ".join(MANTISSA_BITS),
+                f"dtype={shown(dtype)}",
+                instead="tolerance('float32')",
             )
         if rows is None:
             return self._tolerance(dtype)
@@ -569,12 +563,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
                 self.axis
             ):
                 raise SetError(
-                    explain(
-                        f"`axis` names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
-                        f"axis={self.axis}",
-                        where=f"{self!r} on a weight of shape {shape}",
-                        instead="leave it out: the layer knows its units",
-                    )
+                    f"`axis` names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
+                    f"axis={self.axis}",
+                    where=f"{self!r} on a weight of shape {shape}",
+                    instead="leave it out: the layer knows its units",
                 )
             return tuple(axis % rank for axis in self.axis)
         return self.layer_span(shape, fan_in)
@@ -609,24 +601,20 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def _checked_metric(self, rows: Array, metric: Array) -> Array:
         if tuple(np.shape(metric)) != tuple(rows.shape):
             raise SetError(
-                explain(
-                    "`metric` doesn't have the shape of `rows`",
-                    f"metric.shape={tuple(np.shape(metric))}",
-                    where=f"rows of shape {tuple(rows.shape)}",
-                    instead="metric=None for the Euclidean norm",
-                )
+                "`metric` doesn't have the shape of `rows`",
+                f"metric.shape={tuple(np.shape(metric))}",
+                where=f"rows of shape {tuple(rows.shape)}",
+                instead="metric=None for the Euclidean norm",
             )
         xp = namespace(rows)
         metric = without_gradient(constant(cast(rows, working_dtype(dtype_of(rows))), metric))
         good = xp.isfinite(metric) & (metric > 0)
         if is_concrete(good) and not bool(xp.all(good)):
             raise SetError(
-                explain(
-                    "`metric` is not finite and above 0 everywhere",
-                    f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
-                    where=f"rows of shape {tuple(rows.shape)}",
-                    instead="a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm",
-                )
+                "`metric` is not finite and above 0 everywhere",
+                f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
+                where=f"rows of shape {tuple(rows.shape)}",
+                instead="a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm",
             )
         return metric
 
@@ -653,23 +641,19 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         arguments = {name: value for name, value in config.items() if name not in TRAINING}
         if unknown := sorted(arguments.keys() - set(cls.argument_names())):
             raise SetError(
-                explain(
-                    f"{cls.__name__} has no argument {unknown[0]!r}",
-                    f"{unknown[0]}={shown(arguments[unknown[0]])}",
-                    where=f"the config of {cls.__name__}, as saved with a model",
-                    instead=" or ".join((*cls.argument_names(), *TRAINING)),
-                )
+                f"{cls.__name__} has no argument {unknown[0]!r}",
+                f"{unknown[0]}={shown(arguments[unknown[0]])}",
+                where=f"the config of {cls.__name__}, as saved with a model",
+                instead=" or ".join((*cls.argument_names(), *TRAINING)),
             )
         try:
             made = cls._of_config(arguments)
         except (TypeError, KeyError) as error:
             raise SetError(
-                explain(
-                    f"{cls.__name__} can't be made of its config: {error}",
-                    shown(config),
-                    where=f"the config of {cls.__name__}, as saved with a model",
-                    instead=f"all of {', '.join(cls.argument_names())}",
-                )
+                f"{cls.__name__} can't be made of its config: {error}",
+                shown(config),
+                where=f"the config of {cls.__name__}, as saved with a model",
+                instead=f"all of {', '.join(cls.argument_names())}",
             ) from error
         owner = f"{made!r} in a saved plan"
         return made.in_training(
@@ -755,12 +739,10 @@ def _intersection(one: Any, other: Any, where: str) -> Set:
     for given in sets:
         if not isinstance(given, Set):
             raise SetError(
-                explain(
-                    "`&` meets something that is not a set",
-                    shown(given),
-                    where=where,
-                    instead="Custom(fn), which makes a set of a callable",
-                )
+                "`&` meets something that is not a set",
+                shown(given),
+                where=where,
+                instead="Custom(fn), which makes a set of a callable",
             )
     made: Set = CLASSES["Intersection"](*sets)
     return made
@@ -783,11 +765,9 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
     shape = getattr(rows, "shape", None)
     if shape is None or len(shape) != 2:
         raise SetError(
-            explain(
-                "The rows don't have the shape (units, size), one unit a row",
-                f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}",
-                instead="np.reshape(rows, (1, -1)) for one unit",
-            )
+            "The rows don't have the shape (units, size), one unit a row",
+            f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}",
+            instead="np.reshape(rows, (1, -1)) for one unit",
         )
     _check_float(owner, rows)
     owner.check_fit(Units.of([rows], [(1,)]))
@@ -797,10 +777,8 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
 def _check_float(owner: Set, weight: Any) -> None:
     if dtype_of(weight) not in MANTISSA_BITS:
         raise SetError(
-            explain(
-                "The weight is not of floating point numbers: " + ", ".join(MANTISSA_BITS),
-                f"dtype={dtype_of(weight)}",
-                where=f"{owner!r} on a weight of shape {tuple(weight.shape)}",
-                instead="keras.ops.cast(weight, 'float32')",
-            )
+            "The weight is not of floating point numbers: " + ", ".join(MANTISSA_BITS),
+            f"dtype={dtype_of(weight)}",
+            where=f"{owner!r} on a weight of shape {tuple(weight.shape)}",
+            instead="keras.ops.cast(weight, 'float32')",
         )

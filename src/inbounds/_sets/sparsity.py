@@ -20,7 +20,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain
+from inbounds._errors import SetError
 from inbounds._sets.arguments import axes, positive_integer
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Integer
@@ -74,12 +74,10 @@ class Sparse(Set):
         super().check_fit(units)
         if self.k > units.size:
             raise SetError(
-                explain(
-                    "`k` of Sparse is above the size of a unit",
-                    f"k={self.k}",
-                    where=f"{self!r} on {units.count} units of {units.size} entries",
-                    instead=f"k={units.size}, or less",
-                )
+                "`k` of Sparse is above the size of a unit",
+                f"k={self.k}",
+                where=f"{self!r} on {units.count} units of {units.size} entries",
+                instead=f"k={units.size}, or less",
             )
 
     def _project(self, units: Units) -> Units:

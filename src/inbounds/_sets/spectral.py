@@ -52,7 +52,7 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes, center_of, number, positive_integer
 from inbounds._sets.matrices import MatrixSet, SquareSet, stack_of
 from inbounds._sets.reduced import SHARE
@@ -480,12 +480,10 @@ class LowRank(_Shrinking):
         rows, columns = units.count // self.stack, units.size
         if self.rank > min(rows, columns):
             raise SetError(
-                explain(
-                    "`rank` of LowRank is above the number of rows or of columns",
-                    f"rank={self.rank}",
-                    where=f"{self!r} on a matrix of shape ({rows}, {columns})",
-                    instead=f"rank={min(rows, columns)}, or less",
-                )
+                "`rank` of LowRank is above the number of rows or of columns",
+                f"rank={self.rank}",
+                where=f"{self!r} on a matrix of shape ({rows}, {columns})",
+                instead=f"rank={min(rows, columns)}, or less",
             )
 
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
@@ -574,11 +572,9 @@ def _positive(owner: str, value: Any) -> float:
     result = number(owner, "max_value", value, low=0)
     if result == 0:
         raise SetError(
-            explain(
-                f"`max_value` of {owner} is not a number above 0",
-                f"max_value={shown(value)}",
-                instead=f"{owner}(max_value=1.0), or Fixed(0) for a matrix of zeros",
-            )
+            f"`max_value` of {owner} is not a number above 0",
+            f"max_value={shown(value)}",
+            instead=f"{owner}(max_value=1.0), or Fixed(0) for a matrix of zeros",
         )
     return result
 

@@ -29,7 +29,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, explain, shown
+from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units
 from inbounds._sets.declaration import Declaration, Kind, Row
 from inbounds._sets.dykstra import repeated
@@ -179,11 +179,9 @@ class _WithNormal(Linear):
         self.largest = float(np.max(np.abs(self.normal), initial=0.0))
         if self.largest == 0:
             raise SetError(
-                explain(
-                    f"`normal` of {name} has no entry that is not 0",
-                    f"normal={shown(normal)}",
-                    instead=f"{name}(normal=[1.0, -1.0], offset=0.0)",
-                )
+                f"`normal` of {name} has no entry that is not 0",
+                f"normal={shown(normal)}",
+                instead=f"{name}(normal=[1.0, -1.0], offset=0.0)",
             )
         self.slope, self.level = self.normal / self.largest, in_a_row(self.offset / self.largest)
 

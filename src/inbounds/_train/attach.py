@@ -119,12 +119,10 @@ def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: G
     plan = _with_training_options(model, plan, metric, every, gradient, latent)
     if not plan.entries:
         raise RuleError(
-            explain(
-                "Nothing is constrained: there are no rules, and no layer was given a set of inbounds",
-                f"rules={shown(rules)}",
-                where=f"{type(model).__name__} {model.name!r}",
-                instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)})",
-            )
+            "Nothing is constrained: there are no rules, and no layer was given a set of inbounds",
+            f"rules={shown(rules)}",
+            where=f"{type(model).__name__} {model.name!r}",
+            instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)})",
         )
     _check_no_other_plan(model)
     _check_latents_can_be_added(model, plan)
@@ -177,12 +175,10 @@ def _check_latents_can_be_added(model: Any, plan: Plan) -> None:
         built = [optimizer for optimizer in optimizers_stepping(model, entry.variables) if optimizer.built]
         if any(lacks_latents(optimizer, [decide(entry, built)]) for optimizer in built):
             raise RuleError(
-                explain(
-                    "Latent weights can't be added within a fit on JAX, which holds the optimizer's variables",
-                    f"latent={entry.set.latent!r}",
-                    where=repr(entry),
-                    instead="constrain before the fit, or constrain(model, rules, latent=False)",
-                )
+                "Latent weights can't be added within a fit on JAX, which holds the optimizer's variables",
+                f"latent={entry.set.latent!r}",
+                where=repr(entry),
+                instead="constrain before the fit, or constrain(model, rules, latent=False)",
             )
 
 
@@ -192,13 +188,11 @@ def _check_no_other_plan(model: Any) -> None:
         constraint = weight.variable.constraint
         if isinstance(constraint, AttachedSet) and constraint.model not in (None, model):
             raise RuleError(
-                explain(
-                    "A weight is in the plan of another model",
-                    f"{weight.path}, which the plan of {constraint.model.name!r} holds",
-                    where=f"{constraint!r}, and now a plan of {model.name!r}",
-                    instead=f"inbounds.release(other), where other is the model {constraint.model.name!r}, "
-                    "or one plan for the model that has all",
-                )
+                "A weight is in the plan of another model",
+                f"{weight.path}, which the plan of {constraint.model.name!r} holds",
+                where=f"{constraint!r}, and now a plan of {model.name!r}",
+                instead=f"inbounds.release(other), where other is the model {constraint.model.name!r}, "
+                "or one plan for the model that has all",
             )
 
 
@@ -233,12 +227,10 @@ def check_interval(entries: Sequence[Entry], loop: str, instead: str) -> None:
     for entry in entries:
         if entry.set.every == "epoch":
             raise RuleError(
-                explain(
-                    f"every='epoch' can't be used with {loop}, which counts no epochs",
-                    "every='epoch'",
-                    where=repr(entry),
-                    instead=f"constrain(model, rules, every=100), or inbounds.{instead} at the end of each epoch",
-                )
+                f"every='epoch' can't be used with {loop}, which counts no epochs",
+                "every='epoch'",
+                where=repr(entry),
+                instead=f"constrain(model, rules, every=100), or inbounds.{instead} at the end of each epoch",
             )
 
 
@@ -279,11 +271,9 @@ def _project(model: Any) -> None:
     values = _projected_entries(model, entries_in_force(model))
     if any(is_concrete(variable.value) and not is_concrete(value) for variable, value in values):
         raise RuleError(
-            explain(
-                "`project` can't assign to the variables of a model in a function that jax.jit traces",
-                f"model={model.name!r} in a traced function",
-                instead="inbounds.stateless_project(model, values), which returns what it projects",
-            )
+            "`project` can't assign to the variables of a model in a function that jax.jit traces",
+            f"model={model.name!r} in a traced function",
+            instead="inbounds.stateless_project(model, values), which returns what it projects",
         )
     assign(values)
 

@@ -13,9 +13,10 @@ import keras
 import numpy as np
 
 from inbounds._arrays.ops import Array, is_concrete, is_sharded, no_gradient
-from inbounds._errors import RuleError, explain
+from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve
+from inbounds._model.weights import remember_layer
 from inbounds._train.assignments import assign
 from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy
 from inbounds._train.step_projections import StepState, projection_of
@@ -66,6 +67,7 @@ def current_constraint(variable: Any) -> Any:
 def attach_set(entry: Entry, model: Any = None) -> None:
     """Attaches the set of an entry to its variables; `model` is None without a plan."""
     for weight in entry.weights:
+        remember_layer(weight.variable, weight.layer)
         weight.variable.constraint = AttachedSet(entry, given_constraint(weight.variable), model)
 
 
@@ -92,11 +94,9 @@ def entries_in_force(model: Any) -> tuple[Entry, ...]:
     entries = resolve(model, None, current_constraint).entries
     if not entries:
         raise RuleError(
-            explain(
-                "Nothing is constrained: the model has no plan, and no layer was given a set of inbounds",
-                f"{type(model).__name__} {model.name!r}",
-                instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)}) first",
-            )
+            "Nothing is constrained: the model has no plan, and no layer was given a set of inbounds",
+            f"{type(model).__name__} {model.name!r}",
+            instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)}) first",
         )
     return entries
 

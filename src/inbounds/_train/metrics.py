@@ -17,7 +17,7 @@ from typing import Any
 import keras
 
 from inbounds._arrays.ops import Array, dense, dtype_of, working_dtype
-from inbounds._errors import RuleError, explain, shown
+from inbounds._errors import RuleError, shown
 from inbounds._train.optimizers import WRAPPERS
 
 Reader = Callable[[Any, Any, Any], Any]
@@ -91,12 +91,10 @@ def register_metric(optimizer: type[Any], reader: Reader, words: str = "register
     steps = is_optimizer and optimizer is not keras.optimizers.Optimizer and optimizer not in WRAPPERS
     if not steps or not _takes_three_arguments(reader) or not isinstance(words, str):
         raise RuleError(
-            explain(
-                "register_metric is not given a class of optimizers with an `update_step`, "
-                "a callable(optimizer, variable, gradient) and words",
-                f"optimizer={shown(optimizer)}, reader={shown(reader)}, words={shown(words)}",
-                instead="register_metric(MyAdam, lambda optimizer, v, gradient: keras.ops.abs(gradient) + 1e-12)",
-            )
+            "register_metric is not given a class of optimizers with an `update_step`, "
+            "a callable(optimizer, variable, gradient) and words",
+            f"optimizer={shown(optimizer)}, reader={shown(reader)}, words={shown(words)}",
+            instead="register_metric(MyAdam, lambda optimizer, v, gradient: keras.ops.abs(gradient) + 1e-12)",
         )
 
     def read(optimizer: Any, variable: Any, gradient: Any) -> Any:
@@ -107,12 +105,10 @@ def register_metric(optimizer: type[Any], reader: Reader, words: str = "register
         real = dtype is not None and not any(kind in str(dtype) for kind in ("bool", "complex", "str"))
         if shape is None or tuple(shape) != tuple(variable.shape) or not real:
             raise RuleError(
-                explain(
-                    "The reader of a metric did not return a tensor of real numbers shaped like the variable",
-                    f"{type(diagonal).__name__} with shape={shape if shape is None else tuple(shape)}, dtype={dtype}",
-                    where=f"{optimizer.__class__.__name__}, {variable.path} of shape {tuple(variable.shape)}",
-                    instead="keras.ops.broadcast_to(cost, variable.shape), or None where all entries cost the same",
-                )
+                "The reader of a metric did not return a tensor of real numbers shaped like the variable",
+                f"{type(diagonal).__name__} with shape={shape if shape is None else tuple(shape)}, dtype={dtype}",
+                where=f"{optimizer.__class__.__name__}, {variable.path} of shape {tuple(variable.shape)}",
+                instead="keras.ops.broadcast_to(cost, variable.shape), or None where all entries cost the same",
             )
         return keras.ops.copy(diagonal)  # it may be the optimizer's own tensor
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 
 from inbounds._arrays.ops import Array, branch
-from inbounds._errors import RuleError, explain
+from inbounds._errors import RuleError
 from inbounds._train.attach import check_interval
 from inbounds._train.attached_sets import entries_in_force
 from inbounds._train.stateless import project_values, stateless_reduce
@@ -128,12 +128,10 @@ def _starts(model: Any, params: Sequence[Array], state: Wrapped) -> list[Array]:
         missing = [variable for variable in projection.free_variables if known[id(variable)] is None]
         if missing:
             raise RuleError(
-                explain(
-                    "The state of optax_wrap has no latent weights: it is older than the set",
-                    f"latent={projection.entry.set.latent!r} for {missing[0].path}",
-                    where=repr(projection.entry),
-                    instead="state = optimizer.init(values) after constrain(model, rules), or latent=False",
-                )
+                "The state of optax_wrap has no latent weights: it is older than the set",
+                f"latent={projection.entry.set.latent!r} for {missing[0].path}",
+                where=repr(projection.entry),
+                instead="state = optimizer.init(values) after constrain(model, rules), or latent=False",
             )
 
         def read(variable: Any) -> Array:
@@ -184,42 +182,34 @@ def _check_optax(optimizer: Any) -> None:
             else "project(model) after the step, or a Keras optimizer"
         )
         raise RuleError(
-            explain(
-                "optax_wrap is for optax, and the backend is not JAX",
-                f"backend={backend!r}",
-                instead=f"inbounds.{other}",
-            )
+            "optax_wrap is for optax, and the backend is not JAX",
+            f"backend={backend!r}",
+            instead=f"inbounds.{other}",
         )
     if importlib.util.find_spec("optax") is None:
         raise RuleError(
-            explain("optax_wrap is for optax, which isn't installed", "no module 'optax'", instead="pip install optax")
+            "optax_wrap is for optax, which isn't installed", "no module 'optax'", instead="pip install optax"
         )
     import optax
 
     if not isinstance(optimizer, optax.GradientTransformation):
         raise RuleError(
-            explain(
-                "optax_wrap is not given an optimizer of optax",
-                f"optimizer={optimizer!r}",
-                instead="optax_wrap(model, optax.adam(1e-3))",
-            )
+            "optax_wrap is not given an optimizer of optax",
+            f"optimizer={optimizer!r}",
+            instead="optax_wrap(model, optax.adam(1e-3))",
         )
 
 
 def _check_update(params: Any, extra: Mapping[str, Any]) -> None:
     if params is None:
         raise RuleError(
-            explain(
-                "An update of optax_wrap needs the values that it leads from",
-                "params=None",
-                instead="optimizer.update(gradients, state, values)",
-            )
+            "An update of optax_wrap needs the values that it leads from",
+            "params=None",
+            instead="optimizer.update(gradients, state, values)",
         )
     if "value_fn" in extra:
         raise RuleError(
-            explain(
-                "The optimizer can't be given reduced gradients: it compares gradients with losses along a line",
-                "value_fn",
-                instead="optax.lbfgs(1e-2, linesearch=None), or another optimizer",
-            )
+            "The optimizer can't be given reduced gradients: it compares gradients with losses along a line",
+            "value_fn",
+            instead="optax.lbfgs(1e-2, linesearch=None), or another optimizer",
         )

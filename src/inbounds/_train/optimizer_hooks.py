@@ -16,6 +16,7 @@ Where a step raises, its weights are projected and the variables' constraints re
 from __future__ import annotations
 
 import math
+import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ import keras
 import numpy as np
 
 from inbounds._arrays.ops import dense, is_concrete, no_gradient
-from inbounds._errors import LayoutWarning, RuleError, explain
+from inbounds._errors import LayoutWarning, RuleError
 from inbounds._model.plan import Entry
 from inbounds._model.rules import guess_warning, resolve_given
 from inbounds._model.weights import layers_owning, variables_of_values
@@ -139,7 +140,10 @@ def take_up_changes(optimizer: Any, *, may_add_variables: bool = False) -> bool:
     """
     taken = taken_plan(optimizer)
     with _hiding_lock:
-        entries = attached_entries(optimizer._trainable_variables)
+        variables = variables_of_values(optimizer._trainable_variables)
+        if any(map(operator.is_not, variables, optimizer._trainable_variables)):
+            vars(optimizer).update(_trainable_variables=variables)  # `constrain` told whose the values are
+        entries = attached_entries(variables)
         if taken.threads or taken.signature == signature(optimizer, entries):
             return False
         take_up(optimizer, may_add_variables=may_add_variables and taken.signature is None)
@@ -203,12 +207,10 @@ def _check_frozen_weights(entry: Entry) -> None:
     if measured.outside.any():
         names = " and ".join(weight.path for weight in frozen)
         raise RuleError(
-            explain(
-                "Frozen weights of a Joint leave no room for the others to keep each unit inside",
-                f"{names}, by themselves outside by up to {measured.excess.max():.3g}",
-                where=repr(entry),
-                instead="inbounds.constrain(model), which projects frozen weights too, or unfreeze them",
-            )
+            "Frozen weights of a Joint leave no room for the others to keep each unit inside",
+            f"{names}, by themselves outside by up to {measured.excess.max():.3g}",
+            where=repr(entry),
+            instead="inbounds.constrain(model), which projects frozen weights too, or unfreeze them",
         )
 
 

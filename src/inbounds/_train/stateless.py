@@ -17,7 +17,7 @@ from inbounds._arrays.ops import (
     without_gradient,
     working_dtype,
 )
-from inbounds._errors import RuleError, explain
+from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train.attached_sets import entries_in_force
 from inbounds._train.step_projections import StepState, decide
@@ -77,13 +77,11 @@ def _check_no_latents(entries: Sequence[Entry]) -> None:
     for projection in map(decide, entries):
         if projection.latent:
             raise RuleError(
-                explain(
-                    "A function of values keeps no latent weights, without which small steps are lost",
-                    f"latent={projection.entry.set.latent!r}",
-                    where=repr(projection.entry),
-                    instead="constrain(model, rules, latent=False), and step the values as they are before "
-                    "`stateless_project` (docs/loops.md), or lose those steps",
-                )
+                "A function of values keeps no latent weights, without which small steps are lost",
+                f"latent={projection.entry.set.latent!r}",
+                where=repr(projection.entry),
+                instead="constrain(model, rules, latent=False), and step the values as they are before "
+                "`stateless_project` (docs/loops.md), or lose those steps",
             )
 
 
@@ -166,12 +164,10 @@ def _value_reader(variables: Sequence[Any], values: Sequence[Any]) -> Callable[[
 def _check_step_given(entry: Entry, step: Any, instead: str) -> None:
     if entry.set.changes and step is None:
         raise RuleError(
-            explain(
-                "The set changes with the steps of training, and `step` doesn't say how many there were",
-                "step=None",
-                where=repr(entry),
-                instead=instead,
-            )
+            "The set changes with the steps of training, and `step` doesn't say how many there were",
+            "step=None",
+            where=repr(entry),
+            instead=instead,
         )
 
 
@@ -197,11 +193,9 @@ def _check_values(variables: Sequence[Any], given: Any, name: str, *, optional: 
     if not isinstance(given, (list, tuple)) or len(given) != len(variables):
         received = f"{len(given)} values" if isinstance(given, (list, tuple)) else type(given).__name__
         raise RuleError(
-            explain(
-                f"`{name}` is not a list with one value for each of model.trainable_variables, in their order",
-                f"{received} for {len(variables)} variables",
-                instead=instead,
-            )
+            f"`{name}` is not a list with one value for each of model.trainable_variables, in their order",
+            f"{received} for {len(variables)} variables",
+            instead=instead,
         )
     tensors: list[Any] = []
     for variable, value in zip(variables, given, strict=True):
@@ -213,13 +207,11 @@ def _check_values(variables: Sequence[Any], given: Any, name: str, *, optional: 
         right_dtype = dtype == dtype_of(variable) if name == "trainable_variables" else dtype in MANTISSA_BITS
         if shape != tuple(variable.shape) or not right_dtype:
             raise RuleError(
-                explain(
-                    f"A value in `{name}` has another shape or dtype than its variable, in the order of"
-                    " model.trainable_variables",
-                    f"shape={shape}, dtype={dtype}",
-                    where=f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}",
-                    instead=instead,
-                )
+                f"A value in `{name}` has another shape or dtype than its variable, in the order of"
+                " model.trainable_variables",
+                f"shape={shape}, dtype={dtype}",
+                where=f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}",
+                instead=instead,
             )
         tensors.append(tensor)
     return tensors

@@ -28,7 +28,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Axes, Units
-from inbounds._errors import RuleError, explain
+from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train import programs
 from inbounds._train.metrics import NEED_FULL_GRADIENT, STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
@@ -359,10 +359,8 @@ def _explain_dtensor_errors(entry: Entry) -> Iterator[None]:
         if not any(is_sharded(variable.value) for variable in entry.variables):
             raise
         raise RuleError(
-            explain(
-                "The set takes an operation that PyTorch lacks for DTensors",
-                str(error).split("\n")[0],
-                where=repr(entry),
-                instead="a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded",
-            )
+            "The set takes an operation that PyTorch lacks for DTensors",
+            str(error).split("\n")[0],
+            where=repr(entry),
+            instead="a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded",
         ) from error

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 from inbounds._arrays.ops import Array, dtype_of, is_sharded, working_dtype
-from inbounds._errors import RuleError, explain
+from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train.attached_sets import AttachedSet
 from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy, is_replicated
@@ -109,12 +109,10 @@ def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
     for index, variable in _without_latents(optimizer, projections):
         if in_stateless_scope():
             raise RuleError(
-                explain(
-                    "Latent weights can't be added to an optimizer within a function of its variables' values",
-                    f"latent=True or 'auto' for {variable.path}",
-                    where=f"{type(optimizer).__name__}, which was built before the set was there",
-                    instead="constrain(model, rules) before optimizer.build(variables), or latent=False",
-                )
+                "Latent weights can't be added to an optimizer within a function of its variables' values",
+                f"latent=True or 'auto' for {variable.path}",
+                where=f"{type(optimizer).__name__}, which was built before the set was there",
+                instead="constrain(model, rules) before optimizer.build(variables), or latent=False",
             )
         nan = keras.initializers.Constant(float("nan"))
         latents[index] = optimizer.add_variable_from_reference(variable, "latent", nan)

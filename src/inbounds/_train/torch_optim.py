@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from inbounds._arrays.ops import Array, cast, dtype_of, no_gradient, working_dtype
-from inbounds._errors import RuleError, explain
+from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._model.weights import variables_of
 from inbounds._train.assignments import assign
@@ -87,12 +87,10 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
     weights = [weight for entry in entries for weight in entry.weights]
     if not any(id(weight.variable.value) in own for weight in weights):
         raise RuleError(
-            explain(
-                "The optimizer steps no weight of the plan",
-                f"{type(optimizer).__name__} with {len(own)} parameters, none of them in the plan",
-                where=", ".join(weight.path for weight in weights),
-                instead="torch.optim.Adam(model.parameters()), made after the model was built",
-            )
+            "The optimizer steps no weight of the plan",
+            f"{type(optimizer).__name__} with {len(own)} parameters, none of them in the plan",
+            where=", ".join(weight.path for weight in weights),
+            instead="torch.optim.Adam(model.parameters()), made after the model was built",
         )
     check_interval(entries, "torch.optim", "project(model)")
     METRICS.update({getattr(torch.optim, name): metric for name, metric in _METRICS.items()})
@@ -245,29 +243,23 @@ def _check_torch(optimizer: Any) -> None:
     if backend != "torch":
         other = "stateless_project(model, values) in the step" if backend == "jax" else "project(model) after the step"
         raise RuleError(
-            explain(
-                "project_after is for torch.optim, and the backend is not PyTorch",
-                f"backend={backend!r}",
-                instead=f"inbounds.{other}",
-            )
+            "project_after is for torch.optim, and the backend is not PyTorch",
+            f"backend={backend!r}",
+            instead=f"inbounds.{other}",
         )
     import torch
 
     if isinstance(optimizer, keras.optimizers.Optimizer):
         raise RuleError(
-            explain(
-                "project_after is given an optimizer of Keras, which is hooked without it",
-                f"optimizer={optimizer!r}",
-                instead="inbounds.constrain(model, rules) alone",
-            )
+            "project_after is given an optimizer of Keras, which is hooked without it",
+            f"optimizer={optimizer!r}",
+            instead="inbounds.constrain(model, rules) alone",
         )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise RuleError(
-            explain(
-                "project_after is not given an optimizer of torch.optim",
-                f"optimizer={optimizer!r}",
-                instead="project_after(model, torch.optim.Adam(model.parameters()))",
-            )
+            "project_after is not given an optimizer of torch.optim",
+            f"optimizer={optimizer!r}",
+            instead="project_after(model, torch.optim.Adam(model.parameters()))",
         )
 
 
@@ -276,12 +268,10 @@ def _refuse_lbfgs(optimizer: Any, reducing: Sequence[StepProjection]) -> None:
 
     if reducing and isinstance(optimizer, torch.optim.LBFGS):
         raise RuleError(
-            explain(
-                "LBFGS can't be given reduced gradients: it compares gradients with losses along a line",
-                "gradient='reduced'",
-                where=repr(reducing[0].entry),
-                instead="constrain(model, rules, gradient='full'), or another optimizer",
-            )
+            "LBFGS can't be given reduced gradients: it compares gradients with losses along a line",
+            "gradient='reduced'",
+            where=repr(reducing[0].entry),
+            instead="constrain(model, rules, gradient='full'), or another optimizer",
         )
 
 
@@ -291,12 +281,10 @@ def _is_trained(entry: Entry) -> bool:
     frozen = [weight for weight in trained if not weight.variable.value.requires_grad]
     if frozen and len(frozen) < len(trained):
         raise RuleError(
-            explain(
-                "A weight of a Joint is frozen by `requires_grad`, so that the others don't know it",
-                f"requires_grad=False, trainable=True for {frozen[0].path}",
-                where=repr(entry),
-                instead="variable.trainable = False, or layer.trainable = False",
-            )
+            "A weight of a Joint is frozen by `requires_grad`, so that the others don't know it",
+            f"requires_grad=False, trainable=True for {frozen[0].path}",
+            where=repr(entry),
+            instead="variable.trainable = False, or layer.trainable = False",
         )
     return len(frozen) < len(trained)
 

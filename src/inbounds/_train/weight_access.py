@@ -16,7 +16,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import keras
 
 from inbounds._arrays.ops import is_concrete, recording_again
-from inbounds._errors import RuleError, explain
+from inbounds._errors import RuleError
 from inbounds._model.rules import check_model
 from inbounds._model.weights import variables_of
 
@@ -63,11 +63,9 @@ def begin_access(access: WeightAccess) -> None:
         if access.kind == "exclusive":
             for fit in _conflicts(access, "fit"):
                 raise RuleError(
-                    explain(
-                        f"`{access.what}` can't be called while another thread fits the model",
-                        f"{access.what} in thread {access.thread.name!r}, {fit.what} in thread {fit.thread.name!r}",
-                        instead=access.instead,
-                    )
+                    f"`{access.what}` can't be called while another thread fits the model",
+                    f"{access.what} in thread {access.thread.name!r}, {fit.what} in thread {fit.thread.name!r}",
+                    instead=access.instead,
                 )
             _accesses.append(access)
             _accesses_changed.wait_for(lambda: not _conflicts(access, "step", "exclusive"))
@@ -166,11 +164,9 @@ def check_weights_exist(model: Any) -> None:
             access.sync()
     if any(map(has_lost_value, variables_of(model))):
         raise RuleError(
-            explain(
-                "The weights of the model are gone: on JAX, Keras loses a model whose compiled step is interrupted",
-                f"model={model.name!r}",
-                instead="keras.models.load_model(path) where ModelCheckpoint saved, or fit again with BackupAndRestore",
-            )
+            "The weights of the model are gone: on JAX, Keras loses a model whose compiled step is interrupted",
+            f"model={model.name!r}",
+            instead="keras.models.load_model(path) where ModelCheckpoint saved, or fit again with BackupAndRestore",
         )
 
 
