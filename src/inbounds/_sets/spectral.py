@@ -115,9 +115,13 @@ class _Shrinking(_Spectral):
 
         Args:
             values: those of the matrices, ascending up to rounding.
-            scale: of shape (stack, 1): the old and new values are divided by it.
+            scale: of shape (stack, 1), by which they are divided; the new ones by its `_unit`.
             dtype: of the weight.
         """
+
+    def _unit(self, scale: Array) -> Array:
+        """What the new singular values are divided by, of matrices that are divided by `scale`."""
+        return scale
 
     @abstractmethod
     def _outside(self, matrices: Array, values: Array, units: Units) -> Array:
@@ -135,9 +139,10 @@ class _Shrinking(_Spectral):
         outside = self._outside(fixed, spectrum.values * scale, units)
         # A value with a vector that is not resolved stays or becomes 0.
         rows = (new * xp.maximum(slope, spectrum.told))[:, :, None] * spectrum.right
-        nearest = xp.matmul(spectrum.left, rows) * scale[:, :, None]
+        unit = self._unit(scale)
+        nearest = xp.matmul(spectrum.left, rows) * unit[:, :, None]
         if units.differentiable:
-            nearest = nearest + self._moved(spectrum, new, slope, matrices - fixed)
+            nearest = nearest + self._moved(spectrum, new * (unit / scale), slope, matrices - fixed)
         return nearest, outside
 
     def _moved(self, spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
@@ -165,6 +170,9 @@ class _Ball(_Shrinking):
         # No wider dtype tells what is inside in float64.
         computed = 3 * self._off(math.sqrt(size), dtype) * self.max_value if dtype == "float64" else 0.0
         return ULPS * ulp(self.max_value, dtype) + computed
+
+    def _unit(self, scale: Array) -> Array:
+        return namespace(scale).ones_like(scale)  # the bound over a large scale would be subnormal
 
     @staticmethod
     def _off(count: float, dtype: str) -> float:
@@ -292,8 +300,8 @@ class SpectralNorm(_Ball):
         return left
 
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
-        aim = self._aim(values, dtype) / scale
-        return namespace(values).minimum(values, aim), cast(values <= aim, dtype_of(values))
+        aim, old = self._aim(values, dtype), values * scale
+        return namespace(values).minimum(old, aim), cast(old <= aim, dtype_of(values))
 
     def _enough(self, scale: Array) -> Any:
         return 0.5 * self.max_value / scale
@@ -336,11 +344,12 @@ class NuclearNorm(_Ball):
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
         xp = namespace(values)
         # Measured from the largest, so that nothing is lost where it is far above the bound.
-        below = values - largest(values)[:, None]
+        below = (values - largest(values)[:, None]) * scale
         others = below[:, None, :]
-        above = cast(others >= below[:, :, None], dtype_of(values))
-        sums, counts = xp.sum(above * others, axis=2), xp.sum(above, axis=2)
-        threshold = xp.max((sums - self._aim(values, dtype) / scale) / counts, axis=1, keepdims=True)
+        above = others >= below[:, :, None]
+        sums = xp.sum(xp.where(above, others, xp.zeros_like(others)), axis=2)
+        counts = xp.sum(cast(above, dtype_of(values)), axis=2)
+        threshold = xp.max((sums - self._aim(values, dtype)) / counts, axis=1, keepdims=True)
         new = xp.maximum(below - threshold, xp.zeros_like(below))
         return new, cast(new > 0, dtype_of(new))
 

@@ -64,7 +64,9 @@ def _is_compiled(applied: Set, units: Units) -> bool:
         return False
     import tensorflow as tf
 
-    return sum(math.prod(part.shape) for part in units.parts) >= SMALLEST and not tf.distribute.has_strategy()
+    shapes = [tuple(part.shape) for part in units.parts]
+    known = not any(None in shape for shape in shapes)  # TensorFlow doesn't know how many rows a batch names
+    return known and sum(map(math.prod, shapes)) >= SMALLEST and not tf.distribute.has_strategy()
 
 
 @lru_cache(maxsize=256)
