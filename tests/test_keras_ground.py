@@ -544,7 +544,7 @@ def test_averages_are_swapped_in_and_out_by_one_method_that_is_told_apart_by_a_f
 
 
 def test_an_optimizer_keeps_what_it_lists_and_saves_in_a_plain_list():
-    """Else warm starts would be lost on JAX between steps, or land in files: `supports_warm_start`."""
+    """Else the norms of gradients would be lost on JAX between steps, or land in files: `taken_plans`."""
     optimizer = keras.optimizers.SGD(0.1)
     optimizer.build([keras.Variable(np.ones(2))])
     extra = keras.Variable(np.ones(3), trainable=False)

@@ -400,8 +400,7 @@ def test_alike_layers_end_where_they_do_one_by_one(owner, how, monkeypatch):
     monkeypatch.setattr(optimizer_hooks, "stacks_of", lambda projections: [[one] for one in projections])
     alone, longest = trained()
     assert longest == 1
-    warm = owner == LARGE["norm"] and how  # large weights keep a start of their own
-    assert [longest for _, longest in ends.values()] == [3, 1 if warm else 3]
+    assert [longest for _, longest in ends.values()] == [3, 3]
     for weights, _ in ends.values():
         for one, other in zip(weights, alone, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

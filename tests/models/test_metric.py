@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
 import inbounds as ib
-from models.measure import numbers
+from models.measure import inside, norms, numbers, on_bound
 
 pytestmark = pytest.mark.by_turns
 
@@ -250,3 +250,119 @@ def test_gradients_of_embeddings_that_come_as_slices_are_read(kind):
     rng = np.random.default_rng(0)
     model.fit(rng.integers(0, 50, (32, 4)), rng.random((32, 2)), epochs=2, verbose=0)
     ib.check(model)
+
+
+# On a ball, step by step.
+
+BALL = {"**/kernel": ib.MaxNorm(0.5)}
+
+
+def wide(optimizer, **arguments):
+    """A model under `BALL` whose optimizer is built."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((30,)), keras.layers.Dense(8)])
+    model.compile(optimizer, "mse", **arguments)
+    ib.constrain(model, BALL, gradient="full", metric="optimizer")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def on_ball(model):
+    return on_bound(norms((model.layers[0].kernel, (0,))), 0.5)
+
+
+def pulls(of, seed):
+    noise = np.random.default_rng(seed)
+    gradients = [noise.normal(0, 1e-3, v.shape) - 1e-3 * np.sign(numbers(v)) for v in of.trainable_variables]
+    return [keras.ops.convert_to_tensor(g.astype("float32")) for g in gradients]
+
+
+def adams_step(optimizer, gradient, kept, taken):
+    """What a step of Adam takes off, its metric, and what it keeps for the next."""
+    momentum, velocity = (
+        beta * before + (1 - beta) * power
+        for beta, before, power in zip((optimizer.beta_1, optimizer.beta_2), kept, (gradient, gradient**2), strict=True)
+    )
+    alpha = 1e-3 * np.sqrt(1 - optimizer.beta_2**taken) / (1 - optimizer.beta_1**taken)
+    metric = np.sqrt(velocity) + optimizer.epsilon
+    return alpha * momentum / metric, metric, (momentum, velocity)
+
+
+def lions_step(optimizer, gradient, kept, taken):
+    """Likewise of Lion, whose metric wanders."""
+    pushed, momentum = (beta * kept[0] + (1 - beta) * gradient for beta in (optimizer.beta_1, optimizer.beta_2))
+    return 1e-3 * np.sign(pushed), np.abs(pushed), (momentum,)
+
+
+STEPS = {"adam": (keras.optimizers.Adam, adams_step), "lion": (keras.optimizers.Lion, lions_step)}
+
+
+@pytest.mark.parametrize(("kind", "step"), STEPS.values(), ids=STEPS)
+def test_small_steps_end_near_the_nearest_point_in_the_metric(kind, step):
+    held = wide(kind(1e-3))
+    kernel, kept, off, off_without_metric = held.layers[0].kernel, (0.0, 0.0), 0.0, 0.0
+    for seed in range(12):
+        before, gradients = numbers(kernel), pulls(held, seed)
+        moved, metric, kept = step(held.optimizer, numbers(gradients[0]), kept, seed + 1)
+        held.optimizer.apply(gradients, held.trainable_variables)
+        stepped, metric = before - moved, np.maximum(metric, 1e-3 * metric.max(axis=0))
+        nearest = ib.MaxNorm(0.5).project(stepped.T, metric.T).T
+        off += np.linalg.norm(numbers(kernel) - nearest)
+        off_without_metric += np.linalg.norm(ib.MaxNorm(0.5).project(stepped.T).T - nearest)
+        assert on_ball(held)
+    assert off < 0.01 * off_without_metric
+
+
+def test_a_step_that_is_larger_than_squares_can_be_ends_on_the_ball():
+    held = wide(keras.optimizers.Adam(1e25))
+    for seed in range(2):
+        held.optimizer.apply(pulls(held, seed), held.trainable_variables)
+        assert np.all(np.isfinite(numbers(held.layers[0].kernel)))
+        assert on_ball(held)
+
+
+def test_what_is_not_finite_stays_in_its_unit():
+    held = wide(keras.optimizers.Adam(0.1))
+    for seed in range(3):
+        gradients = pulls(held, seed)
+        if seed == 1:
+            broken = numbers(gradients[0])
+            broken[3, 2] = np.nan
+            gradients[0] = keras.ops.convert_to_tensor(broken.astype("float32"))
+        held.optimizer.apply(gradients, held.trainable_variables)
+    found = norms((held.layers[0].kernel, (0,)))
+    assert np.isnan(found[2])
+    assert np.isnan(numbers(held.trainable_variables[0])).sum() == 1
+    assert inside(np.delete(found, 2), 0.5)
+
+
+class Told(keras.optimizers.Adam):
+    """Adam with a metric that a test makes up."""
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+def test_costs_that_make_no_sense_leave_units_on_the_ball(eager):
+    told = np.ones((30, 8), "float32")
+    for unit, cost in enumerate((np.nan, np.inf, 0.0)):  # of one entry, and of all
+        told[0, unit] = told[:, unit + 3] = cost
+    ib.register_metric(Told, lambda optimizer, variable, gradient: keras.ops.where(optimizer.iterations < 8, 1.0, told))
+    held = wide(Told(1e-3), run_eagerly=eager)
+    noise = np.random.default_rng(0)
+    x, y = noise.normal(size=(64, 30)).astype("float32"), 9 * noise.normal(size=(64, 8)).astype("float32")
+    held.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    assert on_ball(held)
+
+
+def test_a_reader_may_hand_over_what_the_optimizer_keeps():
+    def kept(optimizer, variable, gradient):
+        return optimizer._velocities[optimizer._get_variable_index(variable)].value
+
+    ib.register_metric(Told, kept)
+    held = wide(Told(1e-3))
+    optimizer, expected = held.optimizer, 0.0
+    for seed in range(4):
+        gradients = pulls(held, seed)
+        expected = expected + (numbers(gradients[0]) ** 2 - expected) * (1 - optimizer.beta_2)
+        held.optimizer.apply(gradients, held.trainable_variables)
+    np.testing.assert_allclose(numbers(optimizer._velocities[0]), expected, rtol=1e-4)
+    assert on_ball(held)

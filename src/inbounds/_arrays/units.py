@@ -70,9 +70,6 @@ class Units:
         training: whether these are weights after a training step. In a metric, the nearest point is
             then found only to the root of rounding, since the next step corrects the rest. The
             result is still inside the set.
-        warm: for each unit, the start for the projection after a training step, found after the
-            step before, 0 where there is none; in a result, the start for the next step. None
-            without warm starts.
         beside: how many times the same shapes lie side by side, as if they were stacked, with the
             parts of one after those of the other.
 
@@ -92,7 +89,6 @@ class Units:
     metric: tuple[Array, ...] | None = None
     moved_from: tuple[Array, ...] | None = None
     training: bool = False
-    warm: Array | None = None
     beside: int = 1
 
     @classmethod
@@ -106,7 +102,6 @@ class Units:
         differentiable: bool = False,
         metric: Sequence[Array] | None = None,
         training: bool = False,
-        warm: Array | None = None,
         beside: int = 1,
     ) -> Units:
         """Units over arrays of any float dtype, cast to the dtype they are computed in."""
@@ -125,7 +120,6 @@ class Units:
             masks=(None,) * len(arrays),
             metric=None if metric is None else tuple(map(cast, metric, map(dtype_of, arrays))),
             training=training,
-            warm=warm,
             beside=beside,
         )
 
@@ -237,10 +231,6 @@ class Units:
         new = iter(moved.parts)
         parts = (next(new) if free else part for part, free in zip(self.parts, self.free, strict=True))
         return self._but(parts=tuple(parts))
-
-    def warmed(self, warm: Array) -> Units:
-        """The units with the start for the projection after the next training step."""
-        return self._but(warm=warm)
 
     def only(self, free: bool) -> Units | None:
         """The units of the free parts only, or of the frozen parts; None where there are none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -96,18 +96,11 @@ class Joint(Composite):
     def check_room(self, units: Units) -> None:
         self.inner.check_room(units)
 
-    @property
-    def supports_warm_start(self) -> bool:
-        return self.inner.supports_warm_start
-
     def reduced(self, units: Units, gradient: Units) -> Units:
         return self.inner.reduced(units, gradient)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         return self.inner.multiplier(units, taken)
-
-    def project_warm(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
-        return self.inner.project_warm(units, in_metric, steady)
 
     def _project(self, units: Units) -> Units:
         return self.inner.nearest(units)

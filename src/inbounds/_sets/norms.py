@@ -7,7 +7,6 @@ sphere are equally near).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
@@ -19,8 +18,6 @@ from inbounds._arrays.ops import (
     Array,
     branch,
     constant,
-    dtype_of,
-    epsilon,
     is_concrete,
     is_eager_torch,
     is_sharded,
@@ -36,14 +33,6 @@ from inbounds._sets.reduced import radial
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Center, Number, Numbers
 
-FAR = 0.01
-"""Where a step leaves a norm over the bound by this share of it, a start from the step before isn't
-near enough."""
-
-FADED = 0.99
-"""The decay per step of a carried mean while its unit stays inside. One that is too small falls
-back towards the Euclidean point, which does less harm than one that overshoots."""
-
 PLAIN = 1e20
 """Sums of squares between its inverse and this lost nothing on their way."""
 
@@ -58,12 +47,6 @@ class _NormInterval(Set):
     low: Bound
     high: Bound
     rate: float = 1.0
-
-    @property
-    def supports_warm_start(self) -> bool:
-        if isinstance(self.high, np.ndarray) or not 1 / PLAIN < self.high**2 < PLAIN:
-            return False
-        return self.convex and self.center is None
 
     @property
     def has_reduced_gradient(self) -> bool:
@@ -89,14 +72,6 @@ class _NormInterval(Set):
 
     def declaration(self, units: Units) -> Declaration:
         return Declaration((Row("ball", units.numbers(self.high), center=self.center_values(units)),))
-
-    def project_warm(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
-        assert isinstance(self.high, float)
-
-        def together() -> Units:
-            return in_metric().together(self.whole)
-
-        return _go_on(units.together(self.whole), together, steady, self.high).apart(units)
 
     def _project(self, units: Units) -> Units:
         nearest = _move_norm(units.together(self.whole), self.low, self.high).apart(units)
@@ -315,86 +290,6 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
         root = length**0.5 if isinstance(length, int) else xp.sqrt(xp.maximum(length, 1))
         result = result.map(lambda y, zero, fill: xp.where(zero, fill, y), zero & moved, target / root)
     return units.with_free(result)
-
-
-def _go_on(units: Units, in_metric: Callable[[], Units], steady: bool, high: float) -> Units:
-    """The nearest point of the ball in a metric, from a warm start; two passes more than the Euclidean projection.
-
-    The multiplier is taken to be a mean of the costs times how far the norm is over the bound,
-    relative to it. That mean hardly changes from one step of training to the next, and is what is
-    carried on. What it misses is made up along the ray, and a secant step corrects it each time: it
-    is right at a fixed point of step and projection, and what noise does to it evens out. Where
-    there is none yet, or a step went `FAR`, the multiplier is looked for.
-
-    Args:
-        units: with `warm`; their metric isn't looked at.
-        in_metric: gives the same units in their metric, whose factor makes no difference. A
-            compiled step calls it in both of its branches, since what is handed to a branch is
-            written out for it.
-        steady: else the mean is mended within the step too, for two passes more.
-        high: the bound.
-    """
-    xp = namespace(units.parts[0])
-    last = units.warm
-    assert last is not None
-    squares = units.total(lambda x: x * x)
-    moved = squares > (high + units.judged(root=True).held(high)) ** 2
-    over = xp.where(moved, xp.sqrt(squares) / high - 1, 0)
-
-    def draw(x: Array, d: Array, t: Array, least: Array) -> Array:
-        if is_eager_torch(d):  # in place, since PyTorch takes memory anew for each result
-            d = xp.torch.div(t, xp.torch.maximum(d, least, out=d), out=d)
-            d += 1
-            return xp.torch.div(x, d, out=d)
-        d = xp.where(d > least, d, least)  # NaN costs least
-        return x * (1 - t / (d + t))  # with one division, and right where d is infinite
-
-    def scale(y: Array, by: Array) -> Array:
-        y *= by
-        return y
-
-    def drawn_by(mean: Array) -> tuple[Units, Array, Array]:
-        costs = in_metric().costs
-        assert costs is not None
-        near = units.map(draw, costs, over * mean, xp.maximum(mean * units.least, 1 / HUGE))
-        left = xp.sqrt(near.total(lambda y: y * y)) / high
-        return near, left, mean * xp.where(moved, way / (way - (left - 1)), FADED)
-
-    def drawn() -> tuple[Array, ...]:
-        if units.concrete and not bool(xp.any(moved)):
-            return *units.parts, last * FADED
-        near, left, mean = drawn_by(last)
-        if units.concrete and not bool(xp.isfinite(xp.max(left))):
-            return looked_for()  # something costs NaN or infinity
-        if not steady:
-            near, left, mean = drawn_by(mean)
-        return *near.map(scale, xp.where(moved, 1 / left, 1)).parts, mean
-
-    def looked_for() -> tuple[Array, ...]:
-        given = in_metric()
-        found = _move_norm(given.comparable(False), 0.0, high)
-        return *found.parts, _mean_cost(given, found)
-
-    way = over + 256 * epsilon(dtype_of(over))  # what is over by rounding only changes nothing
-    *parts, found = branch(xp.all(over <= FAR * xp.sign(last)), drawn, looked_for)
-    return units.with_parts(parts).warmed(found)
-
-
-def _mean_cost(given: Units, found: Units) -> Array:
-    """For each unit what, times how far its norm is over the bound after a small step, is the multiplier; 0: unknown.
-
-    That is the harmonic mean of what its entries cost, weighted by their squares.
-
-    Args:
-        given: units in their metric.
-        found: the nearest points, in the same metric made comparable.
-    """
-    xp = namespace(found.parts[0])
-    costs, comparable = given.costs, found.costs
-    assert costs is not None
-    assert comparable is not None
-    mean = found.sum(lambda y: y * y) / found.sum(lambda y, d: y * y / d, comparable) * costs.max(lambda d: d)
-    return xp.where(xp.isfinite(mean), mean, 0)
 
 
 def _squares(units: Units, least: float = 1 / PLAIN) -> tuple[Array | None, Array]:

@@ -221,11 +221,6 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         raise NotImplementedError(f"{type(self).__name__} has no normal form")
 
     @property
-    def supports_warm_start(self) -> bool:
-        """Whether its projection after a step, in a metric, can start from the last one's: see `project_warm`."""
-        return False
-
-    @property
     def couples_units(self) -> bool:
         """Whether where one unit goes depends on the others."""
         return self.whole
@@ -366,18 +361,6 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """One number for each unit, added up to one for each thing that a report counts."""
         sums: np.ndarray[Any, Any] = np.sum(np.reshape(numbers, (self.reported_units(numbers.size), -1)), axis=1)
         return sums
-
-    def project_warm(self, units: Units, in_metric: Callable[[], Units], steady: bool) -> Units:
-        """`nearest` after a step of training, from what the projection after the step before handed on, with `warm`.
-
-        Only of sets that say `supports_warm_start`, which have one of their own.
-
-        Args:
-            units: all free, with `warm`.
-            in_metric: gives the same units in their metric.
-            steady: whether that hardly changes from one step to the next.
-        """
-        raise NotImplementedError(f"{type(self).__name__} doesn't start warm")
 
     def edges(self, laid: Laid) -> list[Edge]:
         """For each bound of the set how far units exceed it, and how much of that counts as inside."""

@@ -293,7 +293,7 @@ def _rehook(model: Any) -> None:
         model.make_train_function(force=True)
     for optimizer in optimizers_of(model):
         if optimizer.built:
-            take_up(optimizer, may_add_variables=not getattr(model, "_jax_state", None))
+            take_up(optimizer)
 
 
 def _set_layer_argument(weight: Weight, constraint: Any) -> None:

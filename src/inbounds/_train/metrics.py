@@ -34,13 +34,11 @@ class OptimizerMetric:
     Attributes:
         reader: reads the diagonal; None: it is constant.
         description: what the diagonal is, in words.
-        steady: whether the diagonal changes little between steps, as an average over many does.
         averages_gradients: whether the optimizer steps along an average of gradients (momentum).
     """
 
     reader: Any
     description: str = ""
-    steady: bool = True
     averages_gradients: bool = True
 
     def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
@@ -112,7 +110,7 @@ def register_metric(optimizer: type[Any], reader: Reader, words: str = "register
             )
         return keras.ops.copy(diagonal)  # it may be the optimizer's own tensor
 
-    METRICS[optimizer] = OptimizerMetric(read, words, steady=False)
+    METRICS[optimizer] = OptimizerMetric(read, words)
 
 
 def _takes_three_arguments(reader: Any) -> bool:
@@ -236,7 +234,7 @@ METRICS: dict[type, OptimizerMetric] = {
     keras.optimizers.Ftrl: OptimizerMetric(
         _ftrl, "accumulated squared gradients to its learning_rate_power", averages_gradients=False
     ),
-    keras.optimizers.Lion: OptimizerMetric(_lion, "size of what the sign is taken of", steady=False),
+    keras.optimizers.Lion: OptimizerMetric(_lion, "size of what the sign is taken of"),
 }
 
 NEED_FULL_GRADIENT = {

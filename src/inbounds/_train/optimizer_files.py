@@ -1,7 +1,7 @@
 """What optimizers save: their own variables as without inbounds, and latent weights beside them.
 
 Latent weights have names of their own in the file, so that one with them and one without load into
-any optimizer. Warm starts and the norms of gradients aren't saved.
+any optimizer. The norms of gradients aren't saved.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from inbounds._train.assignments import assign
 from inbounds._train.optimizers import with_inner
-from inbounds._train.taken_plans import taken_plan, without
+from inbounds._train.taken_plans import taken_plan
 
 _LATENT = "latent"
 """What the names of latent weights in a file begin with; Keras' own are numbers."""
@@ -54,7 +54,8 @@ def _added_variables_hidden(optimizer: Any) -> Iterator[None]:
     lists = [(vars(one), one._variables) for one in with_inner(optimizer)]
     for (attributes, own), one in zip(lists, with_inner(optimizer), strict=True):
         taken = taken_plan(one)
-        attributes["_variables"] = without(own, [*taken.added, *taken.latents.values()])
+        ours = [taken.gradient_norms, *taken.latents.values()]
+        attributes["_variables"] = [variable for variable in own if not any(variable is one for one in ours)]
     try:
         yield
     finally:

@@ -43,11 +43,11 @@ from inbounds._train.attached_sets import (
     project_after_error,
 )
 from inbounds._train.optimizer_files import loading_own_variables, saving_own_variables
-from inbounds._train.optimizers import WRAPPERS, in_stateless_scope
+from inbounds._train.optimizers import WRAPPERS
 from inbounds._train.sparse_updates import project_rows, updated_rows, updates_given_rows_only
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
 from inbounds._train.step_projections import StepProjection, decide, projection_of, signature
-from inbounds._train.taken_plans import add_latents, latent_of, taken_plan, with_warm_starts
+from inbounds._train.taken_plans import add_gradient_norms, add_latents, latent_of, taken_plan
 from inbounds._train.weight_access import WeightAccess, run_with_access
 
 Stacks = Sequence[Sequence[StepProjection]]
@@ -71,6 +71,7 @@ def hook_optimizers() -> None:
     def build(self: Any, variables: Sequence[Any]) -> None:
         variables = variables_of_values(variables)
         original(self, variables)
+        add_gradient_norms(self)
         take_up(self)
 
     def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
@@ -79,7 +80,7 @@ def hook_optimizers() -> None:
             if given and not self.built and len(grads):
                 self.build(given)  # Keras builds too late: this step would not be hooked
             elif self.built:
-                take_up_changes(self, may_add_variables=not in_stateless_scope())
+                take_up_changes(self)
             with hidden_constraints(self):
                 step(self, grads, given)
 
@@ -97,15 +98,10 @@ def hook_optimizers() -> None:
     optimizer_class.load_own_variables = loading_own_variables(optimizer_class.load_own_variables)
 
 
-def take_up(optimizer: Any, *, may_add_variables: bool = True) -> None:
+def take_up(optimizer: Any) -> None:
     """Decides how the steps of a built optimizer treat each set of its variables, and hooks them.
 
     The sets are those of a plan and those given to layers as arguments.
-
-    Args:
-        optimizer: the optimizer.
-        may_add_variables: False while a step is traced, and in a fit on JAX, which holds the list
-            of the optimizer's variables.
     """
     if isinstance(optimizer, WRAPPERS):
         return
@@ -119,8 +115,7 @@ def take_up(optimizer: Any, *, may_add_variables: bool = True) -> None:
         replace(decide(entry, [optimizer]), by_rows=updates_given_rows_only(optimizer, entry)) for entry in entries
     ]
     add_latents(optimizer, decided)
-    started = with_warm_starts(optimizer, decided, may_add_variables=may_add_variables)
-    stacks = [*stacks_of(one for one in started if not one.latent), *([one] for one in started if one.latent)]
+    stacks = [*stacks_of(one for one in decided if not one.latent), *([one] for one in decided if one.latent)]
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}
     if stacks or taken.measures_gradients:
         vars(optimizer).update(hooks)  # TensorFlow tracks what setattr sets
@@ -133,11 +128,8 @@ def take_up(optimizer: Any, *, may_add_variables: bool = True) -> None:
     )
 
 
-def take_up_changes(optimizer: Any, *, may_add_variables: bool = False) -> bool:
-    """Takes up the plan again where its decisions are out of date, and returns whether they were.
-
-    Variables may be added the first time only.
-    """
+def take_up_changes(optimizer: Any) -> bool:
+    """Takes up the plan again where its decisions are out of date, and returns whether they were."""
     taken = taken_plan(optimizer)
     with _hiding_lock:
         variables = variables_of_values(optimizer._trainable_variables)
@@ -146,7 +138,7 @@ def take_up_changes(optimizer: Any, *, may_add_variables: bool = False) -> bool:
         entries = attached_entries(variables)
         if taken.threads or taken.signature == signature(optimizer, entries):
             return False
-        take_up(optimizer, may_add_variables=may_add_variables and taken.signature is None)
+        take_up(optimizer)
         return True
 
 

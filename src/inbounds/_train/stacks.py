@@ -32,8 +32,7 @@ def stacks_of(projections: Iterable[StepProjection]) -> list[list[StepProjection
 def _stack_key(projection: StepProjection) -> Any:
     """The key that the entries of one stack share; unique for an entry that can't be stacked."""
     entry = projection.entry
-    starts_warm = projection.warm_start is not None and not _is_small(projection)  # a stack has no start of its own
-    if keras.backend.backend() != "torch" or starts_warm or not entry.applied.stackable:
+    if keras.backend.backend() != "torch" or not entry.applied.stackable:
         return id(entry)
     weights = tuple((weight.shape, dtype_of(weight.variable)) for weight in entry.weights)
     how = entry.set.metric, entry.set.gradient, entry.set.every, projection.full_gradient_reason
@@ -74,7 +73,7 @@ def project_stack(stack: Sequence[StepProjection], count: Any, stepped: Mapping[
         ones = [torch.ones_like(part, dtype=torch.float32) for part in values[0]]
         diagonals = _joined(stack, [metric or ones for metric in metrics])
     state = StepState(count, lambda: diagonals, concrete=True)
-    projected, _ = _as_one(stack).project(_joined(stack, values), state)
+    projected = _as_one(stack).project(_joined(stack, values), state)
     assign_at_once(
         (variable, value)
         for one, of_entry in zip(stack, _parted(stack, projected), strict=True)

@@ -46,13 +46,11 @@ class StepState:
     Attributes:
         count: the number of steps taken, including the current one, for sets that change with them.
         read_metric: reads the diagonal of the step's metric for each weight; None: Euclidean.
-        warm: the warm start of each unit, see `Units`; None: there is none.
         concrete: see `Units`.
     """
 
     count: Any = 0
     read_metric: Callable[[], Sequence[Array] | None] = lambda: None
-    warm: Any = None
     concrete: bool = False
 
 
@@ -77,7 +75,6 @@ class StepProjection:
         latent_words: what the plan says of them; empty without them.
         shared: whether the optimizer leaves some of the trained weights to another one.
         by_rows: whether it is enough to project the rows that a sparse gradient names.
-        warm_start: the optimizer's variable that holds the warm start; None: there is none.
         beside: how many weights alike it is for, side by side, see `Units`.
     """
 
@@ -93,7 +90,6 @@ class StepProjection:
     latent_words: str = ""
     shared: bool = False
     by_rows: bool = False
-    warm_start: Any = None
     beside: int = 1
 
     @property
@@ -120,26 +116,22 @@ class StepProjection:
         pairs = zip(gradients, reduced.parts, strict=True)
         return [None if old is None else cast(part, dtype_of(old)) for old, part in pairs]
 
-    def project(self, values: Sequence[Array], state: StepState) -> tuple[list[Array], StepState]:
-        """The projected values of the weights, in their dtypes, and the state for the next step."""
+    def project(self, values: Sequence[Array], state: StepState) -> list[Array]:
+        """The projected values of the weights, in their dtypes."""
         diagonals = None if self.entry.set.metric == "euclidean" else state.read_metric()
-        training = diagonals is not None
-        units_of = partial(Units.of, values, self.axes, self.free, concrete=state.concrete, beside=self.beside)
-        units_in = partial(units_of, training=training)
+        units = Units.of(
+            values,
+            self.axes,
+            self.free,
+            concrete=state.concrete,
+            metric=diagonals,
+            training=diagonals is not None,
+            beside=self.beside,
+        )
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
-            if diagonals is None or state.warm is None or self.metric is None:
-                units = programs.nearest(self.entry.applied, units_in(metric=diagonals), state.count)
-            else:
-                # Eagerly, the first call reuses the diagonals. A trace drops those it doesn't use.
-                ready = [diagonals] if state.concrete else []
-                units = self.entry.applied.at(state.count).project_warm(
-                    units_in(warm=keras.ops.convert_to_tensor(state.warm)),
-                    lambda: units_in(metric=ready.pop() if ready else state.read_metric()),
-                    self.metric.steady,
-                )
-                state = replace(state, warm=units.warm)
-        parts = zip(values, units.parts, self.free, strict=True)
-        return [cast(part, dtype_of(value)) if free else value for value, part, free in parts], state
+            nearest = programs.nearest(self.entry.applied, units, state.count)
+        parts = zip(values, nearest.parts, self.free, strict=True)
+        return [cast(part, dtype_of(value)) if free else value for value, part, free in parts]
 
     # What the adapters have in common. Of latent weights, too: the adapter assigns `starts` before
     # the optimizer's step, and stores the weights after it, before they are projected.
@@ -164,7 +156,7 @@ class StepProjection:
         latents = [value if latent is None else latent for value, latent in zip(values, stored, strict=True)]
 
         def started() -> list[Array]:
-            nearest, _ = self.project(latents, StepState(count, concrete=_is_eager()))
+            nearest = self.project(latents, StepState(count, concrete=_is_eager()))
             return self._continued(values, latents, nearest)
 
         if self.entry.set.every == 1:
@@ -210,13 +202,12 @@ class StepProjection:
     def projected_values(
         self, read: Read = keras.ops.convert_to_tensor, state: StepState = NO_STEP
     ) -> list[tuple[Any, Any]]:
-        """The free variables with their projected values, and the warm start with its new value."""
+        """The free variables with their projected values."""
         if not any(self.free):
             return []
         variables = self.entry.variables
-        values, after = self.project(list(map(read, variables)), state)
-        pairs = [(v, value) for v, value, free in zip(variables, values, self.free, strict=True) if free]
-        return pairs if after is state else [*pairs, (self.warm_start, after.warm)]
+        values = self.project(list(map(read, variables)), state)
+        return [(v, value) for v, value, free in zip(variables, values, self.free, strict=True) if free]
 
     def state_after(self, count: Any, stepped: Mapping[int, Any] | None) -> StepState:
         """The state right after a step of the optimizer.
@@ -232,7 +223,7 @@ class StepProjection:
         if metric is None or stepped is None:
             return StepState(count, concrete=concrete)
         read_metric = partial(metric.diagonals, self.optimizer, self.entry.variables, own)
-        return StepState(count, read_metric, self.warm_start, concrete)
+        return StepState(count, read_metric, concrete)
 
 
 def projection_of(entry: Entry, *, include_frozen: bool = False) -> StepProjection:

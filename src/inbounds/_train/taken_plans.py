@@ -1,10 +1,8 @@
 """What inbounds keeps on a Keras optimizer: one attribute, which holds a `TakenPlan`.
 
-It includes variables that are added to the optimizer: warm starts, one number per unit that passes
-from one step's projection to the next, and for a Monitor the squared norms of the full and the
-reduced gradient. On JAX a compiled step returns only the variables that the optimizer lists, so
-these are listed there. They are not saved: files stay those of the optimizer alone, and the first
-step after loading starts cold.
+For a Monitor it holds a variable with the squared norms of the full and the reduced gradient. On JAX
+a compiled step returns only the variables that the optimizer lists, so this one is listed there. It
+isn't saved.
 
 Latent weights are variables of the optimizer like its slots: they have the weight's dtype and
 layout, are listed on every backend, and are saved, see `optimizer_files`.
@@ -12,18 +10,17 @@ layout, are listed on every backend, and are saved, see `optimizer_files`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 
-from inbounds._arrays.ops import Array, dtype_of, is_sharded, working_dtype
+from inbounds._arrays.ops import Array, dtype_of
 from inbounds._errors import RuleError
-from inbounds._model.plan import Entry
 from inbounds._train.attached_sets import AttachedSet
-from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy, is_replicated
+from inbounds._train.optimizers import in_stateless_scope
 from inbounds._train.step_projections import StepProjection
 
 _ATTRIBUTE = "_inbounds"
@@ -37,7 +34,6 @@ class TakenPlan:
         stacks: how the steps treat each set, in stacks that are projected together.
         signature: what the projections were decided from; None: nothing is decided yet.
         frozen_values: frozen weights with their values, which a compiled step of JAX holds.
-        added: the variables added to the optimizer.
         latents: the latent weights, by the index of their variable in the optimizer.
         measures_gradients: whether the steps measure the gradients.
         gradient_norms: the variable with the squared norms of the last gradient, reduced and full.
@@ -49,7 +45,6 @@ class TakenPlan:
     stacks: list[list[StepProjection]] = field(default_factory=list)
     signature: Any = None
     frozen_values: list[tuple[Any, Any]] = field(default_factory=list)
-    added: list[Any] = field(default_factory=list)
     latents: dict[int, Any] = field(default_factory=dict)
     measures_gradients: bool = False
     gradient_norms: Any = None
@@ -72,31 +67,6 @@ def taken_plan(optimizer: Any) -> TakenPlan:
     if _ATTRIBUTE not in vars(optimizer):
         vars(optimizer)[_ATTRIBUTE] = TakenPlan()  # TensorFlow tracks what setattr sets
     return vars(optimizer)[_ATTRIBUTE]  # type: ignore[no-any-return]  # an attribute that Keras doesn't know
-
-
-def with_warm_starts(
-    optimizer: Any, projections: Sequence[StepProjection], *, may_add_variables: bool
-) -> list[StepProjection]:
-    """The projections with the variables of their warm starts, new ones where variables may be added."""
-    old = {id(one.entry.variables[0]): one.warm_start for one in taken_plan(optimizer).projections}
-
-    def warm_start(projection: StepProjection) -> Any:
-        entry = projection.entry
-        if projection.metric is None or not all(projection.free) or not _can_start_warm(entry):
-            return None
-        first, known = entry.variables[0], old.get(id(entry.variables[0]))
-        lengths = enumerate(() if entry.applied.whole else entry.weights[0].shape)
-        shape = tuple(n for axis, n in lengths if axis not in entry.axes[0])  # one number per unit
-        if known is not None and tuple(known.shape) == shape:
-            return known
-        name = f"{first.path.replace('/', '_')}_warm_start"  # like Keras' slot variables
-        zeros = np.zeros(shape, working_dtype(dtype_of(first)))
-        return _new_variable(optimizer, name, zeros) if may_add_variables else None
-
-    started = [replace(one, warm_start=warm_start(one)) for one in projections]
-    if may_add_variables:
-        add_variables(optimizer, [one.warm_start for one in started if one.warm_start is not None])
-    return started
 
 
 def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
@@ -135,46 +105,27 @@ def latent_of(optimizer: Any, variable: Any) -> Any:
     return taken_plan(optimizer).latents.get(optimizer._get_variable_index(variable))
 
 
-def _can_start_warm(entry: Entry) -> bool:
-    """Whether projections can start warm: neither shards nor replicas of TensorFlow share a warm start."""
-    values = [variable.value for variable in entry.variables]
-    apart = in_tensorflow_strategy() or any(is_sharded(value) or is_replicated(value) for value in values)
-    return entry.applied.supports_warm_start and entry.set.every == 1 and not apart
-
-
-def _new_variable(optimizer: Any, name: str, value: np.ndarray[Any, Any]) -> Any:
-    with keras.name_scope(optimizer.name):
-        return keras.Variable(value, trainable=False, name=name)
-
-
-def add_variables(optimizer: Any, warm_starts: Sequence[Any]) -> None:
-    """Adds warm starts to a built optimizer in place of former ones.
-
-    Adds the norms of its gradients too, where it measures them.
-    """
-    taken = taken_plan(optimizer)
-    if taken.measures_gradients and taken.gradient_norms is None:
-        taken.gradient_norms = _new_variable(optimizer, "squares_of_gradients", np.full(2, np.nan, "float32"))
-    norms = [] if taken.gradient_norms is None else [taken.gradient_norms]
-    old, taken.added = taken.added, [*warm_starts, *norms]
-    if keras.backend.backend() == "jax":
-        optimizer._variables[:] = [*without(optimizer._variables, old), *taken.added]
-
-
 def measure_gradients(optimizer: Any) -> None:
     """Makes an optimizer measure its gradients from now on, or once it is built."""
     taken = taken_plan(optimizer)
     taken.measures_gradients = True
-    if optimizer.built and taken.gradient_norms is None:
-        add_variables(optimizer, taken.added)
-        taken.signature = taken.signature if taken.stacks else None  # so that the next step is hooked
+    if optimizer.built:
+        add_gradient_norms(optimizer)
+
+
+def add_gradient_norms(optimizer: Any) -> None:
+    """Adds the variable with the norms of its gradients to a built optimizer that measures them and has none."""
+    taken = taken_plan(optimizer)
+    if not taken.measures_gradients or taken.gradient_norms is not None:
+        return
+    with keras.name_scope(optimizer.name):
+        nan = np.full(2, np.nan, "float32")
+        taken.gradient_norms = keras.Variable(nan, trainable=False, name="squares_of_gradients")
+    if keras.backend.backend() == "jax":
+        optimizer._variables.append(taken.gradient_norms)
+    taken.signature = taken.signature if taken.stacks else None  # so that the next step is hooked
 
 
 def gradient_norms_of(optimizer: Any) -> Any:
     """The variable with the squared norms of the last gradient, reduced and full, or None."""
     return taken_plan(optimizer).gradient_norms
-
-
-def without(variables: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """The variables that are not among the others."""
-    return [one for one in variables if not any(one is other for other in others)]
