@@ -21,17 +21,16 @@ from inbounds._arrays.ops import (
     HUGE,
     Array,
     booleans,
+    branch,
     cast,
     constant,
     dtype_of,
     epsilon,
     has_float64,
-    is_concrete,
     is_eager_torch,
     iterate,
     namespace,
     to_numpy,
-    whole,
     without_gradient,
 )
 
@@ -160,7 +159,7 @@ def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
 
     found = product(spectrum)
     start = (found, 0 * found[:, :1, :1])
-    found = either(xp.all(~_short(found)), lambda: found, lambda: iterate(complete, start, 2)[0])
+    found = branch(xp.all(~_short(found)), lambda: found, lambda: iterate(complete, start, 2)[0])
     return orthonormal(found), spectrum, scale
 
 
@@ -184,7 +183,7 @@ def off_identity(matrices: Array, precise: float) -> Array:
         return xp.sum(power * power, axis=(1, 2)) ** (1 / 16) * size
 
     clear = (length > precise * matrices.shape[1] ** 0.5) & (length < NEAR)
-    return either(xp.all(clear), lambda: length, precisely)
+    return branch(xp.all(clear), lambda: length, precisely)
 
 
 def orthonormal(rows: Array, told: Array | None = None) -> Array:
@@ -263,16 +262,6 @@ def exact_products(x: Array) -> AbstractContextManager[Any]:
 
     context: AbstractContextManager[Any] = jax.default_matmul_precision("highest")
     return context
-
-
-def either(test: Array, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-    """`then()` where a test holds, else `otherwise()`, which must be right in both cases.
-
-    Where PyTorch traces or vectorizes and the test can't be read, `otherwise()` is taken.
-    """
-    if is_concrete(test):
-        return then() if bool(whole(test)) else otherwise()
-    return otherwise() if is_eager_torch(test) else keras.ops.cond(test, then, otherwise)
 
 
 def transposed(x: Array) -> Array:

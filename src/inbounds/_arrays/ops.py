@@ -316,10 +316,14 @@ def _jitted(fn: Callable[..., Array], arrays: int) -> Any:
 
 
 def branch(true: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
-    """The result of one of two functions that return arrays alike, in a compiled step too."""
-    if is_concrete(true) or is_eager_torch(true):
-        return yes() if bool(true) else no()
-    return keras.ops.cond(true, yes, no)
+    """The result of one of two functions that return arrays alike, in a compiled step too.
+
+    Where PyTorch traces or vectorizes and the test can't be read, `no()` is taken, which must be
+    right in both cases.
+    """
+    if is_concrete(true):
+        return yes() if bool(whole(true)) else no()
+    return no() if is_eager_torch(true) else keras.ops.cond(true, yes, no)
 
 
 def solve(matrices: Array, right: Array) -> Array:

@@ -71,7 +71,8 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     """The reduced gradient of {w : low <= |w| <= high}: without what points out of it along the ray of a unit.
 
     Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two
-    sums and a map; the map is left out where the values can be read and no unit is near its bound.
+    sums and a map, of which one sum is left where the values can be read and no unit is near its
+    bound.
 
     Args:
         units: where the gradient is taken, all free.
@@ -90,15 +91,18 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
         units = units.map(lambda x, bound: x * (1 / bound), units.numbers(size))
     bound, least, most = map(units.numbers, (size, low / size, high / size))
     inverse = 1 / xp.sqrt(units.total(lambda x: x * x))
-    downhill = units.total(lambda x, g: x * g, gradient)
     rounding = 2 * units.judged(root=True).held(1.0)
 
     def share(short: Array | float) -> Array:
         """The share that is taken of a unit that is short of a bound by so much of its norm; rounding is nothing."""
         return xp.clip((1 + rounding / SHARE) - short / SHARE, 0, 1)
 
+    bounded_below = span_of(low)[1] > 0
     outer = share((most - moved_by / bound) * inverse - 1)
-    if span_of(low)[1] > 0:
+    if units.concrete and not bounded_below and not bool(xp.any(outer > 0)):
+        return gradient
+    downhill = units.total(lambda x, g: x * g, gradient)
+    if bounded_below:
         inner = share(1 - (least + moved_by / bound) * inverse)
         if np.any(sphere := np.equal(low, high)):  # has no inner side
             one = units.numbers(sphere.astype("float64"))

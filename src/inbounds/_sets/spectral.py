@@ -21,7 +21,6 @@ from inbounds._arrays.decompositions import (
     PLAIN,
     Spectrum,
     derivative,
-    either,
     exact_products,
     in_working_precision,
     judged,
@@ -40,6 +39,7 @@ from inbounds._arrays.ops import (
     HUGE,
     SMALLEST_NORMAL,
     Array,
+    branch,
     cast,
     constant,
     dtype_of,
@@ -205,7 +205,7 @@ class _Ball(_Shrinking):
             return excess > (-2 * off if units.dtype == "float64" else 0)
         if not has_float64() and not is_concrete(matrices):  # what may be outside is projected
             return excess > -off
-        return either(
+        return branch(
             namespace(values).all(namespace(values).abs(excess) > off),
             lambda: excess > 0,
             lambda: judged(matrices, lambda values: self._beyond(values) > tolerance),
@@ -260,7 +260,7 @@ class SpectralNorm(_Ball):
         inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) <= 1)
         kept = matrices, xp.zeros_like(matrices[:, 0, 0]) > 0
         full = super()._nearest_wide
-        nearest, outside = either(inside, lambda: kept, lambda: full(matrices, units))
+        nearest, outside = branch(inside, lambda: kept, lambda: full(matrices, units))
         return nearest, outside
 
     def reduced(self, units: Units, gradient: Units) -> Units:
@@ -296,7 +296,7 @@ class SpectralNorm(_Ball):
             return slopes + xp.matmul(within, rows) * size
 
         inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) < (1 - 2 * SHARE - rounding) ** 4)
-        left: Array = either(inside, lambda: slopes, taken)
+        left: Array = branch(inside, lambda: slopes, taken)
         return left
 
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
@@ -428,7 +428,7 @@ class Orthogonal(_Spectral):
         off = off_identity(fixed, precise)
         outside = off > precise
         if xp is not np and not units.differentiable:
-            return either(xp.all(off < NEAR), lambda: orthonormal(fixed), lambda: polar(fixed)[0]), outside
+            return branch(xp.all(off < NEAR), lambda: orthonormal(fixed), lambda: polar(fixed)[0]), outside
         nearest, spectrum, scale = polar(fixed)
         if units.differentiable:
             ones = xp.ones_like(spectrum.values)

@@ -163,8 +163,8 @@ class StepProjection:
             starts = started()
         else:  # between projections the weights are the latent ones
             both = zip(values, latents, strict=True)
-            apart = reduce(operator.or_, [keras.ops.any(value != latent) for value, latent in both])
-            starts = branch(apart, started, lambda: values)
+            same = reduce(operator.and_, [keras.ops.all(value == latent) for value, latent in both])
+            starts = branch(same, lambda: values, started)
         return [
             pair for pair, latent in zip(zip(variables, starts, strict=True), stored, strict=True) if latent is not None
         ]
