@@ -1,8 +1,11 @@
 """What a usual run leaves out: the same proof again, of another dtype, shape or number of steps. `--all` has it too.
 
-Backends take turns at the tests of modules marked `by_turns`: what they prove doesn't depend on the backend, and each
-test function is run on one. Of tests that differ only in parameters named in `REPEATED`, or by the marker `repeats`,
-one stays for each choice of the others. Which one goes round, so that each value has its turn.
+Backends take turns at tests marked `by_turns`: what they prove doesn't depend on the backend, and each test function is
+run on one. Marked `by_turns("case")`, a function is run on all backends, with some of its cases on each: all backends
+compute by the same code, so that each law meets each backend, and each set too.
+
+Of tests that differ only in parameters named in `REPEATED`, or by the marker `repeats`, one stays for each choice of
+the others. Which one goes round, so that each value has its turn.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ USUAL = {"numpy": "float64"}
 
 TURNS = (*["torch"] * 5, "tensorflow", *["torch"] * 5, "jax")
 """Whose turn it is, by test function; PyTorch has most, since it compiles nothing."""
+
+TURNS_OF_CASES = ("torch", "tensorflow", "torch", "jax")
+"""Likewise, by test function and case."""
 
 everything = False
 """Whether this run leaves nothing out. A test that repeats itself in a loop of its own looks here."""
@@ -48,8 +54,17 @@ def first_of(backends: Iterable[str]) -> str:
 
 def is_of_another_backend(item: Any, backend: str) -> bool:
     """Whether it is another backend's turn; what a backend skips is of the others."""
-    turn = TURNS[zlib.crc32(_function_of(item).encode()) % len(TURNS)]
-    return item.get_closest_marker("by_turns") is not None and turn != backend and not any(item.iter_markers("skipif"))
+    mark = item.get_closest_marker("by_turns")
+    if mark is None or any(item.iter_markers("skipif")):
+        return False
+    cases = [_text(item.callspec.params[name]) for name in mark.args]
+    turns = TURNS_OF_CASES if cases else TURNS
+    return turns[zlib.crc32(" ".join([_function_of(item), *cases]).encode()) % len(turns)] != backend
+
+
+def _text(value: Any) -> str:
+    """The same for the same parameter on every backend, of a row of the table of sets that of its set."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(getattr(value, "set", value)))
 
 
 def _claim(item: Any) -> tuple[Hashable, ...]:

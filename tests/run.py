@@ -22,7 +22,7 @@ CHECKS = {
     "types": ["mypy"],
 }
 NO_TESTS = 5  # pytest's exit code where -k or a mark leaves a part without tests
-TESTS = ["pytest", "-n", "2", "--dist", "loadgroup"]
+TESTS = ["pytest", "-n", "2", "--dist", "loadgroup", "--durations", "15"]
 
 SETTINGS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's start in every process is not news

@@ -91,6 +91,7 @@ def names(tmp_path):
     }
 
 
+@pytest.mark.by_turns("text")
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_to_type_instead_runs(text, tmp_path):
     known = names(tmp_path)

@@ -108,6 +108,7 @@ def pressure_of(owner, weights, **how):
 # What it is: the fall of the optimal loss.
 
 
+@pytest.mark.by_turns("name")
 @pytest.mark.parametrize("name", UNIT_BY_UNIT)
 def test_it_is_the_fall_of_the_optimal_loss_of_each_unit(name):
     owner, program, bound = UNIT_BY_UNIT[name]
@@ -122,6 +123,7 @@ def test_it_is_the_fall_of_the_optimal_loss_of_each_unit(name):
         assert values[0] == 0, "it is inside"
 
 
+@pytest.mark.by_turns("name")
 @pytest.mark.parametrize("name", WIDENED)
 def test_of_other_sets_it_is_the_fall_when_they_are_widened(name):
     owner, program = WIDENED[name]
@@ -131,6 +133,7 @@ def test_of_other_sets_it_is_the_fall_when_they_are_widened(name):
     np.testing.assert_allclose(pressure_of(owner, np.stack(best, axis=1)), expected, rtol=2e-4, atol=1e-4)
 
 
+@pytest.mark.by_turns("name")
 @pytest.mark.parametrize("name", WHOLE)
 def test_of_a_whole_matrix_it_is_one_number(name):
     owner, program, bound = WHOLE[name]

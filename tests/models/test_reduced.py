@@ -52,6 +52,7 @@ def test_it_is_what_a_solver_projects_on_the_tangent_cone(case: Case):
     assert np.abs(found - g).max() > 0.05
 
 
+@pytest.mark.by_turns("case")
 @every_set
 def test_it_is_0_where_no_member_is_better(case: Case):
     """At the nearest point to any other, the gradient of the distance points straight out of the set."""

@@ -34,6 +34,8 @@ from sets.tensors import (
     same_bits,
 )
 
+pytestmark = pytest.mark.by_turns("case")
+
 Test = Callable[..., None]
 
 every_set = pytest.mark.parametrize("case", SETS.values(), ids=SETS)

@@ -118,6 +118,7 @@ def assert_close(parts: Any, expected: Any) -> None:
         np.testing.assert_allclose(exact(part), like, rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.by_turns("layout")
 @pytest.mark.repeats("owner")
 @every_library
 @every_vector_set
@@ -139,6 +140,7 @@ def test_an_array_has_an_entry_for_each_of_a_unit(layout: Layout, dtype: str, li
     assert_close(owner._project(units(layout, parts, dtype, library)).parts, expected)
 
 
+@pytest.mark.by_turns("layout")
 @every_layout
 def test_the_violation_of_weights_is_that_of_their_rows(layout: Layout) -> None:
     parts = layout.draw()
@@ -176,6 +178,7 @@ def test_any_axes_of_any_shape(data: st.DataObject) -> None:
 # Shapes and counts.
 
 
+@pytest.mark.by_turns("layout")
 @every_layout
 def test_units_know_how_many_and_how_large_they_are(layout: Layout) -> None:
     view = units(layout, layout.draw(), "float32", "numpy")
@@ -240,6 +243,7 @@ def test_a_frozen_part_stays_and_the_others_make_up_for_it(
         assert all(same_bits(a, b) for a, b in zip(again.parts, projected.parts, strict=True))
 
 
+@pytest.mark.by_turns("owner")
 @every_library
 @pytest.mark.parametrize("owner", VECTOR_SETS.values(), ids=VECTOR_SETS)
 def test_all_parts_frozen_stay(owner: ib.Set, dtype: str, library: str) -> None:
