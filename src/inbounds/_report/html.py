@@ -12,7 +12,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from inbounds._model.table import quantity
+from inbounds._model.table import index_text, quantity
 
 Json = dict[str, Any]
 
@@ -24,6 +24,7 @@ MEANINGS = {
     "holds": "All units are inside, and something keeps them there.",
     "free": "No set is declared for the weight.",
 }
+"""The statuses in the order in which a verdict counts them, and what they mean."""
 
 FIRST = 20
 """The sets that don't hold, shown above the table; the table has all."""
@@ -145,7 +146,7 @@ def _set(row: Json) -> str:
 
 
 def _worst(row: Json) -> str:
-    return "&ndash;" if row["worst_unit"] is None else ", ".join(map(str, row["worst_unit"])) or "0"
+    return "&ndash;" if row["worst_unit"] is None else index_text(row["worst_unit"])
 
 
 def _number(value: float | None) -> str:

@@ -20,7 +20,7 @@ from inbounds._arrays.ops import MANTISSA_BITS, cast, dense, dtype_of, quiet, to
 from inbounds._arrays.units import Units
 from inbounds._errors import RuleError, printable, shown
 from inbounds._model.plan import Entry
-from inbounds._model.table import Table, Tabular, common_prefix, merged_notes, quantity
+from inbounds._model.table import Table, Tabular, common_prefix, index_text, quantity
 from inbounds._train.attached_sets import entries_in_force
 from inbounds._train.optimizers import steps_taken
 from inbounds._train.weight_access import exclusive_access
@@ -79,23 +79,22 @@ class Pressure(Tabular):
 
     def _table(self) -> Table:
         prefix = common_prefix(path for row in self for path in row.paths)
-        named = [(row, [path.removeprefix(prefix) for path in row.paths]) for row in self]
-        return Table(
+        return Table.of_weights(
             f"Pressure on {self.model}: the fall of the loss for each unit by which a bound is loosened",
             ("weight", "set", "units", "largest", "unit", "costing"),
-            [("\n".join(paths), row.set, row.values.size, *_cells(row)) for row, paths in named],
-            merged_notes((" + ".join(paths), row.note) for row, paths in named),
+            [(row.paths, (row.set, row.values.size, *_cells(row))) for row in self],
+            [(row.paths, row.note) for row in self],
+            prefix,
         )
 
 
 def _cells(row: PressureRow) -> tuple[Any, ...]:
     if row.note:
         return "-", "-", "-"
-    unit = "-" if row.unit is None else ", ".join(map(str, row.unit)) or "0"
-    return row.largest, unit, f"{row.costing:.0%}"
+    return row.largest, index_text(row.unit), f"{row.costing:.0%}"
 
 
-@exclusive_access("call it in a callback of that fit, such as on_epoch_end, or once the fit has ended")
+@exclusive_access()
 def pressure(
     model: Model, x: Data, y: Data | None = None, sample_weight: Data | None = None, batch_size: Integer = 256
 ) -> Pressure:
