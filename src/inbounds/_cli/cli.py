@@ -228,17 +228,16 @@ def _load(path: Path, options: argparse.Namespace, *, compiled: bool) -> Any:
                 where=os.getcwd(),
                 instead=f"run it in the folder of {name.split('.')[0]}.py",
             ) from error
+    wrong = ""
     if not path.is_file():
+        wrong = "it is a folder" if path.is_dir() else "it does not exist"
+    elif path.suffix == ".keras" and not zipfile.is_zipfile(path):
+        wrong = "it is not a zip archive, as a .keras file is, or it is cut off"
+    if wrong:
         raise FileError(
-            f"Can't read the model {str(path)!r}: it {'is a folder' if path.is_dir() else 'does not exist'}",
+            f"Can't read the model {str(path)!r}: {wrong}",
             repr(str(path)),
-            where=os.getcwd(),
-            instead="a file that model.save('model.keras') has written",
-        )
-    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
-        raise FileError(
-            f"Can't read the model {str(path)!r}: it is not a zip archive, as a .keras file is, or it is cut off",
-            repr(str(path)),
+            where="" if path.is_file() else os.getcwd(),
             instead="a file that model.save('model.keras') has written",
         )
     try:

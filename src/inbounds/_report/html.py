@@ -26,8 +26,8 @@ MEANINGS = {
 }
 """The statuses in the order in which a verdict counts them, and what they mean."""
 
-FIRST = 20
-"""The sets that don't hold, shown above the table; the table has all."""
+MOST_FAILURES = 20
+"""How many sets that don't hold are shown above the table, which has all."""
 
 WIDTH, HEIGHT = 128, 32
 """The size of a plot."""
@@ -98,8 +98,8 @@ def _failures(bad: list[Json]) -> str:
         return ""
     order = list(MEANINGS)
     worst = sorted(bad, key=lambda row: (order.index(row["status"]), -_size(row["violation"])))
-    more = f"<p>The table has {len(bad) - FIRST:,} more.</p>" if len(bad) > FIRST else ""
-    return f"<section><h2>What does not hold</h2>{''.join(map(_failure, worst[:FIRST]))}{more}</section>"
+    more = f"<p>The table has {len(bad) - MOST_FAILURES:,} more.</p>" if len(bad) > MOST_FAILURES else ""
+    return f"<section><h2>What does not hold</h2>{''.join(map(_failure, worst[:MOST_FAILURES]))}{more}</section>"
 
 
 def _failure(row: Json) -> str:
