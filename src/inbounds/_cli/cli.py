@@ -38,15 +38,7 @@ NOT_HELD = r"(?m)(?<=\d )(violated|unenforced|misaligned)|(violated|unenforced|m
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs a command.
-
-    Args:
-        options: what `inbounds_launcher.parser` makes of the command line.
-
-    Returns:
-        The exit status: 0 when all holds, 1 when not or when nothing is constrained, 2 on an error,
-        which prints one message on stderr.
-    """
+    """Runs the command that the options name, and returns the exit status, as `inbounds_launcher.main`."""
     try:
         with warnings.catch_warnings():
             _show_own_warnings()

@@ -77,11 +77,7 @@ def assignments_of(
 
 
 def selected_weights(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> list[Weight]:
-    """The weights that a selector selects without a value; of a layer, all its weights.
-
-    Raises:
-        RuleError: it selects none.
-    """
+    """The weights, one at least, that a selector selects without a value; of a layer, all its weights."""
     source, chosen, selected = _selected(selector, layers, weights)
     owners = set(map(id, layers_of(*chosen)))
     found = selected or [weight for weight in weights if id(weight.layer) in owners]
@@ -220,16 +216,7 @@ def _as_code(value: Any) -> str:
 
 
 def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
-    """A rule's value as a set.
-
-    Args:
-        value: a set, a constraint of Keras, a callable, or a class or name without arguments.
-        source: the rule, for the error's text.
-        instead: what the error says to type instead.
-
-    Raises:
-        RuleError: the value is none of these, or a class or name that needs arguments.
-    """
+    """The set of a rule: a set, a constraint of Keras, a callable, or a class or name that takes no arguments."""
     with raised_as(RuleError, f"Rule: {source!r}"):
         value = of_keras(without_arguments(value) if isinstance(value, (str, type)) else value)
     if isinstance(value, Set):

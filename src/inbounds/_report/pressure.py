@@ -232,12 +232,7 @@ def _tensorflow_gradient(loss: BatchFunction, values: Sequence[Any], batch: Any)
 
 
 def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:
-    """Batches of inputs, targets and sample weights as tensors, each with its number of samples.
-
-    Raises:
-        RuleError: the data aren't arrays with the same number of samples, at least one; or
-            `batch_size` isn't positive.
-    """
+    """Batches of inputs, targets and sample weights as tensors, each with its number of samples."""
     shapes = [tuple(getattr(leaf, "shape", ())) for leaf in keras.tree.flatten(data) if leaf is not None]
     counts = {shape[:1] for shape in shapes}
     if len(counts) != 1 or not all(counts) or 0 in min(counts) or not batch_size >= 1:

@@ -86,11 +86,7 @@ def attached_entries(variables: Iterable[Any]) -> list[Entry]:
 
 
 def entries_in_force(model: Any) -> tuple[Entry, ...]:
-    """The entries of a model: those of its plan, or the sets given to its layers.
-
-    Raises:
-        RuleError: the model has none.
-    """
+    """The entries of a model, one at least: those of its plan, or the sets given to its layers."""
     entries = resolve(model, None, current_constraint).entries
     if not entries:
         raise RuleError(

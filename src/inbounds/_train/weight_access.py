@@ -114,13 +114,9 @@ def _conflicts(access: WeightAccess, *kinds: str) -> list[WeightAccess]:
 def exclusive_access(
     instead: str = "call it in a callback of that fit, such as on_epoch_end, or once the fit has ended",
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Gives a function of a model exclusive access to the model's weights.
+    """Gives a function of a model exclusive access to the model's weights, which must have values.
 
-    The function raises a RuleError where another thread fits the model, where its argument is not a
-    model, and where Keras has lost the weights.
-
-    Args:
-        instead: what to do where another thread fits the model.
+    `instead` says what to do where another thread fits the model, which is an error.
     """
 
     def decorated(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -142,13 +138,7 @@ def exclusive_access(
 
 
 def check_weights_exist(model: Any) -> None:
-    """Checks that the weights of a model have values.
-
-    On JAX a compiled step takes over the variables' arrays; an interrupt loses them.
-
-    Raises:
-        RuleError: a weight has none.
-    """
+    """Checks that weights have values: on JAX a compiled step takes them over, and an interrupt loses them."""
     if keras.backend.backend() != "jax" or not any(map(has_lost_value, variables_of(model))):
         return
     for access in list(_accesses):
