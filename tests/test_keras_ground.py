@@ -277,7 +277,7 @@ def test_flatten_layers_reaches_every_layer_inside_layers_once():
 
 
 def test_a_layers_own_variables_are_listed_apart_by_whether_they_were_made_to_train():
-    """Else weights that no optimizer trains could not be told: `weights.weights_of`."""
+    """Else weights that no optimizer trains could not be told: `weights.own_weights`."""
     layer = keras.layers.BatchNormalization()
     layer.build((None, 3))
     assert [v.name for v in layer._trainable_variables] == ["gamma", "beta"]
@@ -364,12 +364,12 @@ CONSTRAINED = {
 @pytest.mark.parametrize("name", list(CONSTRAINED))
 def test_a_layers_constraint_argument_is_an_attribute_named_after_its_weight_and_saved(name):
     """Else a plan would not be saved with the model: `weights.Weight.constraint_argument` and `carry`."""
-    from inbounds._model.weights import weights_of
+    from inbounds._model.weights import own_weights
 
     arguments, shape = CONSTRAINED[name]
     layer = getattr(keras.layers, name)(*arguments)
     layer.build(shape)
-    named = {weight.name: weight.constraint_argument for weight in weights_of([layer]) if weight.created_trainable}
+    named = {weight.name: weight.constraint_argument for weight in own_weights([layer]) if weight.created_trainable}
     taken = {a for a in inspect.signature(type(layer)).parameters if a.endswith("_constraint")}
     assert set(named.values()) == taken
     for number, argument in enumerate(named.values()):

@@ -11,7 +11,7 @@ import pytest
 
 import inbounds as ib
 from inbounds._model.layout import layout_of
-from inbounds._model.weights import layers_of, weights_of
+from inbounds._model.weights import weights_of
 
 from .layers import BY_NAME, CASES, find, read
 
@@ -31,7 +31,7 @@ RADIUS = 0.1
 def ours(name: str, weight: str) -> tuple[int, ...]:
     """The axes that one unit of a weight spans, as inbounds says."""
     layer = BY_NAME[name].build()
-    (owned,) = [owned for owned in weights_of(layers_of(layer)) if owned.variable is find(layer, weight)]
+    (owned,) = [owned for owned in weights_of(layer) if owned.variable is find(layer, weight)]
     span = layout_of(owned.layer).span(owned.name, owned.shape)
     assert span is not None
     return span

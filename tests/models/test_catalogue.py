@@ -126,6 +126,7 @@ def test_kernel_and_bias_train_inside_together(name, tmp_path):
         held(again)
 
 
+@pytest.mark.repeats("name")
 @pytest.mark.parametrize("name", ["L1Ball", "Simplex", "SumTo"])
 def test_a_frozen_bias_takes_its_part(name):
     model = dense()

@@ -31,16 +31,6 @@ class Subclassed(keras.Model):
         return self.out(self.hidden(x))
 
 
-class OwnStep(Subclassed):
-    """A model whose training step counts its calls, where the backend's step has a form of its own."""
-
-    steps = 0
-
-    def train_step(self, *arguments):
-        OwnStep.steps += 1
-        return super().train_step(*arguments)
-
-
 def compiled(model, rate=1.0, **arguments):
     model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy", **arguments)
     return model
@@ -79,37 +69,15 @@ def test_weights_that_are_inside_stay_bit_for_bit():
     assert same_bits(values_of(model), before)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [functional, lambda: built(Subclassed()), lambda: built(OwnStep())],
-    ids=["functional", "subclassed", "own train_step"],
-)
-@pytest.mark.parametrize("when", ["before compile", "after compile", "after fit"])
-@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of the subclassed models; see test_saving
-def test_it_holds_whenever_it_was_said(make, when, digits):
-    model = make()
-    if when == "before compile":
-        ib.constrain(model, KERNELS)
-        compiled(model)
-    else:
-        compiled(model)
-        if when == "after fit":
-            fit(model, digits)
-            assert not inside(lengths(model), BOUND)
-        ib.constrain(model, KERNELS)
+@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of the subclassed model; see test_saving
+def test_a_subclassed_model_that_has_been_fitted_is_held(digits):
+    model = compiled(built(Subclassed()))
+    fit(model, digits)
+    assert not inside(lengths(model), BOUND)
+    ib.constrain(model, KERNELS)
     fit(model, digits)
     assert on_bound(lengths(model), BOUND)
     assert ib.audit(model).ok
-
-
-@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of the subclassed model; see test_saving
-def test_a_training_step_of_the_users_own_is_run_and_held(digits):
-    model = compiled(built(OwnStep()), run_eagerly=True)
-    ib.constrain(model, KERNELS)
-    before = OwnStep.steps
-    fit(model, digits)
-    assert OwnStep.steps == before + 2
-    assert on_bound(lengths(model), BOUND)
 
 
 def test_constraining_again_replaces_the_plan(digits):
@@ -124,22 +92,10 @@ def test_constraining_again_replaces_the_plan(digits):
     assert np.min(numbers(model.get_layer("out").bias)) < 0
 
 
-def test_a_looser_plan_lets_the_weights_out_again(digits):
+def test_release_lets_the_weights_leave(digits):
     model = compiled(functional())
     ib.constrain(model, KERNELS)
     fit(model, digits)
-    ib.constrain(model, {"**/kernel": ib.MaxNorm(3 * BOUND)})
-    fit(model, digits)
-    assert not inside(lengths(model), BOUND)
-    assert inside(lengths(model), 3 * BOUND)
-
-
-@pytest.mark.parametrize("fitted", [False, True], ids=["new", "fitted"])
-def test_release_lets_the_weights_leave(fitted, digits):
-    model = compiled(functional())
-    ib.constrain(model, KERNELS)
-    if fitted:
-        fit(model, digits)
     inside_now = values_of(model)
     ib.release(model)
     assert same_bits(values_of(model), inside_now)
@@ -189,15 +145,6 @@ def test_release_gives_a_constraint_of_keras_back(digits):
     assert model.layers[0].kernel_constraint is theirs
     fit(compiled(model), digits)
     assert inside(lengths(model), 0.3)
-
-
-def test_compiling_again_with_another_optimizer_keeps_the_plan(digits):
-    model = compiled(functional())
-    ib.constrain(model, KERNELS)
-    fit(model, digits)
-    model.compile(keras.optimizers.Adam(0.3), "sparse_categorical_crossentropy")
-    fit(model, digits)
-    assert on_bound(lengths(model), BOUND)
 
 
 def test_without_rules_the_layers_arguments_are_the_plan_and_hold_at_once():
@@ -261,26 +208,14 @@ def loop(model, digits, optimizer, steps=2):
         optimizer.apply(gradients, model.trainable_variables)
 
 
-@pytest.mark.parametrize("built_when", ["after constrain", "before constrain"])
-def test_a_loop_with_optimizer_apply_is_held(built_when, digits):
+def test_a_loop_with_optimizer_apply_is_held_by_an_optimizer_that_was_built_before(digits):
     model = functional()
     optimizer = keras.optimizers.SGD(1.0)
-    if built_when == "before constrain":
-        optimizer.build(model.trainable_variables)
+    optimizer.build(model.trainable_variables)
     ib.constrain(model, {**KERNELS, "**/bias": ib.NonNeg()})
     loop(model, digits, optimizer)
     assert on_bound(lengths(model), BOUND)
     assert min(np.min(numbers(layer.bias)) for layer in model.layers[1:]) == 0
-
-
-def test_a_joint_is_held_by_an_optimizer_that_was_built_before(digits):
-    model = functional()
-    optimizer = keras.optimizers.SGD(1.0)
-    optimizer.build(model.trainable_variables)
-    ib.constrain(model, {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND))})
-    loop(model, digits, optimizer)
-    for layer in model.layers[1:]:
-        assert inside(norms((layer.kernel, (0,)), (layer.bias, ())), BOUND)
 
 
 def test_project_holds_a_loop_without_a_keras_optimizer():
@@ -300,14 +235,6 @@ def test_project_works_on_arguments_alone_and_projects_frozen_weights_too():
     assert on_bound(norms((model.layers[0].kernel, (0,))), BOUND)
 
 
-def test_train_on_batch_is_held(digits):
-    model = compiled(functional())
-    model.train_on_batch(digits[0][:32], digits[1][:32])
-    ib.constrain(model, KERNELS)
-    model.train_on_batch(digits[0][:32], digits[1][:32])
-    assert on_bound(lengths(model), BOUND)
-
-
 class Late(keras.callbacks.Callback):
     """Constrains the model while it is being fitted."""
 
@@ -322,6 +249,7 @@ class Late(keras.callbacks.Callback):
             ib.constrain(self.model, KERNELS)
 
 
+@pytest.mark.repeats("fitted")
 @pytest.mark.parametrize("event", ["on_train_begin", "on_epoch_begin", "on_epoch_end"])
 @pytest.mark.parametrize("fitted", [False, True], ids=["new", "fitted"])
 def test_a_callback_may_constrain_in_the_middle_of_a_fit(event, fitted, digits):

@@ -9,7 +9,6 @@ from measure import inside, norms, numbers, on_bound, slack
 
 from inbounds.constraints import (
     MaxNorm,
-    MinMaxNorm,
     NonNeg,
     UnitNorm,
     get,
@@ -186,13 +185,6 @@ def test_every_layer_obeys_a_norm_on_one_argument_and_a_sign_on_the_others(name)
     assert_stepped(layer, free, [reached[first]], [reached[argument] for argument in others])
 
 
-@pytest.mark.parametrize("name", list(LAYERS))
-def test_an_argument_that_is_missing_leaves_its_weights_alone(name):
-    *_, last = ARGUMENTS[name]
-    layer, free = stepped(built(name, **{last: NonNeg()}))
-    assert_stepped(layer, free, [], [LAYERS[name][2][last]])
-
-
 @pytest.mark.parametrize(
     ("name", "argument"),
     [(name, argument) for name in ("Dense", "LSTM", "SeparableConv2D", "EinsumDense") for argument in ARGUMENTS[name]],
@@ -220,16 +212,6 @@ def test_wrapped_layers_obey_their_own_arguments(name):
 # Models, as in Keras' guides.
 
 
-def sequential(**constraints):
-    return keras.Sequential(
-        [
-            keras.Input((64,)),
-            keras.layers.Dense(16, activation="relu", name="hidden", **constraints),
-            keras.layers.Dense(10, activation="softmax", name="out", **constraints),
-        ]
-    )
-
-
 def functional(**constraints):
     inputs = keras.Input((64,))
     x = keras.layers.Dense(16, activation="relu", name="hidden", **constraints)(inputs)
@@ -246,36 +228,21 @@ class Subclassed(keras.Model):
         return self.out(self.hidden(x))
 
 
-def convolutional(rank, shape):
-    def make(**constraints):
-        return keras.Sequential(
-            [
-                keras.Input((64,)),
-                keras.layers.Reshape(shape),
-                getattr(keras.layers, f"Conv{rank}D")(4, 2, activation="relu", **constraints),
-                keras.layers.Flatten(),
-                keras.layers.Dense(10, activation="softmax", **constraints),
-            ]
-        )
-
-    return make
+def convolutional(**constraints):
+    return keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Reshape((8, 8, 1)),
+            keras.layers.Conv2D(4, 2, activation="relu", **constraints),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10, activation="softmax", **constraints),
+        ]
+    )
 
 
-MODELS = {
-    "sequential": sequential,
-    "functional": functional,
-    "subclassed": Subclassed,
-    "Conv1D": convolutional(1, (8, 8)),
-    "Conv2D": convolutional(2, (8, 8, 1)),
-    "Conv3D": convolutional(3, (4, 4, 4, 1)),
-}
-
-
-def fitted(make, digits, steps=4, begin_inside=False, **constraints):
+def fitted(make, digits, steps=4, **constraints):
     keras.utils.set_random_seed(2)
     model = make(**constraints)
-    for kernel in kernels(model) if begin_inside else []:
-        kernel.assign(0.9 * in_ball(kernel, all_but_last(kernel)))  # not on the bound: the whole gradient is seen
     model.compile(optimizer=keras.optimizers.SGD(1.0), loss="sparse_categorical_crossentropy")
     model.fit(digits[0][: 32 * steps], digits[1][: 32 * steps], batch_size=32, verbose=0)
     return model
@@ -299,41 +266,26 @@ def test_fit_without_constraints_leads_outside(digits):
     assert min(np.min(numbers(bias)) for bias in biases(free)) < 0
 
 
-@pytest.mark.parametrize("name", list(MODELS))
-def test_fit_keeps_kernels_in_the_ball_and_biases_from_below_zero(name, digits):
-    model = fitted(MODELS[name], digits, kernel_constraint=max_norm(BOUND), bias_constraint=non_neg())
+@pytest.mark.parametrize("make", [Subclassed, convolutional])
+def test_fit_keeps_kernels_in_the_ball_and_biases_from_below_zero(make, digits):
+    model = fitted(make, digits, kernel_constraint=max_norm(BOUND), bias_constraint=non_neg())
     assert all(on_bound(norms((kernel, all_but_last(kernel))), BOUND) for kernel in kernels(model))
     together = np.concatenate([numbers(bias) for bias in biases(model)])
     assert np.min(together) == 0 < np.max(together)
 
 
-def test_under_fit_a_missing_argument_lets_its_weight_train_as_without_any(digits):
-    free = fitted(functional, digits, steps=1)
-    free_inside = fitted(functional, digits, steps=1, begin_inside=True)
-    bounded = fitted(functional, digits, steps=1, begin_inside=True, kernel_constraint=MaxNorm(BOUND))
-    positive = fitted(functional, digits, steps=1, bias_constraint=NonNeg())
-    for mine, theirs in zip(biases(bounded), biases(free_inside), strict=True):
-        np.testing.assert_allclose(numbers(mine), numbers(theirs), rtol=0, atol=slack(BOUND))
-    for mine, theirs in zip(kernels(positive), kernels(free), strict=True):
-        np.testing.assert_array_equal(numbers(mine), numbers(theirs))
-    for mine, theirs in zip(kernels(bounded), kernels(free_inside), strict=True):
-        np.testing.assert_allclose(numbers(mine), in_ball(theirs, 0), rtol=0, atol=slack(BOUND))
-    assert any(np.min(numbers(bias)) < 0 for bias in biases(bounded))
-    assert all(np.min(numbers(bias)) >= 0 for bias in biases(positive))
-
-
 def test_a_filter_is_what_max_norm_bounds_on_a_convolution_unlike_in_keras(digits):
     shared = MaxNorm(BOUND)  # one object for all layers, as a loop over a config would
-    model = fitted(MODELS["Conv2D"], digits, kernel_constraint=shared)
+    model = fitted(convolutional, digits, kernel_constraint=shared)
     kernel = model.layers[1].kernel
     assert tuple(kernel.shape) == (2, 2, 1, 4)
     assert on_bound(norms((kernel, (0, 1, 2))), BOUND)
-    theirs = fitted(MODELS["Conv2D"], digits, kernel_constraint=keras.constraints.MaxNorm(BOUND))
+    theirs = fitted(convolutional, digits, kernel_constraint=keras.constraints.MaxNorm(BOUND))
     assert not inside(norms((theirs.layers[1].kernel, (0, 1, 2))), BOUND), "Keras bounds along the first axis only"
 
 
 def test_an_explicit_axis_is_obeyed_as_in_keras(digits):
-    model = fitted(MODELS["Conv2D"], digits, kernel_constraint=max_norm(0.1, axis=0))
+    model = fitted(convolutional, digits, kernel_constraint=max_norm(0.1, axis=0))
     kernel = model.layers[1].kernel
     assert on_bound(norms((kernel, (0,))), 0.1)
     assert not inside(norms((kernel, (0, 1, 2))), 0.1)
@@ -342,14 +294,12 @@ def test_an_explicit_axis_is_obeyed_as_in_keras(digits):
 @pytest.mark.parametrize(
     ("constraint", "low", "high"),
     [
-        (UnitNorm(), 1.0, 1.0),
         (unit_norm(), 1.0, 1.0),
-        (MinMaxNorm(1.5, 2.0), 1.5, 2.0),
         (min_max_norm(1.5, 2.0, rate=1.0, axis=0), 1.5, 2.0),
         (max_norm(), 0.0, 2.0),
         (keras.constraints.NonNeg(), 0.0, np.inf),
     ],
-    ids=["UnitNorm", "unit_norm", "MinMaxNorm", "min_max_norm", "max_norm", "keras NonNeg"],
+    ids=["unit_norm", "min_max_norm", "max_norm", "keras NonNeg"],
 )
 def test_each_constraint_of_keras_has_a_twin_with_its_arguments(constraint, low, high, digits):
     model = fitted(functional, digits, kernel_constraint=constraint)
@@ -390,12 +340,6 @@ def test_printing_a_layers_constraint_says_what_it_is(constraint, shown, capsys)
     layer = keras.layers.Dense(2, kernel_constraint=constraint)
     print(layer.kernel_constraint)
     assert capsys.readouterr().out == shown + "\n"
-
-
-def test_printing_still_says_what_it_is_after_training(digits):
-    model = fitted(functional, digits, kernel_constraint=MaxNorm(BOUND))
-    assert repr(model.layers[1].kernel_constraint) == "MaxNorm(max_value=0.5)"
-    assert repr(model.layers[1].kernel.constraint) == "MaxNorm(max_value=0.5)"
 
 
 def test_a_weight_of_zeros_that_gets_no_pull_stays_zero():

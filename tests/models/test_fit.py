@@ -67,19 +67,11 @@ def fit(model, digits, callbacks=(), steps=4, epochs=1):
 # Its begin.
 
 
-@pytest.mark.parametrize("way", ["set", "loaded"])
-def test_weights_that_were_put_outside_are_inside_when_a_fit_begins_also_frozen_ones(way, digits, tmp_path):
+def test_weights_that_were_put_outside_are_inside_when_a_fit_begins_also_frozen_ones(digits):
     model = model_of(keras.optimizers.SGD(0.0))
     model.get_layer("hidden").trainable = False
     model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
-    outside = [5 * value for value in model.get_weights()]
-    if way == "set":
-        model.set_weights(outside)
-    else:
-        other = keras.models.clone_model(model)
-        other.set_weights(outside)
-        other.save_weights(tmp_path / "outside.weights.h5")
-        model.load_weights(tmp_path / "outside.weights.h5")
+    model.set_weights([5 * value for value in model.get_weights()])
     assert not ib.audit(model).ok
     assert min(lengths(model)) > BOUND
     seen = fit(model, digits, steps=1)
@@ -122,28 +114,6 @@ def test_a_fit_of_a_model_without_sets_begins_with_what_it_is_given(digits):
 # Averages.
 
 
-@pytest.mark.repeats("held")
-@pytest.mark.parametrize("on_epoch", [False, True], ids=["for evaluation", "for the epoch's end too"])
-@pytest.mark.parametrize("held", [ib.MaxNorm(BOUND), ib.UnitNorm(), ib.Box(-0.1, 0.1)], ids=repr)
-def test_averages_that_are_swapped_in_are_inside_where_they_are_evaluated_and_saved(held, on_epoch, digits, tmp_path):
-    file = str(tmp_path / "{epoch}.keras")
-    model = model_of(keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.9), {"**/kernel": held})
-    looks = []
-    look = keras.callbacks.LambdaCallback(
-        on_test_begin=lambda logs: looks.append(ib.audit(model).ok),
-        on_epoch_end=lambda epoch, logs: looks.append(ib.audit(model).ok),
-    )
-    fit(
-        model,
-        digits,
-        [keras.callbacks.SwapEMAWeights(swap_on_epoch=on_epoch), keras.callbacks.ModelCheckpoint(file), look],
-        epochs=2,
-    )
-    assert looks == [True] * 4
-    assert all(ib.audit(keras.models.load_model(file.format(epoch=epoch))).ok for epoch in (1, 2))
-    assert ib.audit(model).ok
-
-
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras swaps by adding and subtracting there, which costs bits")
 def test_looking_at_an_average_changes_no_training(digits):
     ends = []
@@ -156,17 +126,6 @@ def test_looking_at_an_average_changes_no_training(digits):
 
 
 # Now and then.
-
-
-@pytest.mark.parametrize("every", [3, "epoch"])
-def test_sets_that_are_projected_on_now_and_then_hold_where_others_look(every, digits, tmp_path):
-    file = str(tmp_path / "{epoch}.keras")
-    model = model_of(keras.optimizers.SGD(1.0), every=every)
-    seen = fit(model, digits, [keras.callbacks.ModelCheckpoint(file)], epochs=2)
-    steps = [inside(step, BOUND) for step in seen.steps]
-    assert steps == ([False, False, True, False, False, True, False, False] if every == 3 else [False] * 8)
-    assert all(on_bound(moment, BOUND) for moment in [*seen.evaluations, *seen.epochs, lengths(model)])
-    assert all(ib.audit(keras.models.load_model(file.format(epoch=epoch))).ok for epoch in (1, 2))
 
 
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.repetition), 3])  # 1: as in the matrix' cells

@@ -70,11 +70,12 @@ def adam(model, rate=0.03, **arguments):
     return torch.optim.Adam(model.parameters(), lr=rate, **arguments)
 
 
+SAME_READER = {"AdamW": {"weight_decay": 0.0}, "NAdam": {}}
+"""Optimizers whose metric is read as that of Adam."""
+
 TORCH = {
     "Adam": {},
     "AMSGrad": {"kind": "Adam", "amsgrad": True},
-    "AdamW": {"weight_decay": 0.0},
-    "NAdam": {},
     "RAdam": {"lr": 0.1},
     "Adamax": {},
     "RMSprop": {"centered": True},
@@ -84,11 +85,11 @@ TORCH = {
 
 
 @ONLY["torch"]
-@pytest.mark.parametrize("name", list(TORCH))
+@pytest.mark.parametrize("name", [*TORCH, *(pytest.param(name, marks=pytest.mark.repetition) for name in SAME_READER)])
 def test_torch_optimizers_end_at_the_constrained_optimum_and_without_the_metric_they_do_not(name):
     import torch
 
-    arguments = {"lr": 0.03, "kind": name} | TORCH[name]
+    arguments = {"lr": 0.03, "kind": name} | (TORCH | SAME_READER)[name]
     kind, ends = getattr(torch.optim, arguments.pop("kind")), {}
     for metric in ("optimizer", "euclidean"):
         model = network()

@@ -105,10 +105,10 @@ def pressure_of(owner, weights, **how):
     return row.values
 
 
-# What it is: the fall of the optimal loss.
+# What it is: the fall of the optimal loss. That each backend has the gradient, the tests of the loss below show.
 
 
-@pytest.mark.by_turns("name")
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", UNIT_BY_UNIT)
 def test_it_is_the_fall_of_the_optimal_loss_of_each_unit(name):
     owner, program, bound = UNIT_BY_UNIT[name]
@@ -123,7 +123,7 @@ def test_it_is_the_fall_of_the_optimal_loss_of_each_unit(name):
         assert values[0] == 0, "it is inside"
 
 
-@pytest.mark.by_turns("name")
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", WIDENED)
 def test_of_other_sets_it_is_the_fall_when_they_are_widened(name):
     owner, program = WIDENED[name]
@@ -133,7 +133,7 @@ def test_of_other_sets_it_is_the_fall_when_they_are_widened(name):
     np.testing.assert_allclose(pressure_of(owner, np.stack(best, axis=1)), expected, rtol=2e-4, atol=1e-4)
 
 
-@pytest.mark.by_turns("name")
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", WHOLE)
 def test_of_a_whole_matrix_it_is_one_number(name):
     owner, program, bound = WHOLE[name]
@@ -153,6 +153,7 @@ def on_sphere(y, radius):
     return w, np.sum((X @ w - y) ** 2) / Y.size
 
 
+@pytest.mark.by_turns
 def test_of_norms_from_below_and_of_spheres():
     best, fall = [], []
     for i in range(UNITS):
@@ -308,6 +309,7 @@ def test_within_a_fit_a_callback_sees_what_was_trained_so_far():
 # What a reader sees.
 
 
+@pytest.mark.by_turns
 def test_the_table_shows_which_bounds_cost_and_says_why_some_have_no_number():
     model = keras.Sequential([keras.Input((SIZE,)), *(keras.layers.Dense(SIZE, name=name) for name in "abcd")])
     rules = {"a/kernel": ib.MaxNorm(0.1), "b/kernel": ib.Sparse(2), "c/kernel": ib.NonNeg(), "d/kernel": ib.MaxNorm(9)}
@@ -332,6 +334,7 @@ def test_the_table_shows_which_bounds_cost_and_says_why_some_have_no_number():
     assert lines["d/kernel"][-3:] == ["0", "-", "0%"]
 
 
+@pytest.mark.by_turns
 def test_a_unit_is_named_by_the_axes_that_count_units():
     model = keras.Sequential(
         [keras.Input((4, 4, 2)), keras.layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False)]
@@ -350,6 +353,7 @@ def test_a_unit_is_named_by_the_axes_that_count_units():
 # What is wrong, before anything is done.
 
 
+@pytest.mark.by_turns
 def test_errors():
     bare = keras.Sequential([keras.Input((SIZE,)), keras.layers.Dense(UNITS)])
     bare.compile("sgd", "mse")

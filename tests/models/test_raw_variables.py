@@ -36,9 +36,6 @@ def falling(rate):
 
 OPTIMIZERS = {
     "Adam": lambda: o.Adam(falling(0.02)),
-    "RMSprop": lambda: o.RMSprop(falling(0.02)),
-    "Lion": lambda: o.Lion(falling(0.02)),
-    "SGD": lambda: o.SGD(falling(1.0)),
     "loss scale": lambda: o.LossScaleOptimizer(o.Adam(falling(0.02)), initial_scale=1.0),
     "average": lambda: o.Adam(falling(0.02), use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2),
 }

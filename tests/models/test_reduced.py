@@ -175,6 +175,7 @@ def test_any_optimizer_ends_at_the_constrained_optimum_and_without_it_does_not(n
     assert gaps["full"] > 10 * gaps["reduced"]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("owner", [ib.NonNeg(), ib.Simplex()], ids=["entries", "a face"])
 def test_what_schedule_free_steps_stays_near_so_that_weights_come_back_at_once(owner):
     model = linear()
@@ -190,6 +191,7 @@ def test_what_schedule_free_steps_stays_near_so_that_weights_come_back_at_once(o
     assert ib.audit(model).ok
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("centre", [1.0, 10.0])
 @pytest.mark.parametrize("kind", [ib.L1Ball, ib.MaxNorm])
 def test_about_a_centre_nothing_is_left_where_no_member_is_better(kind, centre):
@@ -215,6 +217,7 @@ def test_kernel_and_bias_are_one_vector():
     assert np.abs(slope - along * point).max() < 0.02 * np.abs(slope).max()
 
 
+@pytest.mark.by_turns
 @pytest.mark.repeats("policy")
 @pytest.mark.parametrize("policy", ["bfloat16", "float16"])
 def test_half_precision_sees_it_too(policy):
@@ -238,6 +241,7 @@ def test_it_comes_after_accumulation_and_in_a_loss_scale():
         assert loss_at(fitted(model, optimizer, 300)) - loss_at(optimum(ib.Simplex())) < 0.02
 
 
+@pytest.mark.by_turns
 def test_the_plan_says_what_is_seen_and_a_file_keeps_it(tmp_path):
     model = keras.Sequential([keras.Input((SIZE,)), *(keras.layers.Dense(SIZE, name=name) for name in "abc")])
     rules = {"a/kernel": ib.MaxNorm(1.0), "b/kernel": ib.NonNeg(), "c/kernel": ib.Sparse(2)}
@@ -252,6 +256,7 @@ def test_the_plan_says_what_is_seen_and_a_file_keeps_it(tmp_path):
     assert {layer.kernel_constraint.gradient for layer in loaded.layers} == {"reduced"}
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("bad", ["small", None, 1, True])
 def test_something_else_is_an_error_before_anything_is_done(bad):
     model = linear()

@@ -161,15 +161,15 @@ def test_the_table_sorts_with_buttons_whose_state_is_announced(page):
     assert len(read.all("label")) == 2
 
 
-def test_a_page_of_a_thousand_layers_is_small(page):
+def test_a_page_of_many_layers_is_small(page):
     excess = np.random.default_rng(0).normal(size=64)
-    names = [f"model/block_{i}/attention/query_dense/{name}" for i in range(1000) for name in ("kernel", "bias")]
+    names = [f"model/block_{i}/attention/query_dense/{name}" for i in range(200) for name in ("kernel", "bias")]
     rows = tuple(row(name, excess, status="violated", violated=30, violation=2.0, note="a" * 80) for name in names)
     read = page(Report("net", rows))
-    assert len(read.text) < 5_000_000
-    assert len(read.rows) == 2000
+    assert len(read.text) < 1_000_000
+    assert len(read.rows) == 400
     assert len(read.all("article")) == 20
-    assert "The table has 1,980 more." in read.text
+    assert "The table has 380 more." in read.text
 
 
 @pytest.mark.parametrize(

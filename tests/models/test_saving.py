@@ -51,6 +51,7 @@ def assert_held(model):
     assert ib.audit(model).ok
 
 
+@pytest.mark.repeats("trained")
 @pytest.mark.parametrize("trained", [False, True], ids=["new", "trained"])
 def test_a_loaded_model_is_the_same_and_is_held_when_it_trains_on(trained, digits, tmp_path):
     model = planned()
@@ -116,8 +117,8 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch", "tensorflow"])
-def test_in_a_new_process_on_any_backend_the_plan_is_in_force(backend, digits, tmp_path):
+@pytest.mark.parametrize("backend", sorted({"jax", "torch", "tensorflow"} - {BACKEND}))
+def test_in_a_new_process_on_another_backend_the_plan_is_in_force(backend, digits, tmp_path):
     model = planned()
     fit(model, digits)
     model.save(tmp_path / "model.keras")
@@ -148,32 +149,6 @@ def test_weights_only_files_leave_the_plan_of_the_model_in_force(digits, tmp_pat
     assert not ib.audit(model).ok, "loading doesn't project"
     fit(model, digits)
     assert_held(model)
-
-
-@pytest.mark.parametrize("weights_only", [False, True])
-def test_checkpoints_of_a_held_model_hold(weights_only, digits, tmp_path):
-    model = planned()
-    path = tmp_path / ("best.weights.h5" if weights_only else "best.keras")
-    fit(model, digits, callbacks=[keras.callbacks.ModelCheckpoint(path, save_weights_only=weights_only)])
-    if weights_only:
-        again = planned()
-        again.load_weights(path)
-    else:
-        again = keras.models.load_model(path)
-    assert ib.audit(again).ok
-    assert same_bits(values_of(again), values_of(model))
-    fit(again, digits)
-    assert_held(again)
-
-
-def test_training_from_a_backup_is_held(digits, tmp_path):
-    model = planned()
-    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
-    fit(model, digits, callbacks=[backup])
-    again = planned()
-    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
-    fit(again, digits, epochs=2, callbacks=[backup])
-    assert_held(again)
 
 
 def test_a_released_model_is_free_in_its_file_too(digits, tmp_path):
@@ -386,14 +361,9 @@ def test_sets_that_a_models_own_code_gives_are_carried_without_a_warning(tmp_pat
     assert lost(model, tmp_path / "model.keras") == set()
 
 
-@pytest.mark.parametrize("way", ["export", "json"])
 @pytest.mark.filterwarnings("ignore:The `native_serialization` parameter:DeprecationWarning")  # Keras' call of JAX
-def test_a_plan_is_no_hindrance_to_other_formats(way, digits, tmp_path):
+def test_a_plan_is_no_hindrance_to_an_export(tmp_path):
     model = planned()
-    if way == "json":
-        again = keras.models.model_from_json(model.to_json())
-        assert again.get_layer("out").kernel_constraint == ib.MaxNorm(BOUND)
-        return
     if BACKEND == "torch":
         pytest.skip("Keras' export of SavedModel from PyTorch fails by itself")
     pytest.importorskip("tensorflow", reason="SavedModel is written by TensorFlow")

@@ -12,13 +12,16 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import keras
 import numpy as np
 
 Array = Any
 """A NumPy array or a tensor of Keras' backend."""
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 """The explicit bits of the significand, in which a unit in the last place is measured."""
@@ -239,7 +242,7 @@ def is_concrete(x: Array) -> bool:
     return plain and not torch.compiler.is_compiling() and not vectorized(x)
 
 
-def as_written(fn: Callable[..., Any]) -> Callable[..., Any]:
+def as_written(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """`fn`, excluded from AutoGraph, as Keras' own functions are.
 
     In a user's `tf.function`, AutoGraph would rewrite everything that `fn` calls, with warnings

@@ -110,11 +110,7 @@ def cards() -> dict[str, Card]:
 
 
 def card_of(name: str) -> Card:
-    """The card of a set by its name, its snake-case name, or the operator that makes it.
-
-    Raises:
-        SetError: there is no such set.
-    """
+    """The card of a set by its name, its snake-case name, or the operator that makes it."""
     found = cards()
     by_name = (
         found

@@ -28,9 +28,9 @@ from inbounds._model.layout import layout_of
 from inbounds._model.rules import resolve
 from inbounds._model.rules_file import read_rules
 from inbounds._model.table import Table, common_prefix, merged_notes, quantity
-from inbounds._model.weights import layers_of, weights_of
+from inbounds._model.weights import weights_of
 from inbounds._report.audit import audit
-from inbounds._report.report import Report, Row
+from inbounds._report.report import COLUMNS, Report, cells
 from inbounds._train.attach import constrain
 
 NOT_HELD = r"(?m)(?<=\d )(violated|unenforced|misaligned)|(violated|unenforced|misaligned)$"
@@ -38,15 +38,7 @@ NOT_HELD = r"(?m)(?<=\d )(violated|unenforced|misaligned)|(violated|unenforced|m
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs a command.
-
-    Args:
-        options: what `inbounds_launcher.parser` makes of the command line.
-
-    Returns:
-        The exit status: 0 when all holds, 1 when not or when nothing is constrained, 2 on an error,
-        which prints one message on stderr.
-    """
+    """Runs the command that the options name, and returns the exit status, as `inbounds_launcher.main`."""
     try:
         with warnings.catch_warnings():
             _show_own_warnings()
@@ -165,33 +157,21 @@ def _layout(options: argparse.Namespace) -> int:
     prefix = common_prefix(weight.path for weight in weights)
     rows, notes = [], []
     for weight in weights:
-        axes = layout_of(weight.layer).spans.get(weight.name)
+        kind, axes = type(weight.layer).__name__, layout_of(weight.layer).spans.get(weight.name)
         if axes is None:
             axes = tuple(range(len(weight.shape) - 1))
-            notes.append(
-                (
-                    f"{type(weight.layer).__name__} {weight.name}",
-                    "not known, so every axis but the last; register_layout says otherwise",
-                )
-            )
+            why = "not known, so every axis but the last; register_layout says otherwise"
+            notes.append(((f"{kind} {weight.name}",), why))
         size = math.prod(weight.shape[axis] for axis in axes)
         units = math.prod(n for axis, n in enumerate(weight.shape) if axis not in axes)
         shown = ", ".join(map(str, axes)) or "none"
-        rows.append(
-            (weight.path.removeprefix(prefix), str(weight.shape), type(weight.layer).__name__, shown, units, size)
-        )
-    if any(row[3] == "none" for row in rows):
-        notes.append(("Axes none", "each entry is a unit of its own, and a norm takes the weight as one unit"))
+        rows.append(((weight.path,), (str(weight.shape), kind, shown, units, size)))
+        if not axes:
+            notes.append((("Axes none",), "each entry is a unit of its own, and a norm takes the weight as one unit"))
     under = f", under {prefix}" if prefix not in ("", f"{model.name}/") else ""
+    title = f"Layout of {model.name}{under}: {quantity(len(rows), 'weight')}"
     columns = ("weight", "shape", "layer", "axes of a unit", "units", "size")
-    print(
-        Table(
-            f"Layout of {model.name}{under}: {quantity(len(rows), 'weight')}",
-            columns,
-            rows,
-            merged_notes(dict.fromkeys(notes)),
-        )
-    )
+    print(Table.of_weights(title, columns, rows, dict.fromkeys(notes), prefix))
     return 0
 
 
@@ -240,17 +220,16 @@ def _load(path: Path, options: argparse.Namespace, *, compiled: bool) -> Any:
                 where=os.getcwd(),
                 instead=f"run it in the folder of {name.split('.')[0]}.py",
             ) from error
+    wrong = ""
     if not path.is_file():
+        wrong = "it is a folder" if path.is_dir() else "it does not exist"
+    elif path.suffix == ".keras" and not zipfile.is_zipfile(path):
+        wrong = "it is not a zip archive, as a .keras file is, or it is cut off"
+    if wrong:
         raise FileError(
-            f"Can't read the model {str(path)!r}: it {'is a folder' if path.is_dir() else 'does not exist'}",
+            f"Can't read the model {str(path)!r}: {wrong}",
             repr(str(path)),
-            where=os.getcwd(),
-            instead="a file that model.save('model.keras') has written",
-        )
-    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
-        raise FileError(
-            f"Can't read the model {str(path)!r}: it is not a zip archive, as a .keras file is, or it is cut off",
-            repr(str(path)),
+            where="" if path.is_file() else os.getcwd(),
             instead="a file that model.save('model.keras') has written",
         )
     try:
@@ -284,45 +263,25 @@ def _print_report(report: Any) -> None:
 def _comparison(title: str, before: Report, after: Report, moved: dict[str, float], notes: Sequence[str] = ()) -> Table:
     """The table of two reports: each set before and after, and how far its weights moved."""
     old, new = ({row.paths: row for row in report.constrained} for report in (before, after))
-    prefix = common_prefix(path for paths in [*old, *new] for path in paths)
     rows, remarks = [], []
     for paths in dict.fromkeys([*new, *old]):
         pair = old.get(paths), new.get(paths)
         both = [row for row in pair if row is not None]
-        named = [path.removeprefix(prefix) for path in paths]
+        sets = " -> ".join(dict.fromkeys(row.set for row in both))
+        texts = zip(*(cells(row) if row else ["-"] * len(COLUMNS[1:]) for row in pair), strict=True)
+        _set, _units, *changes, _tolerance, _status = map(" -> ".join, texts)
         distances = [moved[path] for path in paths if path in moved]
-        rows.append(
-            (
-                "\n".join(named),
-                " -> ".join(dict.fromkeys(row.set for row in both)),
-                both[-1].units,
-                _change(pair, lambda row: row.violated),
-                _change(pair, lambda row: f"{row.violation:.3g}"),
-                _change(
-                    pair, lambda row: "-" if row.worst_unit is None else ", ".join(map(str, row.worst_unit)) or "0"
-                ),
-                _change(pair, lambda row: "-" if math.isnan(row.active) else f"{row.active:.0%}"),
-                math.hypot(*distances) if len(distances) == len(paths) else "-",
-                both[-1].status if pair[1] else "free",
-            )
-        )
+        distance = math.hypot(*distances) if len(distances) == len(paths) else "-"
+        rows.append((paths, (sets, both[-1].units, *changes, distance, both[-1].status if pair[1] else "free")))
         lone = "" if len(both) == 2 else f"a set only {'after' if pair[1] else 'before'}"
-        remarks += [(" + ".join(named), remark) for remark in (lone, both[-1].note)]
-    columns = ("weight", "set", "units", "violated", "violation", "worst", "active", "moved", "status")
-    return Table(title, columns, rows, [*merged_notes(remarks), *notes])
-
-
-def _change(pair: tuple[Row | None, Row | None], text: Callable[[Row], Any]) -> str:
-    return " -> ".join("-" if row is None else str(text(row)) for row in pair)
+        remarks += [(paths, remark) for remark in (lone, both[-1].note)]
+    prefix = common_prefix(path for paths in [*old, *new] for path in paths)
+    return Table.of_weights(title, (*COLUMNS[:-2], "moved", "status"), rows, remarks, prefix, notes)
 
 
 def _values(model: Any) -> dict[str, np.ndarray[Any, Any]]:
     """The values that the layers of a model compute with, by path: of quantized ones what they stand for."""
-    found = ((weight, weight.effective) for weight in weights_of(layers_of(model)))
-    return {
-        weight.path: to_numpy(weight.variable if effective is None else effective.value())
-        for weight, effective in found
-    }
+    return {weight.path: to_numpy(weight.effective.value()) for weight in weights_of(model)}
 
 
 def _distance(new: np.ndarray[Any, Any], old: np.ndarray[Any, Any]) -> float:

@@ -1,4 +1,4 @@
-"""Effective weights: what a layer computes with where that isn't the weight it stores.
+"""Effective weights: what a layer computes with, which may not be the weight that it stores.
 
 With LoRA the effective weight is the stored one plus the adapter's product; quantized, it is the
 stored integers divided by their scale. It is computed in NumPy in float64 and rounded once.
@@ -8,6 +8,7 @@ stored integers divided by their scale. It is computed in NumPy in float64 and r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -30,20 +31,34 @@ class EffectiveWeight:
         layer: the layer.
         name: the name of the weight in the layer.
         variable: the variable that the layer stores.
-        mode: "int8" or "int4" where the layer stores integers, which no training step changes.
-        adapted: whether a LoRA adapter is added.
     """
 
     layer: Any
     name: str
     variable: Any
-    mode: str | None
-    adapted: bool
+
+    @cached_property
+    def mode(self) -> str | None:
+        """How the layer stores integers, "int8" or "int4", which no training step changes; else None."""
+        if self.name not in ADAPTABLE_NAMES or dtype_of(self.variable) != "int8":
+            return None
+        scaled = getattr(self.layer, f"{self.name}_scale", None) is not None
+        return self.layer.quantization_mode if scaled and self.layer.quantization_mode in INTEGER_MODES else None
+
+    @cached_property
+    def adapted(self) -> bool:
+        """Whether a LoRA adapter is added."""
+        enabled = self.name in ADAPTABLE_NAMES and bool(getattr(self.layer, "lora_enabled", False))
+        return enabled and hasattr(self.layer, f"lora_{self.name}_a")
 
     @property
     def quantized(self) -> bool:
-        """Whether the layer stores integers."""
         return self.mode is not None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the layer computes with the weight as it stores it."""
+        return not self.quantized and not self.adapted
 
     @property
     def dtype(self) -> str:
@@ -63,7 +78,7 @@ class EffectiveWeight:
 
     @property
     def description(self) -> str:
-        """How the weight is computed, for notes in reports."""
+        """How the weight is computed, for notes in reports; empty if it is stored."""
         said = []
         if self.quantized:
             said.append(f"quantized to {self.mode}, so that no step moves it; measured is what the integers stand for")
@@ -71,13 +86,15 @@ class EffectiveWeight:
             said.append(f"with LoRA; measured is the sum, {self.name} + {self._lora_scale:g} A @ B")
         return ", and ".join(said)
 
-    def value(self) -> np.ndarray[Any, Any]:
-        """The weight, in its dtype."""
+    def value(self) -> Any:
+        """The variable where the weight is stored, else an array, in the weight's dtype."""
+        if self.is_stored:
+            return self.variable
         value = self._dequantized() if self.quantized else to_numpy(self.variable)
         if self.adapted:
             down, up = (to_numpy(getattr(self.layer, f"lora_{self.name}_{part}")) for part in "ab")
             value = value + self._lora_scale * np.matmul(down, up)
-        return cast(value, self.dtype)  # type: ignore[no-any-return]
+        return cast(value, self.dtype)
 
     @property
     def _lora_scale(self) -> float:
@@ -102,16 +119,6 @@ class EffectiveWeight:
         else:
             weight = integers / scale
         return np.reshape(weight, self.shape)
-
-
-def effective_weight(layer: Any, name: str, variable: Any) -> EffectiveWeight | None:
-    """The effective weight of a layer's variable; None where the stored weight is used."""
-    if name not in ADAPTABLE_NAMES:
-        return None
-    adapted = bool(getattr(layer, "lora_enabled", False)) and hasattr(layer, f"lora_{name}_a")
-    scaled = dtype_of(variable) == "int8" and getattr(layer, f"{name}_scale", None) is not None
-    mode = layer.quantization_mode if scaled and layer.quantization_mode in INTEGER_MODES else None
-    return EffectiveWeight(layer, name, variable, mode, adapted) if mode or adapted else None
 
 
 def _einsum_kernel_scale(equation: str, scale: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

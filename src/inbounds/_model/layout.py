@@ -54,11 +54,7 @@ class Layout:
                     )
 
     def span(self, name: str, shape: tuple[int, ...], *, joint: bool = False) -> Axes | None:
-        """The axes that one unit of a weight spans, from 0; None where the layout lacks the weight.
-
-        Raises:
-            LayoutError: a weight of this shape has no such axes.
-        """
+        """The axes that one unit of a weight spans, from 0; None where the layout lacks the weight."""
         axes = self.joint_spans.get(name, self.spans.get(name)) if joint else self.spans.get(name)
         if axes is None:
             return None

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from inbounds._arrays.units import Axes
-from inbounds._model.table import Table, Tabular, common_prefix, merged_notes, quantity
+from inbounds._model.table import Table, Tabular, common_prefix, quantity
 from inbounds._model.weights import Weight
 from inbounds._sets.set import Set
 from inbounds._types import Gradient, Interval, Latent, Metric
@@ -61,6 +61,21 @@ class Entry:
         return f"{self.set!r} on {' + '.join(self.paths)}"
 
 
+@dataclass(frozen=True)
+class Treatment:
+    """How steps treat an entry, in words.
+
+    Attributes:
+        metric: the name of the metric in which they project.
+        full_gradient_reason: why the optimizer sees the full gradient; empty if it doesn't.
+        latent: what there is to say of latent weights; empty without them.
+    """
+
+    metric: str = ""
+    full_gradient_reason: str = ""
+    latent: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan(Tabular):
     """The rules resolved on one model; `print` shows every weight.
@@ -72,10 +87,7 @@ class Plan(Tabular):
         every: the number of steps between projections, or "epoch".
         gradient: which gradient the optimizer sees, "reduced" or "full".
         latent: whether the optimizer steps latent weights: True, False or "auto".
-        metrics: from an entry to the name of its metric under the model's present optimizer.
-        whole: from an entry to the reason why that optimizer sees its full gradient, "" if it
-            doesn't.
-        latents: from an entry to what there is to say of its latent weights, "" without them.
+        treatment: from an entry to how the steps of the model's present optimizer treat it, in words.
     """
 
     entries: tuple[Entry, ...]
@@ -84,9 +96,7 @@ class Plan(Tabular):
     every: Interval = 1
     gradient: Gradient = Set.gradient
     latent: Latent = Set.latent
-    metrics: Callable[[Entry], str] = lambda entry: ""
-    whole: Callable[[Entry], str] = lambda entry: ""
-    latents: Callable[[Entry], str] = lambda entry: ""
+    treatment: Callable[[Entry], Treatment] = lambda entry: Treatment()
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -103,35 +113,29 @@ class Plan(Tabular):
         return f"<{self._title} on {constrained} of {constrained + len(self.free)} weights; print it to see them>"
 
     def _table(self) -> Table:
-        weights = [weight for entry in self.entries for weight in entry.weights] + [weight for weight, _ in self.free]
-        prefix = common_prefix(weight.path for weight in weights)
-        rows: list[tuple[Any, ...]] = []
-        notes, metrics, gradients = [], [], []
-        for entry in self.entries:
-            paths = [path.removeprefix(prefix) for path in entry.paths]
-            spans = [f"{_axes(axes)} of {weight.shape}" for weight, axes in zip(entry.weights, entry.axes, strict=True)]
-            rows.append(("\n".join(paths), repr(entry.set), entry.units, "\n".join(spans), entry.source))
-            subject = " + ".join(paths)
-            notes += [(subject, entry.note), (subject, entry.set.lost_steps), (subject, self.latents(entry))]
-            metrics.append((subject, self.metrics(entry)))
-            why = self.whole(entry)
-            gradients.append((subject, f"gradient: all of it, {why}" if why else ""))
-        distinct = {metric for _, metric in metrics if metric}
-        in_all = f" ({next(iter(distinct))})" if len(distinct) == 1 else ""
-        if len(distinct) > 1:
-            notes += [(subject, f"metric: {metric}") for subject, metric in metrics]
-        reduced = self.gradient == "reduced"
-        notes += gradients if reduced else []
-        notes += [(weight.path.removeprefix(prefix), f"free, {why}") for weight, why in self.free]
-        under = f", under {prefix}" if prefix else ""
+        prefix = common_prefix([*(path for entry in self for path in entry.paths), *(one.path for one, _ in self.free)])
+        treated = [(entry, self.treatment(entry)) for entry in self]
+        metrics = dict.fromkeys(one.metric for _, one in treated if one.metric)
+        in_all = f" ({next(iter(metrics))})" if len(metrics) == 1 else ""
+        notes = [(e.paths, note) for e, one in treated for note in (e.note, e.set.lost_steps, one.latent)]
+        if len(metrics) > 1:
+            notes += [(entry.paths, one.metric and f"metric: {one.metric}") for entry, one in treated]
+        if reduced := self.gradient == "reduced":
+            whole = [(entry.paths, one.full_gradient_reason) for entry, one in treated]
+            notes += [(paths, why and f"gradient: all of it, {why}") for paths, why in whole]
+        notes += [((weight.path,), f"free, {why}") for weight, why in self.free]
         when = {1: "", "epoch": ", projected at the end of each epoch"}.get(self.every, f", each {self.every} steps")
-        return Table(
+        under = f", under {prefix}" if prefix else ""
+        return Table.of_weights(
             f"{self._title}{', reduced gradient' if reduced else ''}, {self.metric} metric{in_all}{when}{under}",
             ("weight", "set", "units", "axes of a unit", "rule"),
-            rows,
-            merged_notes(notes),
+            [(entry.paths, (repr(entry.set), entry.units, _axes(entry), entry.source)) for entry in self],
+            notes,
+            prefix,
         )
 
 
-def _axes(axes: Axes) -> str:
-    return ", ".join(map(str, axes)) if axes else "none"
+def _axes(entry: Entry) -> str:
+    """The axes of a unit in each weight of an entry, one a line."""
+    pairs = zip(entry.weights, entry.axes, strict=True)
+    return "\n".join(f"{', '.join(map(str, axes)) or 'none'} of {weight.shape}" for weight, axes in pairs)

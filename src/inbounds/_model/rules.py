@@ -17,37 +17,31 @@ from inbounds._errors import LayoutError, RuleError, SetError, explain, raised_a
 from inbounds._model.layout import layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.selectors import Assignment, assignments_of, rule_pairs
-from inbounds._model.weights import Weight, layers_of, weights_of
-from inbounds._sets.arguments import metric_name
+from inbounds._model.weights import Weight, layers_of, own_weights
 from inbounds._sets.composite import with_axis
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint
 from inbounds._sets.set import Set
-from inbounds._types import Metric
 
 ConstraintOf = Callable[[Any], Any]
 """From a variable to the constraint that its layer was given for it, or None."""
 
 
-def resolve(
-    model: Any, rules: Any, constraint_of: ConstraintOf, metric: Metric = Set.metric, *, strict: bool = True
-) -> Plan:
+def resolve(model: Any, rules: Any, constraint_of: ConstraintOf, *, strict: bool = True) -> Plan:
     """The plan of a model's rules and of the constraints given to its layers, which rules override.
 
     Args:
         model: a built Keras model or layer.
         rules: a mapping from selectors to sets, or None for the layers' own constraints only.
         constraint_of: from a variable to the constraint that its layer was given.
-        metric: see `constrain`.
         strict: whether a weight that can't be kept in its set is an error. An audit passes False:
             it reports such weights, including those quantized after they were constrained.
 
     Raises:
         RuleError: the model or a rule is wrong.
     """
-    metric_name("constrain", metric, RuleError)
     layers = _built_layers(model)
-    weights = weights_of(layers)
+    weights = own_weights(layers)
     if not weights:
         raise RuleError(
             "The model has no weights",
@@ -55,24 +49,7 @@ def resolve(
             instead="model.build(input_shape), or layers with weights",
         )
     _check_torch_parameters(model, weights)
-    plan = _plan(layers, weights, rules, constraint_of if strict else _with_declared(weights, constraint_of), metric)
-    if strict:
-        _check_enforceable(plan)
-    return plan
-
-
-def _with_declared(weights: Sequence[Weight], constraint_of: ConstraintOf) -> ConstraintOf:
-    """`constraint_of`, and for a quantized variable without one, the constraint its layer declares.
-
-    Quantization replaces the variable that had the constraint.
-    """
-    quantized = {id(weight.variable): weight for weight in weights if weight.quantized}
-
-    def found(variable: Any) -> Any:
-        own = constraint_of(variable)
-        return quantized[id(variable)].declared_constraint if own is None and id(variable) in quantized else own
-
-    return found
+    return _plan(layers, weights, rules, constraint_of, strict=strict)
 
 
 def resolve_given(layers: Sequence[Any], constraint_of: ConstraintOf) -> Plan:
@@ -81,18 +58,21 @@ def resolve_given(layers: Sequence[Any], constraint_of: ConstraintOf) -> Plan:
     A Joint on a layer with a quantized weight is left out, so that a saved model still loads.
     `Joint.__call__` raises if the layer's bias is trained.
     """
-    weights = weights_of(layers)
+    weights = own_weights(layers)
     quantized = {id(weight.layer) for weight in weights if weight.quantized}
     weights = [w for w in weights if id(w.layer) not in quantized or not isinstance(constraint_of(w.variable), Joint)]
-    plan = _plan(layers, weights, None, constraint_of, "optimizer")
-    _check_enforceable(plan)
-    return plan
+    return _plan(layers, weights, None, constraint_of)
 
 
 def _plan(
-    layers: Sequence[Any], weights: Sequence[Weight], rules: Any, constraint_of: ConstraintOf, metric: Metric
+    layers: Sequence[Any], weights: Sequence[Weight], rules: Any, constraint_of: ConstraintOf, *, strict: bool = True
 ) -> Plan:
-    given = ((weight, constraint_of(weight.variable)) for weight in weights)
+    def constraint(weight: Weight) -> Any:
+        own = constraint_of(weight.variable)
+        replaced = own is None and weight.quantized and not strict  # quantization makes a variable without a constraint
+        return weight.declared_constraint if replaced else own
+
+    given = ((weight, constraint(weight)) for weight in weights)
     assignments = {id(w.variable): _argument_assignment(w, one) for w, one in given if one is not None}
     for selector, value in rule_pairs(rules):
         assignments |= assignments_of(selector, value, layers, weights)
@@ -110,23 +90,24 @@ def _plan(
         elif (key := (id(weight.layer), assignment.set)) not in joined:
             joined.add(key)
             entries.append(_entry(assignment, *_joint_members(weight, assignment, weights, assignments)))
-    return Plan(tuple(_with_shared_joints_noted(entries)), tuple(free), metric)
+    if strict:
+        _check_enforceable(entries)
+    return Plan(tuple(_with_shared_joints_noted(entries)), tuple(free))
 
 
 def _with_shared_joints_noted(entries: Sequence[Entry]) -> Iterator[Entry]:
     """The entries, with a note on a Joint of several layers: each layer has its own units."""
     layers = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
     for entry in entries:
-        several = layers[entry.set] if isinstance(entry.set, Joint) else 1
-        own = f"{several} layers have this Joint, and each has units of its own" if several > 1 else ""
-        yield replace(entry, note=_joined_notes(entry.note, own))
+        shared = f"{layers[entry.set]} layers have this Joint, and each has units of its own"
+        note = "; ".join(filter(None, [entry.note, shared]))
+        yield replace(entry, note=note) if layers[entry.set] > 1 else entry
 
 
 def _argument_assignment(weight: Weight, constraint: Any) -> Assignment:
     """The assignment that a layer's argument makes to a weight."""
-    source = f"{type(weight.layer).__name__}({weight.constraint_argument or weight.name + '.constraint'}=...)"
     known = isinstance(constraint, Set) or type(constraint).__module__.startswith("keras.")
-    return Assignment(constraint if known else Custom(constraint), source, is_rule=False)
+    return Assignment(constraint if known else Custom(constraint), weight.argument_code, is_rule=False)
 
 
 def _why_free(weight: Weight, assignment: Assignment | None) -> str:
@@ -143,12 +124,7 @@ def _why_free(weight: Weight, assignment: Assignment | None) -> str:
 
 
 def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") -> Entry:
-    """The entry of a set on a weight, or of a Joint on several, with notes on what a user might not expect.
-
-    Raises:
-        RuleError: the units are not known or don't correspond, an array in the set doesn't fit the
-            weights, or the set can't hold with a frozen part.
-    """
+    """The entry of a set on a weight, or of a Joint on several, if it can hold there."""
     given, first = assignment.set, members[0]
     is_joint = isinstance(given, Joint)
     for member in members:
@@ -170,17 +146,14 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
                 notes.append(f"the axis is not the layer's fan-in, {fan_in}")
         notes += [f"{frozen} frozen: projected when constrained, not trained" if frozen else ""]
         inputs = tuple(layout.inputs.get(member.name) for member in members)
-        entry = Entry(given, tuple(members), axes, assignment.source, _joined_notes(*notes), inputs, bool(guessed))
+        note = "; ".join(filter(None, notes))
+        entry = Entry(given, tuple(members), axes, assignment.source, note, inputs, bool(guessed))
         _check_shapes(entry)
     return entry
 
 
 def _guess_note(weight: Weight, given: Set) -> str:
-    """The note of an entry whose units are a guess.
-
-    Raises:
-        LayoutError: the layer wraps a model of another framework, whose axes aren't guessed.
-    """
+    """The note of an entry whose units are a guess; an error where the axes may have another order."""
     kind = type(weight.layer).__name__
     if not wraps_foreign_model(weight.layer):
         return f"units of {kind} not known: every axis but the last; register_layout says otherwise"
@@ -214,11 +187,7 @@ def guess_warning(entries: Sequence[Entry]) -> str:
 def _joint_members(
     weight: Weight, assignment: Assignment, weights: Sequence[Weight], assignments: Mapping[int, Assignment]
 ) -> tuple[list[Weight], str]:
-    """The weights of a layer that make one vector per unit under a Joint, and a note on those that don't.
-
-    Raises:
-        RuleError: a weight that the Joint names was not given it, or one that it doesn't name was.
-    """
+    """The weights of a layer that make one vector per unit under a Joint, and a note on those that don't."""
     joint: Joint = assignment.set
     layer = weight.layer
     layout = layout_of(layer)
@@ -269,11 +238,7 @@ def _joint_members(
 
 
 def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[Axes, ...]:
-    """For each member, the axes that one unit spans.
-
-    Raises:
-        LayoutError: the members have different numbers of units, or units that don't correspond.
-    """
+    """For each member, the axes that one unit spans, if their units correspond."""
     if joint.whole and not joint.matrix:
         return tuple(tuple(range(len(member.shape))) for member in members)
     axes, units = [], {}
@@ -332,8 +297,8 @@ def _enforceable_rule(weight: Weight, given: Set) -> str:
     return f"{{(lambda layer, variable: {trained}): {given!r}}}, which selects the weights that are trained"
 
 
-def _check_enforceable(plan: Plan) -> None:
-    for entry in plan.entries:
+def _check_enforceable(entries: Iterable[Entry]) -> None:
+    for entry in entries:
         for weight in entry.weights:
             _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
             if why := why_unenforceable(weight):
@@ -363,22 +328,14 @@ def _check_shapes(entry: Entry) -> None:
 
 def _frozen(weights: Iterable[Weight]) -> list[Weight]:
     """The weights that aren't trained; not those that are quantized or have an adapter."""
-    return [weight for weight in weights if not weight.variable.trainable and weight.effective is None]
-
-
-def _joined_notes(*texts: str) -> str:
-    return "; ".join(text for text in texts if text)
+    return [weight for weight in weights if not weight.variable.trainable and weight.effective.is_stored]
 
 
 # Models.
 
 
 def _check_torch_parameters(model: Any, weights: Sequence[Weight]) -> None:
-    """Checks that PyTorch's parameters are the values of the layers' variables.
-
-    Raises:
-        RuleError: a parameter was replaced by a DTensor, as `fully_shard` does.
-    """
+    """Checks that PyTorch's parameters are the values of the variables; `fully_shard` replaces them by DTensors."""
     if keras.backend.backend() != "torch":
         return
     values = {id(weight.variable.value) for weight in weights}

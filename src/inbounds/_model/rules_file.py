@@ -61,11 +61,7 @@ class RulesFile:
 
 
 def read_rules(path: Path, model: Any) -> RulesFile:
-    """Reads a rules file for one model, whose layers the names in [layers] refer to.
-
-    Raises:
-        FileError: the file can't be read, isn't TOML, or holds anything but rules.
-    """
+    """Reads a rules file for one model, whose layers the names in [layers] refer to."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -114,11 +110,7 @@ def read_rules(path: Path, model: Any) -> RulesFile:
 
 
 def parse_set(text: str) -> Set:
-    """The set that an expression such as `"Joint(MaxNorm(1.0))"` or `"NonNeg"` stands for.
-
-    Raises:
-        SetError: the expression is not the code of a set, or the set's arguments are wrong.
-    """
+    """The set that an expression such as `"Joint(MaxNorm(1.0))"` or `"NonNeg"` stands for."""
     try:
         return _set_of(ast.parse(text.strip(), mode="eval").body)
     except SetError:

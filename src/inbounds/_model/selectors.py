@@ -16,7 +16,7 @@ import keras
 
 from inbounds._errors import RuleError, printable, raised_as, shown, similar, similar_or_first
 from inbounds._model.layout import layout_of
-from inbounds._model.weights import Weight, nested, weights_of
+from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.composite import contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint
@@ -71,19 +71,15 @@ def assignments_of(
             raise _no_layer_error(selector, source, value, layers, owners)
         return _layer_assignments(source if isinstance(selector, type) else f"layer {source}", value, named)
     if not chosen_weights:
-        raise _no_weight_error(selector, source, value, weights, weights_of(nested(chosen)))
+        raise _no_weight_error(selector, source, value, weights, weights_of(*chosen))
     chosen_set = _as_set(value, source)
     return {id(weight.variable): Assignment(chosen_set, source) for weight in chosen_weights}
 
 
 def selected_weights(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> list[Weight]:
-    """The weights that a selector selects without a value; of a layer, all its weights.
-
-    Raises:
-        RuleError: it selects none.
-    """
+    """The weights, one at least, that a selector selects without a value; of a layer, all its weights."""
     source, chosen, selected = _selected(selector, layers, weights)
-    owners = set(map(id, nested(chosen)))
+    owners = set(map(id, layers_of(*chosen)))
     found = selected or [weight for weight in weights if id(weight.layer) in owners]
     if not found:
         near = _similar_paths(source if "/" in source else f"{source}/kernel", weights)
@@ -138,7 +134,7 @@ def _glob_regex(text: str) -> re.Pattern[str]:
 
 def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, Assignment]:
     """The assignments of a rule for layers: of a Joint, or of a mapping from names to sets."""
-    owned = weights_of(nested(chosen))
+    owned = weights_of(*chosen)
     names = sorted({weight.name for weight in owned})
     if isinstance(value, Mapping) and value:
         return _mapping_assignments(source, value, chosen[0], owned)
@@ -220,16 +216,7 @@ def _as_code(value: Any) -> str:
 
 
 def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
-    """A rule's value as a set.
-
-    Args:
-        value: a set, a constraint of Keras, a callable, or a class or name without arguments.
-        source: the rule, for the error's text.
-        instead: what the error says to type instead.
-
-    Raises:
-        RuleError: the value is none of these, or a class or name that needs arguments.
-    """
+    """The set of a rule: a set, a constraint of Keras, a callable, or a class or name that takes no arguments."""
     with raised_as(RuleError, f"Rule: {source!r}"):
         value = of_keras(without_arguments(value) if isinstance(value, (str, type)) else value)
     if isinstance(value, Set):
@@ -246,27 +233,22 @@ def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
 
 def _no_layer_error(selector: Any, source: str, value: Any, layers: Sequence[Any], owners: Sequence[Any]) -> RuleError:
     """The error of a rule for layers that selects none, but perhaps weights, or the layers that own them."""
-    code = _as_code(value)
-    received, names = _received(selector, source, value), sorted({layer.name for layer in layers})
+    code, names = _as_code(value), sorted({layer.name for layer in layers})
     if isinstance(selector, type):
-        names = sorted({type(layer).__name__ for layer in layers})
-        shipped = [f"keras.layers.{name}" for name in similar(source, names) if hasattr(keras.layers, name)]
+        classes = sorted({type(layer).__name__ for layer in layers})
+        shipped = [f"keras.layers.{name}" for name in similar(source, classes) if hasattr(keras.layers, name)]
+        wrong, near = f"No layer of the model is a {source}", similar_or_first(source, classes)
         instead = f"{{{shipped[0]}: {code}}}" if shipped else "the class of one of these"
-        return _no_match_error(
-            f"No layer of the model is a {source}", received, similar_or_first(source, names), instead
-        )
-    if isinstance(selector, keras.Layer):
-        near = similar(source, names)
-        instead = f"{{{near[0]!r}: {code}}}" if near else "one of these"
-        return _no_match_error(f"The layer {source!r} is not in the model", received, near or names, instead)
-    kind = "A Joint" if isinstance(value, Joint) else "A mapping of names"
-    near = list(dict.fromkeys(layer.name for layer in owners)) or similar_or_first(source.split("/")[0], names)
-    return _no_match_error(
-        f"{kind} is for a layer, and {source!r} selects {'weights' if owners else 'nothing'}",
-        received,
-        [f"the layer {name}" for name in near],
-        f"{{{near[0]!r}: {code}}}",
-    )
+    elif isinstance(selector, keras.Layer):
+        alike = similar(source, names)
+        wrong, near = f"The layer {source!r} is not in the model", alike or names
+        instead = f"{{{alike[0]!r}: {code}}}" if alike else "one of these"
+    else:
+        kind = "A Joint" if isinstance(value, Joint) else "A mapping of names"
+        wrong = f"{kind} is for a layer, and {source!r} selects {'weights' if owners else 'nothing'}"
+        alike = list(dict.fromkeys(layer.name for layer in owners)) or similar_or_first(source.split("/")[0], names)
+        near, instead = [f"the layer {name}" for name in alike], f"{{{alike[0]!r}: {code}}}"
+    return _no_match_error(wrong, _received(selector, source, value), near, instead)
 
 
 def _no_weight_error(

@@ -43,6 +43,25 @@ class Table:
     rows: Sequence[Sequence[Any]]
     notes: Sequence[str] = ()
 
+    @classmethod
+    def of_weights(
+        cls,
+        title: str,
+        columns: Sequence[str],
+        rows: Iterable[tuple[Sequence[str], Sequence[Any]]],
+        notes: Iterable[tuple[Sequence[str], str]],
+        prefix: str,
+        more_notes: Sequence[str] = (),
+    ) -> Table:
+        """A table of rows and notes that begin with paths of weights, which are shown without their prefix."""
+
+        def short(paths: Sequence[str]) -> list[str]:
+            return [path.removeprefix(prefix) for path in paths]
+
+        named = ((" + ".join(short(paths)), note) for paths, note in notes)
+        cells = [("\n".join(short(paths)), *rest) for paths, rest in rows]
+        return cls(title, columns, cells, [*merged_notes(named), *more_notes])
+
     def __str__(self) -> str:
         width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
         cells = [[_cell(value) for value in row] for row in self.rows]
@@ -119,6 +138,11 @@ def _width(text: str) -> int:
 
 def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else printable(str(value), lines=True)
+
+
+def index_text(index: Sequence[int] | None) -> str:
+    """The index of a unit; "-" without one."""
+    return "-" if index is None else ", ".join(map(str, index)) or "0"
 
 
 def common_prefix(paths: Iterable[str]) -> str:

@@ -7,17 +7,16 @@ layer, so that `hook_layers` notes the layer where a weight is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 from weakref import WeakValueDictionary
 
 import keras
 
-from inbounds._arrays.ops import dtype_of
 from inbounds._errors import printable
-from inbounds._model.effective_weights import EffectiveWeight, effective_weight
+from inbounds._model.effective_weights import EffectiveWeight
+from inbounds._model.keras_methods import wrap_method
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,24 +46,24 @@ class Weight:
         return str(self.variable.name)
 
     @property
-    def effective(self) -> EffectiveWeight | None:
-        """The weight that the layer computes with; None where that is the stored one."""
-        return effective_weight(self.layer, self.name, self.variable)
+    def effective(self) -> EffectiveWeight:
+        """The weight that the layer computes with."""
+        return EffectiveWeight(self.layer, self.name, self.variable)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the effective weight: int4 stores two entries in one."""
-        return tuple(self.variable.shape) if (effective := self.effective) is None else effective.shape
+        return self.effective.shape
 
     @property
     def dtype(self) -> str:
         """The dtype of the effective weight: a float, also where integers are stored."""
-        return dtype_of(self.variable) if (effective := self.effective) is None else effective.dtype
+        return self.effective.dtype
 
     @property
     def quantized(self) -> bool:
         """Whether the layer stores integers, which no training step changes."""
-        return (effective := self.effective) is not None and effective.quantized
+        return self.effective.quantized
 
     @property
     def declared_constraint(self) -> Any:
@@ -82,18 +81,23 @@ class Weight:
         }.get(self.name, [f"{self.name}_constraint"])
         return next((name for name in candidates if hasattr(self.layer, name)), None)
 
-
-def layers_of(model: Any) -> list[Any]:
-    """A model or layer and all layers nested in it, each once."""
-    return list({id(layer): layer for layer in model._flatten_layers()}.values())
-
-
-def nested(layers: Iterable[Any]) -> list[Any]:
-    """Some layers and all layers nested in them, each once."""
-    return list({id(layer): layer for outer in layers for layer in layers_of(outer)}.values())
+    @property
+    def argument_code(self) -> str:
+        """The layer with the argument for the constraint of this weight, as code."""
+        return f"{type(self.layer).__name__}({self.constraint_argument or f'{self.name}.constraint'}=...)"
 
 
-def weights_of(layers: Iterable[Any]) -> list[Weight]:
+def layers_of(*models: Any) -> list[Any]:
+    """Models or layers and all layers nested in them, each once."""
+    return list({id(layer): layer for model in models for layer in model._flatten_layers()}.values())
+
+
+def weights_of(*models: Any) -> list[Weight]:
+    """The weights of models or layers and all layers nested in them, each once."""
+    return own_weights(layers_of(*models))
+
+
+def own_weights(layers: Iterable[Any]) -> list[Weight]:
     """The weights that these layers own themselves, each once, in Keras' order.
 
     A wrapper such as SpectralNormalization lists a weight of its inner layer as its own. The inner
@@ -111,7 +115,7 @@ def weights_of(layers: Iterable[Any]) -> list[Weight]:
 
 def variables_of(model: Any) -> list[Any]:
     """The variables of all weights of a model, each once."""
-    return [weight.variable for weight in weights_of(layers_of(model))]
+    return [weight.variable for weight in weights_of(model)]
 
 
 _LAYER_OF: WeakValueDictionary[int, Any] = WeakValueDictionary()
@@ -129,15 +133,13 @@ def hook_layers() -> None:
     Keras gives a constraint or an optimizer the variable only. A set also needs the layer, for the
     axes of a unit and the bias of a kernel.
     """
-    original = keras.Layer.add_weight
+    wrap_method(keras.Layer, "add_weight", _add_weight)
 
-    @wraps(original)
-    def add_weight(self: Any, *args: Any, **kwargs: Any) -> Any:
-        variable = original(self, *args, **kwargs)
-        remember_layer(variable, self)
-        return variable
 
-    keras.Layer.add_weight = add_weight
+def _add_weight(add_weight: Callable[..., Any], layer: Any, *arguments: Any, **named: Any) -> Any:
+    variable = add_weight(layer, *arguments, **named)
+    remember_layer(variable, layer)
+    return variable
 
 
 def layers_owning(variables: Iterable[Any]) -> list[Any]:
@@ -154,5 +156,5 @@ def variables_of_values(values: Sequence[Any]) -> list[Any]:
     if all(isinstance(value, keras.Variable) for value in values):
         return list(values)
     layers = {id(layer): layer for layer in list(_LAYER_OF.values())}
-    by_value = {id(weight.variable.value): weight.variable for weight in weights_of(layers.values())}
+    by_value = {id(weight.variable.value): weight.variable for weight in own_weights(layers.values())}
     return [value if isinstance(value, keras.Variable) else by_value.get(id(value), value) for value in values]

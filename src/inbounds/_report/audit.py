@@ -25,7 +25,7 @@ from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve, why_unenforceable
 from inbounds._model.selectors import selected_weights
 from inbounds._model.table import quantity
-from inbounds._model.weights import Weight, layers_of, weights_of
+from inbounds._model.weights import Weight, layers_of, own_weights, weights_of
 from inbounds._report.report import Provenance, Report, Row, Status
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint
@@ -42,7 +42,7 @@ MOST_BARS = 64
 
 
 @exclusive_access(
-    "inbounds.Monitor() among the callbacks of that fit, an audit in a callback, or once the fit has ended"
+    instead="inbounds.Monitor() among the callbacks of that fit, an audit in a callback, or once the fit has ended"
 )
 def audit(
     model: Model,
@@ -77,19 +77,23 @@ def audit(
         >>> report.ok
         True
     """
-    plan = resolve(model, rules, _no_constraint if rules is not None else current_constraint, strict=False)
+    from_rules = rules is not None
+    plan = resolve(model, rules, (lambda variable: None) if from_rules else current_constraint, strict=False)
     layers = layers_of(model)
-    weights = weights_of(layers)
+    weights = own_weights(layers)
     selectors = [] if accept is None else accept if isinstance(accept, (list, tuple)) else [accept]
     accepted = {id(weight.variable) for selector in selectors for weight in selected_weights(selector, layers, weights)}
-    from_rules = rules is not None
-    row_of = {
-        id(entry.weights[0].variable): _set_row(entry, from_rules=from_rules, step=steps_taken(model, entry))
-        for entry in plan.entries
-    }
+    row_of = {}
+    for entry in plan.entries:
+        reason = "" if from_rules else _unenforced_reason(entry)
+        row_of[id(entry.weights[0].variable)] = _set_row(entry, repr(entry.set), reason, steps_taken(model, entry))
     for weight, reason in plan.free:
-        key = id(weight.variable)
-        row_of[key] = _row_without_set(weight, reason, weights, from_rules=from_rules, accepted=key in accepted)
+        key, declared = id(weight.variable), None if from_rules else _declared_constraint(weight)
+        row_of[key] = (
+            Row((weight.path,), "", note=reason)
+            if declared is None
+            else _declared_row(weight, declared, reason, weights, accepted=key in accepted)
+        )
     in_order = [row_of[id(weight.variable)] for weight in weights if id(weight.variable) in row_of]
     return Report(printable(str(model.name)), tuple(in_order), _provenance())
 
@@ -132,7 +136,7 @@ def check(
 
 def nothing_constrained_error(model: Any, report: Report) -> ConstraintViolation:
     """The error for a model without any set, with a line of code that constrains it."""
-    trained = [weight for weight in weights_of(layers_of(model)) if weight.created_trainable]
+    trained = [weight for weight in weights_of(model) if weight.created_trainable]
     line = f"inbounds.constrain(model, {{'**/{trained[0].name}': inbounds.MaxNorm(2.0)}})" if trained else ""
     return ConstraintViolation(
         explain(
@@ -150,7 +154,7 @@ def _suggestion(model: Any, row: Row, rules: Any) -> str:
         return ""
     if rules is not None:
         return " Instead: inbounds.constrain(model, rules)."
-    weights = weights_of(layers_of(model))
+    weights = weights_of(model)
     weight = next(weight for weight in weights if weight.path in row.paths)
     constraint = current_constraint(weight.variable)
     if row.status == "violated" and constraint is not None and not _is_keras_constraint(constraint):
@@ -186,24 +190,23 @@ def _provenance() -> Provenance:
     )
 
 
-def _no_constraint(variable: Any) -> None:
-    return None
-
-
-def _set_row(entry: Entry, *, from_rules: bool, label: str = "", step: int = 0) -> Row:
+def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
+    """The row of a set; `reason` is why nothing enforces it, empty if it is enforced."""
     if entry.set.centers:
         note = 'the centre "current" becomes the weights as they are when the model is constrained'
-        return _unmeasured_row(entry.paths, repr(entry.set), "unenforced", note, entry.set, entry.source)
-    measured = entry.applied.at(step).measure(list(map(_used_value, entry.weights)), entry.axes)
+        return _unmeasured_row(entry.paths, code, note, entry.set, entry.source)
+    effective = [weight.effective for weight in entry.weights]
+    measured = entry.applied.at(step).measure([one.value() for one in effective], entry.axes)
     violation, outside = np.maximum(measured.excess, 0.0), measured.outside
     unit_shape = tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
     unit_shape = unit_shape if math.prod(unit_shape) == violation.size else violation.shape
     worst = np.unravel_index(int(np.argmax(np.where(outside, violation, 0))), unit_shape) if outside.any() else None
-    reason = "" if from_rules else _unenforced_reason(entry)
     status: Status = "violated" if outside.any() else "unenforced" if reason else "holds"
+    used = [f"{one.name} is {one.description}" for one in effective if not one.is_stored]
+    notes = [entry.note, entry.set.lost_steps, f"at step {step}" * entry.set.changes, *used, reason]
     return Row(
         paths=entry.paths,
-        set=label or repr(entry.set),
+        set=code,
         units=int(violation.size),
         violated=int(outside.sum()),
         violation=float(violation.max(initial=0.0)),
@@ -211,17 +214,7 @@ def _set_row(entry: Entry, *, from_rules: bool, label: str = "", step: int = 0) 
         active=float(np.mean(measured.active)) if entry.set.has_boundary else math.nan,
         tolerance=float(measured.slack.max(initial=0.0)),
         status=status,
-        note="; ".join(
-            text
-            for text in (
-                entry.note,
-                entry.set.lost_steps,
-                f"at step {step}" * entry.set.changes,
-                *_used_value_notes(entry),
-                reason,
-            )
-            if text
-        ),
+        note="; ".join(filter(None, notes)),
         definition=mathematics(entry.set),
         source=entry.source,
         excess=_bars(measured.excess),
@@ -235,33 +228,16 @@ def _bars(excess: np.ndarray[Any, Any]) -> tuple[float, ...]:
     return tuple(np.maximum.reduceat(excess, starts).tolist()) if excess.size else ()
 
 
-def _unmeasured_row(
-    paths: tuple[str, ...],
-    set_text: str,
-    status: Status,
-    note: str,
-    constraint: Set | None = None,
-    source: str = "",
-) -> Row:
-    definition = "" if constraint is None else mathematics(constraint)
-    return Row(paths, set_text, 0, 0, 0.0, None, math.nan, 0.0, status, note, definition, source)
-
-
-def _used_value(weight: Weight) -> Any:
-    """The values that the layer computes with: the variable's, or those made from it."""
-    return weight.variable if (effective := weight.effective) is None else effective.value()
-
-
-def _used_value_notes(entry: Entry) -> list[str]:
-    pairs = ((weight.name, weight.effective) for weight in entry.weights)
-    return [f"{name} is {effective.description}" for name, effective in pairs if effective]
+def _unmeasured_row(paths: tuple[str, ...], code: str, note: str, constraint: Set, source: str) -> Row:
+    """The row of a set that nothing applies and no values can be measured for."""
+    return Row(paths, code, status="unenforced", note=note, definition=mathematics(constraint), source=source)
 
 
 def _unenforced_reason(entry: Entry) -> str:
     """Why nothing enforces a declared set; empty if it is enforced or no step moves the weights."""
     if any(weight.quantized for weight in entry.weights):
         moving = [weight.name for weight in entry.weights if weight.variable.trainable]
-        moving += ["the adapter" for weight in entry.weights if weight.effective and weight.effective.adapted]
+        moving += ["the adapter" for weight in entry.weights if weight.effective.adapted]
         return f"nothing keeps the units inside while {' and '.join(moving)} trains" if moving else ""
     reasons = [f"{weight.name}: {reason}" for weight in entry.weights if (reason := why_unenforceable(weight))]
     if all(weight.variable.constraint is None for weight in entry.weights):
@@ -271,37 +247,24 @@ def _unenforced_reason(entry: Entry) -> str:
     return "; ".join(reasons)
 
 
-def _row_without_set(
-    weight: Weight, reason: str, weights: Sequence[Weight], *, from_rules: bool, accepted: bool
-) -> Row:
-    """The row of a weight without a set of inbounds.
-
-    The weight may have a constraint of Keras, or one that never reached its variable.
-    """
-    declared = None if from_rules else _declared_constraint(weight)
-    if declared is None:
-        return _unmeasured_row((weight.path,), "", "free", reason)
-    constraint, source = _as_set(declared), f"{type(weight.layer).__name__}({_place_of_constraint(weight)}=...)"
+def _declared_row(weight: Weight, declared: Any, reason: str, weights: Sequence[Weight], *, accepted: bool) -> Row:
+    """The row of a weight with a constraint of Keras, or with one that never reached its variable."""
+    constraint, code, source = _as_set(declared), _constraint_text(declared), weight.argument_code
     if weight.dtype not in MANTISSA_BITS:
         note = f"{reason}; {weight.constraint_argument} is declared, but the weight is {weight.dtype}"
-        return _unmeasured_row((weight.path,), _constraint_text(declared), "unenforced", note, constraint, source)
+        return _unmeasured_row((weight.path,), code, note, constraint, source)
     fan_in = layout_of(weight.layer).span(weight.name, weight.shape)
     try:
         axes = constraint.span(weight.shape, fan_in)
     except SetError as error:
-        return _unmeasured_row((weight.path,), _constraint_text(declared), "unenforced", str(error), constraint, source)
+        return _unmeasured_row((weight.path,), code, str(error), constraint, source)
     along, note = _along_fan_in(constraint, weight, fan_in, weights)
-    row = _set_row(
-        Entry(constraint, (weight,), (axes,), source, note), from_rules=False, label=_constraint_text(declared)
-    )
+    entry = Entry(constraint, (weight,), (axes,), source, note)
+    row = _set_row(entry, code, _unenforced_reason(entry))
     intended = accepted or isinstance(declared, Set)
     if along is None or row.status != "holds" or intended:
         return row
     return replace(row, status="misaligned", excess=_bars(along.excess))
-
-
-def _place_of_constraint(weight: Weight) -> str:
-    return weight.constraint_argument or f"{weight.name}.constraint"
 
 
 def _declared_constraint(weight: Weight) -> Any:
@@ -318,8 +281,8 @@ def _along_fan_in(
     span = constraint.layer_span(weight.shape, fan_in)
     if set(span) == set(constraint.span(weight.shape)):
         return None, ""
-    value = to_numpy(_used_value(weight))
-    measured = constraint.measure([_used_value(weight)], [span])
+    value = weight.effective.value()
+    measured = constraint.measure([value], [span])
     outside = int(np.sum(measured.outside))
     note = (
         f"axis {constraint.axis} is not the layer's fan-in {span}: of its {quantity(measured.excess.size, 'unit')} "
@@ -327,7 +290,7 @@ def _along_fan_in(
     )
     if not outside:
         return None, note
-    norm = np.sqrt(np.sum(value * value, axis=span)).ravel()[np.argmax(measured.excess)]
+    norm = np.sqrt(np.sum(np.square(to_numpy(value)), axis=span)).ravel()[np.argmax(measured.excess)]
     selector = _unique_selector(weight, weights)
     return measured, (
         f"{note}, by up to {measured.excess.max():.3g}, with a norm of {norm:.3g}; instead: "

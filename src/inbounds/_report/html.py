@@ -12,7 +12,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from inbounds._model.table import quantity
+from inbounds._model.table import index_text, quantity
 
 Json = dict[str, Any]
 
@@ -24,9 +24,10 @@ MEANINGS = {
     "holds": "All units are inside, and something keeps them there.",
     "free": "No set is declared for the weight.",
 }
+"""The statuses in the order in which a verdict counts them, and what they mean."""
 
-FIRST = 20
-"""The sets that don't hold, shown above the table; the table has all."""
+MOST_FAILURES = 20
+"""How many sets that don't hold are shown above the table, which has all."""
 
 WIDTH, HEIGHT = 128, 32
 """The size of a plot."""
@@ -97,8 +98,8 @@ def _failures(bad: list[Json]) -> str:
         return ""
     order = list(MEANINGS)
     worst = sorted(bad, key=lambda row: (order.index(row["status"]), -_size(row["violation"])))
-    more = f"<p>The table has {len(bad) - FIRST:,} more.</p>" if len(bad) > FIRST else ""
-    return f"<section><h2>What does not hold</h2>{''.join(map(_failure, worst[:FIRST]))}{more}</section>"
+    more = f"<p>The table has {len(bad) - MOST_FAILURES:,} more.</p>" if len(bad) > MOST_FAILURES else ""
+    return f"<section><h2>What does not hold</h2>{''.join(map(_failure, worst[:MOST_FAILURES]))}{more}</section>"
 
 
 def _failure(row: Json) -> str:
@@ -145,7 +146,7 @@ def _set(row: Json) -> str:
 
 
 def _worst(row: Json) -> str:
-    return "&ndash;" if row["worst_unit"] is None else ", ".join(map(str, row["worst_unit"])) or "0"
+    return "&ndash;" if row["worst_unit"] is None else index_text(row["worst_unit"])
 
 
 def _number(value: float | None) -> str:

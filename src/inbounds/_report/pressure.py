@@ -20,7 +20,7 @@ from inbounds._arrays.ops import MANTISSA_BITS, cast, dense, dtype_of, quiet, to
 from inbounds._arrays.units import Units
 from inbounds._errors import RuleError, printable, shown
 from inbounds._model.plan import Entry
-from inbounds._model.table import Table, Tabular, common_prefix, merged_notes, quantity
+from inbounds._model.table import Table, Tabular, common_prefix, index_text, quantity
 from inbounds._train.attached_sets import entries_in_force
 from inbounds._train.optimizers import steps_taken
 from inbounds._train.weight_access import exclusive_access
@@ -79,23 +79,22 @@ class Pressure(Tabular):
 
     def _table(self) -> Table:
         prefix = common_prefix(path for row in self for path in row.paths)
-        named = [(row, [path.removeprefix(prefix) for path in row.paths]) for row in self]
-        return Table(
+        return Table.of_weights(
             f"Pressure on {self.model}: the fall of the loss for each unit by which a bound is loosened",
             ("weight", "set", "units", "largest", "unit", "costing"),
-            [("\n".join(paths), row.set, row.values.size, *_cells(row)) for row, paths in named],
-            merged_notes((" + ".join(paths), row.note) for row, paths in named),
+            [(row.paths, (row.set, row.values.size, *_cells(row))) for row in self],
+            [(row.paths, row.note) for row in self],
+            prefix,
         )
 
 
 def _cells(row: PressureRow) -> tuple[Any, ...]:
     if row.note:
         return "-", "-", "-"
-    unit = "-" if row.unit is None else ", ".join(map(str, row.unit)) or "0"
-    return row.largest, unit, f"{row.costing:.0%}"
+    return row.largest, index_text(row.unit), f"{row.costing:.0%}"
 
 
-@exclusive_access("call it in a callback of that fit, such as on_epoch_end, or once the fit has ended")
+@exclusive_access()
 def pressure(
     model: Model, x: Data, y: Data | None = None, sample_weight: Data | None = None, batch_size: Integer = 256
 ) -> Pressure:
@@ -233,12 +232,7 @@ def _tensorflow_gradient(loss: BatchFunction, values: Sequence[Any], batch: Any)
 
 
 def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:
-    """Batches of inputs, targets and sample weights as tensors, each with its number of samples.
-
-    Raises:
-        RuleError: the data aren't arrays with the same number of samples, at least one; or
-            `batch_size` isn't positive.
-    """
+    """Batches of inputs, targets and sample weights as tensors, each with its number of samples."""
     shapes = [tuple(getattr(leaf, "shape", ())) for leaf in keras.tree.flatten(data) if leaf is not None]
     counts = {shape[:1] for shape in shapes}
     if len(counts) != 1 or not all(counts) or 0 in min(counts) or not batch_size >= 1:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inbounds._errors import printable
-from inbounds._model.table import Table, Tabular, common_prefix, merged_notes, quantity
-from inbounds._report.html import html_page
+from inbounds._model.table import Table, Tabular, common_prefix, index_text, quantity
+from inbounds._report.html import MEANINGS, html_page
 
 Status = Literal["holds", "violated", "unenforced", "misaligned", "free"]
 
-STATUSES: tuple[Status, ...] = ("violated", "unenforced", "misaligned", "holds", "free")
-"""The statuses in the order in which a verdict counts them."""
+COLUMNS = ("weight", "set", "units", "violated", "violation", "worst", "active", "tolerance", "status")
+"""The columns of the table of a report, see `cells`."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Row:
 
     paths: tuple[str, ...]
     set: str
-    units: int
-    violated: int
-    violation: float
-    worst_unit: tuple[int, ...] | None
-    active: float
-    tolerance: float
-    status: Status
+    units: int = 0
+    violated: int = 0
+    violation: float = 0.0
+    worst_unit: tuple[int, ...] | None = None
+    active: float = math.nan
+    tolerance: float = 0.0
+    status: Status = "free"
     note: str = ""
     definition: str = ""
     source: str = ""
@@ -139,18 +139,17 @@ class Report(Tabular):
         return replace(self, provenance=replace(self.provenance, file=printable(Path(path).name), sha256=digest))
 
     def _table(self) -> Table:
-        columns = ("weight", "set", "units", "violated", "violation", "worst", "active", "tolerance", "status")
         prefix = common_prefix(path for row in self.rows for path in row.paths)
-        named = [(row, [path.removeprefix(prefix) for path in row.paths]) for row in self.constrained]
-        notes = merged_notes((" + ".join(paths), row.note) for row, paths in named)
+        under = f", under {prefix}" if prefix not in ("", f"{self.model}/") else ""
         free = Counter(row.note for row in self.rows if row.status == "free")
         why = ", ".join(f"{count} {reason}" for reason, count in free.items())
-        under = f", under {prefix}" if prefix not in ("", f"{self.model}/") else ""
-        return Table(
+        return Table.of_weights(
             f"Audit of {self.model}{under}: {self._verdict()}",
-            columns,
-            [("\n".join(paths), *_cells(row)) for row, paths in named],
-            [*notes, f"{quantity(free.total(), 'weight')} without a set: {why}"] if free else notes,
+            COLUMNS,
+            [(row.paths, cells(row)) for row in self.constrained],
+            [(row.paths, row.note) for row in self.constrained],
+            prefix,
+            [f"{quantity(free.total(), 'weight')} without a set: {why}"] if free else [],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,15 +184,16 @@ class Report(Tabular):
         return target
 
     def _verdict(self) -> str:
-        counts = Counter(row.status for row in self.rows)
+        counts: Counter[str] = Counter(row.status for row in self.rows)
         parts = [] if self.constrained else ["nothing is constrained"]
-        return ", ".join(parts + [f"{counts[status]} {status}" for status in STATUSES if counts[status]])
+        return ", ".join(parts + [f"{counts[status]} {status}" for status in MEANINGS if counts[status]])
 
 
-def _cells(row: Row) -> tuple[Any, ...]:
+def cells(row: Row) -> tuple[str, ...]:
+    """The cells of a row in a table, after its weights."""
     active = "-" if math.isnan(row.active) else f"{row.active:.0%}"
-    worst = "-" if row.worst_unit is None else ", ".join(map(str, row.worst_unit)) or "0"
-    return (row.set, row.units, row.violated, row.violation, worst, active, row.tolerance, row.status)
+    sizes = f"{row.violation:.3g}", index_text(row.worst_unit), active, f"{row.tolerance:.3g}"
+    return (row.set, str(row.units), str(row.violated), *sizes, row.status)
 
 
 def _json_value(value: Any) -> Any:

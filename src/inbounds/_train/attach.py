@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
 
-from inbounds._arrays.ops import as_written, is_concrete, no_gradient, to_numpy
+from inbounds._arrays.ops import Array, as_written, is_concrete, is_sharded, no_gradient, to_numpy
 from inbounds._arrays.units import Units
 from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, explain, shown
-from inbounds._model.plan import Entry, Plan
+from inbounds._model.plan import Entry, Plan, Treatment
 from inbounds._model.rules import guess_warning, resolve
-from inbounds._model.weights import Weight, layers_of, weights_of
-from inbounds._sets.arguments import gradient_name, interval, latent_option
+from inbounds._model.weights import Weight, weights_of
+from inbounds._sets.arguments import gradient_name, interval, latent_option, metric_name
 from inbounds._sets.set import Set
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
@@ -23,17 +24,14 @@ from inbounds._train.attached_sets import (
     attach_set,
     entries_in_force,
     given_constraint,
-    numpy_or_dtensor,
 )
 from inbounds._train.optimizer_hooks import take_up
 from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
-from inbounds._train.step_projections import Read, StepProjection, StepState, decide, projection_of
+from inbounds._train.step_projections import Read, StepState, decide, projection_of
 from inbounds._train.taken_plans import lacks_latents
 from inbounds._train.unsaved_sets import unsaved_sets
 from inbounds._train.weight_access import exclusive_access
-from inbounds._types import Every, Gradient, Interval, Latent, Metric, Model, Rules
-
-_CALL_FROM_CALLBACK = "call it in a callback of that fit, such as on_epoch_end, or once the fit has ended"
+from inbounds._types import Every, Gradient, Latent, Metric, Model, Rules
 
 
 def constrain(
@@ -109,14 +107,25 @@ def constrain(
     return plan
 
 
-@exclusive_access(_CALL_FROM_CALLBACK)
+@exclusive_access()
 def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: Gradient, latent: Latent) -> Plan:
     """Does the work of `constrain`, which itself warns: warnings name the line of its caller."""
+    metric = metric_name("constrain", metric, RuleError)
     every = interval("constrain", every, "steps", "constrain(model, rules, every=100)")
     gradient = gradient_name("constrain", gradient, RuleError)
     latent = latent_option("constrain", latent, RuleError)
-    plan = _with_current_centers(resolve(model, rules, given_constraint, metric))
-    plan = _with_training_options(model, plan, metric, every, gradient, latent)
+    plan = resolve(model, rules, given_constraint)
+    own = None if latent == "auto" else latent  # "auto" leaves what a set says itself
+    entries = (_with_current_center(entry) for entry in plan.entries)
+    plan = replace(
+        plan,
+        entries=tuple(replace(one, set=one.set.in_training(metric, every, gradient, own)) for one in entries),
+        metric=metric,
+        every=every,
+        gradient=gradient,
+        latent=latent,
+        treatment=partial(_treatment, model),
+    )
     if not plan.entries:
         raise RuleError(
             "Nothing is constrained: there are no rules, and no layer was given a set of inbounds",
@@ -126,7 +135,7 @@ def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: G
         )
     _check_no_other_plan(model)
     _check_latents_can_be_added(model, plan)
-    values = _projected_entries(model, plan.entries, read=numpy_or_dtensor)
+    values = _projected_entries(model, plan.entries, read=_numpy_or_dtensor)
     _restore_given_constraints(model)
     assign(values)
     for entry in plan.entries:
@@ -137,34 +146,13 @@ def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: G
     return plan
 
 
-def _with_current_centers(plan: Plan) -> Plan:
-    """The plan with the current weights in place of the centre "current"."""
-
-    def centered(entry: Entry) -> Entry:
-        if not entry.set.centers:
-            return entry
-        values = [to_numpy(weight.variable) for weight in entry.weights]
-        current = values[0] if len(values) == 1 else Units.of(values, entry.axes).rows()
-        return replace(entry, set=entry.set.about(current))
-
-    return replace(plan, entries=tuple(map(centered, plan.entries)))
-
-
-def _with_training_options(
-    model: Any, plan: Plan, metric: Metric, every: Interval, gradient: Gradient, latent: Latent
-) -> Plan:
-    own = None if latent == "auto" else latent  # "auto" leaves what a set says itself
-    entries = (replace(entry, set=entry.set.in_training(metric, every, gradient, own)) for entry in plan.entries)
-    return replace(
-        plan,
-        entries=tuple(entries),
-        every=every,
-        gradient=gradient,
-        latent=latent,
-        metrics=lambda entry: _decided(model, entry).metric_words,
-        whole=lambda entry: _decided(model, entry).full_gradient_reason,
-        latents=lambda entry: _decided(model, entry).latent_words,
-    )
+def _with_current_center(entry: Entry) -> Entry:
+    """The entry with the current weights in place of the centre "current"."""
+    if not entry.set.centers:
+        return entry
+    values = [to_numpy(variable) for variable in entry.variables]
+    current = values[0] if len(values) == 1 else Units.of(values, entry.axes).rows()
+    return replace(entry, set=entry.set.about(current))
 
 
 def _check_latents_can_be_added(model: Any, plan: Plan) -> None:
@@ -184,7 +172,7 @@ def _check_latents_can_be_added(model: Any, plan: Plan) -> None:
 
 def _check_no_other_plan(model: Any) -> None:
     """Checks that no plan of another model holds a weight of this one: it would be broken."""
-    for weight in weights_of(layers_of(model)):
+    for weight in weights_of(model):
         constraint = weight.variable.constraint
         if isinstance(constraint, AttachedSet) and constraint.model not in (None, model):
             raise RuleError(
@@ -208,22 +196,28 @@ def _projected_entries(
     return pairs
 
 
-def _decided(model: Any, entry: Entry) -> StepProjection:
-    """How the model's current optimizers treat an entry.
+def _numpy_or_dtensor(variable: Any) -> Array:
+    """The value of a variable in NumPy, which compiles nothing; a DTensor stays one."""
+    value = variable.value
+    return value if is_sharded(value) else keras.ops.convert_to_numpy(variable)
 
-    On TensorFlow the gradient of an Embedding is sparse.
-    """
+
+def _treatment(model: Any, entry: Entry) -> Treatment:
+    """How the model's current optimizers treat an entry. On TensorFlow the gradient of an Embedding is sparse."""
     embedding = any(isinstance(weight.layer, keras.layers.Embedding) for weight in entry.weights)
     sparse_gradient = embedding and keras.backend.backend() == "tensorflow"
-    return decide(entry, optimizers_stepping(model, entry.variables), sparse_gradient=sparse_gradient)
+    one = decide(entry, optimizers_stepping(model, entry.variables), sparse_gradient=sparse_gradient)
+    return Treatment(one.metric_words, one.full_gradient_reason, one.latent_words)
+
+
+def check_backend(wanted: str, wrong: str, others: Mapping[str, str]) -> None:
+    """Checks the backend that a function is for; `others` has what there is on the other ones."""
+    if (backend := keras.backend.backend()) != wanted:
+        raise RuleError(wrong, f"backend={backend!r}", instead=f"inbounds.{others[backend]}")
 
 
 def check_interval(entries: Sequence[Entry], loop: str, instead: str) -> None:
-    """Checks that no entry is projected at the end of epochs, which the loop doesn't know.
-
-    Raises:
-        RuleError: an entry has `every="epoch"`.
-    """
+    """Checks that no entry is projected at the end of epochs, which the loop doesn't know."""
     for entry in entries:
         if entry.set.every == "epoch":
             raise RuleError(
@@ -234,7 +228,7 @@ def check_interval(entries: Sequence[Entry], loop: str, instead: str) -> None:
             )
 
 
-@exclusive_access(_CALL_FROM_CALLBACK)
+@exclusive_access()
 def release(model: Model) -> None:
     """Removes the plan of a model; its weights keep their values and are free from now on.
 
@@ -245,7 +239,7 @@ def release(model: Model) -> None:
         RuleError: the argument is not a model, or another thread fits it.
     """
     _restore_given_constraints(model)
-    for weight in weights_of(layers_of(model)):
+    for weight in weights_of(model):
         if isinstance(weight.variable.constraint, Set) or (
             weight.quantized and isinstance(weight.declared_constraint, Set)
         ):
@@ -254,6 +248,8 @@ def release(model: Model) -> None:
     _rehook(model)
 
 
+@as_written
+@exclusive_access()
 def project(model: Model) -> None:
     """Projects the weights of a model now: for loops that train without a Keras optimizer.
 
@@ -263,11 +259,6 @@ def project(model: Model) -> None:
         RuleError: the model has neither, `jax.jit` traces the call, or another thread fits the
             model.
     """
-    as_written(_project)(model)
-
-
-@exclusive_access(_CALL_FROM_CALLBACK)
-def _project(model: Any) -> None:
     values = _projected_entries(model, entries_in_force(model))
     if any(is_concrete(variable.value) and not is_concrete(value) for variable, value in values):
         raise RuleError(
@@ -280,7 +271,7 @@ def _project(model: Any) -> None:
 
 def _restore_given_constraints(model: Any) -> None:
     """Gives every variable and layer the constraint that it had before the plan."""
-    for weight in weights_of(layers_of(model)):
+    for weight in weights_of(model):
         if isinstance(weight.variable.constraint, AttachedSet):
             constraint = given_constraint(weight.variable)
             weight.variable.constraint = constraint

@@ -86,11 +86,7 @@ def attached_entries(variables: Iterable[Any]) -> list[Entry]:
 
 
 def entries_in_force(model: Any) -> tuple[Entry, ...]:
-    """The entries of a model: those of its plan, or the sets given to its layers.
-
-    Raises:
-        RuleError: the model has none.
-    """
+    """The entries of a model, one at least: those of its plan, or the sets given to its layers."""
     entries = resolve(model, None, current_constraint).entries
     if not entries:
         raise RuleError(
@@ -99,12 +95,6 @@ def entries_in_force(model: Any) -> tuple[Entry, ...]:
             instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)}) first",
         )
     return entries
-
-
-def numpy_or_dtensor(variable: Any) -> Array:
-    """The value of a variable in NumPy, which compiles nothing; a DTensor stays one."""
-    value = variable.value
-    return value if is_sharded(value) else keras.ops.convert_to_numpy(variable)
 
 
 def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarray[Any, Any]]]:
@@ -132,24 +122,14 @@ def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarra
     return [(variable, before[id(variable)]) for variable in moved]
 
 
-def project_after_error(entries: Iterable[Entry], steps: Callable[[], int], error: BaseException) -> None:
-    """Projects weights that a step may have left outside when it raised.
+def project_after_error(entries: Iterable[Entry], steps: Callable[[], int]) -> None:
+    """Projects weights that a step may have left outside when it raised; `steps` counts the steps taken.
 
     Skipped in a trace; for weights that several devices share, since the other devices may not get
     here; and in a replica of TensorFlow, whose weights the end of the fit projects.
-
-    A failure to project is added to the error as a note. `steps` returns the number of steps taken.
     """
     if in_stateless_scope() or in_tensorflow_strategy():
         return
     for entry in entries:
         if all(is_concrete(v.value) and not is_sharded(v.value) for v in entry.variables):
-            project_or_add_note(error, lambda: project_in_numpy(entry, steps()))  # noqa: B023  # called at once
-
-
-def project_or_add_note(error: BaseException, project: Callable[[], Any]) -> None:
-    """Runs a projection after an error; where the projection fails, adds a note to the error."""
-    try:
-        project()
-    except Exception as failure:
-        error.add_note(f"inbounds could not put the weights inside: {failure}")
+            project_in_numpy(entry, steps())

@@ -9,15 +9,16 @@ Keras; `tests/test_keras_ground.py` pins what they rely on. Projections within s
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import keras
 
+from inbounds._model.keras_methods import wrap_method
 from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve_given
-from inbounds._model.weights import layers_of, variables_of, weights_of
+from inbounds._model.weights import layers_of, own_weights, variables_of
 from inbounds._sets.set import Set
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
@@ -25,7 +26,6 @@ from inbounds._train.attached_sets import (
     attached_entries,
     current_constraint,
     project_in_numpy,
-    project_or_add_note,
 )
 from inbounds._train.optimizer_hooks import update_compiled_constants
 from inbounds._train.optimizers import optimizers_of, steps_taken
@@ -35,23 +35,10 @@ from inbounds._train.weight_access import WeightAccess, check_weights_exist, has
 
 def hook_fits() -> None:
     """Wraps the methods of Keras that run fits. Runs once, on import."""
-    _wrap_method(keras.callbacks.CallbackList, "set_model", _add_projection_callback)
-    _wrap_method(keras.callbacks.SwapEMAWeights, "_swap_variables", _project_after_swap)
-    _wrap_method(keras.Model, "fit", functools.partial(_train_with_access, "fit"))
-    _wrap_method(keras.Model, "train_on_batch", functools.partial(_train_with_access, "step"))
-
-
-def _wrap_method(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    original = getattr(owner, name)
-    if getattr(original, "watched_by_inbounds", False):
-        return
-
-    @functools.wraps(original)
-    def method(self: Any, *arguments: Any, **named: Any) -> Any:
-        return around(original, self, *arguments, **named)
-
-    method.watched_by_inbounds = True  # type: ignore[attr-defined]  # a mark on a function
-    setattr(owner, name, method)
+    wrap_method(keras.callbacks.CallbackList, "set_model", _add_projection_callback)
+    wrap_method(keras.callbacks.SwapEMAWeights, "_swap_variables", _project_after_swap)
+    wrap_method(keras.Model, "fit", partial(_train_with_access, "fit"))
+    wrap_method(keras.Model, "train_on_batch", partial(_train_with_access, "step"))
 
 
 _EPOCH_START = "_inbounds_epoch_start"
@@ -69,11 +56,7 @@ def _train_with_access(
     access = WeightAccess(
         kind, train.__name__, lambda: variables_of(model), sync=getattr(model, "jax_state_sync", lambda: None)
     )
-    return run_with_access(
-        access,
-        lambda: train(model, *arguments, **named),
-        lambda error: project_or_add_note(error, lambda: _project_interrupted(model)),
-    )
+    return run_with_access(access, lambda: train(model, *arguments, **named), lambda: _project_interrupted(model))
 
 
 def _project_interrupted(model: Any) -> None:
@@ -160,7 +143,7 @@ def _declared_entries(model: Any) -> list[Entry]:
     layers = layers_of(model)
     constrained = {
         id(weight.variable)
-        for weight in weights_of(layers)
+        for weight in own_weights(layers)
         if isinstance(weight.variable.constraint, (AttachedSet, Set))
     }
     entries = resolve_given(layers, current_constraint).entries if constrained else ()

@@ -44,10 +44,7 @@ class OptimizerMetric:
     def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
         """The diagonals for some variables right after a step; None: the Euclidean metric.
 
-        Args:
-            optimizer: the optimizer, after its update.
-            variables: the variables of one entry.
-            gradients: the gradient of each variable; None for one that wasn't stepped.
+        The variables are those of one entry; the gradient of one that wasn't stepped is None.
         """
         diagonals: list[Array] = []
         for variable, gradient in zip(variables, gradients, strict=True):

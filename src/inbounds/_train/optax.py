@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
-
-import keras
 
 from inbounds._arrays.ops import Array, branch
 from inbounds._errors import RuleError
-from inbounds._train.attach import check_interval
+from inbounds._train.attach import check_backend, check_interval
 from inbounds._train.attached_sets import entries_in_force
-from inbounds._train.stateless import project_values, stateless_reduce
+from inbounds._train.stateless import given_value, project_values, stateless_reduce
 from inbounds._train.step_projections import StepProjection, decide
 from inbounds._types import Model, OptaxOptimizer
 
@@ -122,10 +121,11 @@ def _latent_projections(model: Any) -> list[StepProjection]:
 
 def _starts(model: Any, params: Sequence[Array], state: Wrapped) -> list[Array]:
     """The values from which the inner optimizer steps: latent weights in place of those that have them."""
-    indices = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
-    starts, known = list(params), {key: state.latents[index] for key, index in indices.items()}
+    ids = list(map(id, model.trainable_variables))
+    values, latents = dict(zip(ids, params, strict=True)), dict(zip(ids, state.latents, strict=True))
+    starts = dict(values)
     for projection in _latent_projections(model):
-        missing = [variable for variable in projection.free_variables if known[id(variable)] is None]
+        missing = [variable for variable in projection.free_variables if latents[id(variable)] is None]
         if missing:
             raise RuleError(
                 "The state of optax_wrap has no latent weights: it is older than the set",
@@ -133,13 +133,9 @@ def _starts(model: Any, params: Sequence[Array], state: Wrapped) -> list[Array]:
                 where=repr(projection.entry),
                 instead="state = optimizer.init(values) after constrain(model, rules), or latent=False",
             )
-
-        def read(variable: Any) -> Array:
-            return params[indices[id(variable)]] if id(variable) in indices else variable.value
-
-        for variable, start in projection.starts(read, lambda v: known[id(v)], state.count):
-            starts[indices[id(variable)]] = start
-    return starts
+        started = projection.starts(partial(given_value, values), lambda v: latents[id(v)], state.count)
+        starts |= {id(variable): start for variable, start in started}
+    return list(starts.values())
 
 
 def _update_towards(value: Array, update: Array, end: Array) -> Array:
@@ -174,18 +170,11 @@ def _interval(model: Any) -> int:
 
 
 def _check_optax(optimizer: Any) -> None:
-    backend = keras.backend.backend()
-    if backend != "jax":
-        other = (
-            "project_after(model, optimizer)"
-            if backend == "torch"
-            else "project(model) after the step, or a Keras optimizer"
-        )
-        raise RuleError(
-            "optax_wrap is for optax, and the backend is not JAX",
-            f"backend={backend!r}",
-            instead=f"inbounds.{other}",
-        )
+    others = {
+        "torch": "project_after(model, optimizer)",
+        "tensorflow": "project(model) after the step, or a Keras optimizer",
+    }
+    check_backend("jax", "optax_wrap is for optax, and the backend is not JAX", others)
     if importlib.util.find_spec("optax") is None:
         raise RuleError(
             "optax_wrap is for optax, which isn't installed", "no module 'optax'", instead="pip install optax"

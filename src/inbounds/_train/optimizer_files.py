@@ -21,43 +21,36 @@ _LATENT = "latent"
 """What the names of latent weights in a file begin with; Keras' own are numbers."""
 
 
-def saving_own_variables(save: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Wraps an optimizer's `save_own_variables`: saves its latent weights, and skips the other added variables."""
-
-    def wrapped(self: Any, store: Any) -> None:
-        with _added_variables_hidden(self):
-            save(self, store)
-        for index, latent in taken_plan(self).latents.items():
-            store[f"{_LATENT}{index}"] = keras.ops.convert_to_numpy(latent)
-
-    return wrapped
+def save_own_variables(save: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:
+    """Saves an optimizer's variables and its latent weights, but none of the other variables added to it."""
+    with _added_variables_hidden(optimizer):
+        save(optimizer, store)
+    for index, latent in taken_plan(optimizer).latents.items():
+        store[f"{_LATENT}{index}"] = keras.ops.convert_to_numpy(latent)
 
 
-def loading_own_variables(load: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Wraps an optimizer's `load_own_variables` likewise. Latent weights that the file lacks start anew."""
-
-    def wrapped(self: Any, store: Any) -> None:
-        stored = {key: store[key] for key in list(store.keys())}  # a store is no mapping
-        with _added_variables_hidden(self):
-            load(self, {key: value for key, value in stored.items() if not key.startswith(_LATENT)})
-        for index, latent in taken_plan(self).latents.items():
-            value = stored.get(f"{_LATENT}{index}")
-            fits = value is not None and tuple(value.shape) == tuple(latent.shape)
-            assign([(latent, value if fits else np.full(latent.shape, np.nan))])
-
-    return wrapped
+def load_own_variables(load: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:
+    """Loads them. Latent weights that the file lacks start anew."""
+    stored = {key: store[key] for key in list(store.keys())}  # a store is no mapping
+    with _added_variables_hidden(optimizer):
+        load(optimizer, {key: value for key, value in stored.items() if not key.startswith(_LATENT)})
+    for index, latent in taken_plan(optimizer).latents.items():
+        value = stored.get(f"{_LATENT}{index}")
+        fits = value is not None and tuple(value.shape) == tuple(latent.shape)
+        assign([(latent, value if fits else np.full(latent.shape, np.nan))])
 
 
 @contextmanager
 def _added_variables_hidden(optimizer: Any) -> Iterator[None]:
     """A context in which an optimizer, and those inside it, list none of the added variables."""
-    lists = [(vars(one), one._variables) for one in with_inner(optimizer)]
-    for (attributes, own), one in zip(lists, with_inner(optimizer), strict=True):
+    optimizers = with_inner(optimizer)
+    lists = [one._variables for one in optimizers]
+    for one in optimizers:
         taken = taken_plan(one)
         ours = [taken.gradient_norms, *taken.latents.values()]
-        attributes["_variables"] = [variable for variable in own if not any(variable is one for one in ours)]
+        vars(one)["_variables"] = [v for v in one._variables if not any(v is our for our in ours)]
     try:
         yield
     finally:
-        for attributes, own in lists:
-            attributes["_variables"] = own
+        for one, variables in zip(optimizers, lists, strict=True):
+            vars(one)["_variables"] = variables

@@ -30,6 +30,7 @@ import numpy as np
 
 from inbounds._arrays.ops import dense, is_concrete, no_gradient
 from inbounds._errors import LayoutWarning, RuleError
+from inbounds._model.keras_methods import wrap_method
 from inbounds._model.plan import Entry
 from inbounds._model.rules import guess_warning, resolve_given
 from inbounds._model.weights import layers_owning, variables_of_values
@@ -42,7 +43,7 @@ from inbounds._train.attached_sets import (
     given_constraint,
     project_after_error,
 )
-from inbounds._train.optimizer_files import loading_own_variables, saving_own_variables
+from inbounds._train.optimizer_files import load_own_variables, save_own_variables
 from inbounds._train.optimizers import WRAPPERS
 from inbounds._train.sparse_updates import project_rows, updated_rows, updates_given_rows_only
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
@@ -63,39 +64,33 @@ They are the weights that the gradients belong to, and the gradients summed over
 
 def hook_optimizers() -> None:
     """Wraps Keras' optimizer class so that optimizers hook themselves. Runs once, on import."""
-    optimizer_class = keras.optimizers.Optimizer
-    original, step = optimizer_class.build, optimizer_class.apply
-    if getattr(original, "watched_by_inbounds", False):
-        return
+    wrap_method(keras.optimizers.Optimizer, "build", _build)
+    wrap_method(keras.optimizers.Optimizer, "apply", _apply)
+    wrap_method(keras.optimizers.Optimizer, "save_own_variables", save_own_variables)
+    wrap_method(keras.optimizers.Optimizer, "load_own_variables", load_own_variables)
 
-    def build(self: Any, variables: Sequence[Any]) -> None:
-        variables = variables_of_values(variables)
-        original(self, variables)
-        add_gradient_norms(self)
-        take_up(self)
 
-    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
-        def run_step() -> None:
-            given = None if trainable_variables is None else list(trainable_variables)
-            if given and not self.built and len(grads):
-                self.build(given)  # Keras builds too late: this step would not be hooked
-            elif self.built:
-                take_up_changes(self)
-            with hidden_constraints(self):
-                step(self, grads, given)
+def _build(build: Callable[..., None], optimizer: Any, variables: Sequence[Any]) -> None:
+    """Builds an optimizer and has it take up the sets of its variables."""
+    variables = variables_of_values(variables)
+    build(optimizer, variables)
+    add_gradient_norms(optimizer)
+    take_up(optimizer)
 
-        def on_error(error: BaseException) -> None:
-            vars(_replica_state).clear()
-            _restore_constraints(self)
-            _project_after_step_error(self, error)
 
-        access = WeightAccess("step", f"a step of {type(self).__name__}", lambda: self._trainable_variables)
-        run_with_access(access, run_step, on_error)
+def _apply(apply: Callable[..., None], optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
+    """Runs `Optimizer.apply`; where the plan is newer than what the optimizer took up, it is taken up before."""
 
-    build.watched_by_inbounds = True  # type: ignore[attr-defined]  # a mark on a function
-    optimizer_class.build, optimizer_class.apply = build, apply
-    optimizer_class.save_own_variables = saving_own_variables(optimizer_class.save_own_variables)
-    optimizer_class.load_own_variables = loading_own_variables(optimizer_class.load_own_variables)
+    def run_step() -> None:
+        given = None if trainable_variables is None else list(trainable_variables)
+        if given and not optimizer.built and len(grads):
+            optimizer.build(given)  # Keras builds too late: this step would not be hooked
+        elif optimizer.built:
+            take_up_changes(optimizer)
+        with hidden_constraints(optimizer):
+            apply(optimizer, grads, given)
+
+    _run_with_access(optimizer, run_step)
 
 
 def take_up(optimizer: Any) -> None:
@@ -238,9 +233,16 @@ def _restore_constraints(optimizer: Any) -> None:
             taken.hidden = []
 
 
-def _project_after_step_error(optimizer: Any, error: BaseException) -> None:
-    """Projects the weights of an optimizer whose step has raised."""
-    project_after_error(attached_entries(optimizer._trainable_variables), lambda: int(optimizer.iterations), error)
+def _run_with_access(optimizer: Any, run: Callable[[], None]) -> None:
+    """Runs a function that moves the weights of an optimizer; where it raises, they are projected."""
+
+    def after_error() -> None:
+        vars(_replica_state).clear()
+        _restore_constraints(optimizer)
+        project_after_error(attached_entries(optimizer._trainable_variables), lambda: int(optimizer.iterations))
+
+    access = WeightAccess("step", f"a step of {type(optimizer).__name__}", lambda: optimizer._trainable_variables)
+    run_with_access(access, run, after_error)
 
 
 # The hooks. Each is stored in an optimizer as a `partial`, which `copy.deepcopy` copies with it.
@@ -366,16 +368,16 @@ def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
 
     Weights that aren't projected in each step are projected here too.
     """
-    try:
+
+    def finalize() -> None:
         take_up_changes(optimizer)
         taken_plan(optimizer).averages = []
         type(optimizer).finalize_variable_values(optimizer, var_list)
         for stack in taken_plan(optimizer).stacks:
             if optimizer.use_ema or stack[0].entry.set.every != 1:
                 project_now(optimizer, stack, optimizer.iterations)
-    except BaseException as error:
-        _project_after_step_error(optimizer, error)
-        raise
+
+    _run_with_access(optimizer, finalize)
 
 
 HOOKS: dict[str, Callable[..., Any]] = {

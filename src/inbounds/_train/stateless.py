@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from inbounds._train.step_projections import StepState, decide
 from inbounds._types import Model, Step
 
 
+@as_written
 def stateless_project(
     model: Model,
     trainable_variables: Sequence[Any],
@@ -69,8 +70,17 @@ def stateless_project(
 
 def project_values(model: Any, trainable_variables: Any, metric: Any = None, step: Any = None) -> list[Array]:
     """`stateless_project` for a caller who keeps latent weights."""
-    values: list[Array] = as_written(_projected_values)(model, trainable_variables, metric, step)
-    return values
+    entries, variables = entries_in_force(model), model.trainable_variables
+    values = _checked(variables, trainable_variables, "trainable_variables")
+    diagonals = _checked(variables, [None] * len(variables) if metric is None else metric, "metric", optional=True)
+    result = dict(zip(values, trainable_variables, strict=True))
+    with no_gradient():
+        for projection in map(decide, entries):
+            count = _given_count(projection.entry, step, "stateless_project(model, values, step=count)")
+            state = StepState(count, partial(_given_metric, projection.entry.variables, diagonals))
+            projected = projection.projected_values(partial(given_value, values), state)
+            result |= {id(variable): without_gradient(value) for variable, value in projected}
+    return list(result.values())
 
 
 def _check_no_latents(entries: Sequence[Entry]) -> None:
@@ -85,6 +95,7 @@ def _check_no_latents(entries: Sequence[Entry]) -> None:
             )
 
 
+@as_written
 def stateless_reduce(
     model: Model, trainable_variables: Sequence[Any], gradients: Sequence[Any], *, step: Step | None = None
 ) -> list[Array]:
@@ -115,53 +126,25 @@ def stateless_reduce(
         >>> values = [v.value for v in model.trainable_variables]
         >>> gradients = stateless_reduce(model, values, [keras.ops.ones_like(value) for value in values])
     """
-    left: list[Array] = as_written(_reduced_values)(model, trainable_variables, gradients, step)
-    return left
-
-
-def _reduced_values(model: Any, trainable_variables: Any, gradients: Any, step: Any) -> list[Array]:
-    entries = entries_in_force(model)
-    variables = model.trainable_variables
-    values = _check_values(variables, trainable_variables, "trainable_variables")
-    read = _value_reader(variables, values)
-    tensors = dict(
-        zip(map(id, variables), _check_values(variables, gradients, "gradients", optional=True), strict=True)
-    )
-    result = dict(zip(map(id, variables), gradients, strict=True))
+    entries, variables = entries_in_force(model), model.trainable_variables
+    values = _checked(variables, trainable_variables, "trainable_variables")
+    tensors = _checked(variables, gradients, "gradients", optional=True)
+    result = dict(zip(tensors, gradients, strict=True))
     with no_gradient():
         for projection in map(decide, entries):
             if not projection.full_gradient_reason:
-                _check_step_given(projection.entry, step, "stateless_reduce(model, values, gradients, step=count)")
-                result |= projection.reduced_gradients(tensors, read, 0 if step is None else step)
+                count = _given_count(projection.entry, step, "stateless_reduce(model, values, gradients, step=count)")
+                result |= projection.reduced_gradients(tensors, partial(given_value, values), count)
     return list(result.values())
 
 
-def _projected_values(model: Any, trainable_variables: Any, metric: Any, step: Any) -> list[Array]:
-    entries = entries_in_force(model)
-    variables = model.trainable_variables
-    values = _check_values(variables, trainable_variables, "trainable_variables")
-    diagonals = [None] * len(variables) if metric is None else _check_values(variables, metric, "metric", optional=True)
-    indices = {id(variable): index for index, variable in enumerate(variables)}
-    result = list(trainable_variables)
-
-    read = _value_reader(variables, values)
-    with no_gradient():
-        for projection in map(decide, entries):
-            _check_step_given(projection.entry, step, "stateless_project(model, values, step=count)")
-            given = partial(_given_metric, projection.entry.variables, indices, diagonals)
-            state = StepState(0 if step is None else step, given)
-            for variable, value in projection.projected_values(read, state):
-                result[indices[id(variable)]] = without_gradient(value)
-    return result
+def given_value(values: Mapping[int, Any], variable: Any) -> Array:
+    """The value given for a variable, or else the model's."""
+    return keras.ops.convert_to_tensor(values.get(id(variable), variable))
 
 
-def _value_reader(variables: Sequence[Any], values: Sequence[Any]) -> Callable[[Any], Array]:
-    """A function that returns the value given for a variable, or else the model's."""
-    given = dict(zip(map(id, variables), values, strict=True))
-    return lambda variable: keras.ops.convert_to_tensor(given.get(id(variable), variable))
-
-
-def _check_step_given(entry: Entry, step: Any, instead: str) -> None:
+def _given_count(entry: Entry, step: Any, instead: str) -> Any:
+    """The number of steps, which a set that changes with them needs."""
     if entry.set.changes and step is None:
         raise RuleError(
             "The set changes with the steps of training, and `step` doesn't say how many there were",
@@ -169,25 +152,21 @@ def _check_step_given(entry: Entry, step: Any, instead: str) -> None:
             where=repr(entry),
             instead=instead,
         )
+    return 0 if step is None else step
 
 
-def _given_metric(variables: Sequence[Any], indices: Mapping[int, int], diagonals: Sequence[Any]) -> list[Array] | None:
+def _given_metric(variables: Sequence[Any], diagonals: Mapping[int, Any]) -> list[Array] | None:
     """The metric of some variables from the diagonals that the caller gave; None: Euclidean."""
-    own = [indices.get(id(variable)) for variable in variables]
-    if any(index is not None and diagonals[index] is None for index in own):
+    if any(diagonals.get(id(variable), ()) is None for variable in variables):
         return None
     return [
-        keras.ops.ones(variable.shape, working_dtype(dtype_of(variable))) if index is None else diagonals[index]
-        for variable, index in zip(variables, own, strict=True)
+        diagonals[id(v)] if id(v) in diagonals else keras.ops.ones(v.shape, working_dtype(dtype_of(v)))
+        for v in variables
     ]
 
 
-def _check_values(variables: Sequence[Any], given: Any, name: str, *, optional: bool = False) -> list[Any]:
-    """The given values as tensors, checked against the variables.
-
-    Raises:
-        RuleError: their number, a shape or a dtype differs.
-    """
+def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool = False) -> dict[int, Any]:
+    """The given values as tensors by the ids of their variables, whose number, shapes and dtypes they must have."""
     values = "[variable.value for variable in model.trainable_variables]"
     instead = f"{'[None] * len(model.trainable_variables)' if optional else values} to begin with"
     if not isinstance(given, (list, tuple)) or len(given) != len(variables):
@@ -197,10 +176,10 @@ def _check_values(variables: Sequence[Any], given: Any, name: str, *, optional: 
             f"{received} for {len(variables)} variables",
             instead=instead,
         )
-    tensors: list[Any] = []
+    tensors: dict[int, Any] = {}
     for variable, value in zip(variables, given, strict=True):
         if value is None and optional:
-            tensors.append(None)
+            tensors[id(variable)] = None
             continue
         tensor = keras.ops.convert_to_tensor(value)
         shape, dtype = tuple(tensor.shape), dtype_of(tensor)
@@ -213,5 +192,5 @@ def _check_values(variables: Sequence[Any], given: Any, name: str, *, optional: 
                 where=f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}",
                 instead=instead,
             )
-        tensors.append(tensor)
+        tensors[id(variable)] = tensor
     return tensors

@@ -20,7 +20,7 @@ from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._model.weights import variables_of
 from inbounds._train.assignments import assign
-from inbounds._train.attach import check_interval, project
+from inbounds._train.attach import check_backend, check_interval, project
 from inbounds._train.attached_sets import (
     AttachedSet,
     attach_set,
@@ -120,7 +120,7 @@ def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
         return run_with_access(
             WeightAccess("step", f"a step of {type(self).__name__}", lambda: hook.variables),
             lambda: hook.run_step(self, step, *arguments, **named),
-            lambda error: project_after_error(attached_entries(hook.variables), lambda: hook.steps, error),
+            lambda: project_after_error(attached_entries(hook.variables), lambda: hook.steps),
         )
 
     optimizer.step = types.MethodType(step_with_access, optimizer)
@@ -239,14 +239,8 @@ def _latent_of(optimizer: Any, variable: Any) -> Any:
 
 
 def _check_torch(optimizer: Any) -> None:
-    backend = keras.backend.backend()
-    if backend != "torch":
-        other = "stateless_project(model, values) in the step" if backend == "jax" else "project(model) after the step"
-        raise RuleError(
-            "project_after is for torch.optim, and the backend is not PyTorch",
-            f"backend={backend!r}",
-            instead=f"inbounds.{other}",
-        )
+    others = {"jax": "stateless_project(model, values) in the step", "tensorflow": "project(model) after the step"}
+    check_backend("torch", "project_after is for torch.optim, and the backend is not PyTorch", others)
     import torch
 
     if isinstance(optimizer, keras.optimizers.Optimizer):

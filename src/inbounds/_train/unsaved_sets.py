@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from inbounds._model.plan import Plan
-from inbounds._model.weights import Weight, layers_of, weights_of
+from inbounds._model.weights import Weight, weights_of
 from inbounds._sets.composite import parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
@@ -27,7 +27,7 @@ def unsaved_sets(model: Any, plan: Plan) -> list[tuple[str, str]]:
     planned = {id(weight.variable): (weight, entry.set) for entry in plan.entries for weight in entry.weights}
     seen: set[int] = set()
     for layer in _saved_layers(model):
-        inside = {id(w.variable) for w in weights_of(layers_of(layer))} & planned.keys()
+        inside = {id(w.variable) for w in weights_of(layer)} & planned.keys()
         seen |= inside
         if inside and (reason := _lost_in_config(layer, [planned[key] for key in inside])):
             lost.append(reason)
@@ -76,17 +76,14 @@ def _lost_in_config(layer: Any, planned: list[tuple[Any, Set]]) -> tuple[str, st
         return paths, f"{type(layer).__name__} can't be made from its config: {str(error).split('. ')[0]}"
     finally:
         random.setstate(state)
-    old, new = weights_of(layers_of(layer)), weights_of(layers_of(remade))
+    old, new = weights_of(layer), weights_of(remade)
     if len(old) != len(new):
         return paths, f"{type(layer).__name__} made from its config has other weights"
     wanted = {id(weight.variable): constraint for weight, constraint in planned}
-    for constraint in wanted.values():
-        for kind in {type(part.fn) for part in parts_of(constraint) if isinstance(part, Custom)}:
-            if (
-                issubclass(kind, keras.constraints.Constraint)
-                and keras.saving.get_registered_name(kind) == kind.__name__
-            ):
-                return paths, f"{kind.__name__} isn't registered with keras.saving.register_keras_serializable"
+    functions = {type(part.fn) for one in wanted.values() for part in parts_of(one) if isinstance(part, Custom)}
+    for kind in (one for one in functions if issubclass(one, keras.constraints.Constraint)):
+        if keras.saving.get_registered_name(kind) == kind.__name__:
+            return paths, f"{kind.__name__} isn't registered with keras.saving.register_keras_serializable"
     unsaved = [
         weight.path
         for weight, again in zip(old, new, strict=True)

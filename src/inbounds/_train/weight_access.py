@@ -11,17 +11,14 @@ import functools
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import keras
 
-from inbounds._arrays.ops import is_concrete, recording_again
+from inbounds._arrays.ops import Arguments, Result, is_concrete, recording_again
 from inbounds._errors import RuleError
 from inbounds._model.rules import check_model
 from inbounds._model.weights import variables_of
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -52,13 +49,34 @@ _accesses: list[WeightAccess] = []
 _accesses_changed = threading.Condition()
 
 
-def begin_access(access: WeightAccess) -> None:
-    """Begins an access once no other one conflicts.
+def run_with_access(
+    access: WeightAccess, function: Callable[[], Result], after_error: Callable[[], Any] = lambda: None
+) -> Result:
+    """The result of a function that accesses weights.
 
-    Raises:
-        RuleError: the access is exclusive, and another thread fits the weights. Call `end_access`
-            all the same.
+    Where the function raises, `after_error` puts the weights inside, before other threads may
+    access them; where it fails, the error gets a note. A KeyboardInterrupt may come between any two
+    operations, also within `_end`, which is then called again.
     """
+    resume_recording = recording_again()
+    try:
+        _begin(access)
+        result = function()
+        _end(access)
+    except BaseException as error:
+        try:
+            resume_recording()
+            after_error()
+        except Exception as failure:
+            error.add_note(f"inbounds could not put the weights inside: {failure}")
+        finally:
+            _end(access)
+        raise
+    return result
+
+
+def _begin(access: WeightAccess) -> None:
+    """Begins an access once no other one conflicts; an exclusive one fails if another thread fits the weights."""
     with _accesses_changed:
         if access.kind == "exclusive":
             for fit in _conflicts(access, "fit"):
@@ -75,40 +93,12 @@ def begin_access(access: WeightAccess) -> None:
             _accesses.append(access)
 
 
-def end_access(access: WeightAccess) -> None:
-    """Ends an access; does nothing if it has ended or never began."""
+def _end(access: WeightAccess) -> None:
+    """Ends an access, if it is under way."""
     with _accesses_changed:
         if access in _accesses:
             _accesses.remove(access)
             _accesses_changed.notify_all()
-
-
-def run_with_access(
-    access: WeightAccess, function: Callable[[], Result], on_error: Callable[[BaseException], Any] = lambda error: None
-) -> Result:
-    """The result of a function that accesses weights.
-
-    A KeyboardInterrupt may come between any two operations, also within `end_access`, which is then
-    called again.
-
-    Args:
-        access: the access.
-        function: the function to run.
-        on_error: called where the function raises, before other threads may access the weights.
-    """
-    resume_recording = recording_again()
-    try:
-        begin_access(access)
-        result = function()
-        end_access(access)
-    except BaseException as error:
-        try:
-            resume_recording()
-            on_error(error)
-        finally:
-            end_access(access)
-        raise
-    return result
 
 
 def _conflicts(access: WeightAccess, *kinds: str) -> list[WeightAccess]:
@@ -121,14 +111,12 @@ def _conflicts(access: WeightAccess, *kinds: str) -> list[WeightAccess]:
     return [other for other in others if not variables.isdisjoint(map(id, other.variables()))]
 
 
-def exclusive_access(instead: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Gives a function of a model exclusive access to the model's weights.
+def exclusive_access(
+    instead: str = "call it in a callback of that fit, such as on_epoch_end, or once the fit has ended",
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Gives a function of a model exclusive access to the model's weights, which must have values.
 
-    The function raises a RuleError where another thread fits the model, where its argument is not a
-    model, and where Keras has lost the weights.
-
-    Args:
-        instead: what to do where another thread fits the model.
+    `instead` says what to do where another thread fits the model, which is an error.
     """
 
     def decorated(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -150,13 +138,7 @@ def exclusive_access(instead: str) -> Callable[[Callable[Arguments, Result]], Ca
 
 
 def check_weights_exist(model: Any) -> None:
-    """Checks that the weights of a model have values.
-
-    On JAX a compiled step takes over the variables' arrays; an interrupt loses them.
-
-    Raises:
-        RuleError: a weight has none.
-    """
+    """Checks that weights have values: on JAX a compiled step takes them over, and an interrupt loses them."""
     if keras.backend.backend() != "jax" or not any(map(has_lost_value, variables_of(model))):
         return
     for access in list(_accesses):
