@@ -14,12 +14,24 @@ PACKAGE = Path(inbounds.__file__).parent
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 # Each imports itself and those before it. `__init__` has the public names, which the command line uses.
-ORDER = ("_version", "_backend", "_errors", "_types", "_arrays", "_sets", "constraints", "_model", "_train", "_report")
+ORDER = (
+    "_version",
+    "_backend",
+    "_errors",
+    "_types",
+    "_arrays",
+    "_sets",
+    "constraints",
+    "testing",
+    "_model",
+    "_train",
+    "_report",
+)
 ORDER += ("__init__", "_cli", "__main__")
 PACKAGES = [name for name in ORDER if (PACKAGE / name).is_dir()]
 
 # Mathematics: numbers and the public names of Keras, never a model.
-MATHEMATICS = ("_errors", "_types", "_arrays", "_sets", "constraints")
+MATHEMATICS = ("_errors", "_types", "_arrays", "_sets", "constraints", "testing")
 OF_MODELS = {f"keras.{name}" for name in ("layers", "Layer", "Model", "models", "optimizers")}
 
 ASSIGNS = {"assign", "assign_add", "assign_sub", "scatter_update", "copy_", "_foreach_copy_"}

@@ -24,6 +24,7 @@ AGAIN = "run python docs/pictures.py"
 # Where each drawn set is, as formulas of their own.
 HELD = {
     "Box": lambda x, y: (-1 <= x <= 1.5) and (-1 <= y <= 0.5),
+    "Equal": lambda x, y: x == y,
     "Fixed": lambda x, y: (x, y) == (0.5, -0.5),
     "Grid": lambda x, y: x % 1 == 0 and y % 1 == 0,
     "Halfspace": lambda x, y: x + 2 * y <= 1,

@@ -3,7 +3,7 @@
 from inbounds import _backend as _backend  # imports Keras, on a backend that is installed: before all that imports it
 
 # isort: split
-from inbounds import constraints
+from inbounds import constraints, testing
 from inbounds._errors import (
     ConstraintViolation,
     FileError,
@@ -66,6 +66,7 @@ __all__ = [
     "release",
     "stateless_project",
     "stateless_reduce",
+    "testing",
 ]
 __all__ += _public.__all__
 

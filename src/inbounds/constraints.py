@@ -42,6 +42,7 @@ _SAMPLES = {
     "rank": 1,
     "max_value": 1.0,
     "inner": public.MaxNorm(2.0),
+    "groups": "symmetric",
     "fn": abs,
 }
 """A value for each argument that has no default, for the calls that errors show."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sets.case import Case
-from sets.tables import algebra, combine, entries, grid, matrices, norms, order, sparsity, spectral, sums
+from sets.tables import algebra, combine, entries, grid, groups, matrices, norms, order, sparsity, spectral, sums
 
-FAMILIES = (entries, grid, norms, sums, sparsity, combine)
+FAMILIES = (entries, grid, groups, norms, sums, sparsity, combine)
 SLOW = (order, matrices, spectral, algebra)
 
 SETS: dict[str, Case] = {name: case for family in FAMILIES for name, case in family.SETS.items()} | {

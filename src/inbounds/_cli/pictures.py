@@ -13,6 +13,7 @@ import numpy as np
 
 from inbounds.constraints import (
     Box,
+    Equal,
     Fixed,
     Grid,
     Halfspace,
@@ -100,6 +101,7 @@ DRAWINGS = {
     type(drawing.set).__name__: drawing
     for drawing in (
         Drawing(Box(-1, [1.5, 0.5])),
+        Drawing(Equal([0, 0])),
         Drawing(Fixed([0.5, -0.5]), DEFAULT_POINTS[:1]),
         Drawing(Grid(1.0), ((1.375, 0.75), (-1.75, 0.25), (-0.625, -1.25), (0.25, -0.75))),
         Drawing(Halfspace([1, 2], 1), ((1.5, 1.0), (-0.5, 1.75), *DEFAULT_POINTS[2:])),
@@ -124,8 +126,10 @@ DRAWINGS = {
 NO_DRAWING_REASONS = {
     "Custom": "it is what its callable leaves as it is",
     "FrobeniusNorm": "for a weight of two entries it is the disc of MaxNorm",
+    "GroupL1Ball": "for two entries it is the disc of MaxNorm, or the diamond of L1Ball",
     "Joint": "it is the set in it, with the entries of several weights along its axes",
     "Scaled": "it is larger or smaller at each step",
+    "Together": "it is the set in it, with the entries of all the weights along its axes",
 }
 """Why a set has no drawing, by class name; for sets of matrices see `no_drawing_reason`."""
 

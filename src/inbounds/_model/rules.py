@@ -20,8 +20,9 @@ from inbounds._model.selectors import Assignment, assignments_of, rule_pairs
 from inbounds._model.weights import Weight, layers_of, own_weights
 from inbounds._sets.composite import with_axis
 from inbounds._sets.custom import Custom
-from inbounds._sets.joint import Joint
+from inbounds._sets.joint import Joint, JointSet
 from inbounds._sets.set import Set
+from inbounds._sets.together import Together
 
 ConstraintOf = Callable[[Any], Any]
 """From a variable to the constraint that its layer was given for it, or None."""
@@ -60,7 +61,9 @@ def resolve_given(layers: Sequence[Any], constraint_of: ConstraintOf) -> Plan:
     """
     weights = own_weights(layers)
     quantized = {id(weight.layer) for weight in weights if weight.quantized}
-    weights = [w for w in weights if id(w.layer) not in quantized or not isinstance(constraint_of(w.variable), Joint)]
+    weights = [
+        w for w in weights if id(w.layer) not in quantized or not isinstance(constraint_of(w.variable), JointSet)
+    ]
     return _plan(layers, weights, None, constraint_of)
 
 
@@ -81,10 +84,18 @@ def _plan(
     entries: list[Entry] = []
     free: list[tuple[Weight, str]] = []
     joined: set[tuple[int, Set]] = set()
+    under: dict[Set, list[Weight]] = {}  # the weights of each Together
+    for weight in weights:
+        assignment = assignments.get(id(weight.variable))
+        if assignment is not None and isinstance(assignment.set, Together):
+            under.setdefault(assignment.set, []).append(weight)
     for weight in weights:
         assignment = assignments.get(id(weight.variable))
         if assignment is None or not isinstance(assignment.set, Set):
             free.append((weight, _why_free(weight, assignment)))
+        elif isinstance(assignment.set, Together):
+            if members := under.pop(assignment.set, []):
+                entries.append(_entry(assignment, members))
         elif not isinstance(assignment.set, Joint):
             entries.append(_entry(assignment, [weight]))
         elif (key := (id(weight.layer), assignment.set)) not in joined:
@@ -124,19 +135,26 @@ def _why_free(weight: Weight, assignment: Assignment | None) -> str:
 
 
 def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") -> Entry:
-    """The entry of a set on a weight, or of a Joint on several, if it can hold there."""
+    """The entry of a set on a weight, or of a Joint or Together on several, if it can hold there."""
     given, first = assignment.set, members[0]
-    is_joint = isinstance(given, Joint)
+    is_joint, is_together = isinstance(given, Joint), isinstance(given, Together)
     for member in members:
         _check_dtype(member, member.dtype, assignment.source, given)
-    needs_axes = given.axis is None and (given.matrix or not given.whole) and (is_joint or not given.entrywise)
-    frozen = " and ".join(weight.name for weight in _frozen(members))
+    needs_axes = (
+        not is_together
+        and given.axis is None
+        and (given.matrix or not given.whole)
+        and (is_joint or not given.entrywise)
+    )
+    frozen = " and ".join(weight.path if is_together else weight.name for weight in _frozen(members))
     where = " + ".join(map(str, members))
     with raised_as(RuleError, f"Rule: {assignment.source!r} on {where}"):
         layout = layout_of(first.layer)
         guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
         notes = [note, _guess_note(guessed[0], given) if guessed else ""]
-        if is_joint:
+        if is_together:
+            axes = tuple(tuple(range(len(member.shape))) for member in members)
+        elif is_joint:
             axes = _joint_axes(given, members, layout)
         else:
             fan_in = layout.span(first.name, first.shape)
@@ -145,7 +163,7 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
             if both_known and set(axes[0]) != set(given.layer_span(first.shape, fan_in)):
                 notes.append(f"the axis is not the layer's fan-in, {fan_in}")
         notes += [f"{frozen} frozen: projected when constrained, not trained" if frozen else ""]
-        inputs = tuple(layout.inputs.get(member.name) for member in members)
+        inputs = tuple(layout_of(member.layer).inputs.get(member.name) for member in members)
         note = "; ".join(filter(None, notes))
         entry = Entry(given, tuple(members), axes, assignment.source, note, inputs, bool(guessed))
         _check_shapes(entry)

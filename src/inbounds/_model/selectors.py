@@ -19,8 +19,9 @@ from inbounds._model.layout import layout_of
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.composite import contains
 from inbounds._sets.custom import Custom
-from inbounds._sets.joint import Joint
+from inbounds._sets.joint import Joint, JointSet
 from inbounds._sets.set import Set, of_keras
+from inbounds._sets.together import Together
 from inbounds.constraints import without_arguments
 
 
@@ -63,7 +64,9 @@ def assignments_of(
     """The assignments that one rule makes, by the ids of variables."""
     value = of_keras(value)
     source, chosen, chosen_weights = _selected(selector, layers, weights)
-    if isinstance(selector, (type, keras.Layer)) or isinstance(value, (Mapping, Joint)):
+    if isinstance(value, Together):
+        chosen_weights = chosen_weights or [w for w in weights_of(nested(chosen)) if w.created_trainable]
+    elif isinstance(selector, (type, keras.Layer)) or isinstance(value, (Mapping, Joint)):
         by_name = isinstance(selector, str) and isinstance(value, Joint)
         named = [layer for layer in chosen if not by_name or selector in _names(layer)]
         if not named:
@@ -143,7 +146,7 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
         wrong, code, also = "A mapping for a layer is empty", "MaxNorm(2.0)", ""
         if isinstance(chosen_set, Set):
             wrong, code = "A plain set for a layer doesn't say which of its weights it is for", _as_code(value)
-            if "kernel" in names and chosen_set.axis is None and not contains(chosen_set, (Custom, Joint)):
+            if "kernel" in names and chosen_set.axis is None and not contains(chosen_set, (Custom, JointSet)):
                 also = f", or Joint({code}) for kernel and bias as one vector"
         raise RuleError(
             wrong,

@@ -28,7 +28,7 @@ from inbounds._model.table import quantity
 from inbounds._model.weights import Weight, layers_of, own_weights, weights_of
 from inbounds._report.report import Provenance, Report, Row, Status
 from inbounds._sets.custom import Custom
-from inbounds._sets.joint import Joint
+from inbounds._sets.joint import JointSet
 from inbounds._sets.notation import mathematics
 from inbounds._sets.set import Measured, Set, of_keras
 from inbounds._train.attached_sets import current_constraint
@@ -160,7 +160,7 @@ def _suggestion(model: Any, row: Row, rules: Any) -> str:
     if row.status == "violated" and constraint is not None and not _is_keras_constraint(constraint):
         return " Instead: inbounds.project(model)."
     intended = _as_set(_declared_constraint(weight))
-    if isinstance(intended, (Custom, Joint)) or why_unenforceable(weight) or weight.quantized:
+    if isinstance(intended, (Custom, JointSet)) or why_unenforceable(weight) or weight.quantized:
         return ""
     return f" Instead: {_constrain_call(_unique_selector(weight, weights), intended)}."
 

@@ -26,7 +26,8 @@ from inbounds._sets.composite import Composite, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.dykstra import Projection, dykstra, in_turn, until_inside
 from inbounds._sets.entries import Interval
-from inbounds._sets.joint import Joint
+from inbounds._sets.equal import Equal
+from inbounds._sets.joint import JointSet
 from inbounds._sets.masks import On, Where
 from inbounds._sets.matrices import MatrixSet, SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.normal_form import nearest
@@ -203,7 +204,7 @@ class Intersection(AllOf):
 
     def __init__(self, *sets: Set) -> None:
         flat = [inner for given in sets for inner in (given.members if isinstance(given, Intersection) else (given,))]
-        wrong = [inner for inner in flat if not isinstance(inner, Set) or isinstance(inner, Joint)]
+        wrong = [inner for inner in flat if not isinstance(inner, Set) or isinstance(inner, JointSet)]
         if wrong or len(flat) < 2:
             raise SetError(
                 "An intersection is not made of two or more sets, or one of them is a Joint",
@@ -325,7 +326,7 @@ def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> 
     if (all(map(_orthant, rest)) and _solid(last)) or all(map(_box, [*rest, last])):
         return True
     first = rest[0] if len(rest) == 1 else None
-    if isinstance(first, Monotone) and _box(last) and last.entrywise:
+    if isinstance(first, (Monotone, Equal)) and _box(last) and last.entrywise:
         return True
     if weighted:
         return False
@@ -333,8 +334,10 @@ def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> 
     sparse = all(_orthant(member) or isinstance(member, Sparse) for member in rest)
     if _ball_after_cones(rest, last) or (sparse and about_zero and isinstance(last, (MaxNorm, MinMaxNorm, L1Ball))):
         return True
-    if isinstance(first, Monotone):  # what follows moves all entries alike, and so keeps their order
-        return isinstance(last, SumTo) or (isinstance(last, L1Ball) and about_zero)
+    if isinstance(first, (Monotone, Equal)) and isinstance(last, SumTo):  # which moves all entries alike
+        return True
+    if isinstance(first, Monotone):
+        return isinstance(last, L1Ball) and about_zero
     if isinstance(first, MatrixSet) and isinstance(last, MatrixSet) and type(last) in _IN_TURN.get(type(first), ()):
         return about_zero and first.stack == last.stack
     return isinstance(first, ZeroDiagonal) and (_solid(last) or (_orthant(last) and not isinstance(last, Composite)))
@@ -366,7 +369,7 @@ def _orthant(given: Set) -> bool:
 
 def _cone(given: Set) -> bool:
     inner = _unmasked(given)
-    cones = (Monotone, Symmetric, SkewSymmetric, ZeroDiagonal, PositiveSemidefinite)
+    cones = (Monotone, Equal, Symmetric, SkewSymmetric, ZeroDiagonal, PositiveSemidefinite)
     return _orthant(given) or isinstance(inner, cones) or (isinstance(inner, Linear) and not np.any(inner.level))
 
 

@@ -1,9 +1,9 @@
-"""Joint: several weights of a layer as one vector per unit."""
+"""Sets of vectors that several weights form; Joint: those of a layer, one vector per unit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,8 +18,76 @@ from inbounds._types import Constraint, Inputs, Mask, Numbers
 KERNEL_AND_BIAS = ("kernel", "bias")
 
 
+class JointSet(Composite):
+    """A set of vectors that several weights form: it is the inner one, of units that have several parts."""
+
+    example: ClassVar[str]
+    """Code that makes one."""
+
+    def __init__(self, inner: Set) -> None:
+        name = type(self).__name__
+        if not isinstance(inner, Set) or contains(inner, (JointSet, Custom)):
+            raise SetError(
+                f"{name} is not given a set of vectors, but a class, a callable, a Custom or a Joint",
+                f"inner={shown(inner)}",
+                instead=self.example,
+            )
+        if inner.axis is not None:
+            raise SetError(
+                f"A set in a {name} has an `axis`, and the units of a {name} come from the layer",
+                f"inner={shown(inner)}",
+                instead=f"{name}({with_axis(inner, None)!r})"
+                if "axis" in inner.argument_names()
+                else "leave `axis` out: the layer knows its units",
+            )
+        self.inner = inner
+        self.members = (inner,)
+
+    def __and__(self, other: Constraint) -> Set:
+        """The intersection with another one of the same weights."""
+        name = type(self).__name__
+        if not isinstance(other, type(self)) or other.rebuilt([self.inner]) != self:
+            raise SetError(
+                f"A {name} can't meet what is no {name} of the same weights",
+                shown(other),
+                where=f"{self!r} & ...",
+                instead=f"{name}(a & b)",
+            )
+        return self.rebuilt([self.inner & other.inner])
+
+    def where(self, mask: Mask) -> Set:
+        """The set for those entries of each vector only that a mask marks."""
+        return self.rebuilt([self.inner.where(mask)])
+
+    def on(self, inputs: Inputs) -> Set:
+        """The set for those weights only that come from some inputs of a layer; a bias comes from none."""
+        return self.rebuilt([self.inner.on(inputs)])
+
+    def check_room(self, units: Units) -> None:
+        self.inner.check_room(units)
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        return self.inner.reduced(units, gradient)
+
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        return self.inner.multiplier(units, taken)
+
+    def _project(self, units: Units) -> Units:
+        return self.inner.nearest(units)
+
+    def __call__(self, w: Numbers) -> Array:
+        """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""
+        raise SetError(
+            f"A {type(self).__name__} can't be applied to one weight: it holds for several at once",
+            f"w={getattr(w, 'path', type(w).__name__)}",
+            where=repr(self),
+            instead="inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
+            "without a Keras optimizer",
+        )
+
+
 @registered
-class Joint(Composite):
+class Joint(JointSet):
     """{(w, b) : w and b together in a set}: several weights of a layer, one vector per unit.
 
     A kernel's column (or filter) and its bias entry are one vector, and the set holds for that
@@ -48,21 +116,10 @@ class Joint(Composite):
     array([[0.6, 0.8]])
     """
 
+    example = "Joint(MaxNorm(1.0))"
+
     def __init__(self, inner: Set, weights: Sequence[str] = KERNEL_AND_BIAS) -> None:
-        if not isinstance(inner, Set) or contains(inner, (Joint, Custom)):
-            raise SetError(
-                "Joint is not given a set of vectors, but a class, a callable, a Custom or a Joint",
-                f"inner={shown(inner)}",
-                instead="Joint(MaxNorm(1.0))",
-            )
-        if inner.axis is not None:
-            raise SetError(
-                "A set in a Joint has an `axis`, and the units of a Joint come from the layer",
-                f"inner={shown(inner)}",
-                instead=f"Joint({with_axis(inner, None)!r})"
-                if "axis" in inner.argument_names()
-                else "leave `axis` out: the layer knows its units",
-            )
+        super().__init__(inner)
         names = (weights,) if isinstance(weights, str) else tuple(weights)
         if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
             raise SetError(
@@ -70,50 +127,7 @@ class Joint(Composite):
                 f"weights={shown(weights)}",
                 instead="Joint(MaxNorm(1.0), weights=('kernel', 'bias'))",
             )
-        self.inner = inner
         self.weights = names
-        self.members = (inner,)
-
-    def __and__(self, other: Constraint) -> Set:
-        """The intersection with another Joint of the same weights."""
-        if not isinstance(other, Joint) or other.weights != self.weights:
-            raise SetError(
-                "A Joint can't meet what is no Joint of the same weights",
-                shown(other),
-                where=f"{self!r} & ...",
-                instead="Joint(a & b)",
-            )
-        return Joint(self.inner & other.inner, self.weights)
-
-    def where(self, mask: Mask) -> Set:
-        """The set for those entries of each joint vector only that a mask marks."""
-        return Joint(self.inner.where(mask), self.weights)
-
-    def on(self, inputs: Inputs) -> Set:
-        """The set for those weights only that come from some inputs of the layer; a bias comes from none."""
-        return Joint(self.inner.on(inputs), self.weights)
-
-    def check_room(self, units: Units) -> None:
-        self.inner.check_room(units)
-
-    def reduced(self, units: Units, gradient: Units) -> Units:
-        return self.inner.reduced(units, gradient)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        return self.inner.multiplier(units, taken)
-
-    def _project(self, units: Units) -> Units:
-        return self.inner.nearest(units)
-
-    def __call__(self, w: Numbers) -> Array:
-        """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""
-        raise SetError(
-            "A Joint can't be applied to one weight: it holds for several at once",
-            f"w={getattr(w, 'path', type(w).__name__)}",
-            where=repr(self),
-            instead="inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
-            "without a Keras optimizer",
-        )
 
     def __repr__(self) -> str:
         names = "" if self.weights == KERNEL_AND_BIAS else f", weights={self.weights!r}"

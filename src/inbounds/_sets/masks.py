@@ -15,7 +15,7 @@ from inbounds._errors import FEW, SetError, shown
 from inbounds._sets.composite import Composite, bracketed, contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
-from inbounds._sets.joint import Joint
+from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.serialization import to_code
 from inbounds._sets.set import Edge, Set, registered
@@ -187,7 +187,7 @@ class On(Composite):
 
 
 def _check_inner(name: str, argument: str, given: Any) -> None:
-    if not isinstance(given, Set) or contains(given, (Joint, Custom, MatrixSet)):
+    if not isinstance(given, Set) or contains(given, (JointSet, Custom, MatrixSet)):
         raise SetError(
             f"`{name}` is given a set of a whole matrix, a callable, or no set",
             f"{given!r}.{name}(...)",

@@ -14,6 +14,7 @@ from inbounds._sets.joint import Joint
 from inbounds._sets.masks import On, Where
 from inbounds._sets.scaled import Scaled
 from inbounds._sets.set import Set
+from inbounds._sets.together import Together
 
 FEW = 4
 """Arrays of at most so many entries are written out."""
@@ -36,6 +37,8 @@ def mathematics(given: Set) -> str:
     """A set in set-builder notation, such as `{w : ‖w‖₂ ≤ 2}`; empty if its docstring has no definition."""
     if isinstance(given, Joint):
         return f"({', '.join(given.weights)}) ∈ {mathematics(given.inner)}"
+    if isinstance(given, Together):
+        return f"all weights together ∈ {mathematics(given.inner)}"
     if isinstance(given, Intersection):
         return " ∩ ".join(map(mathematics, given.members))
     if isinstance(given, Where):

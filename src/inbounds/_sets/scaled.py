@@ -18,7 +18,7 @@ from inbounds._errors import SetError, shown
 from inbounds._sets.composite import Composite, bracketed, contains, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
-from inbounds._sets.joint import Joint
+from inbounds._sets.joint import JointSet
 from inbounds._sets.set import Edge, Set, registered
 
 
@@ -58,7 +58,7 @@ class Scaled(Composite):
     def __init__(self, set: Set, schedule: Callable[[Any], Any]) -> None:  # noqa: A002  # the word of the library
         if (
             not isinstance(set, Set)
-            or contains(set, (Joint, Custom))
+            or contains(set, (JointSet, Custom))
             or any(part.center is not None for part in parts_of(set))
         ):
             raise SetError(

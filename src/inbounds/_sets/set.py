@@ -130,6 +130,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     # What a family says of itself.
 
+    namespace = staticmethod(namespace)
+
     @abstractmethod
     def _project(self, units: Units) -> Units:
         """The nearest units in the set. A unit inside comes back as it is; NaN and infinities stay, see `project`."""

@@ -20,9 +20,11 @@ from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve_given
 from inbounds._model.weights import layers_of, own_weights, variables_of
 from inbounds._sets.set import Set
+from inbounds._sets.together import Together
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
     AttachedSet,
+    attach_set,
     attached_entries,
     current_constraint,
     project_in_numpy,
@@ -131,6 +133,10 @@ def _begin_fit(model: Any) -> None:
     declared = _declared_entries(model)
     if declared:
         check_weights_exist(model)
+    for entry in declared:
+        attached = [list(map(id, one.variables)) for one in attached_entries(entry.variables)]
+        if isinstance(entry.set, Together) and attached != [list(map(id, entry.variables))]:
+            attach_set(entry)  # an optimizer knew its own weights only
     _project(model, declared)
     # A list, not a generator: every optimizer has to store its constants.
     changed = [update_compiled_constants(optimizer) for optimizer in optimizers_of(model)]

@@ -26,7 +26,7 @@ def clip01(w: Any) -> Any:
 SETS = {
     "Joint-Box-arrays": joint(bounds(ib.Box(LOWS, HIGHS), LOWS, HIGHS)),
     "Joint-MaxNorm": joint(norms(ib.MaxNorm(1), 0, 1)),
-    "Joint-UnitNorm": joint(norms(ib.UnitNorm(), 1, 1)),
+    "Together-UnitNorm": replace(norms(ib.UnitNorm(), 1, 1), set=ib.Together(ib.UnitNorm())),
     "Joint-FrobeniusNorm": joint(norms(ib.FrobeniusNorm(2), 0, 2, whole=True)),
     "Custom": replace(
         bounds(ib.Custom(clip01), 0, 1),

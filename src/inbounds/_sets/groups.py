@@ -1,0 +1,104 @@
+"""Groups of the entries of a unit, by labels: those of an array, or of a name for a window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from inbounds._arrays.ops import Array, namespace
+from inbounds._arrays.units import Units
+from inbounds._errors import SetError
+
+NAMES = ("symmetric", "radial")
+"""The groups of a window that have a name."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of the entries of a unit.
+
+    Attributes:
+        labels: of each entry the index of its group.
+        table: of each group the entries, of shape (groups, most); a shorter one repeats its first.
+        present: where the table doesn't repeat.
+    """
+
+    labels: np.ndarray[Any, Any]
+    table: np.ndarray[Any, Any]
+    present: np.ndarray[Any, Any]
+
+    @property
+    def first(self) -> np.ndarray[Any, Any]:
+        """Of each entry the first one of its group."""
+        first: np.ndarray[Any, Any] = self.table[self.labels, 0]
+        return first
+
+    def gathered(self, rows: Array) -> Array:
+        """Rows of entries by their groups, of shape (units, groups, most)."""
+        xp = namespace(rows)
+        return xp.reshape(xp.take(rows, self.table.reshape(-1), axis=1), (-1, *self.table.shape))
+
+    def spread(self, values: Array) -> Array:
+        """One number for each group of each unit as one for each entry."""
+        return namespace(values).take(values, self.labels, axis=1)
+
+
+def span_of(units: Units) -> tuple[int, ...]:
+    """The shape of one unit; of one that several weights form, its size."""
+    if len(units.parts) > units.beside:
+        return (units.size,)
+    return tuple(units.parts[0].shape[axis] for axis in units.axes[0])
+
+
+def groups_of(owner: str, given: Any, span: tuple[int, ...]) -> Groups:
+    """The groups of units of a shape.
+
+    Args:
+        owner: the name of the set, for the error.
+        given: a name; or labels of the unit's shape or size, or of its first axes, where entries
+            that differ in a further one are in different groups.
+        span: the shape of one unit.
+
+    Raises:
+        SetError: the labels have another shape.
+    """
+    if isinstance(given, str):
+        return _named(given, span)
+    size, ahead = int(np.prod(span)), span[: given.ndim]
+    if given.shape not in (ahead, (size,)):
+        raise SetError(
+            "`groups` don't fit the units: one label for each entry, or each of the first axes",
+            f"groups.shape={given.shape}",
+            where=f"{owner} on units of {size} entries, of shape {span}",
+            instead=f"an array of shape {span}",
+        )
+    return _by_labels(given.tobytes(), size)
+
+
+def labels_of(name: str, window: tuple[int, ...]) -> Any:
+    """The labels that a name means for a window of some shape."""
+    from_middle = [np.abs(2 * place - (n - 1)) for place, n in zip(np.indices(window), window, strict=True)]
+    if name == "radial":
+        return np.sum(np.square(from_middle), axis=0).astype("float64")
+    return np.ravel_multi_index(from_middle, window).astype("float64")
+
+
+@lru_cache(maxsize=64)
+def _named(name: str, span: tuple[int, ...]) -> Groups:
+    return _by_labels(labels_of(name, span).tobytes(), int(np.prod(span)))
+
+
+@lru_cache(maxsize=64)  # PyTorch asks in each step
+def _by_labels(given: bytes, size: int) -> Groups:
+    window = np.unique(np.frombuffer(given), return_inverse=True)[1].reshape(-1, 1)
+    further = size // len(window)
+    labels = (window * further + np.arange(further)).reshape(-1)
+    order, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    table = np.repeat(order[starts][:, None], counts.max(), axis=1)
+    table[labels[order], np.arange(size) - starts[labels[order]]] = order
+    present = np.arange(counts.max()) < counts[:, None]
+    return Groups(labels.astype("int32"), table.astype("int32"), present.astype("float64"))

@@ -1,0 +1,130 @@
+"""Equal and GroupL1Ball on layers: which entries of their weights make groups, in training and in files."""
+
+import keras
+import numpy as np
+import pytest
+from measure import numbers
+
+import inbounds as ib
+
+pytestmark = pytest.mark.by_turns
+
+LAYERS = keras.layers
+
+
+def built(layer, *shape):
+    model = keras.Sequential([keras.Input(shape), layer])
+    kernel = layer.weights[0]
+    kernel.assign(np.random.default_rng(1).normal(size=kernel.shape).astype("float32"))
+    return model, kernel
+
+
+def squared_distances(window):
+    places = np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in window], indexing="ij")
+    return sum(place**2 for place in places)
+
+
+WINDOWS = {
+    "Conv1D": (lambda: LAYERS.Conv1D(3, 4), (9, 2), (4,)),
+    "Conv2D": (lambda: LAYERS.Conv2D(2, (3, 2)), (6, 6, 2), (3, 2)),
+    "Conv2DTranspose": (lambda: LAYERS.Conv2DTranspose(2, 3), (4, 4, 3), (3, 3)),
+    "DepthwiseConv2D": (lambda: LAYERS.DepthwiseConv2D(3, depth_multiplier=2), (6, 6, 2), (3, 3)),
+    "Conv2D, groups": (lambda: LAYERS.Conv2D(4, 3, groups=2), (6, 6, 4), (3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("groups", ["symmetric", "radial"])
+def test_a_name_is_for_the_window_of_a_convolution_and_each_channel_by_itself(groups, name):
+    make, shape, window = WINDOWS[name]
+    model, kernel = built(make(), *shape)
+    before, axes = numbers(kernel), tuple(range(len(window)))
+    ib.constrain(model, {"*/*kernel": ib.Equal(groups)})
+    if groups == "symmetric":
+        expected = before
+        for axis in axes:
+            expected = (expected + np.flip(expected, axis)) / 2
+    else:
+        far, expected = squared_distances(window), np.empty_like(before)
+        for distance in np.unique(far):
+            expected[far == distance] = before[far == distance].mean(axis=0)
+    np.testing.assert_allclose(numbers(kernel), expected, rtol=0, atol=1e-6)
+    assert ib.check(model).rows[0].violated == 0
+    kernel.assign(numbers(kernel) + 1e-3 * np.arange(kernel.shape[0]).reshape(-1, *[1] * (len(kernel.shape) - 1)))
+    assert ib.audit(model).rows[0].status == "violated"
+    by_itself = ib.Equal(groups, axis=axes)(before.astype("float32"))
+    np.testing.assert_allclose(numbers(by_itself), expected, rtol=0, atol=1e-6)
+
+
+def test_equal_entries_train_and_are_saved(tmp_path):
+    model, kernel = built(LAYERS.Conv1D(2, 3, name="conv"), 8, 2)
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    ib.constrain(model, {"conv/kernel": ib.Equal([[0, 1], [2, 3], [0, 1]])})
+    before, chance = numbers(kernel), np.random.default_rng(0)
+    model.fit(chance.normal(size=(16, 8, 2)), chance.normal(size=(16, 6, 2)), epochs=2, verbose=0)
+    assert np.all(numbers(kernel) != before)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for one in (model, again):
+        row = ib.check(one).rows[0]
+        assert row.set == "Equal(groups=[[0.0, 1.0], [2.0, 3.0], [0.0, 1.0]])"
+        kept = numbers(one.get_layer("conv").kernel)
+        assert np.array_equal(kept[0], kept[2])
+
+
+def test_group_sparsity_trains_to_the_optimum_of_a_few_inputs(tmp_path):
+    chance = np.random.default_rng(0)
+    x = chance.normal(size=(64, 6))
+    y = x[:, :2] @ chance.normal(size=(2, 3)) + 0.3 * chance.normal(size=(64, 3))
+    model, kernel = built(LAYERS.Dense(3, use_bias=False, name="out"), 6)
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 300)), "mse")
+    ib.constrain(model, {"out/kernel": ib.GroupL1Ball(1.0)})
+    model.fit(np.tile(x, (300, 1)), np.tile(y, (300, 1)), batch_size=64, shuffle=False, verbose=0)  # full batches
+    norms = np.linalg.norm(numbers(kernel), axis=1)
+    pulls = np.linalg.norm(x.T @ (x @ numbers(kernel) - y), axis=1)
+    taken = norms > 1e-4
+    assert 0 < taken.sum() < 6
+    np.testing.assert_allclose(pulls[taken], pulls.max(), rtol=1e-2)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    (row,) = ib.check(again).rows
+    assert (row.set, row.units) == ("GroupL1Ball(radius=1.0, groups='inputs')", 1)
+    assert abs(norms.sum() - 1) < 1e-4
+
+
+def test_the_inputs_of_a_convolution_are_its_channels():
+    model, kernel = built(LAYERS.Conv2D(3, 2), 5, 5, 4)
+    before = numbers(kernel)
+    ib.constrain(model, {"*/kernel": ib.GroupL1Ball(2.0)})
+    rows = ib.GroupL1Ball(2.0).project(np.moveaxis(before, 2, -1).reshape(-1, 4))
+    np.testing.assert_allclose(np.moveaxis(numbers(kernel), 2, -1).reshape(-1, 4), rows, rtol=0, atol=1e-6)
+    assert ib.check(model).rows[0].units == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"kernel": ib.Equal([0, 1])}, "`groups` don't fit the units"),
+        ({"kernel": ib.GroupL1Ball(1.0, [0, 1])}, "`groups` don't fit the units"),
+        ({"bias": ib.GroupL1Ball(1.0)}, "are the inputs of a layer, which no axis of the weight counts"),
+    ],
+)
+def test_groups_that_the_weight_lacks_are_errors(rule, said):
+    model, _ = built(LAYERS.Dense(3, name="out"), 6)
+    with pytest.raises(ib.RuleError, match=said):
+        ib.constrain(model, {"out": rule})
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ib.Equal("round"), "`groups` of Equal is not an array of labels"),
+        (lambda: ib.Equal(1), "`groups` of Equal is not an array of labels"),
+        (lambda: ib.GroupL1Ball(0), "`radius` of GroupL1Ball is not above 0"),
+        (lambda: ib.GroupL1Ball(1, "rows"), '`groups` of GroupL1Ball is not "inputs"'),
+        (lambda: ib.GroupL1Ball(1, axis=0), '`groups` of GroupL1Ball is not "inputs", without an axis'),
+    ],
+)
+def test_arguments(make, said):
+    with pytest.raises(ib.SetError, match=said):
+        make()
