@@ -67,7 +67,7 @@ class RuleError(InboundsError, ValueError):
 
 
 class FileError(InboundsError, ValueError):
-    """A model file or a rules file that can't be read."""
+    """A file that can't be read or written."""
 
 
 class ConstraintViolation(InboundsError):  # noqa: N818  # the contract's name

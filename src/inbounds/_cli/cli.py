@@ -45,11 +45,11 @@ def run(options: argparse.Namespace) -> int:
             status = COMMANDS[options.command](options)
             sys.stdout.flush()
             return status
-    except InboundsError as error:
-        print(f"inbounds: error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader, such as `head` or a pager, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except (InboundsError, OSError) as error:
+        print(f"inbounds: error: {error}", file=sys.stderr)
         return 2
 
 
@@ -176,9 +176,22 @@ def _layout(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from inbounds._cli.demo import demo
+    from inbounds._cli.demo import PAGES, PICTURE, demo, digits
 
-    return demo()
+    data, folder = digits(), options.output
+    try:  # before a minute of training, not after it
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _write_error(folder, error) from error
+    existing = [folder / name for name in (*PAGES.values(), PICTURE) if (folder / name).exists()]
+    if existing and not options.force:
+        raise FileError(
+            f"Can't write {str(existing[0])!r}: it exists",
+            f"--output {shlex.quote(str(folder))}",
+            instead="another folder, or --force as well, to replace it",
+        )
+    return demo(data, folder)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

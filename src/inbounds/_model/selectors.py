@@ -65,7 +65,7 @@ def assignments_of(
     value = of_keras(value)
     source, chosen, chosen_weights = _selected(selector, layers, weights)
     if isinstance(value, Together):
-        chosen_weights = chosen_weights or [w for w in weights_of(nested(chosen)) if w.created_trainable]
+        chosen_weights = chosen_weights or [w for w in weights_of(*chosen) if w.created_trainable]
     elif isinstance(selector, (type, keras.Layer)) or isinstance(value, (Mapping, Joint)):
         by_name = isinstance(selector, str) and isinstance(value, Joint)
         named = [layer for layer in chosen if not by_name or selector in _names(layer)]
