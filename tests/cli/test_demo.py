@@ -30,19 +30,19 @@ def test_the_demo_shows_what_holds_and_what_does_not(command, few, monkeypatch, 
     outcome = command("demo", "--output", folder)
     assert outcome.status == 0, outcome.err
     told = rows(outcome.out)
-    assert list(told) == [(model, kind) for model in MODELS for kind in ("none", "Keras", "inbounds")]
+    assert list(told) == [(model, kind) for model in MODELS for kind in ("nothing", "Keras", "inbounds")]
     for (model, kind), (accuracy, above, violation, verdict) in told.items():
         assert float(accuracy) > 10
-        assert (above == "-") == (model != "logistic" or kind == "none")
+        assert (above == "-") == (model != "logistic" or kind == "nothing")
         assert (verdict == "holds") == (float(violation) == 0)
         assert verdict == "holds" or kind != "inbounds"
-    assert told["convolutional", "Keras"][3].endswith("units outside")
+    assert told["convolutional", "Keras"][3].endswith("outside")
     assert len(re.findall(r"^\w+: trained in \d+ s$", outcome.out, re.M)) == 4
     assert {path.name for path in folder.iterdir()} == {*demo.PAGES.values(), demo.PICTURE}
 
     (folder / "keras.html").write_text("mine")
     assert "keras.html': it exists" in command("demo", "-o", folder).error
-    assert "Can't write" in command("demo", "-o", folder / "keras.html").error
+    assert "keras.html': it is a file" in command("demo", "-o", folder / "keras.html").error
     assert (folder / "keras.html").read_text() == "mine"
 
 
@@ -56,7 +56,7 @@ def test_the_demo_fails_where_a_set_of_ours_does_not_hold_and_says_that_there_is
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     outcome = command("demo", "-o", tmp_path)
     assert outcome.status == 1
-    assert "units outside" in rows(outcome.out)["logistic", "inbounds"][3]
+    assert "outside" in rows(outcome.out)["logistic", "inbounds"][3]
     assert "No convergence.png: matplotlib" in outcome.out
     assert "convergence" not in outcome.out.splitlines()[-1]
 
@@ -85,5 +85,7 @@ def test_the_demo_as_a_user_runs_it(tmp_path):
 
 def rows(out):
     """The table: accuracy, percent above the optimum, violation and verdict, by model and constraints."""
-    found = re.findall(r"^(\w+) +(none|Keras|inbounds) +([\d.]+)% +(-|[\d.]+)%? +(\S+) +(holds|\d+ of.*)$", out, re.M)
+    found = re.findall(
+        r"^(\w+) +(nothing|Keras|inbounds) +([\d.]+)% +(-|[\d.]+)%? +(\S+) +(holds|\d+ of.*)$", out, re.M
+    )
     return {(model, kind): told for model, kind, *told in found}

@@ -183,7 +183,12 @@ def _demo(options: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise _write_error(folder, error) from error
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise FileError(
+            f"Can't write in the folder {str(folder)!r}: {reason}",
+            f"--output {shlex.quote(str(folder))}",
+            instead="a folder of yours",
+        ) from error
     existing = [folder / name for name in (*PAGES.values(), PICTURE) if (folder / name).exists()]
     if existing and not options.force:
         raise FileError(

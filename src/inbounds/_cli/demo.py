@@ -25,8 +25,8 @@ from inbounds._model.table import Table
 
 Array = np.ndarray[Any, Any]
 
-KINDS = ("none", "Keras", "inbounds")
-"""What constrains a model."""
+KINDS = ("nothing", "Keras", "inbounds")
+"""What keeps the weights of a model inside."""
 
 PAGES, PICTURE = {"Keras": "keras.html", "inbounds": "inbounds.html"}, "convergence.png"
 """What the demo writes: audits of the convolutional model, and the losses of the logistic regression."""
@@ -77,7 +77,7 @@ class Trial:
     of_keras: Mapping[str, Any]
     epochs: int = 10
     batch: int | None = 32
-    rate: float = 0.01
+    rate: float = 0.02
 
     @property
     def name(self) -> str:
@@ -193,17 +193,17 @@ def demo(data: Sequence[Array], folder: Path) -> int:
     for (name, kind), result in results.items():
         outside, units = (sum(getattr(row, key) for row in result.report.rows) for key in ("violated", "units"))
         percent = round(100 * (result.losses[-1] / least - 1), 2) + 0.0  # never -0.0
-        above = f"{percent:.2f}%" if name == "logistic" and kind != "none" else "-"
-        verdict = f"{outside} of {units} units outside" if outside else "holds"
+        above = f"{percent:.2f}%" if name == "logistic" and kind != "nothing" else "-"
+        verdict = f"{outside} of {units} outside" if outside else "holds"
         rows.append((name, kind, f"{result.accuracy:.1%}", above, result.report.violation * (outside > 0), verdict))
-    columns = ("model", "constraints", "test accuracy", "above optimum", "largest violation", "verdict")
-    rules = {trial.name: results[trial.name, "none"].report.rules.items() for trial in TRIALS}
+    columns = ("model", "kept by", "accuracy", "over optimum", "violation", "verdict")
+    rules = {trial.name: results[trial.name, "inbounds"].report.rules.items() for trial in TRIALS}
     notes = [f"{name}: {', '.join(f'{sets} on {where}' for where, sets in rules[name])}" for name in rules]
     notes += [
-        f"test accuracy: an image is {1 / len(x_test):.1%}; differences of a percent are chance",
-        f"above optimum: of the training loss, whose least value in the set is {least:.6f}",
+        f"accuracy: on the test images, one of which is {1 / len(x_test):.1%}; differences of a percent are chance",
+        f"over optimum: the training loss at the end over the least in the set, {least:.6f}",
     ]
-    print(f"\n{Table('The same models with no constraints, those of Keras, and inbounds', columns, rows, notes)}\n")
+    print(f"\n{Table('The same models, kept in their sets by nothing, Keras, and inbounds', columns, rows, notes)}\n")
 
     written = draw({kind: results["logistic", kind].losses / least - 1 for kind in KINDS[1:]}, folder / PICTURE)
     written += [results["convolutional", kind].report.to_html(folder / page) for kind, page in PAGES.items()]
