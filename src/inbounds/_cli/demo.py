@@ -88,7 +88,7 @@ BALL = ib.MaxNorm(1.0)
 SEPARATE = {"**/kernel": ib.MaxNorm(1.5), "**/bias": ib.NonNeg()}
 SEPARATE_IN_KERAS = {"kernel_constraint": MaxNorm(1.5), "bias_constraint": NonNeg()}
 TRIALS = (
-    Trial(logistic, {"**/kernel": BALL}, {"kernel_constraint": MaxNorm(1.0)}, epochs=500, batch=None, rate=0.05),
+    Trial(logistic, {"**/kernel": BALL}, {"kernel_constraint": MaxNorm(1.0)}, epochs=200, batch=None, rate=0.05),
     Trial(
         dense,
         {layers.Dense: ib.Joint(ib.MaxNorm(2.0))},  # kernel and bias of a neuron as one vector
