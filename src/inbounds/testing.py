@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,8 @@ __all__ = ["check_set"]
 
 SCALES = (1.0, 1e-3, 1e3, 1e-30, 1e30)
 """The sizes of the rows that are projected; float16 has the first three only."""
+
+BAD_NUMBERS = (np.nan, np.inf, -np.inf)
 
 EXACT = 1e-6
 """By what share of the distances to it a nearest point may be off."""
@@ -70,8 +72,8 @@ def check_set(given: Set, size: Integer = 5, units: Integer = 6) -> None:
     _check_nearest(given, drawn)
 
 
-def check_rows(given: Set, rows: Array) -> None:
-    """The laws that need no other solution, on some rows.
+def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBERS) -> None:
+    """The laws that need no other solution, on some rows; a row at a time gets a number that isn't finite.
 
     Raises:
         AssertionError: a law doesn't hold.
@@ -102,7 +104,7 @@ def check_rows(given: Set, rows: Array) -> None:
         alone[0] = ours[row]
         of_it = to_numpy(given.project(_like(rows, alone)))
         law("units are independent of each other", np.abs(of_it[0] - found[row]) <= rounding[row], of_it)
-    for bad in (np.nan, np.inf, -np.inf):
+    for bad in bad_numbers:
         spoilt = ours.copy()
         spoilt[row, -1] = bad
         of_spoilt = _like(rows, spoilt)

@@ -48,8 +48,8 @@ def test_training_ends_where_no_weight_of_either_layer_can_help_the_other(inner)
     model = branches()
     plan = ib.constrain(model, {"*/kernel": ib.Together(inner)})
     assert [(entry.units, entry.paths) for entry in plan] == [(1, ("a/kernel", "b/kernel"))]
-    rate = keras.optimizers.schedules.CosineDecay(0.1, 300)
-    train(model, keras.optimizers.Adam(rate), steps=300)
+    rate = keras.optimizers.schedules.CosineDecay(0.2, 120)
+    train(model, keras.optimizers.Adam(rate), steps=120)
     (row,) = ib.check(model).rows
     assert (row.paths, row.units, row.active) == (("a/kernel", "b/kernel"), 1, 1.0)
     w, gradient = entries(model)

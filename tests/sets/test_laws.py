@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import repetition
-from inbounds.testing import check_rows
+from inbounds.testing import BAD_NUMBERS, check_rows
 from sets.case import Case
 from sets.solver import solver
 from sets.table import SETS
@@ -129,8 +129,10 @@ def each_shape(case: Case, make: Callable[..., Any], dtype: str, library: str) -
 @every_set_and_format
 def test_the_laws_that_check_set_runs(case: Case, dtype: str, library: str) -> None:
     assert case.whole or case.square or case.by_entry or not case.set.couples_units
+    turn = len(repr(case.set)) % len(BAD_NUMBERS)
+    bad = BAD_NUMBERS if library == "numpy" or repetition.everything else BAD_NUMBERS[turn:][:1]
     for rows in each_shape(case, rows_of_many_sizes, dtype, library):
-        check_rows(case.set, rows)
+        check_rows(case.set, rows, bad)
 
 
 # 1. After a projection, an audit finds the units inside, to the tolerance that it shows: 4 ulp and the error of a sum.
@@ -339,7 +341,9 @@ def both(case: Case) -> Callable[[Any], Any]:
     return lambda rows: (case.set.project(rows), case.set.violation(rows))
 
 
-UNROLLED = ("Box-L1Ball", "Box-SumTo", "DoublyStochastic", "Halfspace-MaxNorm", "L1Ball-MaxNorm")
+UNROLLED = (
+    *("Box-L1Ball", "Box-SumTo", "DoublyStochastic", "GroupL1Ball-labels", "Halfspace-MaxNorm", "L1Ball-MaxNorm"),
+)
 """Sets whose loops PyTorch writes out when it traces, for up to half a minute. The law of `vmap` has them too."""
 
 TRACED_LONG = (

@@ -71,9 +71,6 @@ def group_l1(owner: ib.Set, radius: float, labels: Rows | None) -> Case:
 
 SETS = {
     "Equal": equal(ib.Equal(LABELS), lambda rows: rows[:, [0, 1, 0, 3, 0]], mean_of_groups, size=5),
-    "Equal-symmetric": equal(
-        ib.Equal("symmetric"), lambda rows: rows[:, ::-1], lambda rows: (rows + rows[:, ::-1]) / 2
-    ),
     "GroupL1Ball": group_l1(ib.GroupL1Ball(1.5), 1.5, None),
     "GroupL1Ball-labels": group_l1(ib.GroupL1Ball(1.5, LABELS), 1.5, LABELS),
 }
