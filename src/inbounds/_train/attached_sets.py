@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import keras
@@ -130,6 +131,7 @@ def project_after_error(entries: Iterable[Entry], steps: Callable[[], int]) -> N
     """
     if in_stateless_scope() or in_tensorflow_strategy():
         return
-    for entry in entries:
-        if all(is_concrete(v.value) and not is_sharded(v.value) for v in entry.variables):
-            project_in_numpy(entry, steps())
+    with ExitStack() as projections:  # which runs all of them, also where one fails
+        for entry in entries:
+            if all(is_concrete(v.value) and not is_sharded(v.value) for v in entry.variables):
+                projections.callback(project_in_numpy, entry, steps())
