@@ -110,7 +110,7 @@ def take_up(optimizer: Any) -> None:
         replace(decide(entry, [optimizer]), by_rows=updates_given_rows_only(optimizer, entry)) for entry in entries
     ]
     add_latents(optimizer, decided)
-    stacks = [*stacks_of(one for one in decided if not one.latent), *([one] for one in decided if one.latent)]
+    stacks = stacks_of(decided)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}
     if stacks or taken.measures_gradients:
         vars(optimizer).update(hooks)  # TensorFlow tracks what setattr sets

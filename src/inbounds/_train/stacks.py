@@ -32,7 +32,7 @@ def stacks_of(projections: Iterable[StepProjection]) -> list[list[StepProjection
 def _stack_key(projection: StepProjection) -> Any:
     """The key that the entries of one stack share; unique for an entry that can't be stacked."""
     entry = projection.entry
-    if keras.backend.backend() != "torch" or not entry.applied.stackable:
+    if keras.backend.backend() != "torch" or projection.latent or not entry.applied.stackable:
         return id(entry)
     weights = tuple((weight.shape, dtype_of(weight.variable)) for weight in entry.weights)
     how = entry.set.metric, entry.set.gradient, entry.set.every, projection.full_gradient_reason

@@ -144,11 +144,7 @@ class _StepHook:
         """How the steps treat each set, decided again where the plan has changed."""
         entries = attached_entries(self.variables)
         if self._signature != (new := signature(optimizer, entries)):
-            decided = [decide(entry, [optimizer]) for entry in entries]
-            self._stacks = [
-                *stacks_of(one for one in decided if not one.latent),
-                *([one] for one in decided if one.latent),
-            ]
+            self._stacks = stacks_of(decide(entry, [optimizer]) for entry in entries)
             self._signature = new
         return self._stacks
 
