@@ -82,13 +82,14 @@ def test_another_number_of_units_is_an_error_before_anything_moves() -> None:
         ib.L1Ball([1, 0])
 
 
-SCALED = {
-    "radii, bounds": ib.L1Ball(BOUNDS) & ib.Box(-0.2, [0.3] * 6),
-    "bounds, half-space, ball": ib.Box(-1, 1) & ib.Halfspace(NORMAL, 0.2) & ib.MaxNorm(1),
-}
+LONG = pytest.mark.repetition  # XLA takes ten seconds to compile it
+SCALED = [
+    pytest.param(ib.L1Ball(BOUNDS) & ib.Box(-0.2, [0.3] * 6), id="radii, bounds"),
+    pytest.param(ib.Box(-1, 1) & ib.Halfspace(NORMAL, 0.2) & ib.MaxNorm(1), id="bounds, half-space, ball", marks=LONG),
+]
 
 
-@pytest.mark.parametrize("owner", SCALED.values(), ids=SCALED)
+@pytest.mark.parametrize("owner", SCALED)
 def test_a_compiled_step_computes_the_factor_of_all_bounds(owner: ib.Set) -> None:
     owner = owner.scaled(lambda step: 2.0 / (step + 1.0))
     rows = 3 * np.random.default_rng(0).standard_normal((4, 6)).astype("float32")

@@ -201,16 +201,17 @@ def test_what_is_not_finite_stays_and_leaves_the_rest_of_its_unit_alone(case: Ca
     np.testing.assert_allclose(exact(found)[others], clean[others], rtol=1e-5, atol=1e-6)
 
 
-COUPLED: dict[str, Any] = {
-    "spectral": ib.SpectralNorm(1.0),
-    "orthant, spectral": ib.NonNeg() & ib.SpectralNorm(1.0),
-    "frobenius": ib.FrobeniusNorm(1.0),
-    "order, frobenius": ib.Monotone() & ib.FrobeniusNorm(1.0),
-}
+LONG = pytest.mark.repetition  # thousands of steps, each of many rounds
+COUPLED = [
+    pytest.param(ib.SpectralNorm(1.0), id="spectral"),
+    pytest.param(ib.NonNeg() & ib.SpectralNorm(1.0), id="orthant, spectral", marks=LONG),
+    pytest.param(ib.FrobeniusNorm(1.0), id="frobenius"),
+    pytest.param(ib.Monotone() & ib.FrobeniusNorm(1.0), id="order, frobenius", marks=LONG),
+]
 
 
 @of_numpy
-@pytest.mark.parametrize("owner", COUPLED.values(), ids=COUPLED)
+@pytest.mark.parametrize("owner", COUPLED)
 def test_what_one_unit_costs_against_another_counts_where_a_set_looks_at_all(owner: Any) -> None:
     """A kernel's columns are its units, so that a metric made comparable column by column would be another one."""
     rng = np.random.default_rng(9)
