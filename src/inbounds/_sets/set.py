@@ -131,6 +131,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     # What a family says of itself.
 
     namespace = staticmethod(namespace)
+    """Returns the module with the operations for an array: NumPy, or those of the backend."""
 
     @abstractmethod
     def _project(self, units: Units) -> Units:
