@@ -223,6 +223,18 @@ def test_what_one_unit_costs_against_another_counts_where_a_set_looks_at_all(own
     assert np.abs(apart - expected).max() > 1e-3
 
 
+@of_numpy
+def test_in_training_faces_are_found_to_rounding() -> None:
+    """Else Lion ends 0.06 % above the optimum under `L1Ball(3)`, and Adafactor 0.4 % under `Simplex()`."""
+    rng = np.random.default_rng(0)
+    far, metric = rng.standard_normal((200, 30)), rng.uniform(0.1, 1.0, (200, 30))
+    for owner in (ib.L1Ball(1.0), ib.Simplex()):
+        rows = owner.project(far, metric) + 1e-3 * rng.standard_normal(far.shape)  # after a step
+        units = Units.of([rows.astype("float32")], [(1,)], metric=[metric.astype("float32")], training=True)
+        found = owner.nearest(units.comparable(False)).parts[0]
+        np.testing.assert_allclose(found, owner.project(rows, metric), atol=1e-5)
+
+
 def test_part_of_the_way_is_part_of_the_way_in_a_metric_too() -> None:
     rows, metric = np.array([[3.0, 4.0], [0.1, 0.2]]), np.array([[1.0, 0.1], [0.5, 1.0]])
     whole = ib.MinMaxNorm(0.0, 1.0).project(rows, metric)

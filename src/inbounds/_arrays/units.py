@@ -67,9 +67,9 @@ class Units:
             meant, `sum metric * (y - x)^2`; None for the Euclidean norm.
         moved_from: the parts before a centre was subtracted, which set the size of their rounding;
             None without a centre.
-        training: whether these are weights after a training step. In a metric, the nearest point is
-            then found only to the root of rounding, since the next step corrects the rest. The
-            result is still inside the set.
+        training: whether these are weights after a training step. In a metric, the nearest point of
+            a ball is then found only to the root of rounding, since the next step corrects the
+            rest. The result is still inside the set.
         beside: how many times the same shapes lie side by side, as if they were stacked, with the
             parts of one after those of the other.
 

@@ -65,7 +65,7 @@ class _OneRow:
         ease: by how much a multiplier of 1 moves each entry.
         none: the multiplier that moves nothing, below which that of an inequality doesn't go.
         noise: the part of a sum that may be rounding.
-        slack: the part of it that the next step of training makes up for, see `Units`.
+        slack: how near to a ball is enough: the next step of training makes up for the rest, see `Units`.
     """
 
     def __init__(self, units: Units, free: Units, declaration: Declaration) -> None:
@@ -75,7 +75,8 @@ class _OneRow:
             _of(values, free=True) for values in (row.weights, row.center, declaration.low, declaration.high)
         )
         self.free = free
-        self.slack = epsilon(dtype_of(free.parts[0])) ** 0.5 / 4 if units.training else 0.0
+        rounding = epsilon(dtype_of(free.parts[0]))
+        self.slack = rounding**0.5 / 4 if units.training else 8 * rounding
         self.noise = Judgement(units.size, dtype_of(free.parts[0])).held(1.0) / 2
         self.kind, self.linear = row.kind, row.kind in ("equal", "most")
         self.bounded = is_bounded(self.lowest) or is_bounded(self.highest)
@@ -182,12 +183,12 @@ class _OneRow:
         if self.kind == "ball":
             over = xp.sqrt(number) / xp.maximum(self.level, FARTHEST) - 1
             step = over * number / safe
-            near = xp.zeros_like(over) + max(8 * epsilon(dtype_of(number)), self.slack)
+            near = xp.zeros_like(over) + self.slack
         else:
             over = number - self.level
             step = over / safe
             size = number if self.positive else self.number(y, size=True)
-            near = max(self.noise, self.slack) * (size + xp.abs(self.level))
+            near = self.noise * (size + xp.abs(self.level))  # on a face, what is left here adds up over steps
         return over, xp.where(slope > 0, step, xp.zeros_like(step)), near
 
     def multiplier(self, moved: Array) -> Array:
