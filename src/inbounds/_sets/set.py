@@ -128,10 +128,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     """Which steps of training the projection undoes, in words, so that a weight may never move;
     empty: none."""
 
-    # What a family says of itself.
-
     namespace = staticmethod(namespace)
     """Returns the module with the operations for an array: NumPy, or those of the backend."""
+
+    # What a family says of itself.
 
     @abstractmethod
     def _project(self, units: Units) -> Units:
