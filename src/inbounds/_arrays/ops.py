@@ -443,8 +443,8 @@ def blocked_sum(x: Array, axes: tuple[int, ...]) -> Array:
     """The sum over some axes, with an error within that of `Judgement` on every backend.
 
     JAX and PyTorch sum this way already. NumPy and TensorFlow add a kernel's rows one after the
-    other, with an error that grows with their number. For them, blocks of rows are added and then
-    the blocks' sums pairwise.
+    other, with an error that grows with their number. For them, blocks of rows are added, then
+    blocks of the blocks' sums, and so on.
     """
     xp = namespace(x)
     if xp is not np and keras.backend.backend() != "tensorflow":
@@ -456,20 +456,13 @@ def blocked_sum(x: Array, axes: tuple[int, ...]) -> Array:
         axes = tuple(range(len(axes)))
     axis, shape = axes[0], [-1 if n is None else n for n in x.shape]
     before, after = shape[:axis], shape[axes[-1] + 1 :]
-
-    def part(x: Array, start: int, stop: int) -> Array:
-        return x[(slice(None),) * axis + (slice(start, stop),)]
-
-    x = xp.reshape(x, (*before, size, *after))
     blocks, rest = divmod(size, BLOCK)
-    sums = xp.sum(xp.reshape(part(x, 0, blocks * BLOCK), (*before, blocks, BLOCK, *after)), axis=axis + 1)
+    x = xp.reshape(x, (*before, size, *after))
+    whole, left = xp.split(x, [size - rest], axis=axis) if rest else (x, None)
+    sums = xp.sum(xp.reshape(whole, (*before, blocks, BLOCK, *after)), axis=axis + 1)
     if rest:
-        sums = xp.concatenate([sums, xp.sum(part(x, blocks * BLOCK, size), axis=axis, keepdims=True)], axis=axis)
-    while (count := sums.shape[axis]) > 1:
-        half = count // 2
-        halves = part(sums, 0, half) + part(sums, half, 2 * half)
-        sums = xp.concatenate([halves, part(sums, 2 * half, count)], axis=axis) if count % 2 else halves
-    return xp.squeeze(sums, axis=axis)
+        sums = xp.concatenate([sums, xp.sum(left, axis=axis, keepdims=True)], axis=axis)
+    return blocked_sum(sums, (axis,))
 
 
 def booleans(like: Array, value: Any) -> Array:

@@ -58,9 +58,9 @@ def _is_compiled(applied: Set, units: Units) -> bool:
 
     XLA takes ten seconds to compile the search for several multipliers, of intersections.
     """
-    on_tensorflow = keras.backend.backend() == "tensorflow" and namespace(units.parts[0]) is not np
-    simple = applied.has_normal_form and not contains(applied, (AllOf,)) and not applied.changes
-    if not on_tensorflow or not simple:
+    if keras.backend.backend() != "tensorflow" or namespace(units.parts[0]) is np:
+        return False
+    if not applied.has_normal_form or contains(applied, (AllOf,)) or applied.changes:
         return False
     import tensorflow as tf
 
