@@ -159,7 +159,7 @@ def test_shared_layers_are_once_in_the_plan_and_nested_ones_are_found():
     inner = keras.Sequential([layers.Input((4,)), shared, layers.Dense(4, name="within")], name="inner")
     x = layers.Input((4,))
     model = keras.Model(x, layers.Dense(2, name="last")(inner(shared(shared(x)))))
-    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(0.1)})
+    plan = ib.constrain(model, {layers.Dense: {"kernel": ib.MaxNorm(0.1)}})
     assert sorted(path.split("/")[-2] for entry in plan for path in entry.paths) == ["last", "shared", "within"]
     assert str(plan).count("shared/kernel") == 1
     for layer in (shared, inner.get_layer("within"), model.get_layer("last")):

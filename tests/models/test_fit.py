@@ -149,15 +149,6 @@ def test_how_often_is_in_the_plan_and_in_the_file(digits, tmp_path):
     assert on_bound(lengths(loaded), BOUND)
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5, True, "batch", None])
-def test_an_interval_that_is_none_is_an_error_that_touches_nothing(every):
-    model = model_of(keras.optimizers.SGD(1.0), {"**/kernel": ib.MaxNorm(5.0)})
-    before = values_of(model)
-    with pytest.raises(ValueError, match="`every` of constrain is"):
-        ib.constrain(model, KERNELS, every=every)
-    assert same_bits(values_of(model), before)
-
-
 # A callback that turns sets on and off.
 
 

@@ -256,15 +256,6 @@ def test_the_plan_says_what_is_seen_and_a_file_keeps_it(tmp_path):
     assert {layer.kernel_constraint.gradient for layer in loaded.layers} == {"reduced"}
 
 
-@pytest.mark.by_turns
-@pytest.mark.parametrize("bad", ["small", None, 1, True])
-def test_something_else_is_an_error_before_anything_is_done(bad):
-    model = linear()
-    with pytest.raises(ib.RuleError, match="`gradient` of constrain is not 'reduced' or 'full'"):
-        ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0)}, gradient=bad)
-    assert model.layers[0].kernel.constraint is None
-
-
 # In loops.
 
 
