@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds._model.rules import resolve
-from inbounds._model.rules_file import parse_set, read_rules, signature
-from inbounds.constraints import SETS
+from inbounds._model.rules_file import parse_set, read_rules
+from inbounds.constraints import SETS, signature
 from instead import codes
 
 from .conftest import small_model
@@ -140,8 +139,8 @@ def test_a_signature_is_code_with_the_defaults(name):
 
 def held_sets(model, path):
     """The sets that a rules file leads to, by the last two parts of the weights' paths."""
-    plan = resolve(model, read_rules(path, model).rules, lambda variable: None)
-    return {"/".join(path.split("/")[-2:]): entry.set for entry in plan.entries for path in entry.paths}
+    report = ib.audit(model, read_rules(path, model).rules)
+    return {"/".join(path.split("/")[-2:]): parse_set(row.set) for row in report.constrained for path in row.paths}
 
 
 def test_both_tables_become_the_mapping_that_constrain_takes(rules):
