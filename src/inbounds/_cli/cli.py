@@ -299,7 +299,7 @@ def _comparison(title: str, before: Report, after: Report, moved: dict[str, floa
 
 def _values(model: Any) -> dict[str, np.ndarray[Any, Any]]:
     """The values that the layers of a model compute with, by path: of quantized ones what they stand for."""
-    return {weight.path: to_numpy(weight.effective.value()) for weight in weights_of(model)}
+    return {weight.path: to_numpy(weight.effective_value()) for weight in weights_of(model)}
 
 
 def _distance(new: np.ndarray[Any, Any], old: np.ndarray[Any, Any]) -> float:
