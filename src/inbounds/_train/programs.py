@@ -20,6 +20,7 @@ from inbounds._arrays.units import Axes, Units
 from inbounds._sets.composite import contains
 from inbounds._sets.intersection import AllOf
 from inbounds._sets.set import Set
+from inbounds._train.optimizers import in_tensorflow_strategy
 from inbounds._types import Step
 
 SMALLEST = 1 << 15
@@ -55,11 +56,9 @@ def _is_compiled(applied: Set, units: Units) -> bool:
     simple = applied.has_normal_form and not contains(applied, (AllOf,)) and not applied.changes
     if not on_tensorflow or not simple:
         return False
-    import tensorflow as tf
-
     shapes = [tuple(part.shape) for part in units.parts]
     known = not any(None in shape for shape in shapes)  # TensorFlow doesn't know how many rows a batch names
-    return known and sum(map(math.prod, shapes)) >= SMALLEST and not tf.distribute.has_strategy()
+    return known and sum(map(math.prod, shapes)) >= SMALLEST and not in_tensorflow_strategy()
 
 
 @lru_cache(maxsize=256)
