@@ -17,6 +17,8 @@ import inbounds as ib
 from sets.solver import solver, weighted_solver
 from sets.tensors import array, exact
 
+pytestmark = pytest.mark.by_turns
+
 PAGE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 NORMAL = [1.0, -0.5, 0.25, 0.0, 2.0]
 LOW, HIGH = -0.25, 0.5

@@ -175,6 +175,7 @@ def test_a_unit_is_projected_with_all_of_its_latent_weights_and_frozen_ones_stay
     assert sum("latent" in variable.path for variable in optimizer.variables) == 1
 
 
+@pytest.mark.by_turns("rule")  # steps of latent weights, on each backend, are above
 @pytest.mark.parametrize(
     "rule", [ib.Sparse(1), ib.LowRank(1), ib.MaxNorm(0.5), ib.UnitNorm(), ROUND & ib.Box(-0.5, 0.5)]
 )
