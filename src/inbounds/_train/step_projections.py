@@ -332,7 +332,7 @@ def _has_own_apply(optimizer: Any) -> bool:
 
 
 def _shared(entry: Entry, optimizers: Sequence[Any]) -> str:
-    """That no built optimizer steps all trained weights, in words; empty if one does."""
+    """Why no built optimizer steps all trained weights, in words; empty if one does."""
     built = [optimizer for optimizer in optimizers if getattr(optimizer, "built", False)]
     if len(optimizers) > 1 and built:
         return f"{len(optimizers)} optimizers step weights of one unit"
