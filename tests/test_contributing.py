@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds._model import layout
-from inbounds._sets import set as sets_module
-from inbounds._train import metrics
 from sets.solver import solver, weighted_solver
 from sets.tensors import array, exact
+
+pytestmark = pytest.mark.by_turns
 
 PAGE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 NORMAL = [1.0, -0.5, 0.25, 0.0, 2.0]
@@ -63,22 +62,9 @@ class Signed(keras.optimizers.SGD):
         self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * keras.ops.sign(gradient))
 
 
-@pytest.fixture
-def band(monkeypatch):
-    monkeypatch.setattr(sets_module, "CLASSES", dict(sets_module.CLASSES))
+@pytest.fixture(scope="module")
+def band():
     return run("A set")["Band"](NORMAL, LOW, HIGH)
-
-
-@pytest.fixture
-def mixed(monkeypatch):
-    monkeypatch.setattr(layout, "_REGISTRY", dict(layout._REGISTRY))
-    run("A layout", Mix=Mix)
-
-
-@pytest.fixture
-def signed(monkeypatch):
-    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
-    run("A metric", Signed=Signed)
 
 
 @pytest.mark.once
@@ -156,7 +142,9 @@ def test_a_file_and_a_name_in_one_list_make_a_set_public(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # Mix takes no constraints as arguments
-def test_all_three_train_together(band, mixed, signed):
+def test_all_three_train_together(band):
+    run("A layout", Mix=Mix)
+    run("A metric", Signed=Signed)
     model = keras.Sequential([keras.Input((4,)), Mix(name="mix")])
     model.compile(Signed(10.0), "mse")  # each step leads out of the band
     plan = ib.constrain(model, {Mix: ib.Joint(band)}, gradient="full")

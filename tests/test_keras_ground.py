@@ -418,7 +418,7 @@ QUANTIZED = {
 
 
 def test_only_these_layers_of_keras_quantize():
-    """Else a layer has another weight that it doesn't compute with as stored: see `effective_weights`."""
+    """Else a layer has another weight that it doesn't compute with as stored: see `weights`."""
     base = keras.layers.Layer.quantize
     classes = [c for c in vars(keras.layers).values() if inspect.isclass(c) and issubclass(c, keras.layers.Layer)]
     assert {
@@ -431,7 +431,7 @@ def test_only_these_layers_of_keras_quantize():
     ("name", "mode"), [(name, mode) for name, (_, _, modes) in QUANTIZED.items() for mode in modes]
 )
 def test_a_quantized_layer_names_its_mode_and_stores_integers_beside_their_scale(name, mode):
-    """Else `effective_weights` would take integers for the weight. test_audit compares its numbers with outputs."""
+    """Else `weights` would take integers for the weight. test_audit compares its numbers with outputs."""
     arguments, shape, _ = QUANTIZED[name]
     layer = getattr(keras.layers, name)(*arguments)
     layer.build(shape)
@@ -456,7 +456,7 @@ def test_a_quantized_layer_names_its_mode_and_stores_integers_beside_their_scale
 
 @pytest.mark.parametrize("name", ["Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D"])
 def test_an_adapter_is_two_weights_named_after_theirs_and_their_share(name):
-    """Else `effective_weights` would not find the sum, nor `rules.why_unenforceable` that there is one."""
+    """Else `weights` would not find the sum, nor `rules.why_unenforceable` that there is one."""
     layers = {
         "Dense": (keras.layers.Dense(2), (None, 3)),
         "EinsumDense": (keras.layers.EinsumDense("ab,bc->ac", 2), (None, 3)),

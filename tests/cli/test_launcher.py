@@ -20,6 +20,7 @@ def test_no_backend_to_run_on_is_one_message():
     assert error.startswith("inbounds: error: KERAS_BACKEND='theano' names no backend that inbounds runs on.")
 
 
+@pytest.mark.once
 def test_a_command_in_a_process_of_its_own(free, rules):
     """As a user runs it: nothing but the report on stdout, nothing on stderr, the status of the audit."""
     path = rules('[rules]\n"**/kernel" = "MaxNorm(0.5)"\n')

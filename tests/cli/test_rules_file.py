@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds._model.rules import resolve
-from inbounds._model.rules_file import parse_set, read_rules, signature
-from inbounds.constraints import SETS
+from inbounds._model.rules_file import parse_set, read_rules
+from inbounds.constraints import SETS, signature
 from instead import codes
 
 from .conftest import small_model
@@ -140,8 +139,8 @@ def test_a_signature_is_code_with_the_defaults(name):
 
 def held_sets(model, path):
     """The sets that a rules file leads to, by the last two parts of the weights' paths."""
-    plan = resolve(model, read_rules(path, model).rules, lambda variable: None)
-    return {"/".join(path.split("/")[-2:]): entry.set for entry in plan.entries for path in entry.paths}
+    report = ib.audit(model, read_rules(path, model)[0])
+    return {"/".join(path.split("/")[-2:]): parse_set(row.set) for row in report.constrained for path in row.paths}
 
 
 def test_both_tables_become_the_mapping_that_constrain_takes(rules):
@@ -158,7 +157,7 @@ def test_both_tables_become_the_mapping_that_constrain_takes(rules):
     )
     model = small_model()
     head = model.get_layer("head")
-    assert read_rules(path, model).rules == {
+    assert read_rules(path, model)[0] == {
         "conv*/kernel": ib.MaxNorm(1.5),
         "**/gamma": ib.Box(0.5, 2.0),
         keras.layers.Dense: ib.Joint(ib.MaxNorm(2.0)),
@@ -206,7 +205,7 @@ def test_a_class_may_be_a_base_of_the_layers_classes(rules):
 def test_a_name_stands_for_every_layer_of_that_name(rules):
     inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, name="head")], name="inner")
     model = keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(3, name="head")], name="outer")
-    assert len(read_rules(rules('[layers]\nhead = "Joint(NonNeg)"'), model).rules) == 2
+    assert len(read_rules(rules('[layers]\nhead = "Joint(NonNeg)"'), model)[0]) == 2
 
 
 def test_a_name_that_is_a_class_and_a_layer_is_an_error(rules):
@@ -257,10 +256,10 @@ def test_a_file_with_a_mistake_is_an_error_that_says_where_and_what_instead(rule
 
 def test_a_file_says_how_the_sets_are_trained(rules):
     text = '[rules]\n"kernel" = "NonNeg"\n'
-    found = read_rules(rules(f'metric = "euclidean"\nevery = 10\ngradient = "full"\n{text}'), small_model())
-    assert (found.metric, found.every, found.gradient) == ("euclidean", 10, "full")
-    found = read_rules(rules(f'every = "epoch"\n{text}'), small_model())
-    assert (found.metric, found.every, found.gradient) == ("auto", "epoch", "reduced")
+    _, settings = read_rules(rules(f'metric = "euclidean"\nevery = 10\ngradient = "full"\n{text}'), small_model())
+    assert settings == {"metric": "euclidean", "every": 10, "gradient": "full", "latent": "auto"}
+    _, settings = read_rules(rules(f'every = "epoch"\n{text}'), small_model())
+    assert settings == {"metric": "auto", "every": "epoch", "gradient": "reduced", "latent": "auto"}
 
 
 def test_files_that_are_not_text_or_not_there(tmp_path):

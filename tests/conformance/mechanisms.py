@@ -9,8 +9,8 @@ import pytest
 
 import inbounds as ib
 from conformance.matrix import Cell
+from inbounds import Joint
 from inbounds._model import layout
-from inbounds._sets.joint import Joint
 from inbounds._sets.scaled import Scaled
 from inbounds._train import attach, fit_hooks, optimizer_hooks, step_projections
 

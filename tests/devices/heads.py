@@ -10,7 +10,6 @@ SETS = {
     "max_norm": ib.MaxNorm(0.5),
     "joint": ib.Joint(ib.MaxNorm(0.5)),
     "l1_ball": ib.L1Ball(1.0),
-    "simplex": ib.Simplex(),
     "both": ib.NonNeg() & ib.MaxNorm(0.5),
     "spectral": ib.SpectralNorm(1.0),
 }

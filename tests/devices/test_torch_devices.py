@@ -20,7 +20,7 @@ if repetition.everything:
     TRAININGS += ["keras, optimizer", "keras, euclidean", "torch, optimizer"]
 UNITS = 16
 KERNEL = 64 * UNITS
-REDUCED = ("max_norm", "joint", "l1_ball", "simplex", "both", "sum_to", "box")
+REDUCED = ("max_norm", "joint", "l1_ball", "both", "sum_to", "box")
 GATHERED = ("spectral", "monotone", "sparse")
 
 

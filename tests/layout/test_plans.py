@@ -8,7 +8,6 @@ import pytest
 from keras import layers
 
 import inbounds as ib
-from inbounds._model import layout as layouts
 
 from .layers import BY_NAME, CASES, find, read
 
@@ -43,14 +42,10 @@ class Rows(layers.Layer):
         return keras.ops.matmul(x, keras.ops.transpose(self.kernel)) + self.bias
 
 
-class RowsAgain(Rows):
-    pass
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """Registrations end with the test."""
-    monkeypatch.setattr(layouts, "_REGISTRY", dict(layouts._REGISTRY))
+def kinds():
+    """A class of the name Rows of which nothing is registered, and a subclass."""
+    kind = type("Rows", (Rows,), {})
+    return kind, type("RowsAgain", (kind,), {})
 
 
 def built(layer, *shape):
@@ -159,7 +154,7 @@ def test_shared_layers_are_once_in_the_plan_and_nested_ones_are_found():
     inner = keras.Sequential([layers.Input((4,)), shared, layers.Dense(4, name="within")], name="inner")
     x = layers.Input((4,))
     model = keras.Model(x, layers.Dense(2, name="last")(inner(shared(shared(x)))))
-    plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(0.1)})
+    plan = ib.constrain(model, {layers.Dense: {"kernel": ib.MaxNorm(0.1)}})
     assert sorted(path.split("/")[-2] for entry in plan for path in entry.paths) == ["last", "shared", "within"]
     assert str(plan).count("shared/kernel") == 1
     for layer in (shared, inner.get_layer("within"), model.get_layer("last")):
@@ -214,8 +209,9 @@ def test_an_unknown_layout_is_every_axis_but_the_last_and_says_so():
     assert "register_layout" in str(ib.constrain(layer, {"kernel": ib.MaxNorm(0.1)}))
 
 
-def test_a_guess_is_a_warning_with_the_line_that_ends_it(registry):
-    layer = built(Rows(), 4)
+def test_a_guess_is_a_warning_with_the_line_that_ends_it():
+    kind, _ = kinds()
+    layer = built(kind(), 4)
     with pytest.warns(ib.LayoutWarning) as caught:
         ib.constrain(layer, {"kernel": ib.MaxNorm(0.1)})
     ours = (ib.LayoutWarning, ib.PlanNotSavedWarning)
@@ -225,7 +221,7 @@ def test_a_guess_is_a_warning_with_the_line_that_ends_it(registry):
     assert "Received: rows/kernel of shape (3, 4). Where: Rows." in text
     line = text.split("Instead: inbounds.")[1].split(" with the axes")[0]
     assert line == "register_layout(Rows, {'kernel': (0,)})"
-    eval(line, {"register_layout": ib.register_layout, "Rows": Rows})
+    eval(line, {"register_layout": ib.register_layout, "Rows": kind})
     ib.constrain(layer, {"kernel": ib.MaxNorm(0.1)})
 
 
@@ -334,9 +330,10 @@ def test_an_explicit_axis_against_the_layer_is_kept_and_said():
     ],
     ids=["mapping", "from the end", "lists", "Layout", "function", "function of a Layout"],
 )
-def test_a_registered_layout_holds_for_the_class_and_its_subclasses(registry, layout):
-    ib.register_layout(Rows, layout)
-    for cls in (Rows, RowsAgain):
+def test_a_registered_layout_holds_for_the_class_and_its_subclasses(layout):
+    kind, again = kinds()
+    ib.register_layout(kind, layout)
+    for cls in (kind, again):
         layer = built(cls(), 4)
         (entry,) = ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(0.1))})
         assert (entry.axes, entry.units, entry.note) == (((1,), ()), 3, "")
@@ -345,11 +342,12 @@ def test_a_registered_layout_holds_for_the_class_and_its_subclasses(registry, la
         assert ib.audit(layer).ok
 
 
-def test_the_nearest_class_and_the_last_registration_hold(registry):
-    ib.register_layout(Rows, {"kernel": (0,)})
-    ib.register_layout(RowsAgain, {"kernel": (0, 1)})
-    ib.register_layout(Rows, {"kernel": (1,)})
-    axes = [ib.constrain(built(cls(), 4), {"kernel": ib.MaxNorm(1)}).entries[0].axes for cls in (Rows, RowsAgain)]
+def test_the_nearest_class_and_the_last_registration_hold():
+    kind, again = kinds()
+    ib.register_layout(kind, {"kernel": (0,)})
+    ib.register_layout(again, {"kernel": (0, 1)})
+    ib.register_layout(kind, {"kernel": (1,)})
+    axes = [ib.constrain(built(cls(), 4), {"kernel": ib.MaxNorm(1)}).entries[0].axes for cls in (kind, again)]
     assert axes == [((1,),), ((0, 1),)]
 
 
@@ -362,9 +360,10 @@ def test_subclasses_of_keras_layers_have_their_layout():
 
 
 @pytest.mark.filterwarnings("ignore::inbounds.LayoutWarning")  # the plan's note is what is tested
-def test_a_weight_that_a_layout_leaves_out_is_not_known(registry):
-    ib.register_layout(Rows, {"bias": ()})
-    (entry,) = ib.constrain(built(Rows(), 4), {"kernel": ib.MaxNorm(1)})
+def test_a_weight_that_a_layout_leaves_out_is_not_known():
+    kind, _ = kinds()
+    ib.register_layout(kind, {"bias": ()})
+    (entry,) = ib.constrain(built(kind(), 4), {"kernel": ib.MaxNorm(1)})
     assert "not known" in entry.note
 
 
@@ -384,30 +383,33 @@ def test_a_weight_that_a_layout_leaves_out_is_not_known(registry):
         (Rows, {"kernel": "0"}, "a tuple of integers. Received: 'kernel': '0'"),
     ],
 )
-def test_a_bad_registration_is_an_error(registry, layer_class, layout, said):
+def test_a_bad_registration_is_an_error(layer_class, layout, said):
     with pytest.raises(ib.LayoutError, match=said):
         ib.register_layout(layer_class, layout)
 
 
 @pytest.mark.parametrize("axes", [(2,), (-3,), (0, 0), (0, -2)])
 @pytest.mark.parametrize("rule", [{"kernel": ib.MaxNorm(1)}, {Rows: ib.Joint(ib.MaxNorm(1))}], ids=["set", "joint"])
-def test_axes_that_a_weight_lacks_are_an_error(registry, axes, rule):
-    ib.register_layout(Rows, {"kernel": axes, "bias": ()})
-    layer = built(Rows(), 4)
+def test_axes_that_a_weight_lacks_are_an_error(axes, rule):
+    kind, _ = kinds()
+    ib.register_layout(kind, {"kernel": axes, "bias": ()})
+    layer = built(kind(), 4)
     with pytest.raises(ib.RuleError, match=r"it has -2 to 1\. Received: 'kernel'.*shape \(3, 4\).*Rule: "):
         ib.constrain(layer, rule)
     np.testing.assert_array_equal(read(layer.kernel), np.ones((3, 4)))
 
 
-def test_a_function_that_returns_no_layout_is_an_error(registry):
-    ib.register_layout(Rows, lambda layer: None)
+def test_a_function_that_returns_no_layout_is_an_error():
+    kind, _ = kinds()
+    ib.register_layout(kind, lambda layer: None)
     with pytest.raises(
         ValueError, match=r"did not return a mapping of weight names to axes\. Received: None\. Where: Rows"
     ):
-        ib.constrain(built(Rows(), 4), {"kernel": ib.MaxNorm(1)})
+        ib.constrain(built(kind(), 4), {"kernel": ib.MaxNorm(1)})
 
 
-def test_a_joint_of_another_number_of_units_is_an_error(registry):
-    ib.register_layout(Rows, {"kernel": (0,), "bias": ()})
+def test_a_joint_of_another_number_of_units_is_an_error():
+    kind, _ = kinds()
+    ib.register_layout(kind, {"kernel": (0,), "bias": ()})
     with pytest.raises(ib.RuleError, match=r"different numbers of units.*kernel of shape \(3, 4\) has 4.*bias.*has 3"):
-        ib.constrain(built(Rows(), 4), {Rows: ib.Joint(ib.MaxNorm(1))})
+        ib.constrain(built(kind(), 4), {kind: ib.Joint(ib.MaxNorm(1))})

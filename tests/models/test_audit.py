@@ -82,6 +82,10 @@ def test_the_worst_of_several_is_named_and_all_are_counted():
     assert row.active == 1 / 12
 
 
+def capped(w):
+    return keras.ops.minimum(w, 0.5)
+
+
 SETS = {
     "NonNeg": (ib.NonNeg(), -0.375, 0.375),
     "NonPos": (ib.NonPos(), 0.25, 0.25),
@@ -89,7 +93,8 @@ SETS = {
     "Fixed": (ib.Fixed(0.0), 0.125, 0.125),
     "MaxNorm": (ib.MaxNorm(1.0), -1.5, 0.5),
     "FrobeniusNorm": (ib.FrobeniusNorm(1.0), 1.75, 0.75),
-    "Custom": (ib.Custom(lambda w: keras.ops.minimum(w, 0.5)), 0.75, 0.25),
+    "Custom": (ib.Custom(capped), 0.75, 0.25),
+    "a callable": (capped, 0.75, 0.25),
 }
 
 
@@ -102,6 +107,7 @@ def test_each_set_reports_how_far_the_weight_is_from_its_bound(name):
     row = bad(ib.audit(model))["hidden/kernel"]
     assert abs(row.violation - distance) < EXACT
     assert row.violated == 1
+    assert getattr(constraint, "__name__", type(constraint).__name__) in row.set
 
 
 @pytest.mark.parametrize("constraint", [ib.UnitNorm(), ib.MinMaxNorm(1.0, 2.0)], ids=["UnitNorm", "MinMaxNorm"])
@@ -228,18 +234,6 @@ def test_constraints_of_keras_are_audited_as_what_they_mean():
     assert "keras MaxNorm(max_value=1.0, axis=0)" in str(ib.audit(model))
 
 
-def test_plain_callables_are_audited_as_their_fixed_points():
-    def capped(w):
-        return keras.ops.minimum(w, 0.5)
-
-    model = model_of(keras.layers.Dense(10, kernel_constraint=capped, name="out"))
-    assert ib.audit(model).ok
-    planted(model.layers[-1], "kernel", {(3, 7): 0.75})
-    row = bad(ib.audit(model))["out/kernel"]
-    assert (row.violated, row.violation) == (1, 0.25)
-    assert "capped" in row.set
-
-
 def typed(text, model, rules=None):
     """Runs the last line that a text tells to type."""
     (line,) = re.findall(r"(?:Instead|instead): (inbounds\.\w+\(.*?\))(?:, or|\.)(?:\s|$)", text)[-1:]
@@ -309,25 +303,6 @@ def test_an_axis_of_ours_is_meant_so_and_one_along_which_filters_hold_too_is_no_
 def test_an_axis_that_is_the_fan_in_is_not_remarked_on(constraint):
     model = model_of(keras.layers.Dense(10, kernel_constraint=constraint, name="out"))
     assert "fan-in" not in str(ib.audit(model))
-
-
-# What nothing would keep.
-
-
-def test_an_argument_set_after_the_layer_was_built_is_unenforced():
-    model = model_of(keras.layers.Dense(10, name="out"))
-    model.layers[-1].kernel_constraint = ib.MaxNorm(1.0)
-    report = ib.audit(model)
-    assert not report.ok
-    row = bad(report)["out/kernel"]
-    assert row.status == "unenforced"
-    assert "after the layer was built" in row.note
-
-
-def test_an_argument_of_keras_set_after_the_layer_was_built_is_unenforced_too():
-    model = model_of(keras.layers.Dense(10, name="out"))
-    model.layers[-1].kernel_constraint = keras.constraints.MaxNorm(1.0)
-    assert bad(ib.audit(model))["out/kernel"].status == "unenforced"
 
 
 # What the layer computes with is not what it stores.
@@ -612,7 +587,7 @@ def test_a_set_on_an_adapted_weight_is_an_error_but_the_others_of_the_model_are_
     x = keras.layers.Flatten()(layer(inputs))
     model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax", name="out")(x))
     layer.enable_lora(2)
-    with pytest.raises(ib.RuleError, match=rf"LoRA.*adapted/{weight} .*Instead: "):
+    with pytest.raises(ib.RuleError, match=rf"LoRA.*adapted/{weight} .*Instead: merge the adapter"):
         ib.constrain(model, {f"**/{weight}": ib.NonNeg()})
     ib.constrain(
         model, {"out/kernel": ib.MaxNorm(0.3), "adapted/bias" if weight == "kernel" else "out/bias": ib.NonPos()}
@@ -760,18 +735,6 @@ def test_an_audit_does_not_believe_the_projections(monkeypatch):
     assert found == {"hidden/kernel": ((0,), 0.5), "hidden/bias": ((3,), 0.25), "out/kernel": ((2,), 0.75)}
 
 
-def test_an_audit_measures_the_weights_as_they_are_after_training(digits):
-    model = model_of(keras.layers.Dense(10, activation="softmax", name="out"))
-    model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
-    model.fit(digits[0][:64], digits[1][:64], verbose=0)
-    length = norms((model.layers[-1].kernel, (0,)))
-    assert np.sum(length > 0.1) > 1
-    (row,) = rows(ib.audit(model, {"out/kernel": ib.MaxNorm(0.1)})).values()
-    assert abs(row.violation - (length.max() - 0.1)) < EXACT
-    assert row.violated == np.sum(length > 0.1)
-    assert row.worst_unit == (int(np.argmax(length)),)
-
-
 # What it is given out as.
 
 
@@ -842,7 +805,7 @@ def test_check_says_first_what_is_wrong_and_last_what_to_type(constraint, late):
     layer.kernel_constraint = constraint
     if not late:
         planted(layer, "kernel", {(3, 7): 1.5})
-    status = "unenforced" if late else "violated, 1 of 12 units by up to 0.5"
+    status = "unenforced.*set after the layer was built" if late else "violated, 1 of 12 units by up to 0.5"
     with pytest.raises(ib.ConstraintViolation, match=rf"^(keras )?MaxNorm.* on hidden/kernel is {status}") as caught:
         ib.check(model)
     typed(str(caught.value).splitlines()[0], model)
@@ -873,19 +836,3 @@ def test_an_audit_of_nothing_is_not_ok_and_says_so():
     assert ib.check(model)
     ib.release(model)
     assert not ib.audit(model).ok
-
-
-def test_names_of_layers_and_models_are_printed_without_control_characters(tmp_path):
-    layer = keras.layers.Dense(2, name="a\x1b[2Kb\nc", kernel_constraint=ib.MaxNorm(1.0))
-    report = ib.audit(keras.Sequential([keras.Input((3,)), layer], name="net\x1b[1A"))
-    page = report.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
-    for text in (str(report), page, *json.loads(report.to_json())["rows"][0]["paths"], report.model):
-        assert "\x1b" not in text
-        assert "b\nc" not in text
-    assert r"a\x1b[2Kb\nc/kernel" in str(report)
-
-
-def test_numbers_read_back_are_the_planted_ones():
-    layer = model_of(keras.layers.Dense(2)).layers[-1]
-    planted(layer, "kernel", {(0, 1): 0.1})
-    assert numbers(layer.kernel)[0, 1] == np.float64(np.float32(0.1))

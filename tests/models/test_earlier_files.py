@@ -55,7 +55,7 @@ def test_a_model_of_an_earlier_version_has_its_plan_and_trains_on_inside(name):
 @pytest.mark.parametrize("name", ["vectors", "made"])
 def test_a_rules_file_of_an_earlier_version_means_the_same(name):
     meant = {layer: given for layer, given in FILES[name][0].items() if layer not in UNWRITTEN}
-    read = read_rules(FOLDER / f"{name}.toml", loaded(name))
-    rules = {getattr(selector, "name", selector): given for selector, given in read.rules.items()}
+    read, settings = read_rules(FOLDER / f"{name}.toml", loaded(name))
+    rules = {getattr(selector, "name", selector): given for selector, given in read.items()}
     assert rules == rules_of(meant)
-    assert (read.metric, read.every, read.gradient) == ("euclidean", 3, "full")
+    assert settings == {"metric": "euclidean", "every": 3, "gradient": "full", "latent": "auto"}

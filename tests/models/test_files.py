@@ -295,6 +295,7 @@ def test_the_best_of_many_checkpoints_is_inside(way, digits, tmp_path):
             told.append((tmp_path / "best.keras").read_bytes())
 
     fit(model, digits, epochs=3, callbacks=[best, Listens()])  # of 4 batches: two end within an accumulation of 3
+    assert_held(model)
     files = list(dict.fromkeys(told))
     assert len(files) > 1, "there is more than one best"
     for content in (files[0], files[-1]):

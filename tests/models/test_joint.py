@@ -6,6 +6,7 @@ import pytest
 from measure import inside, joint_projection, norms, numbers, on_bound, slack
 
 import inbounds as ib
+from conformance.optimizers import OPTIMIZERS
 
 pytestmark = pytest.mark.by_turns
 
@@ -68,39 +69,6 @@ def pulls(variables, seed=4):
 
 # Every optimizer.
 
-
-def multi(kernels_first):
-    """Kernels and biases under optimizers of their own, in either order."""
-    by_map = keras.optimizers.OptimizerMap(keras.optimizers.SGD(1.0))
-    by_map[".*/kernel" if kernels_first else ".*/bias"] = keras.optimizers.Adam(0.3)
-    return keras.optimizers.MultiOptimizer(by_map)
-
-
-o = keras.optimizers
-OPTIMIZERS = {
-    "SGD": lambda: o.SGD(1.0),
-    "momentum": lambda: o.SGD(0.5, momentum=0.9, nesterov=True),
-    "Adam": lambda: o.Adam(0.3),
-    "amsgrad": lambda: o.Adam(0.3, amsgrad=True),
-    "AdamW": lambda: o.AdamW(0.3, weight_decay=0.1),
-    "Adamax": lambda: o.Adamax(0.3),
-    "Nadam": lambda: o.Nadam(0.3),
-    "RMSprop": lambda: o.RMSprop(0.3, momentum=0.5, centered=True),
-    "Adagrad": lambda: o.Adagrad(0.9),
-    "Adadelta": lambda: o.Adadelta(300.0),
-    "Adafactor": lambda: o.Adafactor(5.0, relative_step=False),
-    "Lion": lambda: o.Lion(0.3),
-    "Lamb": lambda: o.Lamb(2.0),
-    "Ftrl": lambda: o.Ftrl(2.0),
-    "Muon": lambda: o.Muon(0.5, weight_decay=None, adam_weight_decay=None),
-    "ScheduleFreeAdamW": lambda: o.ScheduleFreeAdamW(0.3),
-    "kernels before biases": lambda: multi(True),
-    "biases before kernels": lambda: multi(False),
-    "loss scale": lambda: o.LossScaleOptimizer(o.Adam(0.3), initial_scale=8.0),
-    "clipping and decay": lambda: o.SGD(1.0, weight_decay=0.01, global_clipnorm=5.0),
-}
-
-
 IN_THEIR_METRIC = ("RMSprop", "Adagrad", "Adadelta", "Ftrl")
 """Optimizers that step along each gradient as it comes. Adafactor does too, at a rate for each weight of a Joint."""
 
@@ -114,18 +82,12 @@ def implied_metric(name, steps):
     return np.abs(gradients / np.concatenate([np.atleast_2d(step) for step in steps])).T
 
 
-def test_table_has_every_optimizer_of_keras():
-    built_in = {name for name, c in vars(keras.optimizers).items() if isinstance(c, type)}
-    made = {type(make()).__name__ for make in OPTIMIZERS.values()}
-    assert built_in - {"Optimizer", "OptimizerMap"} == made
-
-
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "Adafactor"])
 def test_a_step_of_any_optimizer_is_its_own_step_and_the_nearest_joint_vectors(name):
     skip_where_keras_fails(name)
     free, held = dense({}), dense(both(joint()))
     for layer in (free, held):
-        kernel, bias = joint_projection(layer.kernel, layer.bias, 0.9 * BOUND)  # inside, where gradients are whole
+        kernel, bias = joint_projection(layer.kernel, layer.bias, 0.95 * BOUND)  # inside, where gradients are whole
         layer.kernel.assign(kernel.astype("float32"))
         layer.bias.assign(bias.astype("float32"))
     before = numbers(free.kernel), numbers(free.bias)
@@ -148,29 +110,6 @@ def test_a_step_of_any_optimizer_is_its_own_step_and_the_nearest_joint_vectors(n
     np.testing.assert_allclose(numbers(held.bias), bias, rtol=0, atol=close)
 
 
-@pytest.mark.repetition  # of the steps above, and of the fits under each optimizer in the conformance matrix
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_fit_with_any_optimizer_keeps_every_joint_vector_inside(name, digits):
-    x, y = digits
-    some_ink = x + np.float32(0.1)  # on pixels that are always 0, Keras' Adafactor on PyTorch makes NaN by itself
-    model = train(sequential(both(joint())), (some_ink, y), OPTIMIZERS[name]())
-    assert all(inside(units(layer), BOUND) for layer in model.layers)
-    assert any(on_bound(units(layer), BOUND) for layer in model.layers)
-
-
-@pytest.mark.repeats("inner")
-@pytest.mark.parametrize("inner", [ib.MaxNorm(BOUND), ib.UnitNorm()], ids=["convex", "not convex"])
-def test_averages_under_accumulation_end_inside(inner, digits):
-    optimizer = keras.optimizers.Adam(0.3, gradient_accumulation_steps=2, use_ema=True, ema_momentum=0.5)
-    model = train(sequential(both(ib.Joint(inner))), digits, optimizer, steps=4)
-    bound = BOUND if isinstance(inner, ib.MaxNorm) else 1.0
-    for layer in model.layers:
-        assert inside(units(layer), bound)
-        if bound == 1.0:
-            assert np.all(units(layer) >= 1.0 - slack(1.0))
-    assert ib.audit(model).ok
-
-
 @pytest.mark.parametrize("policy", ["bfloat16", "float16"])
 def test_half_precision_weights_are_inside_within_their_own_rounding(policy):
     layer = keras.layers.Dense(4, dtype=policy, **both(joint()))
@@ -183,12 +122,6 @@ def test_half_precision_weights_are_inside_within_their_own_rounding(policy):
 
 
 # One of the two doesn't train.
-
-
-def frozen_dense(name, constraints):
-    layer = dense(constraints)
-    getattr(layer, name).trainable = False
-    return layer
 
 
 @pytest.mark.repeats("by")
@@ -258,13 +191,8 @@ def test_a_weight_without_a_gradient_still_belongs_to_the_vector(without):
     np.testing.assert_allclose(numbers(layer.bias), bias, rtol=0, atol=slack(BOUND))
 
 
-@pytest.mark.parametrize("by", ["arguments", "rule"])
-def test_without_a_bias_the_kernel_carries_the_set_alone(by, digits):
-    arguments = both(joint()) if by == "arguments" else {}
-    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, use_bias=False, **arguments)])
-    if by == "rule":
-        plan = ib.constrain(model, {keras.layers.Dense: joint()})
-        assert "no bias" in str(plan)
+def test_without_a_bias_the_kernel_carries_the_set_alone(digits):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, use_bias=False, **both(joint()))])
     model.compile(keras.optimizers.SGD(1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     fit(model, digits)
     assert on_bound(norms((model.layers[0].kernel, (0,))), BOUND)
@@ -310,100 +238,36 @@ def test_one_object_serves_many_layers_each_with_its_own_vectors(digits):
     assert any(on_bound(units(layer), BOUND) for layer in ends)
 
 
-# Layers of every kind: what one joint vector is, written out by hand.
+# Arguments of other names, and units with entries in three weights. tests/layout has all layers, under rules.
 
 
-def conv2d(layer):
-    return norms((layer.kernel, (0, 1, 2)), (layer.bias, ()))
-
-
-def conv2d_transpose(layer):
-    return norms((layer.kernel, (0, 1, 3)), (layer.bias, ()))
-
-
-def einsum(layer):
-    return norms((layer.kernel, (0,)), (layer.bias, ()))
-
-
-def attention(layer):
-    parts = [einsum(part) for part in (layer.query_dense, layer.key_dense, layer.value_dense)]
-    return np.concatenate([*parts, norms((layer.output_dense.kernel, (0, 1)), (layer.output_dense.bias, ()))])
-
-
-def gates(layer):
-    return norms((layer.cell.kernel, (0,)), (layer.cell.bias, ()))
-
-
-def two_biases(layer):
-    return norms((layer.cell.kernel, (0,)), (layer.cell.bias, (0,)))
-
-
-def all_three(layer):
-    return norms((layer.cell.kernel, (0,)), (layer.cell.recurrent_kernel, (0,)), (layer.cell.bias, ()))
-
-
-def depthwise(layer):
-    return norms((layer.kernel, (0, 1)), (layer.bias, ()))
-
-
-def separable(layer):
-    return norms((layer.pointwise_kernel, (0, 1, 2)), (layer.bias, ()))
-
-
-EVERYTHING = ib.Joint(ib.MaxNorm(BOUND), weights=("kernel", "recurrent_kernel", "bias"))
+ALL_THREE = ib.Joint(ib.MaxNorm(BOUND), weights=("kernel", "recurrent_kernel", "bias"))
 LAYERS = {
-    "Conv2D": (lambda **k: keras.layers.Conv2D(3, 2, **k), (2, 5, 5, 2), joint(), conv2d),
-    "grouped Conv2D": (lambda **k: keras.layers.Conv2D(4, 2, groups=2, **k), (2, 5, 5, 2), joint(), conv2d),
-    "Conv2DTranspose": (lambda **k: keras.layers.Conv2DTranspose(3, 2, **k), (2, 5, 5, 2), joint(), conv2d_transpose),
-    "EinsumDense": (
-        lambda **k: keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de", **k),
-        (2, 3, 4),
-        joint(),
-        einsum,
+    "LSTM": (
+        lambda: keras.layers.LSTM(3, recurrent_constraint=ALL_THREE, **both(ALL_THREE)),
+        (2, 4, 2),
+        lambda cell: norms((cell.kernel, (0,)), (cell.recurrent_kernel, (0,)), (cell.bias, ())),
     ),
-    "MultiHeadAttention": (
-        lambda **k: keras.layers.MultiHeadAttention(2, 3, **k),
-        ((2, 4, 6), (2, 4, 6)),
-        joint(),
-        attention,
+    "GRU": (
+        lambda: keras.layers.GRU(3, **both(joint())),
+        (2, 4, 2),
+        lambda cell: norms((cell.kernel, (0,)), (cell.bias, (0,))),
     ),
-    "LSTM": (lambda **k: keras.layers.LSTM(3, **k), (2, 4, 2), joint(), gates),
-    "LSTM, all three": (lambda **k: keras.layers.LSTM(3, **k), (2, 4, 2), EVERYTHING, all_three),
-    "GRU": (lambda **k: keras.layers.GRU(3, **k), (2, 4, 2), joint(), two_biases),
-    "GRU, one bias": (lambda **k: keras.layers.GRU(3, reset_after=False, **k), (2, 4, 2), joint(), gates),
-    "DepthwiseConv2D": (
-        lambda **k: keras.layers.DepthwiseConv2D(2, depth_multiplier=2, **k),
-        (2, 5, 5, 3),
-        joint(),
-        depthwise,
+    "SeparableConv2D": (
+        lambda: keras.layers.SeparableConv2D(3, 2, pointwise_constraint=joint(), bias_constraint=joint()),
+        (2, 5, 5, 4),
+        lambda layer: norms((layer.pointwise_kernel, (0, 1, 2)), (layer.bias, ())),
     ),
-    "SeparableConv2D": (lambda **k: keras.layers.SeparableConv2D(3, 2, **k), (2, 5, 5, 4), joint(), separable),
 }
 
 
-def arguments_for(name, constraint):
-    first = {"DepthwiseConv2D": "depthwise_constraint", "SeparableConv2D": "pointwise_constraint"}
-    more = {"recurrent_constraint": constraint} if "recurrent_kernel" in constraint.weights else {}
-    return {first.get(name, "kernel_constraint"): constraint, "bias_constraint": constraint, **more}
-
-
-def constrained(name, by):
-    make, shape, constraint, measured = LAYERS[name]
-    layer = make(**(arguments_for(name, constraint) if by == "arguments" else {}))
-    layer.build(*shape) if isinstance(shape[0], tuple) else layer.build(shape)
-    if by == "rule":
-        ib.constrain(layer, {layer: constraint})
-    return layer, measured
-
-
-@pytest.mark.repeats("by")
-@pytest.mark.parametrize("by", ["arguments", "rule"])
-@pytest.mark.parametrize("name", list(LAYERS))
-@pytest.mark.filterwarnings("ignore::inbounds.PlanNotSavedWarning")  # of the attention; see test_saving
-def test_every_kind_of_layer_bounds_its_own_joint_vectors(name, by):
-    layer, measured = constrained(name, by)
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_arguments_of_a_layer_make_its_joint_vectors(name):
+    make, shape, measured = LAYERS[name]
+    layer = make()
+    layer.build(shape)
     keras.optimizers.SGD(1.0).apply(pulls(layer.trainable_variables), layer.trainable_variables)
-    assert on_bound(measured(layer), BOUND)
+    assert on_bound(measured(getattr(layer, "cell", layer)), BOUND)
 
 
 def test_a_joint_of_a_sign_is_the_sign_on_both():

@@ -175,6 +175,7 @@ def test_a_unit_is_projected_with_all_of_its_latent_weights_and_frozen_ones_stay
     assert sum("latent" in variable.path for variable in optimizer.variables) == 1
 
 
+@pytest.mark.by_turns("rule")  # steps of latent weights, on each backend, are above
 @pytest.mark.parametrize(
     "rule", [ib.Sparse(1), ib.LowRank(1), ib.MaxNorm(0.5), ib.UnitNorm(), ROUND & ib.Box(-0.5, 0.5)]
 )
@@ -195,8 +196,6 @@ def test_where_latent_weights_are_lost_an_error_or_the_plan_says_so():
     _, plan = linear(latent=False)
     assert "a step of less than half a grid step is lost" in str(plan)
     assert plan.latent is False
-    with pytest.raises(ib.RuleError, match="latent"):
-        linear(latent="yes")
     layer = keras.layers.Dense(3)
     joint = keras.Sequential([keras.Input((3,)), layer])
     by_path = keras.optimizers.OptimizerMap(keras.optimizers.Adam(), {".*kernel": keras.optimizers.SGD()})

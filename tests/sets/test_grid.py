@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds._sets.grid import Grid
+from inbounds import Grid
 from sets.case import ulp
 from sets.tensors import BACKEND_DTYPES, FORMATS, LIBRARIES, NUMPY_DTYPES, array, exact, same_bits
 

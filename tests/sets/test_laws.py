@@ -249,8 +249,12 @@ PLACES: tuple[Callable[[Case, Any], Any], ...] = (
 )
 
 
+WITHOUT_A_SOLVER = [pytest.param(case, marks=[pytest.mark.repetition] if case.convex else []) for case in SETS.values()]
+"""A usual run leaves out the convex sets, of which the test before proves it."""
+
+
 @of_numpy
-@every_set
+@pytest.mark.parametrize("case", WITHOUT_A_SOLVER, ids=SETS)
 def test_law_3_no_member_is_nearer(case: Case) -> None:
     for seed, shape in enumerate(case.shapes((1, 1), (4, 2), (5, 3), (2, 64))):
         for scale in SCALES:

@@ -11,8 +11,8 @@ from scipy.optimize import linear_sum_assignment
 
 import inbounds as ib
 import repetition
+from inbounds import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets import matrices
-from inbounds._sets.matrices import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
 from sets.tables.matrices import birkhoff
 from sets.tensors import (
     BACKEND,

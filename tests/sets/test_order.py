@@ -10,7 +10,7 @@ import pytest
 from sklearn.isotonic import isotonic_regression
 
 import inbounds as ib
-from inbounds._sets.order import Monotone
+from inbounds import Monotone
 from sets.tensors import BACKEND, EPSILON, LIBRARIES, array, exact, gradient, numbers, same_bits
 
 pytestmark = pytest.mark.by_turns

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
-from inbounds._sets.sparsity import Sparse
+from inbounds import Sparse
 from sets.tensors import BACKEND, LIBRARIES, array, compiled, exact, numbers, same_bits
 
 pytestmark = pytest.mark.by_turns

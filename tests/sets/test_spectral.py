@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import inbounds as ib
+from inbounds import LowRank, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
 from inbounds._arrays.decompositions import has_float64
 from inbounds._arrays.units import Units
-from inbounds._sets.spectral import LowRank, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
 from sets.tables.spectral import SETS
 from sets.tensors import (
     BACKEND,

@@ -90,7 +90,7 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
         told = apart * cast(values > least, dtype)
         right = rows * ratio(xp.ones_like(values), values)[:, :, None]
         right = xp.where(told[:, :, None] > 0, orthonormal(right * told[:, :, None], told), right)
-        # Where `enough` is near rounding, what is not resolved may add up to more, and counts as 0.
+        # Near rounding, unresolved singular values may add up to more than `enough`, and count as 0.
         values = xp.where((told == 0) & (enough > 0) & (rounding > enough / 4), 0 * values, values)
     else:
         left, values, right = (np.linalg if xp is np else keras.ops).svd(matrices, full_matrices=False)
@@ -330,7 +330,7 @@ def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
 
 
 def _turned(left: Array, rows: Array, turn: Array) -> tuple[Array, Array]:
-    """The factors of left @ rows with a rotation, made more exact, and its inverse in between."""
+    """The factors of left @ rows with a rotation, which is made more exact, and its inverse between them."""
     xp = namespace(rows)
     turn = 1.5 * turn - 0.5 * xp.matmul(turn, xp.matmul(transposed(turn), turn))
     return xp.matmul(left, turn), xp.matmul(transposed(turn), rows)

@@ -111,9 +111,9 @@ def _project(options: argparse.Namespace) -> int:
             instead=f"-o {target.with_suffix('.keras')}",
         )
     model = _load(options.model, options, compiled=True)
-    rules = read_rules(options.rules, model)
+    rules, settings = read_rules(options.rules, model)
     given = model.get_weights()
-    constrain(model, rules.rules, metric=rules.metric, every=rules.every, gradient=rules.gradient, latent=rules.latent)
+    constrain(model, rules, **settings)
     projected = model.get_weights()
     model.set_weights(given)
     before = audit(model)
@@ -221,7 +221,7 @@ def _status(report: Report, instead: str) -> int:
 
 
 def _rules(options: argparse.Namespace, model: Any) -> Any:
-    return read_rules(options.rules, model).rules if options.rules else None
+    return read_rules(options.rules, model)[0] if options.rules else None
 
 
 def _load(path: Path, options: argparse.Namespace, *, compiled: bool) -> Any:
@@ -299,7 +299,7 @@ def _comparison(title: str, before: Report, after: Report, moved: dict[str, floa
 
 def _values(model: Any) -> dict[str, np.ndarray[Any, Any]]:
     """The values that the layers of a model compute with, by path: of quantized ones what they stand for."""
-    return {weight.path: to_numpy(weight.effective.value()) for weight in weights_of(model)}
+    return {weight.path: to_numpy(weight.effective_value()) for weight in weights_of(model)}
 
 
 def _distance(new: np.ndarray[Any, Any], old: np.ndarray[Any, Any]) -> float:

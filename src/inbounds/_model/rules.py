@@ -346,7 +346,7 @@ def _check_shapes(entry: Entry) -> None:
 
 def _frozen(weights: Iterable[Weight]) -> list[Weight]:
     """The weights that aren't trained; not those that are quantized or have an adapter."""
-    return [weight for weight in weights if not weight.variable.trainable and weight.effective.is_stored]
+    return [weight for weight in weights if not weight.variable.trainable and weight.is_stored]
 
 
 # Models.

@@ -26,7 +26,6 @@ from __future__ import annotations
 import ast
 import math
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ from inbounds._model.weights import layers_of
 from inbounds._sets.arguments import gradient_name, interval, latent_option, metric_name
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
-from inbounds._types import Gradient, Interval, Latent, Metric
 from inbounds.constraints import BY_NAME, call_of, named, signature, without_arguments
 
 TABLES = ("rules", "layers")
@@ -49,19 +47,11 @@ EXAMPLE_CALLS = {"where": "MaxNorm(1.0).where([True, True, False])", "on": "MaxN
 EXAMPLE = 'a table [rules] with "**/kernel" = "MaxNorm(2.0)", or [layers] with Dense = "Joint(MaxNorm(2.0))"'
 
 
-@dataclass(frozen=True)
-class RulesFile:
-    """The arguments of `constrain` that a rules file gives."""
+def read_rules(path: Path, model: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """The rules of a file, and its settings, for `constrain(model, rules, **settings)`.
 
-    rules: dict[Any, Any]
-    metric: Metric
-    every: Interval
-    gradient: Gradient
-    latent: Latent
-
-
-def read_rules(path: Path, model: Any) -> RulesFile:
-    """Reads a rules file for one model, whose layers the names in [layers] refer to."""
+    The names in [layers] refer to the layers of this model.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -100,13 +90,12 @@ def read_rules(path: Path, model: Any) -> RulesFile:
     if not rules:
         raise FileError("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE)
     with raised_as(FileError, f"In: {path}"):
-        return RulesFile(
-            rules,
-            metric_name("a rules file", document.get("metric", Set.metric)),
-            interval("a rules file", document.get("every", Set.every), "steps", "every = 10"),
-            gradient_name("a rules file", document.get("gradient", Set.gradient)),
-            latent_option("a rules file", document.get("latent", Set.latent)),
-        )
+        return rules, {
+            "metric": metric_name("a rules file", document.get("metric", Set.metric)),
+            "every": interval("a rules file", document.get("every", Set.every), "steps", "every = 10"),
+            "gradient": gradient_name("a rules file", document.get("gradient", Set.gradient)),
+            "latent": latent_option("a rules file", document.get("latent", Set.latent)),
+        }
 
 
 def parse_set(text: str) -> Set:

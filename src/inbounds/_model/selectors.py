@@ -274,7 +274,7 @@ def _no_weight_error(
 
 
 def _received(selector: Any, source: str, value: Any) -> str:
-    """A rule as code, as far as its selector has some."""
+    """A rule, as code where its selector can be written as code."""
     if isinstance(selector, str):
         return f"{{{selector!r}: {shown(value)}}}"
     rule = f"{source}: {shown(value)}"

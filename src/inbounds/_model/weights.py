@@ -1,8 +1,13 @@
-"""The weights of a model, each with the layer that owns it and its name in that layer.
+"""The weights of a model, each with the layer that owns it, its name in that layer, and what the layer computes with.
 
 Keras has no public way to list nested layers. The private attributes that do it are used in this
 module only and pinned by `tests/test_keras_ground.py`. Nor has Keras a way from a variable to its
 layer, so that `hook_layers` notes the layer where a weight is made.
+
+The effective weight, with which a layer computes, may not be the weight that it stores. With LoRA
+it is the stored one plus the adapter's product; quantized, it is the stored integers divided by
+their scale. It is computed in NumPy in float64 and rounded once. `tests/models/test_audit.py`
+compares it with what Keras' layers compute.
 """
 
 from __future__ import annotations
@@ -13,18 +18,25 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import keras
+import numpy as np
 
+from inbounds._arrays.ops import cast, dtype_of, to_numpy
 from inbounds._errors import printable
-from inbounds._model.effective_weights import EffectiveWeight
 from inbounds._model.keras_methods import wrap_method
+
+ADAPTABLE_NAMES = ("kernel", "embeddings", "reverse_embeddings")
+"""The names of the weights that Keras adapts or quantizes."""
+
+INTEGER_MODES = ("int8", "int4")
+"""The modes of quantization in which a layer stores integers and their scale."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A variable in its layer.
+    """A variable in its layer. Its shape and dtype are those of the effective weight.
 
     Attributes:
-        variable: the `keras.Variable`.
+        variable: the `keras.Variable` that the layer stores.
         layer: the innermost layer that owns it.
         created_trainable: whether the layer created it as trainable; it may be frozen since.
     """
@@ -46,26 +58,6 @@ class Weight:
         return str(self.variable.name)
 
     @property
-    def effective(self) -> EffectiveWeight:
-        """The weight that the layer computes with."""
-        return EffectiveWeight(self.layer, self.name, self.variable)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the effective weight: int4 stores two entries in one."""
-        return self.effective.shape
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of the effective weight: a float, also where integers are stored."""
-        return self.effective.dtype
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the layer stores integers, which no training step changes."""
-        return self.effective.quantized
-
-    @property
     def declared_constraint(self) -> Any:
         """The constraint in the layer's argument for this weight, or None."""
         return getattr(self.layer, self.constraint_argument) if self.constraint_argument else None
@@ -85,6 +77,100 @@ class Weight:
     def argument_code(self) -> str:
         """The layer with the argument for the constraint of this weight, as code."""
         return f"{type(self.layer).__name__}({self.constraint_argument or f'{self.name}.constraint'}=...)"
+
+    @property
+    def integer_mode(self) -> str | None:
+        """How the layer stores integers, "int8" or "int4", which no training step changes; else None."""
+        if self.name not in ADAPTABLE_NAMES or dtype_of(self.variable) != "int8":
+            return None
+        scaled = getattr(self.layer, f"{self.name}_scale", None) is not None
+        return self.layer.quantization_mode if scaled and self.layer.quantization_mode in INTEGER_MODES else None
+
+    @property
+    def quantized(self) -> bool:
+        return self.integer_mode is not None
+
+    @property
+    def adapted(self) -> bool:
+        """Whether a LoRA adapter is added."""
+        enabled = self.name in ADAPTABLE_NAMES and bool(getattr(self.layer, "lora_enabled", False))
+        return enabled and hasattr(self.layer, f"lora_{self.name}_a")
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the layer computes with the weight as it stores it."""
+        return not self.quantized and not self.adapted
+
+    @property
+    def dtype(self) -> str:
+        """A float dtype, also where integers are stored."""
+        return dtype_of(getattr(self.layer, f"{self.name}_scale") if self.quantized else self.variable)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape; int4 stores two entries in one."""
+        stored = tuple(self.variable.shape)
+        if self.integer_mode != "int4":
+            return stored
+        if self.name == "kernel":
+            return tuple(getattr(self.layer, "original_kernel_shape", (stored[0], self.layer.kernel_scale.shape[-1])))
+        shape = self.layer.input_dim, self.layer.output_dim
+        return shape if self.name == "embeddings" else shape[::-1]
+
+    @property
+    def effective_description(self) -> str:
+        """How the effective weight is computed, for notes in reports; empty if it is stored."""
+        said = []
+        if self.quantized:
+            said.append(
+                f"quantized to {self.integer_mode}, so that no step moves it; measured is what the integers stand for"
+            )
+        if self.adapted:
+            said.append(f"with LoRA; measured is the sum, {self.name} + {self._lora_scale:g} A @ B")
+        return ", and ".join(said)
+
+    def effective_value(self) -> Any:
+        """The variable where the effective weight is stored, else an array, in the weight's dtype."""
+        if self.is_stored:
+            return self.variable
+        value = self._dequantized() if self.quantized else to_numpy(self.variable)
+        if self.adapted:
+            down, up = (to_numpy(getattr(self.layer, f"lora_{self.name}_{part}")) for part in "ab")
+            value = value + self._lora_scale * np.matmul(down, up)
+        return cast(value, self.dtype)
+
+    @property
+    def _lora_scale(self) -> float:
+        return float(self.layer.lora_alpha / self.layer.lora_rank)
+
+    def _dequantized(self) -> np.ndarray[Any, Any]:
+        """The integers divided by their scale, or with zero points multiplied by it, as in Keras."""
+        layer, name = self.layer, self.name
+        integers, scale = to_numpy(self.variable), to_numpy(getattr(layer, f"{name}_scale"))
+        if self.integer_mode == "int4":
+            length = scale.shape[-1] if name == "kernel" else layer.output_dim
+            packed, axis = keras.ops.convert_to_tensor(self.variable), 0 if name == "reverse_embeddings" else -1
+            integers = to_numpy(keras.quantizers.unpack_int4(packed, length, axis))
+        if (zero := getattr(layer, f"{name}_zero", None)) is not None:
+            axis = -1 if name == "embeddings" else 0
+            groups = to_numpy(layer.g_idx).astype("int64")
+            weight = (integers - np.take(to_numpy(zero), groups, axis)) * np.take(scale, groups, axis)
+        elif name == "embeddings":
+            weight = integers / scale[:, None]
+        elif self.integer_mode == "int8" and hasattr(layer, "equation"):
+            weight = integers / _einsum_kernel_scale(layer.equation, scale)
+        else:
+            weight = integers / scale
+        return np.reshape(weight, self.shape)
+
+
+def _einsum_kernel_scale(equation: str, scale: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The scale of an einsum's kernel, moved from the output's axes to the kernel's."""
+    operands, output = equation.replace(" ", "").split("->")  # Keras quantizes no equation with "..."
+    kernel = operands.split(",")[1]
+    shared = [output.index(letter) for letter in kernel if letter in output]
+    taken = np.einsum(scale, list(range(scale.ndim)), shared)  # the axes that are left out have size 1
+    return np.expand_dims(taken, [axis for axis, letter in enumerate(kernel) if letter not in output])
 
 
 def layers_of(*models: Any) -> list[Any]:

@@ -195,14 +195,13 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
     if entry.set.centers:
         note = 'the centre "current" becomes the weights as they are when the model is constrained'
         return _unmeasured_row(entry.paths, code, note, entry.set, entry.source)
-    effective = [weight.effective for weight in entry.weights]
-    measured = entry.applied.at(step).measure([one.value() for one in effective], entry.axes)
+    measured = entry.applied.at(step).measure([one.effective_value() for one in entry.weights], entry.axes)
     violation, outside = np.maximum(measured.excess, 0.0), measured.outside
     unit_shape = tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
     unit_shape = unit_shape if math.prod(unit_shape) == violation.size else violation.shape
     worst = np.unravel_index(int(np.argmax(np.where(outside, violation, 0))), unit_shape) if outside.any() else None
     status: Status = "violated" if outside.any() else "unenforced" if reason else "holds"
-    used = [f"{one.name} is {one.description}" for one in effective if not one.is_stored]
+    used = [f"{one.name} is {one.effective_description}" for one in entry.weights if not one.is_stored]
     notes = [entry.note, entry.set.lost_steps, f"at step {step}" * entry.set.changes, *used, reason]
     return Row(
         paths=entry.paths,
@@ -237,7 +236,7 @@ def _unenforced_reason(entry: Entry) -> str:
     """Why nothing enforces a declared set; empty if it is enforced or no step moves the weights."""
     if any(weight.quantized for weight in entry.weights):
         moving = [weight.name for weight in entry.weights if weight.variable.trainable]
-        moving += ["the adapter" for weight in entry.weights if weight.effective.adapted]
+        moving += ["the adapter" for weight in entry.weights if weight.adapted]
         return f"nothing keeps the units inside while {' and '.join(moving)} trains" if moving else ""
     reasons = [f"{weight.name}: {reason}" for weight in entry.weights if (reason := why_unenforceable(weight))]
     if all(weight.variable.constraint is None for weight in entry.weights):
@@ -281,7 +280,7 @@ def _along_fan_in(
     span = constraint.layer_span(weight.shape, fan_in)
     if set(span) == set(constraint.span(weight.shape)):
         return None, ""
-    value = weight.effective.value()
+    value = weight.effective_value()
     measured = constraint.measure([value], [span])
     outside = int(np.sum(measured.outside))
     note = (

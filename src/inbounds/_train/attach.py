@@ -211,7 +211,7 @@ def _treatment(model: Any, entry: Entry) -> Treatment:
 
 
 def check_backend(wanted: str, wrong: str, others: Mapping[str, str]) -> None:
-    """Checks the backend that a function is for; `others` has what there is on the other ones."""
+    """Checks that the backend is the wanted one; `others` has what to call on the other ones."""
     if (backend := keras.backend.backend()) != wanted:
         raise RuleError(wrong, f"backend={backend!r}", instead=f"inbounds.{others[backend]}")
 

@@ -87,15 +87,14 @@ class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
     def __init__(self) -> None:
         super().__init__()
         self._fitting = False
-        self._before_first_epoch = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._fitting = self._before_first_epoch = True
+        self._fitting = False  # the fit before may have raised
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begins the fit here: other callbacks may load weights in `on_train_begin`."""
-        if self._before_first_epoch:
-            self._before_first_epoch = False
+        if not self._fitting:
+            self._fitting = True
             _begin_fit(self.model)
         if keras.backend.backend() == "jax":
             model: Any = self.model

@@ -172,7 +172,7 @@ def _adadelta(optimizer: Any, variable: Any, gradient: Any) -> Any:
 
 
 def _lamb(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """Divided by the trust ratio, which differs between the weights of a Joint."""
+    """The root of the second moment over the trust ratio, which differs between the weights of a Joint."""
     diagonal, momentum = _bias_corrected_root(optimizer, variable, gradient), _slot(optimizer, "_momentums", variable)
     step = keras.ops.cast(optimizer.iterations + 1, momentum.dtype)
     step_size = _norm(momentum / (1 - keras.ops.power(optimizer.beta_1, step)) / diagonal)
@@ -182,7 +182,10 @@ def _lamb(optimizer: Any, variable: Any, gradient: Any) -> Any:
 
 
 def _adafactor(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """Divided by the variable's root mean square and the step's clipping, which differ likewise."""
+    """The root of the factored second moment, times the step's clipping, over the root mean square of the weight.
+
+    The clipping and the root mean square differ between the weights of a Joint.
+    """
     diagonal = keras.ops.sqrt(_slot(optimizer, "_v", variable))
     size, step_size = (_norm(x) / math.prod(variable.shape) ** 0.5 for x in (variable, gradient / diagonal))
     clipped = keras.ops.maximum(step_size / optimizer.clip_threshold, 1.0)

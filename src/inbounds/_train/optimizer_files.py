@@ -30,7 +30,7 @@ def save_own_variables(save: Callable[[Any, Any], None], optimizer: Any, store: 
 
 
 def load_own_variables(load: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:
-    """Loads them. Latent weights that the file lacks start anew."""
+    """Loads an optimizer's variables and its latent weights, which start anew where the file lacks them."""
     stored = {key: store[key] for key in list(store.keys())}  # a store is no mapping
     with _added_variables_hidden(optimizer):
         load(optimizer, {key: value for key, value in stored.items() if not key.startswith(_LATENT)})

@@ -65,15 +65,6 @@ def in_tensorflow_strategy() -> bool:
     return bool(tf.distribute.has_strategy())
 
 
-def is_replicated(value: Any) -> bool:
-    """Whether replicas of TensorFlow have a value of their own each."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return isinstance(value, tf.distribute.DistributedValues)
-
-
 def steps_taken(model: Any, entry: Entry) -> int:
     """The step count of an entry's optimizer, if its set changes with the steps; else 0."""
     if not entry.set.changes:

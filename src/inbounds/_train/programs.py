@@ -8,6 +8,7 @@ traced once for all weights of one shape with equal sets.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -19,36 +20,29 @@ from inbounds._arrays.units import Axes, Units
 from inbounds._sets.composite import contains
 from inbounds._sets.intersection import AllOf
 from inbounds._sets.set import Set
+from inbounds._train.optimizers import in_tensorflow_strategy
 from inbounds._types import Step
 
 SMALLEST = 1 << 15
 """Units with fewer numbers aren't worth the start of a program."""
 
 
-def nearest(applied: Set, units: Units, count: Step) -> Units:
-    """The units at their nearest points in a set, in their metric, after so many steps."""
-    return _run(_nearest, applied, count, units)
-
-
-def reduced(applied: Set, units: Units, gradient: Units, count: Step) -> Units:
-    """What a set leaves of a gradient at some units, after so many steps."""
-    return _run(_reduced, applied, count, units, gradient)
-
-
-def _nearest(applied: Set, units: Units) -> Units:
+def nearest(applied: Set, units: Units) -> Units:
+    """The units at their nearest points in a set, in their metric."""
     return applied.nearest(units.comparable(applied.couples_units))
 
 
-def _reduced(applied: Set, units: Units, gradient: Units) -> Units:
+def reduced(applied: Set, units: Units, gradient: Units) -> Units:
+    """What a set leaves of a gradient at some units."""
     return applied.reduced(units, gradient)
 
 
-def _run(method: Any, applied: Set, count: Step, *units: Units) -> Units:
+def run(function: Callable[..., Units], applied: Set, count: Step, *units: Units) -> Units:
+    """One of these functions of a set as it is after so many steps, where it is worth it by a program."""
     first = units[0]
     if not _is_compiled(applied, first):
-        plain: Units = method(applied.at(count), *units)
-        return plain
-    program = _program(method, applied, first.axes, first.free, first.dtype, first.training)
+        return function(applied.at(count), *units)
+    program = _program(function, applied, first.axes, first.free, first.dtype, first.training)
     parts = [tuple(map(dense, one.parts)) for one in units]
     return first.with_parts(program(parts, first.metric))
 
@@ -62,18 +56,16 @@ def _is_compiled(applied: Set, units: Units) -> bool:
         return False
     if not applied.has_normal_form or contains(applied, (AllOf,)) or applied.changes:
         return False
-    import tensorflow as tf
-
     shapes = [tuple(part.shape) for part in units.parts]
     known = not any(None in shape for shape in shapes)  # TensorFlow doesn't know how many rows a batch names
-    return known and sum(map(math.prod, shapes)) >= SMALLEST and not tf.distribute.has_strategy()
+    return known and sum(map(math.prod, shapes)) >= SMALLEST and not in_tensorflow_strategy()
 
 
 @lru_cache(maxsize=256)
 def _program(
-    method: Any, applied: Set, axes: tuple[Axes, ...], free: tuple[bool, ...], dtype: str, training: bool
+    function: Any, applied: Set, axes: tuple[Axes, ...], free: tuple[bool, ...], dtype: str, training: bool
 ) -> Any:
-    """A method of a set as a program of the parts of its units."""
+    """A function of a set as a program of the parts of its units."""
     import tensorflow as tf
 
     def run(parts: list[tuple[Array, ...]], metric: tuple[Array, ...] | None) -> tuple[Array, ...]:
@@ -81,7 +73,7 @@ def _program(
             Units(tuple(one), axes, free, dtype, masks=(None,) * len(axes), metric=metric, training=training)
             for one in parts
         ]
-        result: Units = method(applied, *units)
+        result: Units = function(applied, *units)
         return result.parts
 
     return tf.function(run, jit_compile=True, autograph=False)

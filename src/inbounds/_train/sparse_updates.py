@@ -31,9 +31,9 @@ _UPDATES_GIVEN_ROWS_ONLY: dict[type, Callable[[Any], bool]] = {
 def updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
     """Whether projecting the rows that a sparse gradient names is enough.
 
-    It isn't where other rows may have moved, where the set changes with the steps or keeps latent
-    weights, or where it treats rows differently; nor for a set given as a layer's argument, whose other rows may still
-    be outside, as those of a plan can't be.
+    It isn't where other rows may have moved, or where the set changes with the steps, keeps latent
+    weights or treats rows differently. Nor is it for a set given as a layer's argument: no plan has
+    projected the other rows.
     """
     return (
         keras.backend.backend() == "tensorflow"

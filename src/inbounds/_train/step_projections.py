@@ -112,7 +112,7 @@ class StepProjection:
             for part, gradient in zip(units.parts, gradients, strict=True)
         ]
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
-            reduced = programs.reduced(self.entry.applied, units, units.with_parts(parts), count)
+            reduced = programs.run(programs.reduced, self.entry.applied, count, units, units.with_parts(parts))
         pairs = zip(gradients, reduced.parts, strict=True)
         return [None if old is None else cast(part, dtype_of(old)) for old, part in pairs]
 
@@ -129,7 +129,7 @@ class StepProjection:
             beside=self.beside,
         )
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
-            nearest = programs.nearest(self.entry.applied, units, state.count)
+            nearest = programs.run(programs.nearest, self.entry.applied, state.count, units)
         parts = zip(values, nearest.parts, self.free, strict=True)
         return [cast(part, dtype_of(value)) if free else value for value, part, free in parts]
 
@@ -332,7 +332,7 @@ def _has_own_apply(optimizer: Any) -> bool:
 
 
 def _shared(entry: Entry, optimizers: Sequence[Any]) -> str:
-    """That no built optimizer steps all trained weights, in words; empty if one does."""
+    """Why no built optimizer steps all trained weights, in words; empty if one does."""
     built = [optimizer for optimizer in optimizers if getattr(optimizer, "built", False)]
     if len(optimizers) > 1 and built:
         return f"{len(optimizers)} optimizers step weights of one unit"

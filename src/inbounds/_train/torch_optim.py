@@ -315,7 +315,7 @@ class _TorchMetric(OptimizerMetric):
     """The metric of a class of optimizers of PyTorch. Its reader is a `Reader` of this module."""
 
     def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
-        """The diagonals right after a step; of each stepped variable the parameter and its group are given."""
+        """The diagonals right after a step; `gradients` holds the parameter of each stepped variable and its group."""
         trained = [given for variable, given in zip(variables, gradients, strict=True) if variable.trainable]
         if any(given is None for given in trained):
             return None

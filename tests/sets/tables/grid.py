@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 import inbounds as ib
-from inbounds._sets.grid import Grid
+from inbounds import Grid
 from sets.case import Case, Edge, Rows
 
 

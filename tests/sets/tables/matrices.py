@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 import inbounds as ib
-from inbounds._sets.matrices import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
+from inbounds import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
 from sets.case import Case, Edge, Rows
 
 

@@ -6,7 +6,7 @@ import cvxpy as cp
 import numpy as np
 
 import inbounds as ib
-from inbounds._sets.order import Monotone
+from inbounds import Monotone
 from sets.case import Case, Edge, Rows
 
 SOLVED = {(1, 1): 6, (1, 9): 8, (7, 1): 6, (3, 4): 8, (16, 8): 6, (33, 17): 4, (64, 64): 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import inbounds as ib
-from inbounds._sets.sparsity import Sparse
+from inbounds import Sparse
 from sets.case import Case, Edge, Rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 
-from inbounds._sets.spectral import LowRank, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
+from inbounds import LowRank, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
 from sets.case import Case, Edge, Rows
 
 SMALL = {(1, 1): 8, (1, 6): 8, (5, 1): 8, (2, 3): 8, (4, 4): 6, (8, 5): 2, (16, 12): 1}
