@@ -36,7 +36,7 @@ def test_a_model_of_an_earlier_version_has_its_plan_and_trains_on_inside(name):
         found = model.get_layer(layer).kernel_constraint
         assert found == written(given, found), layer
         expected = {"metric": "auto", "every": 1, "gradient": "reduced"} | arguments
-        assert {argument: getattr(found, argument) for argument in expected} == expected, layer
+        assert {argument: getattr(found.training, argument) for argument in expected} == expected, layer
     assert [row.paths[0].split("/")[0] for row in ib.check(model).constrained] == list(sets)
     assert model.optimizer.iterations == 2
     moments = [slot for slot in model.optimizer.variables if slot.path.endswith(("momentum", "velocity"))]

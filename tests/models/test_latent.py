@@ -209,12 +209,13 @@ def test_where_latent_weights_are_lost_an_error_or_the_plan_says_so():
 def test_a_set_says_itself_whether_it_keeps_them():
     own = ib.Sparse(1).in_training(latent=True)
     assert own == ib.Sparse(1)
-    assert (own.keeps_latent, ib.Sparse(1).keeps_latent) == (True, False)
-    assert type(own).from_config(own.get_config()).latent is True
+    assert type(own).from_config(own.get_config()).training.latent is True
+    with pytest.raises(ib.SetError, match="`latent` of in_training is not True, False or 'auto'"):
+        own.in_training(latent=1)
     _, plan = linear(own)
-    assert plan.entries[0].set.keeps_latent
+    assert plan.entries[0].keeps_latent
     _, plan = linear(own, latent=False)
-    assert not plan.entries[0].set.keeps_latent
+    assert not plan.entries[0].keeps_latent
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="stateless steps are JAX's")

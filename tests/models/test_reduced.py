@@ -259,7 +259,7 @@ def test_the_plan_says_what_is_seen_and_a_file_keeps_it(tmp_path):
     ib.constrain(model, rules)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert {layer.kernel_constraint.gradient for layer in loaded.layers} == {"reduced"}
+    assert {layer.kernel_constraint.training.gradient for layer in loaded.layers} == {"reduced"}
 
 
 # In loops.

@@ -12,6 +12,7 @@ from inbounds._arrays.units import Axes
 from inbounds._model.table import Table, Tabular, common_prefix, quantity
 from inbounds._model.weights import Weight
 from inbounds._sets.set import Set
+from inbounds._sets.training import Training
 from inbounds._types import Gradient, Interval, Latent, Metric
 
 
@@ -46,6 +47,21 @@ class Entry:
     def variables(self) -> list[Any]:
         """The variables of the weights."""
         return [weight.variable for weight in self.weights]
+
+    @property
+    def training(self) -> Training:
+        """How steps of training treat the set."""
+        return self.set.training
+
+    @property
+    def keeps_latent(self) -> bool:
+        """Whether training keeps latent weights."""
+        return self.set.needs_latent if self.training.latent == "auto" else self.training.latent
+
+    @property
+    def lost_steps(self) -> str:
+        """The steps that are lost because no latent weights keep them, in words; empty: none."""
+        return "" if self.keeps_latent else self.set.undone_steps
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -92,10 +108,10 @@ class Plan(Tabular):
 
     entries: tuple[Entry, ...]
     free: tuple[tuple[Weight, str], ...]
-    metric: Metric = Set.metric
+    metric: Metric = Training.metric
     every: Interval = 1
-    gradient: Gradient = Set.gradient
-    latent: Latent = Set.latent
+    gradient: Gradient = Training.gradient
+    latent: Latent = Training.latent
     treatment: Callable[[Entry], Treatment] = lambda entry: Treatment()
 
     def __iter__(self) -> Iterator[Entry]:
@@ -117,7 +133,7 @@ class Plan(Tabular):
         treated = [(entry, self.treatment(entry)) for entry in self]
         metrics = dict.fromkeys(one.metric for _, one in treated if one.metric)
         in_all = f" ({next(iter(metrics))})" if len(metrics) == 1 else ""
-        notes = [(e.paths, note) for e, one in treated for note in (e.note, e.set.lost_steps, one.latent)]
+        notes = [(e.paths, note) for e, one in treated for note in (e.note, e.lost_steps, one.latent)]
         if len(metrics) > 1:
             notes += [(entry.paths, one.metric and f"metric: {one.metric}") for entry, one in treated]
         if reduced := self.gradient == "reduced":

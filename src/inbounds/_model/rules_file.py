@@ -33,13 +33,12 @@ import keras
 
 from inbounds._errors import FileError, SetError, raised_as, shown, similar_or_first
 from inbounds._model.weights import layers_of
-from inbounds._sets.arguments import gradient_name, interval, latent_option, metric_name
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
+from inbounds._sets.training import NAMES, Training
 from inbounds.constraints import BY_NAME, call_of, named, signature, without_arguments
 
 TABLES = ("rules", "layers")
-SETTINGS = ("metric", "every", "gradient", "latent")
 
 EXAMPLE_CALLS = {"where": "MaxNorm(1.0).where([True, True, False])", "on": "MaxNorm(1.0).on(inputs=[0, 3])"}
 """Calls of the methods that make a set of a set, as errors show them."""
@@ -65,14 +64,14 @@ def read_rules(path: Path, model: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
         ) from error
     rules: dict[Any, Any] = {}
     for entry, content in document.items():
-        if entry in SETTINGS:
+        if entry in NAMES:
             continue
         if entry not in TABLES:
             raise FileError(
                 f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every, gradient and latent",
                 f"{entry} = {shown(content)}",
                 where=str(path),
-                instead=" or ".join(similar_or_first(entry, (*TABLES, *SETTINGS))),
+                instead=" or ".join(similar_or_first(entry, (*TABLES, *NAMES))),
             )
         if not isinstance(content, dict):
             raise FileError(
@@ -90,12 +89,7 @@ def read_rules(path: Path, model: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
     if not rules:
         raise FileError("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE)
     with raised_as(FileError, f"In: {path}"):
-        return rules, {
-            "metric": metric_name("a rules file", document.get("metric", Set.metric)),
-            "every": interval("a rules file", document.get("every", Set.every), "steps", "every = 10"),
-            "gradient": gradient_name("a rules file", document.get("gradient", Set.gradient)),
-            "latent": latent_option("a rules file", document.get("latent", Set.latent)),
-        }
+        return rules, vars(Training.checked("a rules file", {key: document[key] for key in NAMES if key in document}))
 
 
 def parse_set(text: str) -> Set:

@@ -202,7 +202,7 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
     worst = np.unravel_index(int(np.argmax(np.where(outside, violation, 0))), unit_shape) if outside.any() else None
     status: Status = "violated" if outside.any() else "unenforced" if reason else "holds"
     used = [f"{one.name} is {one.effective_description}" for one in entry.weights if not one.is_stored]
-    notes = [entry.note, entry.set.lost_steps, f"at step {step}" * entry.set.changes, *used, reason]
+    notes = [entry.note, entry.lost_steps, f"at step {step}" * entry.set.changes, *used, reason]
     return Row(
         paths=entry.paths,
         set=code,

@@ -151,7 +151,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         return [
             (entry, weight, (_step_count(self.model, weight), to_numpy(weight.variable)))
             for entry in entries
-            if entry.set.lost_steps
+            if entry.lost_steps
             for weight in entry.weights
             if weight.variable.trainable and not weight.quantized
         ]
@@ -203,7 +203,7 @@ def _learning_rate(model: Any, weight: Weight) -> float:
 def _warn_unmoved(entry: Entry, weight: Weight, when: str) -> None:
     warnings.warn(
         explain(
-            f"No step has moved {weight.path}: {entry.set.lost_steps}; or its gradient is 0",
+            f"No step has moved {weight.path}: {entry.lost_steps}; or its gradient is 0",
             repr(entry.set),
             where=when,
             instead="constrain(model, rules, latent=True), a larger learning rate, or a set that follows smaller "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from inbounds._arrays.judgement import Bound
-from inbounds._errors import InboundsError, SetError, shown
-from inbounds._types import Gradient, Interval, Latent, Metric
+from inbounds._errors import SetError, shown
+from inbounds._types import Interval
 
 
 def number(
@@ -154,51 +154,6 @@ def center_of(owner: str, value: Any) -> Any:
             instead='center="current"',
         )
     return number_or_array(owner, "center", value)
-
-
-def metric_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> Metric:
-    """The norm in which "nearest" is meant in training, by its name.
-
-    Raises:
-        SetError: it is no such name; `error` replaces the class.
-    """
-    name: Metric = _one_of("metric", Metric, owner, value, error)
-    return name
-
-
-def gradient_name(owner: str, value: Any, error: type[InboundsError] = SetError) -> Gradient:
-    """What an optimizer sees of a gradient, by its name.
-
-    Raises:
-        SetError: it is no such name; `error` replaces the class.
-    """
-    name: Gradient = _one_of("gradient", Gradient, owner, value, error)
-    return name
-
-
-def latent_option(owner: str, value: Any, error: type[InboundsError] = SetError) -> Latent:
-    """Whether an optimizer shall step latent weights.
-
-    Raises:
-        SetError: it is something else; or the error that is given.
-    """
-    if not isinstance(value, bool) and value != "auto":
-        raise error(
-            f"`latent` of {owner} is not True, False or 'auto'", f"latent={shown(value)}", instead="latent=True"
-        )
-    return value if isinstance(value, bool) else "auto"
-
-
-def _one_of(name: str, choices: Any, owner: str, value: Any, error: type[InboundsError]) -> Any:
-    """A string that is one of the choices of a `Literal`."""
-    *others, last = get_args(choices)
-    if not isinstance(value, str) or value not in (*others, last):
-        raise error(
-            f"`{name}` of {owner} is not {', '.join(map(repr, others))} or {last!r}",
-            f"{name}={shown(value)}",
-            instead=f"{name}={others[0]!r}",
-        )
-    return str(value)
 
 
 def interval(owner: str, value: Any, unit: str, instead: str) -> Interval:

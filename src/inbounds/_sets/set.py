@@ -35,21 +35,17 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Axes, Units
 from inbounds._errors import SetError, explain, shown
-from inbounds._sets.arguments import gradient_name, interval, latent_option, metric_name
 from inbounds._sets.declaration import Declaration, Values
 from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
-from inbounds._types import Constraint, Gradient, Inputs, Interval, Latent, Mask, Metric, Numbers, Rows, Step
+from inbounds._sets.training import NAMES, Training
+from inbounds._types import Constraint, Every, Gradient, Inputs, Latent, Mask, Metric, Numbers, Rows, Step
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
 
 ULPS = 4
 """What rounding may cost where no sum is compared with a bound, in units in the last place."""
-
-TRAINING = ("metric", "every", "gradient", "latent")
-"""What a set says of its training; it is saved with it, and makes no difference to the values that
-it holds."""
 
 CURRENT = "current"
 """The centre that `constrain` replaces with the weights as they are."""
@@ -92,18 +88,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     center: Any = None
     """What the set is moved by: a number or an array for the weight; None: nothing. "current" until
     constrained."""
-    metric: Metric = "auto"
-    """In training, the norm in which nearest is meant: "auto", "optimizer" or "euclidean"; see
-    `in_training`."""
-    every: Interval = 1
-    """In training, the number of steps after which it is projected, or "epoch"; see
-    `in_training`."""
-    gradient: Gradient = "reduced"
-    """In training, what the optimizer sees: the "reduced" gradient or the "full" one; see
-    `in_training`."""
-    latent: Latent = "auto"
-    """In training, whether the optimizer steps latent weights, see `keeps_latent`; "auto": where
-    the set `needs_latent`."""
+    training: Training = Training()
+    """How steps of training treat it, see `in_training`."""
     changes: bool = False
     """Whether the set is another one as training goes on; see `at`."""
     whole: ClassVar[bool] = False
@@ -123,7 +109,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     of_each_unit: ClassVar[tuple[str, ...]] = ()
     """The arguments that may be arrays with one number for each unit."""
     needs_latent: ClassVar[bool] = False
-    """Whether training stalls without latent weights, see `keeps_latent`."""
+    """Whether training stalls without latent weights, see `Training`."""
     undone_steps: ClassVar[str] = ""
     """Which steps of training the projection undoes, in words, so that a weight may never move;
     empty: none."""
@@ -183,36 +169,6 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if self.separable:
             return "each entry is projected by itself"
         return "" if self.has_reduced_gradient else "the set is neither convex nor smooth"
-
-    @property
-    def keeps_latent(self) -> bool:
-        """Whether training keeps latent weights.
-
-        Those are the weights before their projection. The optimizer steps them, so that steps which
-        the projection would undo add up; the layer uses their nearest point.
-        """
-        return self.needs_latent if self.latent == "auto" else self.latent
-
-    @property
-    def lost_steps(self) -> str:
-        """`undone_steps` where no latent weights keep them."""
-        return "" if self.keeps_latent else self.undone_steps
-
-    def projects_in_metric(self, averages: bool) -> bool:
-        """Whether a projection after a step of training is in the optimizer's metric, where that is known.
-
-        With reduced gradients the plain one ends at the constrained optimum as well, and takes
-        less. But steps of one size, as Lion's, drag a face along with them; and noise that is not
-        averaged away moves weights inwards, from where the way back isn't straight out in the plain
-        metric.
-
-        Args:
-            averages: whether the optimizer steps along an average of gradients, as momentum is.
-        """
-        if self.metric == "euclidean" or self.separable or not self.exact_in_metric:
-            return False
-        whole = self.gradient == "full" or bool(self.full_gradient_reason)
-        return self.metric == "optimizer" or whole or self.has_faces or not averages
 
     @property
     def has_normal_form(self) -> bool:
@@ -613,8 +569,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON; what Keras' sets lack (a centre, training) only if given."""
-        training = {name: getattr(self, name) for name in TRAINING if getattr(self, name) != getattr(Set, name)}
-        return self._config() | training
+        default = vars(Training())
+        return self._config() | {name: value for name, value in vars(self.training).items() if value != default[name]}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Set:
@@ -624,13 +580,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             SetError: the config, which may come from a file, holds something else than the set's
                 arguments and how it is trained.
         """
-        arguments = {name: value for name, value in config.items() if name not in TRAINING}
+        arguments = {name: value for name, value in config.items() if name not in NAMES}
         if unknown := sorted(arguments.keys() - set(cls.argument_names())):
             raise SetError(
                 f"{cls.__name__} has no argument {unknown[0]!r}",
                 f"{unknown[0]}={shown(arguments[unknown[0]])}",
                 where=f"the config of {cls.__name__}, as saved with a model",
-                instead=" or ".join((*cls.argument_names(), *TRAINING)),
+                instead=" or ".join((*cls.argument_names(), *NAMES)),
             )
         try:
             made = cls._of_config(arguments)
@@ -641,13 +597,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
                 where=f"the config of {cls.__name__}, as saved with a model",
                 instead=f"all of {', '.join(cls.argument_names())}",
             ) from error
-        owner = f"{made!r} in a saved plan"
-        return made.in_training(
-            metric=metric_name(owner, config.get("metric", Set.metric)),
-            every=interval(owner, config.get("every", Set.every), "steps", "every=1"),
-            gradient=gradient_name(owner, config.get("gradient", Set.gradient)),
-            latent=latent_option(owner, config.get("latent", Set.latent)),
-        )
+        return made._trained(f"{made!r} in a saved plan", {name: config[name] for name in NAMES if name in config})
 
     def _config(self) -> dict[str, Any]:
         arguments = {name: to_json(getattr(self, name)) for name in self.argument_names()}
@@ -660,17 +610,24 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def in_training(
         self,
         metric: Metric | None = None,
-        every: Interval | None = None,
+        every: Every | None = None,
         gradient: Gradient | None = None,
         latent: Latent | None = None,
     ) -> Set:
-        """The same set with these arguments of `constrain`; None: as it is."""
+        """The same set with these arguments of `constrain`; None: as it is.
+
+        Raises:
+            SetError: an argument is none of what `constrain` takes.
+        """
         given = {"metric": metric, "every": every, "gradient": gradient, "latent": latent}
-        wanted = {name: value for name, value in given.items() if value is not None}
-        if all(getattr(self, name) == value for name, value in wanted.items()):
+        return self._trained("in_training", {name: value for name, value in given.items() if value is not None})
+
+    def _trained(self, owner: str, options: dict[str, Any]) -> Set:
+        training = Training.checked(owner, vars(self.training) | options)
+        if training == self.training:
             return self
         other = copy.copy(self)
-        other.__dict__.update(wanted)
+        other.__dict__["training"] = training
         return other
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -16,8 +16,8 @@ from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, expl
 from inbounds._model.plan import Entry, Plan, Treatment
 from inbounds._model.rules import guess_warning, resolve
 from inbounds._model.weights import Weight, weights_of
-from inbounds._sets.arguments import gradient_name, interval, latent_option, metric_name
 from inbounds._sets.set import Set
+from inbounds._sets.training import Training
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
     AttachedSet,
@@ -90,7 +90,7 @@ def constrain(
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
     """
-    plan = _constrain(model, rules, metric, every, gradient, latent)
+    plan = _constrain(model, rules, {"metric": metric, "every": every, "gradient": gradient, "latent": latent})
     if text := guess_warning(plan.entries):
         warnings.warn(text, LayoutWarning, stacklevel=2)
     for weight_paths, why in unsaved_sets(model, plan):
@@ -108,22 +108,16 @@ def constrain(
 
 
 @exclusive_access()
-def _constrain(model: Any, rules: Any, metric: Metric, every: Every, gradient: Gradient, latent: Latent) -> Plan:
+def _constrain(model: Any, rules: Any, options: dict[str, Any]) -> Plan:
     """Does the work of `constrain`, which itself warns: warnings name the line of its caller."""
-    metric = metric_name("constrain", metric, RuleError)
-    every = interval("constrain", every, "steps", "constrain(model, rules, every=100)")
-    gradient = gradient_name("constrain", gradient, RuleError)
-    latent = latent_option("constrain", latent, RuleError)
+    training = vars(Training.checked("constrain", options, RuleError))
     plan = resolve(model, rules, given_constraint)
-    own = None if latent == "auto" else latent  # "auto" leaves what a set says itself
+    own = training | ({"latent": None} if training["latent"] == "auto" else {})  # "auto" leaves what a set says itself
     entries = (_with_current_center(entry) for entry in plan.entries)
     plan = replace(
         plan,
-        entries=tuple(replace(one, set=one.set.in_training(metric, every, gradient, own)) for one in entries),
-        metric=metric,
-        every=every,
-        gradient=gradient,
-        latent=latent,
+        entries=tuple(replace(one, set=one.set.in_training(**own)) for one in entries),
+        **training,
         treatment=partial(_treatment, model),
     )
     if not plan.entries:
@@ -164,7 +158,7 @@ def _check_latents_can_be_added(model: Any, plan: Plan) -> None:
         if any(lacks_latents(optimizer, [decide(entry, built)]) for optimizer in built):
             raise RuleError(
                 "Latent weights can't be added within a fit on JAX, which holds the optimizer's variables",
-                f"latent={entry.set.latent!r}",
+                f"latent={entry.training.latent!r}",
                 where=repr(entry),
                 instead="constrain before the fit, or constrain(model, rules, latent=False)",
             )
@@ -219,7 +213,7 @@ def check_backend(wanted: str, wrong: str, others: Mapping[str, str]) -> None:
 def check_interval(entries: Sequence[Entry], loop: str, instead: str) -> None:
     """Checks that no entry is projected at the end of epochs, which the loop doesn't know."""
     for entry in entries:
-        if entry.set.every == "epoch":
+        if entry.training.every == "epoch":
             raise RuleError(
                 f"every='epoch' can't be used with {loop}, which counts no epochs",
                 "every='epoch'",

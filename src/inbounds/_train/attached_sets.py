@@ -43,7 +43,7 @@ class AttachedSet(keras.constraints.Constraint):  # type: ignore[misc]  # keras 
 
     def __call__(self, w: Any) -> Array:
         """The projected weight, for optimizers with an `apply` of their own that call constraints."""
-        if self.entry.set.every != 1:
+        if self.entry.training.every != 1:
             return w
         pairs = projection_of(self.entry).projected_values()
         assign(pair for pair in pairs if pair[0] is not w)

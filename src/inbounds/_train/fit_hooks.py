@@ -116,7 +116,7 @@ class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
     def _project_delayed(self) -> None:
         """Projects the weights that aren't projected in each step."""
         entries = attached_entries(variables_of(self.model))
-        _project(self.model, [entry for entry in entries if entry.set.every != 1])
+        _project(self.model, [entry for entry in entries if entry.training.every != 1])
 
 
 def _add_projection_callback(set_model: Callable[..., None], callbacks: Any, model: Any) -> None:

@@ -129,7 +129,7 @@ def _starts(model: Any, params: Sequence[Array], state: Wrapped) -> list[Array]:
         if missing:
             raise RuleError(
                 "The state of optax_wrap has no latent weights: it is older than the set",
-                f"latent={projection.entry.set.latent!r} for {missing[0].path}",
+                f"latent={projection.entry.training.latent!r} for {missing[0].path}",
                 where=repr(projection.entry),
                 instead="state = optimizer.init(values) after constrain(model, rules), or latent=False",
             )
@@ -166,7 +166,7 @@ def _interval(model: Any) -> int:
     """The number of steps between projections, which all sets of a plan share."""
     entries = entries_in_force(model)
     check_interval(entries, "optax", "stateless_project")
-    return int(entries[0].set.every)
+    return int(entries[0].training.every)
 
 
 def _check_optax(optimizer: Any) -> None:

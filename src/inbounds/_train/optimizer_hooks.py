@@ -374,7 +374,7 @@ def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
         taken_plan(optimizer).averages = []
         type(optimizer).finalize_variable_values(optimizer, var_list)
         for stack in taken_plan(optimizer).stacks:
-            if optimizer.use_ema or stack[0].entry.set.every != 1:
+            if optimizer.use_ema or stack[0].entry.training.every != 1:
                 project_now(optimizer, stack, optimizer.iterations)
 
     _run_with_access(optimizer, finalize)
@@ -408,7 +408,7 @@ def project_when_due(optimizer: Any, stacks: Stacks, gradients: Gradients = None
     eager, read = keras.backend.backend() == "torch", taken_plan(optimizer).value_of
     count = optimizer.iterations + 1 if stacks else 0
     for stack in stacks:
-        first, every = stack[0], stack[0].entry.set.every
+        first, every = stack[0], stack[0].entry.training.every
         if every == "epoch":
             continue
         every = math.lcm(int(every), frequency)

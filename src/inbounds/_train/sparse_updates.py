@@ -38,8 +38,8 @@ def updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
     return (
         keras.backend.backend() == "tensorflow"
         and len(entry.weights) == 1
-        and entry.set.every == 1
-        and not entry.set.keeps_latent
+        and entry.training.every == 1
+        and not entry.keeps_latent
         and is_planned(entry)
         and _UPDATES_GIVEN_ROWS_ONLY.get(type(optimizer), lambda optimizer: False)(optimizer)
         and not optimizer.weight_decay

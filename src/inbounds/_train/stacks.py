@@ -35,7 +35,7 @@ def _stack_key(projection: StepProjection) -> Any:
     if keras.backend.backend() != "torch" or projection.latent or not entry.applied.stackable:
         return id(entry)
     weights = tuple((weight.shape, dtype_of(weight.variable)) for weight in entry.weights)
-    how = entry.set.metric, entry.set.gradient, entry.set.every, projection.full_gradient_reason
+    how = entry.training, projection.full_gradient_reason
     return entry.applied, how, entry.axes, weights, projection.free
 
 

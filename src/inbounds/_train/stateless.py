@@ -88,7 +88,7 @@ def _check_no_latents(entries: Sequence[Entry]) -> None:
         if projection.latent:
             raise RuleError(
                 "A function of values keeps no latent weights, without which small steps are lost",
-                f"latent={projection.entry.set.latent!r}",
+                f"latent={projection.entry.training.latent!r}",
                 where=repr(projection.entry),
                 instead="constrain(model, rules, latent=False), and step the values as they are before "
                 "`stateless_project` (docs/loops.md), or lose those steps",

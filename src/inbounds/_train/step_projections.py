@@ -71,7 +71,7 @@ class StepProjection:
         sparse_metric: the metric of a step in which a gradient is sparse, and so not reduced.
         full_gradient_reason: why the optimizer sees the full gradient, in words; empty if it sees
             the reduced one.
-        latent: whether the optimizer steps latent weights, see `Set.keeps_latent`.
+        latent: whether the optimizer steps latent weights, see `Training`.
         latent_words: what the plan says of them; empty without them.
         shared: whether the optimizer leaves some of the trained weights to another one.
         by_rows: whether it is enough to project the rows that a sparse gradient names.
@@ -118,7 +118,7 @@ class StepProjection:
 
     def project(self, values: Sequence[Array], state: StepState) -> list[Array]:
         """The projected values of the weights, in their dtypes."""
-        diagonals = None if self.entry.set.metric == "euclidean" else state.read_metric()
+        diagonals = None if self.entry.training.metric == "euclidean" else state.read_metric()
         units = Units.of(
             values,
             self.axes,
@@ -159,7 +159,7 @@ class StepProjection:
             nearest = self.project(latents, StepState(count, concrete=_is_eager()))
             return self._continued(values, latents, nearest)
 
-        if self.entry.set.every == 1:
+        if self.entry.training.every == 1:
             starts = started()
         else:  # between projections the weights are the latent ones
             both = zip(values, latents, strict=True)
@@ -268,11 +268,11 @@ def _is_eager() -> bool:
 def _metric(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> tuple[str, OptimizerMetric | None]:
     """The metric in which an entry is projected, in words, and as the optimizer has it."""
     constraint = entry.set
-    if constraint.metric == "euclidean":
+    if entry.training.metric == "euclidean":
         return f"{EUCLIDEAN}, as asked for", None
     if constraint.separable:
         return "the same in all: each entry by itself", None
-    if constraint.keeps_latent:
+    if entry.keeps_latent:
         return f"{EUCLIDEAN}: of latent weights", None
     if not constraint.has_reduced_gradient and not constraint.exact_in_metric:
         return f"{EUCLIDEAN}: the set is not convex", None
@@ -287,7 +287,7 @@ def _metric(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> t
     if shared := _shared(entry, optimizers):
         return f"{EUCLIDEAN}: {shared}", None
     name, metric = type(optimizers[0]).__name__, optimizer_metric(optimizers[0])
-    if not constraint.projects_in_metric((metric is None or metric.averages_gradients) and not sparse_gradient):
+    if not _projects_in_metric(entry, (metric is None or metric.averages_gradients) and not sparse_gradient):
         return f"{EUCLIDEAN}: {name} sees the reduced gradient", None
     if metric is None:
         return f"{EUCLIDEAN}: that of {name} is not known, see register_metric", None
@@ -296,14 +296,33 @@ def _metric(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> t
     return f"{name}: {metric.description}", metric
 
 
+def _projects_in_metric(entry: Entry, averages: bool) -> bool:
+    """Whether the projection after a step is in the optimizer's metric, where that is known.
+
+    With reduced gradients the Euclidean one ends at the constrained optimum as well, and takes
+    less. But steps of one size, as Lion's, drag a face along with them; and noise that is not
+    averaged away moves weights inwards, from where the way back isn't straight out in the Euclidean
+    metric.
+
+    Args:
+        entry: the set and its weights.
+        averages: whether the optimizer steps along an average of gradients, as momentum is.
+    """
+    constraint, training = entry.set, entry.training
+    if training.metric == "euclidean" or constraint.separable or not constraint.exact_in_metric:
+        return False
+    full = training.gradient == "full" or bool(constraint.full_gradient_reason)
+    return training.metric == "optimizer" or full or constraint.has_faces or not averages
+
+
 def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> str:
     """Why optimizers see the full gradient, in words; empty if they see the reduced one."""
     constraint = entry.set
-    if constraint.gradient == "full":
+    if entry.training.gradient == "full":
         return "as asked for"
     if shared := _shared(entry, optimizers):
         return shared
-    if constraint.projects_in_metric(averages=False):
+    if _projects_in_metric(entry, averages=False):
         for kind, why in NEED_FULL_GRADIENT.items():
             if any(isinstance(optimizer, kind) for optimizer in optimizers):
                 return f"{kind.__name__} {why}"
@@ -314,7 +333,7 @@ def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], sparse_gradie
 
 def _latent(entry: Entry, optimizers: Sequence[Any]) -> tuple[bool, str]:
     """Whether optimizers step latent weights of an entry, and what the plan says of it."""
-    if not entry.set.keeps_latent or not any(variable.trainable for variable in entry.variables):
+    if not entry.keeps_latent or not any(variable.trainable for variable in entry.variables):
         return False, ""
     own = [optimizer for optimizer in optimizers if _has_own_apply(optimizer)]
     why = f"{type(own[0]).__name__} has an `apply` of its own" if own else _shared(entry, optimizers)

@@ -225,7 +225,7 @@ class _StepHook:
                 if id(variable) in stepped:
                     optimizer.state[variable.value][LATENT] = variable.value.detach().clone()
             for stack in filter(None, stacks):
-                if self.steps % int(stack[0].entry.set.every) == 0:
+                if self.steps % int(stack[0].entry.training.every) == 0:
                     project_stack(stack, self.steps, stepped)
 
 

@@ -1,0 +1,53 @@
+"""How steps of training treat a set: saved with it, and of no effect on the values that it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args
+
+from inbounds._errors import InboundsError, SetError, shown
+from inbounds._sets.arguments import interval
+from inbounds._types import Gradient, Interval, Latent, Metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How steps of training treat a set.
+
+    Attributes:
+        metric: the norm in which the projection after a step is nearest: "auto", "optimizer" or
+            "euclidean", see `constrain`.
+        every: the number of steps between projections, or "epoch".
+        gradient: what the optimizer sees: the "reduced" gradient or the "full" one.
+        latent: whether the optimizer steps latent weights. Those are the weights before their
+            projection: steps that the projection would undo add up in them, and the layer uses
+            their nearest point. "auto": where the set `needs_latent`.
+    """
+
+    metric: Metric = "auto"
+    every: Interval = 1
+    gradient: Gradient = "reduced"
+    latent: Latent = "auto"
+
+    @classmethod
+    def checked(cls, owner: str, options: dict[str, Any], error: type[InboundsError] = SetError) -> Training:
+        """The options by name; those that are missing have their default.
+
+        Raises:
+            SetError: an option is none of what it may be; `error` replaces the class, but for
+                `every`.
+        """
+        given = vars(cls()) | options
+        for name, choices in (("metric", get_args(Metric)), ("gradient", get_args(Gradient)), ("latent", _LATENT)):
+            if not any(isinstance(given[name], type(choice)) and given[name] == choice for choice in choices):
+                *others, last = map(repr, choices)
+                raise error(
+                    f"`{name}` of {owner} is not {', '.join(others)} or {last}",
+                    f"{name}={shown(given[name])}",
+                    instead=f"{name}={others[0]}",
+                )
+        return cls(**given | {"every": interval(owner, given["every"], "steps", "every=100")})
+
+
+_LATENT = (True, False, "auto")
+NAMES = tuple(field.name for field in dataclasses.fields(Training))
