@@ -426,7 +426,7 @@ def wants_optax(test):
 
 
 def of_ones_own():
-    """The signs of the momentum."""
+    """An optimizer of one's own, which steps along the signs of its momentum."""
 
     def update(gradients, means, values=None):
         means = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, means, gradients)
@@ -580,12 +580,12 @@ def compiled(step):
 
 
 def tensors(model):
-    """The values to begin with."""
+    """The values of the trainable variables, copied."""
     return [keras.ops.copy(variable.value) for variable in model.trainable_variables]
 
 
 def gradients(values, x, y):
-    """Of the logistic loss, by hand."""
+    """The gradients of the logistic loss, by their formula."""
     kernel, bias = values
     pull = (keras.ops.sigmoid(x @ kernel + bias) - y) / x.shape[0]
     return [keras.ops.transpose(x) @ pull, keras.ops.sum(pull, axis=0)]
