@@ -12,7 +12,7 @@ import pytest
 import inbounds as ib
 from instead import run
 from models.measure import inside, norms, numbers, on_bound, same_bits, values_of
-from models.test_metric import BOUND, network, problem
+from models.test_metric import BOUND, gap, gap_of, network, problem
 
 BACKEND = keras.backend.backend()
 OPTAX = importlib.util.find_spec("optax") is not None
@@ -33,23 +33,6 @@ ONLY = {
 KERNELS = {"**/kernel": ib.MaxNorm(BOUND)}
 JOINT = {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND))}
 PAGE = (Path(__file__).parents[2] / "docs" / "loops.md").read_text(encoding="utf-8")
-
-
-def gap(kernel, bias, joint=False):
-    """How far the gradient is from the outward normal of the ball at the weights, in sine: 0 at the optimum."""
-    x, y = (part.astype("float64") for part in problem())
-    pull = 1 / (1 + np.exp(-(x @ kernel + bias))) - y
-    gradient, point = x.T @ pull, kernel
-    if joint:
-        gradient, point = np.append(gradient, pull.sum()), np.append(point, bias)
-    gradient, point = gradient.ravel(), point.ravel()
-    assert np.isclose(np.linalg.norm(point), BOUND, rtol=1e-5), "the bound is met"
-    cosine = -gradient @ point / np.linalg.norm(gradient) / np.linalg.norm(point)
-    return np.sqrt(max(0.0, 1 - cosine**2))
-
-
-def gap_of(model, joint=False):
-    return gap(*map(numbers, model.weights), joint=joint)
 
 
 def length(model):
