@@ -21,24 +21,18 @@ def plain(trial: Trial) -> keras.Model:
     model = trial.model()
     trial.constrain(model)
     trial.compile(model)
-    trial.begin(model)
-    trial.fit(model)
-    return model
+    return trial.fit(trial.begin(model))
 
 
 def compiled_first(trial):
-    model = trial.ready()
-    trial.fit(model)
-    return model
+    return trial.fit(trial.ready())
 
 
 def fitted_first(trial):
     model = trial.compile(trial.model())
     trial.fit(model)
     trial.constrain(model)
-    trial.begin(model)
-    trial.fit(model)
-    return model
+    return trial.fit(trial.begin(model))
 
 
 def as_arguments(trial):
@@ -46,17 +40,14 @@ def as_arguments(trial):
     model = trial.compile(trial.with_arguments())
     trial.begin(model)
     trial.loose.add("start")
-    trial.fit(model, callbacks=[FirstBatch(trial)])
-    return model
+    return trial.fit(model, callbacks=[FirstBatch(trial)])
 
 
 def recompiled(trial):
     model = trial.ready(optimizer=keras.optimizers.SGD(1.0))
     trial.fit(model)
     trial.compile(model)
-    trial.begin(model)
-    trial.fit(model)
-    return model
+    return trial.fit(trial.begin(model))
 
 
 def constrained_again(trial):
@@ -64,9 +55,7 @@ def constrained_again(trial):
     trial.constrain(model, ib.Box(-1, 1))
     trial.fit(model)
     trial.constrain(model)
-    trial.begin(model)
-    trial.fit(model)
-    return model
+    return trial.fit(trial.begin(model))
 
 
 def released(trial):
@@ -80,9 +69,7 @@ def released(trial):
     assert not any(map(trial.inside, trial.moments)), "something still held the weights"
     assert all(row.status == "free" for row in ib.audit(model).rows)
     trial.constrain(model)
-    trial.begin(model)
-    trial.fit(model)
-    return model
+    return trial.fit(trial.begin(model))
 
 
 # Averages.
@@ -93,8 +80,7 @@ def averaged(trial):
     model = trial.ready(optimizer=optimizer)
     by_turns = isinstance(optimizer, keras.optimizers.MultiOptimizer) and trial.held.joint
     of_one_set = trial.held.convex and not trial.held.changes and not by_turns
-    trial.fit(model, callbacks=[Averages(trial)] if of_one_set else [])
-    return model
+    return trial.fit(model, callbacks=[Averages(trial)] if of_one_set else [])
 
 
 class Averages(keras.callbacks.Callback):
@@ -119,9 +105,8 @@ def averages_of(optimizer: Any) -> dict[int, Any]:
 
 
 def overwritten(trial):
-    model = trial.ready(optimizer=trial.make_optimizer(use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2))
-    trial.fit(model)
-    return model
+    optimizer = trial.make_optimizer(use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2)
+    return trial.fit(trial.ready(optimizer=optimizer))
 
 
 def swapped(on_epoch: bool) -> Callable[[Trial], keras.Model]:
@@ -154,9 +139,7 @@ def read_back(trial: Trial, model: keras.Model, file: str) -> None:
 
 
 def accumulated(trial):
-    model = trial.ready(optimizer=trial.make_optimizer(gradient_accumulation_steps=2))
-    trial.fit(model)
-    return model
+    return trial.fit(trial.ready(optimizer=trial.make_optimizer(gradient_accumulation_steps=2)))
 
 
 def accumulated_in_a_loop(trial):
@@ -191,18 +174,11 @@ def skipped(trial):
 
 
 def compiled_with(**how: Any) -> Callable[[Trial], keras.Model]:
-    def situation(trial):
-        model = trial.ready(**how)
-        trial.fit(model)
-        return model
-
-    return situation
+    return lambda trial: trial.fit(trial.ready(**how))
 
 
 def clipped(trial):
-    model = trial.ready(optimizer=trial.make_optimizer(global_clipnorm=5.0, weight_decay=0.01))
-    trial.fit(model)
-    return model
+    return trial.fit(trial.ready(optimizer=trial.make_optimizer(global_clipnorm=5.0, weight_decay=0.01)))
 
 
 def on_batches(trial):
@@ -286,9 +262,7 @@ def frozen_then_unfrozen(trial):
     assert not any(trial.moved(moment).any() for moment in trial.moments), "a frozen weight moved"
     layer_of(model).trainable = True
     trial.compile(model)
-    trial.begin(model)
-    trial.fit(model)
-    return model
+    return trial.fit(trial.begin(model))
 
 
 class FirstBatch(keras.callbacks.Callback):
@@ -367,9 +341,7 @@ def loaded(trial):
     model.save(trial.folder / "model.keras")
     again = keras.models.load_model(trial.folder / "model.keras")
     assert ib.audit(again).ok
-    trial.begin(again)
-    trial.fit(again)
-    return again
+    return trial.fit(trial.begin(again))
 
 
 def cloned(trial):
@@ -377,8 +349,7 @@ def cloned(trial):
     again = trial.compile(keras.models.clone_model(model))
     trial.begin(again)
     trial.loose.add("start")  # a clone has new weights
-    trial.fit(again, callbacks=[FirstBatch(trial)])
-    return again
+    return trial.fit(again, callbacks=[FirstBatch(trial)])
 
 
 def deep_copied(trial):
@@ -399,9 +370,7 @@ def deep_copied(trial):
 def under_policy(policy: str) -> Callable[[Trial], keras.Model]:
     def situation(trial):
         keras.mixed_precision.set_global_policy(policy)  # each test begins and ends with float32
-        model = trial.ready()
-        trial.fit(model)
-        return model
+        return trial.fit(trial.ready())
 
     return situation
 
@@ -433,9 +402,7 @@ def in_the_euclidean_metric(trial):
     model = trial.compile(trial.model())
     plan = trial.constrain(model, metric="euclidean")
     assert "euclidean metric" in str(plan)
-    trial.begin(model)
-    trial.fit(model)
-    return model
+    return trial.fit(trial.begin(model))
 
 
 def at_the_optimum(trial):

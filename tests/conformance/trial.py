@@ -103,7 +103,7 @@ class Trial:
         callbacks: Sequence[Any] = (),
         evaluated: bool = False,
         **how: Any,
-    ) -> None:
+    ) -> keras.Model:
         """A fit in which the weights are looked at after each step, and when others look at them."""
         x, y = self.kind.data(BATCH * batches)
         y = (y + self.fits) % CLASSES
@@ -112,6 +112,7 @@ class Trial:
             how["validation_data"] = (x[:BATCH], y[:BATCH])
         watch = Watch(self)
         model.fit(x, y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, callbacks=[*callbacks, watch], **how)
+        return model
 
     def put_outside(self, model: keras.Model) -> list[np.ndarray]:
         """Values for `set_weights` in which the held weights are outside."""
@@ -123,11 +124,12 @@ class Trial:
 
     # What is seen.
 
-    def begin(self, model: keras.Model) -> None:
+    def begin(self, model: keras.Model) -> keras.Model:
         """From here on the weights have to move, and to be inside."""
         self.moments.clear()
         self.start = self.seen(model, "start")
         self.moments.append(self.start)
+        return model
 
     def look(self, model: keras.Model, name: str, instead: Mapping[int, Any] | None = None) -> None:
         self.moments.append(self.seen(model, name, instead))

@@ -18,7 +18,7 @@ EXACT = 1e-12  # what sums in float64 may differ by
 
 
 def planted(layer, name, values):
-    """The layer with entries of one weight set to exact float32 numbers."""
+    """Sets entries of one weight, and returns the first number as float32 has it."""
     variable = getattr(layer, name)
     value = np.array(keras.ops.convert_to_numpy(variable.value))
     for index, number in values.items():

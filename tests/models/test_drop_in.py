@@ -10,7 +10,6 @@ from measure import inside, norms, numbers, on_bound, slack
 from inbounds.constraints import (
     MaxNorm,
     NonNeg,
-    UnitNorm,
     get,
     max_norm,
     min_max_norm,
@@ -325,21 +324,6 @@ def test_a_constraint_class_or_a_name_works_where_keras_takes_one(digits):
     assert all(inside(norms((kernel, (0,))), 2.0) for kernel in kernels(model))
     assert all(np.min(numbers(bias)) >= 0 for bias in biases(model))
     assert isinstance(model.layers[1].bias_constraint, NonNeg)
-
-
-@pytest.mark.parametrize(
-    ("constraint", "shown"),
-    [
-        (max_norm(2), "MaxNorm(max_value=2.0)"),
-        (NonNeg(), "NonNeg()"),
-        (UnitNorm(axis=[0, 1]), "UnitNorm(axis=(0, 1))"),
-        (min_max_norm(), "MinMaxNorm(min_value=0.0, max_value=1.0, rate=1.0)"),
-    ],
-)
-def test_printing_a_layers_constraint_says_what_it_is(constraint, shown, capsys):
-    layer = keras.layers.Dense(2, kernel_constraint=constraint)
-    print(layer.kernel_constraint)
-    assert capsys.readouterr().out == shown + "\n"
 
 
 def test_a_weight_of_zeros_that_gets_no_pull_stays_zero():

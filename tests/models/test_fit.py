@@ -33,7 +33,7 @@ def lengths(model):
 
 
 class Seen(keras.callbacks.Callback):
-    """What the kernels' columns are as long as, at each moment of a fit that others look at them."""
+    """The norms of the kernels' columns at each moment of a fit when others look at them."""
 
     def __init__(self):
         super().__init__()

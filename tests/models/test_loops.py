@@ -12,7 +12,7 @@ import pytest
 import inbounds as ib
 from instead import run
 from models.measure import inside, norms, numbers, on_bound, same_bits, values_of
-from models.test_metric import BOUND, network, problem
+from models.test_metric import BOUND, gap, gap_of, network, problem
 
 BACKEND = keras.backend.backend()
 OPTAX = importlib.util.find_spec("optax") is not None
@@ -33,23 +33,6 @@ ONLY = {
 KERNELS = {"**/kernel": ib.MaxNorm(BOUND)}
 JOINT = {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND))}
 PAGE = (Path(__file__).parents[2] / "docs" / "loops.md").read_text(encoding="utf-8")
-
-
-def gap(kernel, bias, joint=False):
-    """How far the gradient is from the outward normal of the ball at the weights, in sine: 0 at the optimum."""
-    x, y = (part.astype("float64") for part in problem())
-    pull = 1 / (1 + np.exp(-(x @ kernel + bias))) - y
-    gradient, point = x.T @ pull, kernel
-    if joint:
-        gradient, point = np.append(gradient, pull.sum()), np.append(point, bias)
-    gradient, point = gradient.ravel(), point.ravel()
-    assert np.isclose(np.linalg.norm(point), BOUND, rtol=1e-5), "the bound is met"
-    cosine = -gradient @ point / np.linalg.norm(gradient) / np.linalg.norm(point)
-    return np.sqrt(max(0.0, 1 - cosine**2))
-
-
-def gap_of(model, joint=False):
-    return gap(*map(numbers, model.weights), joint=joint)
 
 
 def length(model):
@@ -361,7 +344,7 @@ def test_alike_layers_end_where_they_do_one_by_one(owner, how, monkeypatch):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-COMPILED = {name: LARGE[name] for name in ("norm", "face", "total", "marked")}
+COMPILED = {name: LARGE[name] for name in ("face", "marked")}
 
 
 @ONLY["tensorflow"]
@@ -426,7 +409,7 @@ def wants_optax(test):
 
 
 def of_ones_own():
-    """The signs of the momentum."""
+    """An optimizer of one's own, which steps along the signs of its momentum."""
 
     def update(gradients, means, values=None):
         means = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, means, gradients)
@@ -580,12 +563,12 @@ def compiled(step):
 
 
 def tensors(model):
-    """The values to begin with."""
+    """The values of the trainable variables, copied."""
     return [keras.ops.copy(variable.value) for variable in model.trainable_variables]
 
 
 def gradients(values, x, y):
-    """Of the logistic loss, by hand."""
+    """The gradients of the logistic loss, by their formula."""
     kernel, bias = values
     pull = (keras.ops.sigmoid(x @ kernel + bias) - y) / x.shape[0]
     return [keras.ops.transpose(x) @ pull, keras.ops.sum(pull, axis=0)]

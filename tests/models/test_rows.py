@@ -33,14 +33,14 @@ on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"gradients o
 
 
 def table(**given):
-    """Words, three of twelve in an example, to one number."""
+    """A model from three of twelve words to one number."""
     layer = keras.layers.Embedding(ROWS, WIDTH, name="table", **given)
     layers = [keras.layers.Flatten(), keras.layers.Dense(1, name="out")]
     return keras.Sequential([keras.Input((3,), dtype="int32"), layer, *layers])
 
 
 def as_kernel():
-    """The same, of words as unit vectors."""
+    """The same model with words as unit vectors, whose gradients are dense."""
     layer = keras.layers.Dense(WIDTH, use_bias=False, name="table")
     layers = [keras.layers.Flatten(), keras.layers.Dense(1, name="out")]
     return keras.Sequential([keras.Input((3, ROWS)), layer, *layers])

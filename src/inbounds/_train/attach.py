@@ -28,7 +28,7 @@ from inbounds._train.attached_sets import (
 from inbounds._train.optimizer_hooks import take_up
 from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
 from inbounds._train.step_projections import Read, StepState, decide, projection_of
-from inbounds._train.taken_plans import lacks_latents
+from inbounds._train.taken_plans import without_latents
 from inbounds._train.unsaved_sets import unsaved_sets
 from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Every, Gradient, Latent, Metric, Model, Rules
@@ -155,7 +155,7 @@ def _check_latents_can_be_added(model: Any, plan: Plan) -> None:
         return
     for entry in plan.entries:
         built = [optimizer for optimizer in optimizers_stepping(model, entry.variables) if optimizer.built]
-        if any(lacks_latents(optimizer, [decide(entry, built)]) for optimizer in built):
+        if any(without_latents(optimizer, [decide(entry, built)]) for optimizer in built):
             raise RuleError(
                 "Latent weights can't be added within a fit on JAX, which holds the optimizer's variables",
                 f"latent={entry.training.latent!r}",

@@ -111,14 +111,12 @@ def register_metric(optimizer: type[Any], reader: Reader, words: str = "register
 
 
 def _takes_three_arguments(reader: Any) -> bool:
-    if not callable(reader):
-        return False
     try:
         inspect.signature(reader).bind(None, None, None)
-    except TypeError:
+    except TypeError:  # it takes others, or is not callable
         return False
-    except ValueError:  # the callable has no signature
-        return True
+    except ValueError:  # it has no signature
+        pass
     return True
 
 

@@ -76,7 +76,7 @@ def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
         RuleError: some are missing in a function of values, which can't be given more variables.
     """
     latents = taken_plan(optimizer).latents
-    for index, variable in _without_latents(optimizer, projections):
+    for index, variable in without_latents(optimizer, projections):
         if in_stateless_scope():
             raise RuleError(
                 "Latent weights can't be added to an optimizer within a function of its variables' values",
@@ -88,12 +88,7 @@ def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
         latents[index] = optimizer.add_variable_from_reference(variable, "latent", nan)
 
 
-def lacks_latents(optimizer: Any, projections: Iterable[StepProjection]) -> bool:
-    """Whether a built optimizer would have to be given latent weights."""
-    return bool(_without_latents(optimizer, projections))
-
-
-def _without_latents(optimizer: Any, projections: Iterable[StepProjection]) -> list[tuple[int, Any]]:
+def without_latents(optimizer: Any, projections: Iterable[StepProjection]) -> list[tuple[int, Any]]:
     """The variables without the latent weights that projections ask for, with their indices in the optimizer."""
     wanted = [variable for one in projections if one.latent for variable in one.free_variables]
     indexed = ((optimizer._get_variable_index(variable), variable) for variable in wanted)
