@@ -49,6 +49,14 @@ SETS: dict[str, tuple[dict[Any, ib.Set], Callable[[Any, Any], list[Any]]]] = {
     ),
     "Box(-0.2, 0.2)": ({KERNEL: ib.Box(-0.2, 0.2)}, lambda w, b: [w >= -0.2, w <= 0.2]),
     "SpectralNorm(2)": ({KERNEL: ib.SpectralNorm(2.0)}, lambda w, b: [cp.sigma_max(w) <= 2]),
+    "MaxNorm(1) & MaxNorm(0.3).per('inputs')": (
+        {KERNEL: ib.MaxNorm(1.0) & ib.MaxNorm(0.3).per("inputs")},
+        lambda w, b: [*columns(w, cp.norm, 1), *columns(w.T, cp.norm, 0.3)],
+    ),
+    "Marginals(1, 10 / 64)": (
+        {KERNEL: ib.Marginals(1, 10 / 64)},
+        lambda w, b: [w >= 0, cp.sum(w, axis=0) == 1, cp.sum(w, axis=1) == 10 / 64],
+    ),
 }
 
 o = keras.optimizers

@@ -107,6 +107,9 @@ Axis: TypeAlias = Integer | Sequence[Integer] | None
 Center: TypeAlias = Numbers | Literal["current"] | None
 """Numbers, "current", or None."""
 
+Kind: TypeAlias = Literal["units", "inputs", "weight", "heads", "gates"]
+"""A kind of units of a layer."""
+
 Step: TypeAlias = Number | Tensor
 """How many steps have been taken: a number or a tensor."""
 

@@ -13,6 +13,7 @@ from inbounds._errors import SetError, shown, similar
 from inbounds._sets import public
 from inbounds._sets.intersection import Intersection
 from inbounds._sets.masks import On, Where
+from inbounds._sets.per import Per
 from inbounds._sets.public import *  # noqa: F403  # all that its `__all__` lists
 from inbounds._sets.scaled import Scaled
 from inbounds._sets.set import Set
@@ -28,7 +29,13 @@ BY_NAME: dict[str, type[Set]] = {name: getattr(public, name) for name in public.
 SETS = {name: cls for name, cls in BY_NAME.items() if name == cls.__name__}
 """Every public set by the name of its class."""
 
-MADE = {"a & b": Intersection, "a.where(mask)": Where, "a.on(inputs=...)": On, "a.scaled(schedule)": Scaled}
+MADE = {
+    "a & b": Intersection,
+    "a.where(mask)": Where,
+    "a.on(inputs=...)": On,
+    "a.per(kind)": Per,
+    "a.scaled(schedule)": Scaled,
+}
 """The classes of the sets that operators and methods of sets return, by their code."""
 
 _SAMPLES = {
@@ -43,6 +50,8 @@ _SAMPLES = {
     "max_value": 1.0,
     "inner": public.MaxNorm(2.0),
     "groups": "symmetric",
+    "rows": 1.0,
+    "columns": 1.0,
     "fn": abs,
 }
 """A value for each argument that has no default, for the calls that errors show."""

@@ -87,7 +87,7 @@ def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBE
 
     kept = type(projected) is type(rows) and found.shape == ours.shape and dtype_of(projected) == dtype_of(rows)
     law("shape, dtype and library are kept", kept, f"{type(projected).__name__} of {dtype_of(projected)}")
-    counted, couples = given.reported_units(len(ours)), given.couples_units
+    counted, couples = len(given.measure([rows], [(1,)]).excess), given.couples_units
     violation = to_numpy(given.violation(rows))
     law("violation has one number for each unit, 0 or more", violation.shape == (counted,), violation)
     law("violation has one number for each unit, 0 or more", violation >= 0, violation)

@@ -413,3 +413,103 @@ def test_a_joint_of_another_number_of_units_is_an_error():
     ib.register_layout(kind, {"kernel": (0,), "bias": ()})
     with pytest.raises(ib.RuleError, match=r"different numbers of units.*kernel of shape \(3, 4\) has 4.*bias.*has 3"):
         ib.constrain(built(kind(), 4), {kind: ib.Joint(ib.MaxNorm(1))})
+
+
+# Units of another kind.
+
+KINDS = [
+    ("Dense", "kernel", "inputs", (1,)),
+    ("Conv2D", "kernel", "inputs", (0, 1, 3)),
+    ("Conv2DTranspose", "kernel", "inputs", (0, 1, 2)),
+    ("Embedding", "embeddings", "inputs", (1,)),
+    ("LSTM", "recurrent_kernel", "weight", (0, 1)),
+    ("MultiHeadAttention gate", "query/kernel", "heads", (0, 2)),
+    ("MultiHeadAttention gate", "attention_output/kernel", "heads", (1, 2)),
+    ("GroupQueryAttention", "key/bias", "heads", (1,)),
+]
+
+
+@pytest.mark.parametrize(("name", "end", "kind", "axes"), KINDS)
+def test_a_layout_knows_the_axes_of_other_units(name, end, kind, axes):
+    layer = BY_NAME[name].build()
+    weight = find(layer, end)
+    (entry,) = ib.constrain(layer, [(weight, ib.MaxNorm(0.1).per(kind))])
+    assert entry.axes == (axes,)
+    assert entry.units == np.prod([n for axis, n in enumerate(weight.shape) if axis not in axes])
+    np.testing.assert_allclose(np.sqrt((read(weight).astype("float64") ** 2).sum(axis=axes)), 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "gates"), [("LSTM", 4), ("GRU", 3), ("ConvLSTM2D", 4)])
+def test_a_gate_is_a_unit_with_all_its_columns(name, gates):
+    layer = BY_NAME[name].build()
+    kernel, bias = find(layer, "recurrent_kernel"), find(layer, "bias")
+    joint = ib.Joint(ib.MaxNorm(0.1).per("gates"), weights=("recurrent_kernel", "bias"))
+    plan = ib.constrain(layer, {type(kernel_owner(layer)): joint})
+    assert [entry.units for entry in plan] == [gates]
+    parts = [np.split(read(weight).astype("float64"), gates, axis=-1) for weight in (kernel, bias)]
+    np.testing.assert_allclose(
+        [np.hypot(*map(np.linalg.norm, gate)) for gate in zip(*parts, strict=True)], 0.1, rtol=1e-5
+    )
+    assert f"({gates}, 2)" not in str(plan).split("rule")[0]
+    assert f"{gates}, {kernel.shape[-1] // gates})" in str(plan), "the plan says how the weight is seen"
+
+
+def kernel_owner(layer):
+    """The layer within that has the kernels."""
+    return next(inner for inner in layer._flatten_layers() if hasattr(inner, "recurrent_kernel"))
+
+
+def test_matrices_of_heads_and_gates_are_a_stack():
+    layer = BY_NAME["MultiHeadAttention"].build()
+    plan = ib.constrain(layer, {"**/kernel": ib.SpectralNorm(0.1).per("heads")})
+    assert [(entry.axes[0], entry.units) for entry in plan] == [((0,), 2)] * 3 + [((1,), 2)]
+    for head in np.moveaxis(read(layer.query_dense.kernel), 1, 0):
+        np.testing.assert_allclose(np.linalg.norm(head, 2), 0.1, rtol=1e-5)
+    for head in read(layer.output_dense.kernel):
+        np.testing.assert_allclose(np.linalg.norm(head, 2), 0.1, rtol=1e-5)
+
+
+def test_rows_and_columns_of_a_kernel_are_held_at_once():
+    layer = BY_NAME["Dense"].build()
+    (entry,) = ib.constrain(layer, {"kernel": ib.MaxNorm(0.2) & ib.MaxNorm(0.1).per("inputs")})
+    inputs, units = layer.kernel.shape
+    assert entry.units == inputs + units
+    assert (norms(layer.kernel, 0) <= 0.2001).all()
+    assert (norms(layer.kernel, 1) <= 0.1001).all()
+    report = ib.audit(layer)
+    assert report.rows[0].units == inputs + units
+    assert report.ok
+    text = str(ib.constrain(layer, {"kernel": ib.MaxNorm(0.2) & ib.MaxNorm(0.1).per("inputs")}))
+    assert f"0 of ({inputs}, {units})" in text
+    assert f"1 of ({inputs}, {units})" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "text"),
+    [
+        ("Dense", {"kernel": ib.MaxNorm(1).per("heads")}, "The layer's layout knows no heads of this weight"),
+        ("Dense", {"bias": ib.MaxNorm(1).per("inputs")}, "Instead: per('weight')"),
+        ("LSTM", {"recurrent_kernel": ib.MaxNorm(1).per("inputs")}, "knows no inputs of this weight"),
+        ("LSTM", {"recurrent_kernel": ib.MaxNorm(1).per("inputs")}, "Instead: per('gates')"),
+        ("Dense", {keras.layers.Dense: ib.Joint(ib.MaxNorm(1)).per("inputs")}, "knows no inputs"),
+        ("Dense", {"kernel": ib.Box(1, 2) & ib.MaxNorm(0.1).per("inputs")}, "its sets have no point in common"),
+        ("Dense", {"kernel": ib.Marginals(1, 1)}, "don't add up to the same"),
+        ("LSTM", {"recurrent_kernel": ib.MaxNorm(1, center="current").per("gates")}, "as `center`"),
+    ],
+)
+def test_units_that_a_weight_has_not_are_an_error_before_it_moves(name, rules, text):
+    layer = BY_NAME[name].build()
+    before = [read(weight) for weight in layer.weights]
+    with pytest.raises(ib.RuleError) as caught:
+        ib.constrain(layer, rules)
+    assert text in str(caught.value)
+    for weight, value in zip(layer.weights, before, strict=True):
+        np.testing.assert_array_equal(read(weight), value)
+
+
+def test_a_layer_of_ones_own_says_what_its_heads_are():
+    kind, _ = kinds()
+    ib.register_layout(kind, ib.Layout({"kernel": (1,), "bias": ()}, heads={"kernel": 0}, gates=3))
+    layer = built(kind(), 4)
+    plan = ib.constrain(layer, {"kernel": ib.MaxNorm(0.1).per("heads"), "bias": ib.MaxNorm(0.1).per("gates")})
+    assert [entry.units for entry in plan] == [3, 3]

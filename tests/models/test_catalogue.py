@@ -18,10 +18,12 @@ KERNELS = {
     "Sparse": ib.Sparse(2),
     "Grid": ib.Grid(0.125),
     "Orthogonal": ib.Orthogonal(),
-    "Dykstra": ib.SpectralNorm(0.5) & ib.NonNeg(),
+    "Dykstra": ib.MaxNorm(0.5) & ib.MaxNorm(0.3).per("inputs"),
     "where": ib.L1Ball(0.3).where(MASK),
     "on": ib.NonNeg().on(inputs=[0, 3]),
     "center": ib.MaxNorm(0.01, center="current"),
+    "per": ib.MaxNorm(0.3).per("inputs"),
+    "Marginals": ib.Marginals(1.2, 1.0),
 }
 """One of each kind. tests/models/test_decaying_rates.py trains all."""
 JOINTS = {

@@ -448,7 +448,6 @@ def refused(bad: Callable[[], Any]) -> str:
         (lambda: ib.MaxNorm(1) & 3, "`&` meets something that is not a set"),
         (lambda: ib.MaxNorm(1) & ib.Joint(ib.NonNeg()), "one of them is a Joint"),
         (lambda: ib.Joint(ib.NonNeg()) & ib.MaxNorm(1), "A Joint can't meet what is no Joint"),
-        (lambda: ib.MaxNorm(1, axis=0) & ib.L1Ball(1, axis=1), "span different axes"),
         (lambda: ib.Box(0, 1) & ib.Box(2, 3), "no point in common"),
         (lambda: ib.NonNeg() & ib.SumTo(-1), "no point in common"),
         pytest.param(lambda: ib.L1Ball(1) & ib.Simplex(2), "no point in common", marks=pytest.mark.repetition),

@@ -345,9 +345,7 @@ def both(case: Case) -> Callable[[Any], Any]:
     return lambda rows: (case.set.project(rows), case.set.violation(rows))
 
 
-UNROLLED = (
-    *("Box-L1Ball", "Box-SumTo", "DoublyStochastic", "GroupL1Ball-labels", "Halfspace-MaxNorm", "L1Ball-MaxNorm"),
-)
+UNROLLED = (*("Box-L1Ball", "Box-SumTo", "Marginals", "GroupL1Ball-labels", "Halfspace-MaxNorm", "L1Ball-MaxNorm"),)
 """Sets whose loops PyTorch writes out when it traces, for up to half a minute. The law of `vmap` has them too."""
 
 TRACED_LONG = (

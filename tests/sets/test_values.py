@@ -25,6 +25,12 @@ OTHERS = [
     ib.MinMaxNorm(0.5, 2.0, rate=0.25, axis=(0, 1, 2)),
     ib.Joint(ib.MaxNorm(2), weights=["kernel", "recurrent_kernel", "bias"]),
     ib.Custom(clip01, axis=0),
+    ib.MaxNorm(1).per("inputs"),
+    (ib.NonNeg() & ib.MaxNorm(1)).per("heads"),
+    ib.Joint(ib.MaxNorm(1).per("gates")),
+    ib.NonNeg() & ib.MaxNorm(1) & ib.MaxNorm(2).per("inputs"),
+    ib.MaxNorm(1, axis=0) & ib.MaxNorm(2, axis=1),
+    ib.Marginals([1.0, 2.0], 1.5),
 ]
 ALL = [case.set for case in SETS.values()] + OTHERS
 every_set = pytest.mark.parametrize("owner", ALL, ids=repr)

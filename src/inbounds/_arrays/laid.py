@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, Array, cast, constant, dtype_of, namespace, to_numpy, working_dtype
+from inbounds._arrays.views import Axes, View
 from inbounds._errors import SetError
-
-Axes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,29 @@ class Laid:
         """The rows with a mask: only the marked entries belong to the units. See `place`."""
         marked = self.place(mask) > 0
         return replace(self, mask=marked if self.mask is None else marked & self.mask)
+
+    def seen(self, views: Sequence[View]) -> Laid:
+        """The same weights by other units: a view for each weight."""
+
+        def laid(rows: Array) -> Array:
+            xp, pieces, start = namespace(rows), [], 0
+            for shape, span, view in zip(self.shapes, self.axes, views, strict=True):
+                order = [axis for axis in range(len(shape)) if axis not in span] + list(span)
+                width = math.prod(shape[axis] for axis in span)
+                piece = xp.reshape(rows[:, start : start + width], tuple(shape[axis] for axis in order))
+                piece = xp.reshape(xp.transpose(piece, sorted(range(len(order)), key=order.__getitem__)), view.shape)
+                counting = [axis for axis in range(len(view.shape)) if axis not in view.axes]
+                size = math.prod(view.shape[axis] for axis in view.axes)
+                pieces.append(xp.reshape(xp.transpose(piece, (*counting, *view.axes)), (-1, size)))
+                start += width
+            return pieces[0] if len(pieces) == 1 else xp.concatenate(pieces, axis=1)
+
+        rows = laid(self.rows)
+        span = tuple(views[0].shape[axis] for axis in views[0].axes) if len(views) == 1 else tuple(rows.shape[1:])
+        shapes, axes = zip(*((view.shape, view.axes) for view in views), strict=True)
+        return replace(
+            self, rows=rows, span=span, shapes=shapes, axes=axes, mask=None if self.mask is None else laid(self.mask)
+        )
 
     def place(self, value: Any) -> np.ndarray[Any, Any]:
         """Values for the weights as rows, in float64.

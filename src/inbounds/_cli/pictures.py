@@ -128,6 +128,7 @@ NO_DRAWING_REASONS = {
     "FrobeniusNorm": "for a weight of two entries it is the disc of MaxNorm",
     "GroupL1Ball": "for two entries it is the disc of MaxNorm, or the diamond of L1Ball",
     "Joint": "it is the set in it, with the entries of several weights along its axes",
+    "Per": "it is the set in it, with other entries of a weight along its axes",
     "Scaled": "it is larger or smaller at each step",
     "Together": "it is the set in it, with the entries of all the weights along its axes",
 }

@@ -18,6 +18,7 @@ from typing import Any
 import keras
 
 from inbounds._arrays.units import Axes
+from inbounds._arrays.views import WeightLayout
 from inbounds._errors import LayoutError, shown
 
 
@@ -34,7 +35,9 @@ class Layout:
         apart: weight name -> why its units aren't those of the layer's other weights. No Joint
             takes such a weight with others.
         inputs: weight name -> the axis of the layer's inputs (features, channels, tokens), for
-            `on`. A weight that is left out has no single such axis.
+            `on` and `per`. A weight that is left out has no single such axis.
+        heads: weight name -> the axis of the heads of an attention, for `per`.
+        gates: how many gates each weight has side by side along its last axis, for `per`.
     """
 
     spans: Mapping[str, Sequence[int]]
@@ -42,6 +45,8 @@ class Layout:
     roles: Mapping[str, str] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, int] = field(default_factory=dict)
+    heads: Mapping[str, int] = field(default_factory=dict)
+    gates: int = 0
 
     def __post_init__(self) -> None:
         for spans in (self.spans, self.joint_spans):
@@ -67,6 +72,12 @@ class Layout:
                 instead="register_layout with the axes that one unit of this weight spans",
             )
         return tuple(axis % rank for axis in axes)
+
+    def of_weight(self, name: str, shape: tuple[int, ...], *, joint: bool = False) -> WeightLayout:
+        """What the axes of a weight are."""
+        fan_in = self.span(name, shape, joint=joint)
+        fan_in = () if fan_in is None and len(shape) < 2 else fan_in
+        return WeightLayout(shape, fan_in, self.inputs.get(name), self.heads.get(name), self.gates)
 
 
 LayoutFunction = Callable[[Any], "Layout | Mapping[str, Sequence[int]]"]
@@ -165,7 +176,8 @@ def _convolutions(rank: int) -> dict[str, LayoutFunction | Layout]:
 
 def _conv_recurrent(layer: Any) -> Layout:
     fan_in = tuple(range(len(layer.kernel.shape) - 1))
-    return Layout({"kernel": fan_in, "recurrent_kernel": fan_in, "bias": ()}, inputs={"kernel": fan_in[-1]})
+    spans = {"kernel": fan_in, "recurrent_kernel": fan_in, "bias": ()}
+    return Layout(spans, inputs={"kernel": fan_in[-1]}, gates=4)
 
 
 # The gates share the last axis, so that a unit is a column of one gate.
@@ -175,16 +187,22 @@ _RECURRENT = Layout({"kernel": (0,), "recurrent_kernel": (0,), "bias": ()}, inpu
 def _gru(layer: Any) -> Layout:
     """With `reset_after`, the bias has two rows: the input bias and the recurrent bias."""
     two_rows = layer.bias is not None and len(layer.bias.shape) == 2
-    return replace(_RECURRENT, joint_spans={"bias": (0,)}) if two_rows else _RECURRENT
+    return replace(_RECURRENT, joint_spans={"bias": (0,)} if two_rows else {}, gates=3)
 
 
 def _einsum(layer: Any) -> Layout:
-    """The layout of an einsum: a unit spans the letters of the kernel that the output lacks."""
+    """The layout of an einsum: a unit spans the letters of the kernel that the output lacks.
+
+    Where those of the output are two, or else the ones that it lacks, the first counts heads: so
+    Keras' attention lays out its kernels (features, heads, dim) and (heads, dim, features).
+    """
     operands, output = layer.equation.replace(" ", "").replace("...", "").split("->")
     kernel = operands.split(",")[1]
     summed = tuple(axis for axis, letter in enumerate(kernel) if letter not in output)
     units = "".join(letter for letter in kernel if letter in output)
     biases = "".join(letter for letter in output if letter in (layer.bias_axes or units))
+    two = len(units) == 2
+    heads = {"kernel": kernel.index(units[0])} if two else {"kernel": summed[0]} if len(summed) == 2 else {}
     why = (
         f"in {layer.equation!r} the kernel's units have the axes {units!r} and the bias {biases!r}, "
         "so that units share entries of the bias, have several, or lie in another order"
@@ -193,6 +211,7 @@ def _einsum(layer: Any) -> Layout:
         {"kernel": summed, "bias": ()},
         apart={} if biases == units else {"bias": why},
         inputs={"kernel": summed[0]} if len(summed) == 1 else {},
+        heads=heads | ({"bias": 0} if two and biases == units else {}),
     )
 
 
@@ -204,7 +223,7 @@ def _register_keras() -> None:
         "Embedding": Layout({"embeddings": (1,)}, inputs={"embeddings": 0}),
         "ReversibleEmbedding": Layout({"embeddings": (1,), "reverse_embeddings": (0,)}, inputs={"embeddings": 0}),
         "SimpleRNNCell": _RECURRENT,
-        "LSTMCell": _RECURRENT,
+        "LSTMCell": replace(_RECURRENT, gates=4),
         "GRUCell": _gru,
         "BatchNormalization": {"gamma": (), "beta": (), "moving_mean": (), "moving_variance": ()},
         "LayerNormalization": {"gamma": (), "beta": ()},

@@ -9,8 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from inbounds._arrays.units import Axes
+from inbounds._arrays.views import View, WeightLayout
 from inbounds._model.table import Table, Tabular, common_prefix, quantity
 from inbounds._model.weights import Weight
+from inbounds._sets.per import of_axes, views_of
 from inbounds._sets.set import Set
 from inbounds._sets.training import Training
 from inbounds._types import Gradient, Interval, Latent, Metric
@@ -23,10 +25,11 @@ class Entry:
     Attributes:
         set: the set.
         weights: the weights, in the order of the unit's entries.
-        axes: for each weight, the axes that one unit spans.
+        axes: for each weight, the axes that one unit spans. Of a set with units of different kinds it is
+            all axes: such a set looks at the whole weight.
         source: the rule, or the layer's argument, that assigns the set.
         note: what the plan prints about the entry, besides the columns of its table.
-        inputs: for each weight, the axis of the layer's inputs, or None.
+        layouts: for each weight, what its axes are in its layer.
         guessed: whether the axes are a guess, because no layout names the weight.
     """
 
@@ -35,13 +38,21 @@ class Entry:
     axes: tuple[Axes, ...]
     source: str
     note: str = ""
-    inputs: tuple[int | None, ...] = ()
+    layouts: tuple[WeightLayout, ...] = ()
     guessed: bool = False
 
     @cached_property
     def applied(self) -> Set:
-        """The set with the inputs of `on` as a mask of these weights."""
-        return self.set.resolved([weight.shape for weight in self.weights], self.inputs)
+        """The set on these weights: with the inputs of `on` as a mask, and the units of `per` by their axes."""
+        shapes = [weight.shape for weight in self.weights]
+        laid = self.set.laid_out(self.layouts)
+        found = of_axes(laid, shapes)
+        return (laid if found is None else found[0]).resolved(shapes, self.inputs)
+
+    @property
+    def inputs(self) -> tuple[int | None, ...]:
+        """For each weight, the axis of the layer's inputs, or None."""
+        return tuple(layout.inputs for layout in self.layouts)
 
     @cached_property
     def variables(self) -> list[Any]:
@@ -71,7 +82,7 @@ class Entry:
     def units(self) -> int:
         """How many units the weights make; for a set of matrices, how many matrices."""
         shape = self.weights[0].shape
-        return self.set.reported_units(math.prod(n for axis, n in enumerate(shape) if axis not in self.axes[0]))
+        return self.applied.reported_units(math.prod(n for axis, n in enumerate(shape) if axis not in self.axes[0]))
 
     def __repr__(self) -> str:
         return f"{self.set!r} on {' + '.join(self.paths)}"
@@ -152,6 +163,7 @@ class Plan(Tabular):
 
 
 def _axes(entry: Entry) -> str:
-    """The axes of a unit in each weight of an entry, one a line."""
-    pairs = zip(entry.weights, entry.axes, strict=True)
-    return "\n".join(f"{', '.join(map(str, axes)) or 'none'} of {weight.shape}" for weight, axes in pairs)
+    """The axes of a unit in each weight of an entry, one a line; of a set of several kinds of units, of each."""
+    own = [View(weight.shape, axes) for weight, axes in zip(entry.weights, entry.axes, strict=True)]
+    views = views_of(entry.applied) or own
+    return "\n".join(f"{', '.join(map(str, view.axes)) or 'none'} of {view.shape}" for view in views)

@@ -13,14 +13,16 @@ import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, dtype_of, is_sharded
 from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.views import WeightLayout
 from inbounds._errors import LayoutError, RuleError, SetError, explain, raised_as, shown
-from inbounds._model.layout import layout_of, wraps_foreign_model
+from inbounds._model.layout import Layout, layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.selectors import Assignment, assignments_of, rule_pairs
 from inbounds._model.weights import Weight, layers_of, own_weights
-from inbounds._sets.composite import with_axis
+from inbounds._sets.composite import parts_of, with_argument
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint, JointSet
+from inbounds._sets.per import Per, of_axes
 from inbounds._sets.set import Set
 from inbounds._sets.together import Together
 
@@ -140,34 +142,42 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
     is_joint, is_together = isinstance(given, Joint), isinstance(given, Together)
     for member in members:
         _check_dtype(member, member.dtype, assignment.source, given)
-    needs_axes = (
-        not is_together
-        and given.axis is None
-        and (given.matrix or not given.whole)
-        and (is_joint or not given.entrywise)
-    )
+    needs_axes = not is_together and _needs_axes(given, joint=is_joint)
     frozen = " and ".join(weight.path if is_together else weight.name for weight in _frozen(members))
     where = " + ".join(map(str, members))
     with raised_as(RuleError, f"Rule: {assignment.source!r} on {where}"):
         layout = layout_of(first.layer)
         guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
         notes = [note, _guess_note(guessed[0], given) if guessed else ""]
-        if is_together:
+        layouts = tuple(layout_of(one.layer).of_weight(one.name, one.shape, joint=is_joint) for one in members)
+        if is_joint and _by_units(given):
+            _check_not_apart(members, layout)
+        found = of_axes(given.laid_out(layouts), [member.shape for member in members])
+        if found is not None:
+            axes = found[1]
+        elif is_together or (is_joint and given.whole and not given.matrix):
             axes = tuple(tuple(range(len(member.shape))) for member in members)
         elif is_joint:
-            axes = _joint_axes(given, members, layout)
+            axes = _joint_axes(members, layouts)
         else:
             fan_in = layout.span(first.name, first.shape)
-            axes = (given.span(first.shape, () if fan_in is None and len(first.shape) < 2 else fan_in),)
+            axes = (given.span(first.shape, layouts[0].fan_in),)
             both_known = given.axis is not None and fan_in is not None
             if both_known and set(axes[0]) != set(given.layer_span(first.shape, fan_in)):
                 notes.append(f"the axis is not the layer's fan-in, {fan_in}")
         notes += [f"{frozen} frozen: projected when constrained, not trained" if frozen else ""]
-        inputs = tuple(layout_of(member.layer).inputs.get(member.name) for member in members)
         note = "; ".join(filter(None, notes))
-        entry = Entry(given, tuple(members), axes, assignment.source, note, inputs, bool(guessed))
+        entry = Entry(given, tuple(members), axes, assignment.source, note, layouts, bool(guessed))
         _check_shapes(entry)
     return entry
+
+
+def _needs_axes(given: Set, *, joint: bool) -> bool:
+    """Whether the units of a set are those of the layer."""
+    others = [part for part in parts_of(given) if isinstance(part, Per)]
+    if others:
+        return any(_needs_axes(part.spanning, joint=joint) for part in others if part.kind == "units")
+    return given.axis is None and (given.matrix or not given.whole) and (joint or not given.entrywise)
 
 
 def _guess_note(weight: Weight, given: Set) -> str:
@@ -177,7 +187,7 @@ def _guess_note(weight: Weight, given: Set) -> str:
         return f"units of {kind} not known: every axis but the last; register_layout says otherwise"
     instead = f"inbounds.register_layout({kind}, lambda layer: {{{weight.name!r}: (0,)}}) with the axes of one unit"
     if "axis" in given.argument_names():
-        instead = f"{with_axis(given, 0)!r}, with the axes that one unit spans as `axis`"
+        instead = f"{with_argument(given, 'axis', 0)!r}, with the axes that one unit spans as `axis`"
     raise LayoutError(
         "The units of a weight of another framework are not known, and the set has no `axis`",
         f"{given!r}",
@@ -255,11 +265,13 @@ def _joint_members(
     return members, ", ".join(missing) + (": the set holds for the rest" if missing else "")
 
 
-def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[Axes, ...]:
-    """For each member, the axes that one unit spans, if their units correspond."""
-    if joint.whole and not joint.matrix:
-        return tuple(tuple(range(len(member.shape))) for member in members)
-    axes, units = [], {}
+def _by_units(given: Set) -> bool:
+    """Whether a set is one of units of a layer, not of whole weights."""
+    others = [part.kind for part in parts_of(given) if isinstance(part, Per)]
+    return any(kind != "weight" for kind in others) if others else given.matrix or not given.whole
+
+
+def _check_not_apart(members: Sequence[Weight], layout: Layout) -> None:
     for member in members:
         if len(members) > 1 and member.name in layout.apart:
             raise LayoutError(
@@ -267,8 +279,13 @@ def _joint_axes(joint: Joint, members: Sequence[Weight], layout: Any) -> tuple[A
                 f"{member.path}; {layout.apart[member.name]}",
                 instead="constrain the weights separately",
             )
-        span = layout.span(member.name, member.shape, joint=True)
-        axes.append(tuple(range(len(member.shape) - 1)) if span is None else span)
+
+
+def _joint_axes(members: Sequence[Weight], layouts: Sequence[WeightLayout]) -> tuple[Axes, ...]:
+    """For each member, the axes that one unit spans, if their units correspond."""
+    axes, units = [], {}
+    for member, layout in zip(members, layouts, strict=True):
+        axes.append(tuple(range(len(member.shape) - 1)) if layout.fan_in is None else layout.fan_in)
         units[member] = math.prod(n for axis, n in enumerate(member.shape) if axis not in axes[-1])
     if len(set(units.values())) > 1:
         raise LayoutError(
@@ -333,7 +350,7 @@ def _check_shapes(entry: Entry) -> None:
     zeros = [np.broadcast_to(np.float32(0), weight.shape) for weight in entry.weights]
     units = Units.of(zeros, entry.axes)
     entry.applied.check_fit(units)
-    entry.set.check_room(units)
+    entry.applied.check_room(units)
     frozen = _frozen(entry.weights)
     if frozen and len(frozen) < len(entry.weights) and not entry.set.allows_frozen:
         raise SetError(

@@ -13,7 +13,7 @@
     Dense = "Joint(MaxNorm(2.0))"
     head = {kernel = "NonNeg", bias = "Box(-1, 1)"}
 
-A set is written as the Python code that it prints as, including `&`, `where` and `on`. A name alone
+A set is written as the Python code that it prints as, including `&`, `where`, `on` and `per`. A name alone
 is a set without arguments. The code is parsed and not evaluated: it may hold only sets, numbers,
 strings, None, lists and tuples.
 
@@ -40,7 +40,11 @@ from inbounds.constraints import BY_NAME, call_of, named, signature, without_arg
 
 TABLES = ("rules", "layers")
 
-EXAMPLE_CALLS = {"where": "MaxNorm(1.0).where([True, True, False])", "on": "MaxNorm(1.0).on(inputs=[0, 3])"}
+EXAMPLE_CALLS = {
+    "where": "MaxNorm(1.0).where([True, True, False])",
+    "on": "MaxNorm(1.0).on(inputs=[0, 3])",
+    "per": "MaxNorm(1.0).per('inputs')",
+}
 """Calls of the methods that make a set of a set, as errors show them."""
 
 EXAMPLE = 'a table [rules] with "**/kernel" = "MaxNorm(2.0)", or [layers] with Dense = "Joint(MaxNorm(2.0))"'
@@ -145,7 +149,9 @@ def _set_of(node: ast.expr) -> Set:
     match node:
         case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
             found = _set_of(left) & _set_of(right)
-        case ast.Call(func=ast.Attribute(value=inner, attr="where" | "on" as name), args=args, keywords=keywords):
+        case ast.Call(
+            func=ast.Attribute(value=inner, attr="where" | "on" | "per" as name), args=args, keywords=keywords
+        ):
             found = _called(getattr(_set_of(inner), name), node, args, keywords, EXAMPLE_CALLS[name])
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             cls = _set_class(name)

@@ -30,6 +30,7 @@ from inbounds._report.report import Provenance, Report, Row, Status
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
 from inbounds._sets.notation import mathematics
+from inbounds._sets.per import of_axes
 from inbounds._sets.set import Measured, Set, of_keras
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.optimizers import steps_taken
@@ -252,13 +253,14 @@ def _declared_row(weight: Weight, declared: Any, reason: str, weights: Sequence[
     if weight.dtype not in MANTISSA_BITS:
         note = f"{reason}; {weight.constraint_argument} is declared, but the weight is {weight.dtype}"
         return _unmeasured_row((weight.path,), code, note, constraint, source)
-    fan_in = layout_of(weight.layer).span(weight.name, weight.shape)
+    layout = layout_of(weight.layer).of_weight(weight.name, weight.shape)
     try:
-        axes = constraint.span(weight.shape, fan_in)
+        found = of_axes(constraint.laid_out([layout]), [weight.shape])
+        axes = (constraint.span(weight.shape, layout.fan_in),) if found is None else found[1]
     except SetError as error:
         return _unmeasured_row((weight.path,), code, str(error), constraint, source)
-    along, note = _along_fan_in(constraint, weight, fan_in, weights)
-    entry = Entry(constraint, (weight,), (axes,), source, note)
+    along, note = _along_fan_in(constraint, weight, layout.fan_in, weights)
+    entry = Entry(constraint, (weight,), axes, source, note, (layout,))
     row = _set_row(entry, code, _unenforced_reason(entry))
     intended = accepted or isinstance(declared, Set)
     if along is None or row.status != "holds" or intended:

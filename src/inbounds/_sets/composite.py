@@ -13,9 +13,10 @@ from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.views import WeightLayout
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.set import Edge, Set
-from inbounds._types import Step
+from inbounds._types import Numbers, Step
 
 
 def _true_of(quantifier: Callable[[Iterable[Any]], bool], name: str) -> Any:
@@ -73,6 +74,16 @@ class Composite(Set):
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
         return self.rebuilt([member.resolved(shapes, inputs) for member in self.members])
 
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
+        members = [member.laid_out(layouts) for member in self.members]
+        same = all(one is other for one, other in zip(members, self.members, strict=True))
+        return self if same else self.rebuilt(members)
+
+    def __call__(self, w: Numbers) -> Array:
+        shape: Any = np.shape(np.asarray(w)) if isinstance(w, (list, tuple)) else getattr(w, "shape", ())
+        own = self.laid_out([WeightLayout.guessed(tuple(shape))])
+        return super().__call__(w) if own is self else own(w)
+
     def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         matrices = [member for member in self.members if member.matrix]
         return matrices[0].layer_span(shape, fan_in) if matrices else super().layer_span(shape, fan_in)
@@ -117,8 +128,8 @@ def bracketed(given: Set) -> str:
     return f"({given!r})" if " & " in repr(given) else repr(given)
 
 
-def with_axis(given: Set, axis: Any) -> Set:
-    """A set that takes an `axis`, with another one."""
+def with_argument(given: Set, name: str, value: Any) -> Set:
+    """A set that takes an argument, with another value of it."""
     arguments = {name: getattr(given, name) for name in given.argument_names()}
-    made: Set = type(given)(**(arguments | {"axis": axis}))
+    made: Set = type(given)(**(arguments | {name: value}))
     return made

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays.ops import Array, is_concrete, namespace
+from inbounds._arrays.laid import Laid
+from inbounds._arrays.ops import Array, is_concrete, namespace, quiet
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.composite import Composite, parts_of
@@ -33,9 +34,10 @@ from inbounds._sets.matrices import MatrixSet, SkewSymmetric, Symmetric, ZeroDia
 from inbounds._sets.normal_form import nearest
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm
 from inbounds._sets.order import Monotone
+from inbounds._sets.per import OwnUnits, Per, by_units
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key
-from inbounds._sets.set import Set, registered
+from inbounds._sets.set import Edge, Set, registered, repeated
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import L1Ball, Linear, SumTo
@@ -54,11 +56,19 @@ class AllOf(Composite):
             SetError: they have no point in common.
         """
         self.members = members
+        if self.mixed:  # shapes decide, see `check_room`
+            return
         arrays = (getattr(member, name) for member in members for name in member.argument_names())
         sizes = {1, 2, 16, 256} | {array.size for array in arrays if isinstance(array, np.ndarray)}
         units = max([1, *(np.size(getattr(part, name)) for part in parts_of(self) for name in part.of_each_unit)])
         rows = [(units, size) for size in sorted(sizes, reverse=True)]  # large units first: most have a common point
-        self._check_common_point([(n, n) for n in (2, 8)] if self.matrix else rows)
+        shapes = [(n, n) for n in (2, 8)] if self.matrix else rows
+        self._check_common_point([Units.of([np.zeros(shape)], [(1,)]) for shape in shapes])
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether members have different units."""
+        return any(isinstance(member, Per) for member in self.members)
 
     @property
     def has_normal_form(self) -> bool:
@@ -108,7 +118,7 @@ class AllOf(Composite):
         """A truth value for each unit: its own, or that of all units of its matrix where a set is one of matrices."""
         if not any(member.whole for member in self.members):
             return true
-        groups = self.members[0].reported_units(units.count) if self.whole else 1
+        groups = self.members[0].reported_units(units.count) if self.whole and not self.mixed else 1
         return units.alike(true, groups)
 
     def check_room(self, units: Units) -> None:
@@ -117,36 +127,74 @@ class AllOf(Composite):
         Raises:
             SetError: they have none.
         """
-        self._check_common_point([(units.count if self.matrix else 1, units.size)])
+        if self.mixed:
+            self._check_common_point([Units.of([np.zeros(part.shape) for part in units.parts], units.axes)])
+        else:
+            shape = (units.count if self.matrix else 1, units.size)
+            self._check_common_point([Units.of([np.zeros(shape)], [(1,)])])
 
-    def _check_common_point(self, shapes: Sequence[tuple[int, int]]) -> None:
-        """Projects zeros of these shapes, and raises where no result is inside.
+    def _check_common_point(self, zeros: Sequence[Units]) -> None:
+        """Projects zeros, and raises where no result is inside.
 
         Sets whose common point depends on the weights are not checked.
         """
-        unknown = [m for m in self.members if isinstance(m, (Custom, Where, On)) or m.center is not None or m.changes]
-        if unknown or not self.convex:
+        parts = list(parts_of(self))
+        unknown = any(isinstance(part, (Custom, Where, On)) or part.center is not None for part in parts)
+        if unknown or self.changes or not self.convex:
             return
         nearest = math.inf
-        for shape in shapes:
-            rows = np.zeros(shape)
+        for units in zeros:
             try:
-                self.check_fit(Units.of([rows], [(1,)]))
+                self.check_fit(units)
             except SetError:
                 continue
-            if not self.measure([rows], [(1,)]).outside.any():
+            if not self.measure(units.parts, units.axes).outside.any():
                 return
-            nearest = min(nearest, float(self.measure([self.project(rows)], [(1,)]).excess.max()))
+            with quiet(units.parts[0]):
+                found = self.nearest(units)
+            nearest = min(nearest, float(self.measure(found.parts, found.axes).excess.max()))
             if nearest < 1e-6:
                 return
         if nearest < math.inf:
             raise SetError(
                 "The intersection is empty: its sets have no point in common",
                 repr(self),
-                where=f"units of {' or '.join(str(n) for _, n in shapes)} entries; the nearest try is outside "
+                where=f"units of {' or '.join(str(units.size) for units in zeros)} entries; the nearest try is outside "
                 f"of one by {nearest:.3g}",
                 instead="wider bounds",
             )
+
+    # Where members have different units, a report has those of one kind after those of the other.
+
+    def _counts(self, count_of: Callable[[Per], int]) -> dict[Any, int]:
+        """How many units there are of each kind."""
+        counts: dict[Any, int] = {}
+        for member in self.members:
+            if isinstance(member, Per):
+                counts[member.key] = max(counts.get(member.key, 0), count_of(member))
+        return counts
+
+    def reported_units(self, units: int) -> int:
+        if not self.mixed:
+            return super().reported_units(units)
+        return sum(self._counts(lambda member: member.reported_units(units)).values())
+
+    def edges(self, laid: Laid) -> list[Edge]:
+        if not self.mixed:
+            return super().edges(laid)
+        counts = self._counts(lambda member: member.count(laid))
+        members = [member for member in self.members if isinstance(member, Per)]
+        return [_among(counts, member.key, edge) for member in members for edge in member.edges(laid)]
+
+    def _finite(self, laid: Laid, count: int) -> Array:
+        if not self.mixed:
+            return super()._finite(laid, count)
+        first = {member.key: member for member in reversed(self.members) if isinstance(member, Per)}
+        counts = self._counts(lambda member: member.count(laid))
+        return namespace(laid.rows).concatenate([first[key]._finite(laid, n) for key, n in counts.items()])
+
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        return np.sqrt(np.reshape(taken.total(np.square), (-1,))) if self.mixed else super().multiplier(units, taken)
 
     def rebuilt(self, members: Sequence[Set]) -> Set:
         made = copy.copy(self)  # without `__init__`, whose checks can't read the tensors of a compiled step
@@ -155,7 +203,7 @@ class AllOf(Composite):
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes that are copied and pickled: all but the methods, which are computed again."""
-        return {name: value for name, value in vars(self).items() if name not in ("method", "weighted_method")}
+        return {name: value for name, value in vars(self).items() if name not in ("mixed", "method", "weighted_method")}
 
 
 @registered
@@ -180,12 +228,13 @@ class Intersection(AllOf):
     the intersection, where that is found, and exact for Sparse with an orthant or a ball.
 
     Args:
-        sets: two or more; intersections among them are taken apart. Their axes are the same, or not
-            given.
+        sets: two or more; intersections among them are taken apart. One axis holds for all of them.
+            Where axes differ, or `per` names units, each set has its own units, and one that looks
+            at each entry by itself those of another.
 
     Raises:
-        SetError: fewer than two sets, a Joint, different axes, or sets that have no point in
-            common.
+        SetError: fewer than two sets, a Joint, or sets that have no point in common (where they
+            have different units, when the plan is made).
 
     Cost: that of the sets, one after the other; for m multipliers 2 m + m^2 sums over the unit and
     a few systems of m unknowns in each step; for Dykstra's algorithm 1,000 rounds over the sets at
@@ -203,7 +252,7 @@ class Intersection(AllOf):
     """
 
     def __init__(self, *sets: Set) -> None:
-        flat = [inner for given in sets for inner in (given.members if isinstance(given, Intersection) else (given,))]
+        flat = [inner for given in sets for inner in (given.sets if isinstance(given, Intersection) else (given,))]
         wrong = [inner for inner in flat if not isinstance(inner, Set) or isinstance(inner, JointSet)]
         if wrong or len(flat) < 2:
             raise SetError(
@@ -211,23 +260,15 @@ class Intersection(AllOf):
                 f"sets={shown(sets)}",
                 instead="Joint(a & b)",
             )
-        axes = {inner.axis for inner in flat if inner.axis is not None}
-        if len(axes) > 1:
-            raise SetError(
-                "The sets of an intersection span different axes",
-                f"axes {' and '.join(map(str, sorted(axes)))}",
-                where=repr(flat),
-                instead="leave `axis` out: the layer knows its units",
-            )
-        self.made_of(*flat)
+        self.made_of(*by_units(flat))
 
     @property
     def sets(self) -> tuple[Set, ...]:
         """The sets, as given."""
-        return self.members
+        return tuple(member.set if isinstance(member, OwnUnits) else member for member in self.members)
 
     def _config(self) -> dict[str, Any]:
-        return {"sets": [keras.saving.serialize_keras_object(member) for member in self.members]}
+        return {"sets": [keras.saving.serialize_keras_object(member) for member in self.sets]}
 
     @classmethod
     def _of_config(cls, config: dict[str, Any]) -> Set:
@@ -235,7 +276,7 @@ class Intersection(AllOf):
         return cls(*given)
 
     def __repr__(self) -> str:
-        return " & ".join(map(repr, self.members))
+        return " & ".join(map(repr, self.sets))
 
 
 @dataclass(frozen=True)
@@ -255,8 +296,12 @@ class Method:
 
 def method_of(members: Sequence[Set], *, weighted: bool = False) -> Method:
     """The method for an intersection of these sets, in the Euclidean metric or in one that weighs each entry."""
+    members = _by_kind(members)
     if len(members) == 1:
-        return Method(members[0].nearest, "its own projection", keeps=True)
+        (only,) = members
+        inner = only.set if isinstance(only, Per) else None
+        words = inner.how if isinstance(inner, AllOf) else "its own projection"
+        return Method(only.nearest, words, keeps=not isinstance(only, Per))
     for rest, last in _splits(members):
         if exact_in_turn(rest, last, weighted=weighted):
             return _then(method_of(rest, weighted=weighted), rest, last)
@@ -274,6 +319,38 @@ def method_of(members: Sequence[Set], *, weighted: bool = False) -> Method:
         return Method(lambda units: until_inside(solve, each, units), f"exact: {words}")
     projections = [method_of(group, weighted=weighted).project for group in groups]
     return Method(lambda units: dykstra(projections, units), "Dykstra's algorithm, to rounding")
+
+
+def _by_kind(members: Sequence[Set]) -> list[Set]:
+    """The sets, where each has units of a kind one set for each kind."""
+    kinds: dict[Any, list[Per]] = {}
+    for member in members:
+        if not isinstance(member, Per):
+            return list(members)
+        kinds.setdefault(member.key, []).append(member)
+    return [same[0] if len(same) == 1 else same[0].rebuilt([_unchecked(same)]) for same in kinds.values()]
+
+
+def _unchecked(members: Sequence[Per]) -> Intersection:
+    """The intersection of the sets in some members."""
+    made = object.__new__(Intersection)
+    made.__dict__["members"] = tuple(member.set for member in members)
+    return made
+
+
+def _among(counts: dict[Any, int], key: Any, edge: Edge) -> Edge:
+    """An edge of the units of one kind as one of all that are reported; the others are far inside."""
+    excess, slack = edge
+    xp, kinds = namespace(excess), list(counts)
+    others = [sum(counts[kind] for kind in some) for some in (kinds[: kinds.index(key)], kinds[kinds.index(key) + 1 :])]
+
+    def padded(values: Array, otherwise: float) -> Array:
+        before, after = (xp.repeat(xp.full_like(values[:1], otherwise), n) for n in others)
+        return xp.concatenate([before, repeated(values, counts[key]), after])
+
+    if not isinstance(excess, np.ndarray):  # who asks for violations only, of tensors, asks for no slack
+        return padded(excess, -np.inf), slack
+    return padded(excess, -np.inf), padded(np.broadcast_to(slack, excess.shape), 0.0)
 
 
 def _groups(members: Sequence[Set]) -> list[list[Set]]:

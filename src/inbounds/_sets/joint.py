@@ -10,10 +10,10 @@ import numpy as np
 from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
-from inbounds._sets.composite import Composite, contains, with_axis
+from inbounds._sets.composite import Composite, contains, with_argument
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set, registered
-from inbounds._types import Constraint, Inputs, Mask, Numbers
+from inbounds._types import Constraint, Inputs, Kind, Mask, Numbers
 
 KERNEL_AND_BIAS = ("kernel", "bias")
 
@@ -36,7 +36,7 @@ class JointSet(Composite):
             raise SetError(
                 f"A set in a {name} has an `axis`, and the units of a {name} come from the layer",
                 f"inner={shown(inner)}",
-                instead=f"{name}({with_axis(inner, None)!r})"
+                instead=f"{name}({with_argument(inner, 'axis', None)!r})"
                 if "axis" in inner.argument_names()
                 else "leave `axis` out: the layer knows its units",
             )
@@ -62,6 +62,10 @@ class JointSet(Composite):
     def on(self, inputs: Inputs) -> Set:
         """The set for those weights only that come from some inputs of a layer; a bias comes from none."""
         return self.rebuilt([self.inner.on(inputs)])
+
+    def per(self, kind: Kind) -> Set:
+        """The set of vectors that the entries of each head, gate or other kind of unit form in all the weights."""
+        return self.rebuilt([self.inner.per(kind)])
 
     def check_room(self, units: Units) -> None:
         self.inner.check_room(units)

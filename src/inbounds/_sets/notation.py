@@ -12,6 +12,7 @@ import numpy as np
 from inbounds._sets.intersection import Intersection
 from inbounds._sets.joint import Joint
 from inbounds._sets.masks import On, Where
+from inbounds._sets.per import Per
 from inbounds._sets.scaled import Scaled
 from inbounds._sets.set import Set
 from inbounds._sets.together import Together
@@ -40,11 +41,13 @@ def mathematics(given: Set) -> str:
     if isinstance(given, Together):
         return f"all weights together ∈ {mathematics(given.inner)}"
     if isinstance(given, Intersection):
-        return " ∩ ".join(map(mathematics, given.members))
+        return " ∩ ".join(map(mathematics, given.sets))
     if isinstance(given, Where):
         return f"{{w : w[mask] ∈ {mathematics(given.set)}}}"
     if isinstance(given, On):
         return f"{{w : w[inputs {_listed(given.inputs)}] ∈ {mathematics(given.set)}}}"
+    if isinstance(given, Per):
+        return f"{{W : each of its {given.kind} ∈ {mathematics(given.set)}}}"
     if isinstance(given, Scaled):
         return f"s · {mathematics(given.set)}, s by the steps of training"
     text = _definition(type(given))

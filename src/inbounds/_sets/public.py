@@ -6,7 +6,7 @@ from inbounds._sets.equal import Equal
 from inbounds._sets.grid import Grid
 from inbounds._sets.group_sparsity import GroupL1Ball
 from inbounds._sets.joint import Joint
-from inbounds._sets.matrices import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
+from inbounds._sets.matrices import DoublyStochastic, Marginals, SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm, UnitNorm
 from inbounds._sets.order import Monotone
 from inbounds._sets.sparsity import Sparse
@@ -33,6 +33,7 @@ __all__ = [
     "Joint",
     "L1Ball",
     "LowRank",
+    "Marginals",
     "MaxNorm",
     "MinMaxNorm",
     "Monotone",

@@ -34,13 +34,14 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.views import WeightLayout
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.declaration import Declaration, Values
 from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
 from inbounds._sets.training import NAMES, Training
-from inbounds._types import Constraint, Every, Gradient, Inputs, Latent, Mask, Metric, Numbers, Rows, Step
+from inbounds._types import Constraint, Every, Gradient, Inputs, Kind, Latent, Mask, Metric, Numbers, Rows, Step
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
 
@@ -228,6 +229,16 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         made: Set = CLASSES["On"](self, inputs)
         return made
 
+    def per(self, kind: Kind) -> Set:
+        """The set for units of another kind than the layer's output units.
+
+        Args:
+            kind: "units", "inputs", "weight", "heads" or "gates", of which the layout of the layer
+                knows the axes.
+        """
+        made: Set = CLASSES["Per"](self, kind)
+        return made
+
     def scaled(self, schedule: Callable[[Any], Any]) -> Set:
         """The set times a factor that follows the steps of training, so that a bound can tighten or loosen.
 
@@ -240,6 +251,14 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def at(self, step: Step) -> Set:
         """The set as it is after so many steps of training, a number or a tensor; most sets are always the same."""
+        return self
+
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
+        """The set as it applies to weights of a layer: with the axes that the kind of `per` means, for each weight.
+
+        Raises:
+            SetError: a weight has no such axis.
+        """
         return self
 
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
@@ -360,8 +379,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         with quiet(laid.rows):
             edges = self.edges(laid)
         count = max(len(excess) for excess, _ in edges)
-        excess = np.stack([_repeated(excess, count) for excess, _ in edges])
-        slack = np.stack([_repeated(np.broadcast_to(slack, excess.shape), count) for excess, slack in edges])
+        excess = np.stack([repeated(excess, count) for excess, _ in edges])
+        slack = np.stack([repeated(np.broadcast_to(slack, excess.shape), count) for excess, slack in edges])
         finite = self._finite(laid, count)
         return Measured(
             excess=np.where(finite, excess.max(axis=0), np.inf),
@@ -446,7 +465,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         count = max(excess.shape[0] for excess in edges)
         worst = xp.zeros_like(edges[0][:1])
         for excess in edges:
-            worst = xp.maximum(worst, _repeated(excess, count))
+            worst = xp.maximum(worst, repeated(excess, count))
         return xp.where(self._finite(laid, count), worst, xp.full_like(worst, float("inf")))
 
     def tolerance(self, dtype: str, rows: Rows | None = None) -> Any:
@@ -697,7 +716,7 @@ def registered(cls: SetClass) -> SetClass:
     return keras.saving.register_keras_serializable("inbounds")(cls)  # type: ignore[no-any-return]
 
 
-def _repeated(excess: Array, count: int) -> Array:
+def repeated(excess: Array, count: int) -> Array:
     """One number for each matrix of a weight as one for each of its units."""
     return excess if excess.shape[0] == count else namespace(excess).repeat(excess, count // excess.shape[0])
 

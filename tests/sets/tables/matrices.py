@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 import inbounds as ib
-from inbounds import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
+from inbounds import Marginals, SkewSymmetric, Symmetric, ZeroDiagonal
 from sets.case import Case, Edge, Rows
 
 
@@ -128,19 +128,20 @@ def interior_point(x: Rows) -> Rows:
     return np.maximum(z, 0)
 
 
-def doubly_stochastic() -> Case:
+def marginals(total: float) -> Case:
     def sums(w: Rows) -> Rows:
-        return np.maximum(np.abs(w.sum(axis=0) - 1)[None], np.abs(w.sum(axis=1) - 1)[:, None])
+        columns, rows = (np.abs(w.sum(axis=axis, dtype="longdouble") - total).astype("float64") for axis in (0, 1))
+        return np.maximum(columns[None], rows[:, None])
 
     def edges(w: Rows) -> list[Edge]:
-        return [(1.0, sums(w)), (0.0, -w)]
+        return [(total, sums(w)), (0.0, -w)]
 
     def program(w: cp.Variable) -> list[cp.Constraint]:
-        return [w >= 0, cp.sum(w, axis=0) == 1, cp.sum(w, axis=1) == 1]
+        return [w >= 0, cp.sum(w, axis=0) == total, cp.sum(w, axis=1) == total]
 
     return Case(
-        DoublyStochastic(),
-        birkhoff,
+        Marginals(total, total),
+        lambda w: total * birkhoff(w / total),
         edges,
         program,
         whole=True,
@@ -155,5 +156,5 @@ SETS = {
     "Symmetric": mirrored(Symmetric(), 1.0),
     "SkewSymmetric": mirrored(SkewSymmetric(), -1.0),
     "ZeroDiagonal": zero_diagonal(),
-    "DoublyStochastic": doubly_stochastic(),
+    "Marginals": marginals(0.7),
 }

@@ -43,5 +43,6 @@ SETS = {
     "MinMaxNorm": norms(ib.MinMaxNorm(0.5, 2), 0.5, 2),
     "MinMaxNorm-ball": norms(ib.MinMaxNorm(0, 0.7), 0, 0.7),
     "MinMaxNorm-sphere": norms(ib.MinMaxNorm(3, 3), 3, 3),
+    "MaxNorm-weight": norms(ib.MaxNorm(0.7).per("weight"), 0, 0.7, whole=True),
     "FrobeniusNorm": norms(ib.FrobeniusNorm(1.5), 0, 1.5, whole=True),
 }

@@ -1,0 +1,322 @@
+"""Sets of other units than a layer's own: what `a.per(kind)` makes.
+
+A kind of units is a name for the axes of a weight that one unit spans, which the layout of the
+layer knows. The set in a `Per` sees the same weight along those axes, as a view: so one class
+serves every set and every kind, and sets with different units can meet in an intersection.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from inbounds._arrays.laid import Laid
+from inbounds._arrays.ops import Array, namespace
+from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.views import View, WeightLayout
+from inbounds._errors import SetError, shown
+from inbounds._sets.composite import Composite, bracketed, contains, parts_of, with_argument
+from inbounds._sets.custom import Custom
+from inbounds._sets.joint import JointSet
+from inbounds._sets.matrices import MatrixSet
+from inbounds._sets.set import Edge, Set, registered
+from inbounds._types import Inputs, Kind, Mask
+
+KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates")
+
+
+@registered
+class Per(Composite):
+    """{w : each unit of another kind is in a set}: what `a.per(kind)` makes.
+
+    The layout of the layer knows which axes of a weight a unit of each kind spans:
+
+    - "units": the layer's output units, as without `per`.
+    - "inputs": a unit is all that comes from one input feature, channel or token.
+    - "weight": the whole weight is one unit.
+    - "heads": a unit is one head of an attention.
+    - "gates": a unit is one gate of an LSTM, a GRU or a ConvLSTM, with all of its columns.
+
+    Of a set of matrices, each head or gate is a matrix of the layer's units, as with `stack`.
+
+    Args:
+        set: of vectors, entries or matrices, without an axis.
+        kind: one of the five. On rows, without a layer, units are rows and inputs are columns.
+
+    Raises:
+        SetError: the kind is none of these, or the set has an axis, is a callable or a Joint, or is
+            one of a whole weight (`FrobeniusNorm`, `GroupL1Ball`), whose units make no difference;
+            when the plan is made, a weight has no inputs, heads or gates.
+
+    Cost: that of the set. A view copies nothing.
+
+    Source: the projection on a product of sets is that on each of them, whichever entries it has.
+
+    >>> from inbounds import MaxNorm
+    >>> MaxNorm(1).per("inputs").project([[3.0, 0.3], [4.0, 0.4]])
+    array([[0.6, 0.3],
+           [0.8, 0.4]])
+    """
+
+    whole: ClassVar[bool] = True
+    matrix: ClassVar[bool] = False
+    couples_units = True
+    has_normal_form = False
+    axis = None
+    views: tuple[View, ...] = ()
+    """Of each weight how it is seen; empty where the weights are not known."""
+    spanning: Set
+    """The set whose own units are seen where the kind is "units"."""
+
+    def __init__(self, set: Set, kind: Kind) -> None:  # noqa: A002  # the word of the library
+        code = "MaxNorm(1.0).per('inputs')"
+        if not isinstance(kind, str) or kind not in KINDS:
+            names = ", ".join(map(repr, KINDS[:-1]))
+            raise SetError(
+                f"`kind` of per is not {names} or {KINDS[-1]!r}", f"kind={shown(kind)}", where=f"{set!r}.per(...)",
+                instead=code,
+            )  # fmt: skip
+        parts = list(parts_of(set)) if isinstance(set, Set) else []
+        if not parts or contains(set, (JointSet, Custom, Per)):
+            wrong = "`per` is given no set, or a callable, or one that has its units"
+            raise SetError(wrong, f"{set!r}.per({kind!r})", instead=code)
+        if any(part.axis is not None for part in parts):
+            wrong = "A set has an `axis`, and so its units: they can't be given by `per` too"
+            raise SetError(wrong, f"{set!r}.per({kind!r})", instead="one of the two")
+        if any(part.whole and not part.matrix for part in parts) or _stacked(parts):
+            wrong = "`per` is given a set of a whole weight, or a stack of matrices, which has no other units"
+            raise SetError(wrong, f"{set!r}.per({kind!r})", instead=f"MaxNorm(1.0).per({kind!r})")
+        self.set, self.kind, self.spanning = set, kind, set
+        self.members = (set,)
+
+    def rebuilt(self, members: Sequence[Set]) -> Per:
+        (inner,) = members
+        other = copy.copy(self)
+        other.__dict__.update(set=inner, members=(inner,))
+        return other
+
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Per:
+        if self.views:
+            return self
+        views = tuple(self._view(layout) for layout in layouts)
+        counts = [_count(view) for view in views]
+        if len(set(counts)) > 1:
+            raise SetError(
+                f"Weights have different numbers of {self.kind}, and so no units together",
+                " and ".join(map(str, counts)),
+                where=f"{self!r} on weights of shape {' and '.join(str(one.shape) for one in layouts)}",
+                instead="a set for each weight",
+            )
+        if self.set.centers and any(view.shape != one.shape for view, one in zip(views, layouts, strict=True)):
+            raise SetError(
+                'The centre "current" is not known by gates',
+                repr(self),
+                instead=f"an array of shape {views[0].shape} as `center`",
+            )
+        matrices = self.set.matrix and self.kind in ("heads", "gates", "inputs")
+        inner = _with_stack(self.set, views[0].shape[_counting(views[0])[0]]) if matrices else self.set
+        made = self.rebuilt([inner])
+        made.__dict__["views"] = views
+        return made
+
+    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Per:
+        return self.rebuilt([self.set.resolved([view.shape for view in self.views] or shapes, inputs)])
+
+    def _view(self, layout: WeightLayout) -> View:
+        """How the set in it sees a weight."""
+        if self.kind == "weight" and not self.set.matrix:
+            return View(layout.shape, tuple(range(len(layout.shape))))
+        if self.kind in ("units", "weight"):
+            return View(layout.shape, tuple(sorted(self.spanning.span(layout.shape, layout.fan_in))))
+        if (found := layout.counted(self.kind)) is None:
+            known = [kind for kind in ("heads", "gates", "inputs") if layout.counted(kind)]
+            raise SetError(
+                f"The layer's layout knows no {self.kind} of this weight",
+                repr(self),
+                where=f"a weight of shape {layout.shape}",
+                instead=f"per({(known or ['weight'])[0]!r}), or an `axis` in the set",
+            )
+        shape, axis = found
+        spanned = range(len(shape)) if not self.set.matrix else layout.fan_in or ()
+        view = View(shape, tuple(one for one in spanned if one != axis))
+        if self.set.matrix and (not view.axes or _counting(view)[0] != axis):
+            raise SetError(
+                f"The {self.kind} of this weight are no matrices of the layer's units, one after the other",
+                repr(self),
+                where=f"a weight of shape {layout.shape}",
+                instead=f"{self.set!r}, for the whole weight",
+            )
+        return view
+
+    @property
+    def key(self) -> Any:
+        """What is equal of sets with the same units."""
+        own = self.spanning
+        of_whole = own.whole and not own.matrix
+        return ("weight", False, None) if of_whole else (self.kind, own.matrix, own.axis)
+
+    def where(self, mask: Mask) -> Set:
+        """The set for the marked entries of each unit; the mask broadcasts to the weight."""
+        return self.rebuilt([self.set.where(mask)])
+
+    def on(self, inputs: Inputs) -> Set:
+        """The set for those weights of each unit only that come from some inputs of the layer."""
+        return self.rebuilt([self.set.on(inputs)])
+
+    def scaled(self, schedule: Callable[[Any], Any]) -> Set:
+        """The set times a factor that follows the steps of training."""
+        return self.rebuilt([self.set.scaled(schedule)])
+
+    def count(self, laid: Laid) -> int:
+        """How many units a report has of these weights."""
+        own = self._own(laid)
+        return own.set.reported_units(laid.seen(own.views).rows.shape[0])
+
+    def reported_units(self, units: int) -> int:
+        return self.set.reported_units(_count(self.views[0])) if self.views else 1
+
+    def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
+        return tuple(range(len(shape)))
+
+    def check_fit(self, units: Units) -> None:
+        own = self._own(units)
+        own.set.check_fit(_seen(units, own.views))
+
+    def check_room(self, units: Units) -> None:
+        own = self._own(units)
+        own.set.check_room(_seen(units, own.views))
+
+    def _project(self, units: Units) -> Units:
+        own = self._own(units)
+        view = _seen(units, own.views)
+        return _unseen(own.set.nearest(view.comparable(own.set.couples_units)), units)
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        own = self._own(units)
+        return _unseen(own.set.reduced(_seen(units, own.views), _seen(gradient, own.views)), units)
+
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        own = self._own(units)
+        return own.set.multiplier(_seen(units, own.views), _seen(taken, own.views))
+
+    def edges(self, laid: Laid) -> list[Edge]:
+        own = self._own(laid)
+        return own.set.edges(laid.seen(own.views))
+
+    def _finite(self, laid: Laid, count: int) -> Array:
+        own = self._own(laid)
+        return own.set._finite(laid.seen(own.views), count)
+
+    def _own(self, of: Units | Laid) -> Per:
+        """The set on these weights: without a layer, inputs lie along the last axis of a unit."""
+        shapes = of.shapes if isinstance(of, Laid) else [tuple(part.shape) for part in of.parts]
+        pairs = zip(shapes, of.axes, strict=True)
+        return self.laid_out([WeightLayout(shape, span, max(span, default=None)) for shape, span in pairs])
+
+    def __repr__(self) -> str:
+        return f"{bracketed(self.set)}.per({self.kind!r})"
+
+
+class OwnUnits(Per):
+    """A member of an intersection whose sets have different units, with its own. It is never saved, the set in it is.
+
+    Its units are those of the set `beside`: it itself, or one that has units where it has none.
+    """
+
+    def __init__(self, set: Set, beside: Set) -> None:  # noqa: A002
+        self.set, self.members = set, (set,)
+        self.kind, self.spanning = (beside.kind, beside.spanning) if isinstance(beside, Per) else ("units", beside)
+
+    def __repr__(self) -> str:
+        return repr(self.set)
+
+
+def by_units(sets: Sequence[Set]) -> list[Set]:
+    """The members of an intersection: where sets have different units, each with its own; else as they are.
+
+    A set that looks at each entry by itself has the units of the first that doesn't.
+
+    Raises:
+        SetError: a set is made of sets of different units, and is no intersection.
+    """
+    axes = {given.axis for given in sets if given.axis is not None}
+    if len(axes) < 2 and not any(contains(given, (Per,)) for given in sets):
+        return list(sets)
+    for given in sets:
+        if contains(given, (Per,)) and not isinstance(given, Per):
+            raise SetError(
+                "A set whose units are those of `per` is in another one, and meets a third",
+                shown(given),
+                where=repr(list(sets)),
+                instead="a.where(mask).per('inputs') & b",
+            )
+    first = next((given for given in sets if not given.separable), sets[0])
+    return [given if isinstance(given, Per) else OwnUnits(given, first if given.separable else given) for given in sets]
+
+
+def of_axes(given: Set, shapes: Sequence[tuple[int, ...]]) -> tuple[Set, tuple[Axes, ...]] | None:
+    """A set whose units are those of `per`, as the set in it and axes of the weights; None where these don't tell."""
+    if isinstance(given, JointSet):
+        inner = of_axes(given.inner, shapes)
+        return inner and (given.rebuilt([inner[0]]), inner[1])
+    if not isinstance(given, Per) or any(view.shape != shape for view, shape in zip(given.views, shapes, strict=True)):
+        return None
+    return given.set, tuple(view.axes for view in given.views)
+
+
+def views_of(given: Set) -> list[View]:
+    """How a set sees weights, each view once; empty for a set whose units are those of an entry."""
+    return list(dict.fromkeys(view for part in parts_of(given) if isinstance(part, Per) for view in part.views))
+
+
+def _stacked(parts: Sequence[Set]) -> bool:
+    return any(isinstance(part, MatrixSet) and part.stack > 1 for part in parts)
+
+
+def _counting(view: View) -> list[int]:
+    return [axis for axis in range(len(view.shape)) if axis not in view.axes]
+
+
+def _count(view: View) -> int:
+    return math.prod(view.shape[axis] for axis in _counting(view))
+
+
+def _with_stack(given: Set, count: int) -> Set:
+    """A set with so many matrices side by side."""
+    if isinstance(given, Composite):
+        return given.rebuilt([_with_stack(member, count) for member in given.members])
+    return with_argument(given, "stack", count) if isinstance(given, MatrixSet) else given
+
+
+def _seen(units: Units, views: Sequence[View]) -> Units:
+    """The same units by other ones: a view for each part."""
+
+    def arrays(given: Any, like: Sequence[Array]) -> Any:
+        if given is None:
+            return None
+        return tuple(
+            piece
+            if piece is None or tuple(part.shape) == view.shape
+            else namespace(piece).reshape(namespace(piece).broadcast_to(piece, tuple(part.shape)), view.shape)
+            for piece, part, view in zip(given, like, views, strict=True)
+        )
+
+    return replace(
+        units,
+        parts=arrays(units.parts, units.parts),
+        axes=tuple(view.axes for view in views),
+        masks=arrays(units.masks, units.parts),
+        metric=arrays(units.metric, units.parts),
+        moved_from=arrays(units.moved_from, units.parts),
+    )
+
+
+def _unseen(view: Units, units: Units) -> Units:
+    """Units as they were before they were seen otherwise, with the entries of the view."""
+    pairs = zip(view.parts, units.parts, strict=True)
+    return units.with_parts([namespace(x).reshape(x, tuple(like.shape)) for x, like in pairs])
