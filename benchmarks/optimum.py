@@ -43,7 +43,7 @@ def together(kernel: cp.Variable, bias: cp.Variable, norm: Callable[[Any], Any])
 
 
 def without(classes: Sequence[int], kernel: cp.Variable, bias: cp.Variable) -> list[Any]:
-    return [kernel[:, list(classes)] == 0]
+    return [kernel[:, list(classes)] == 0, cp.norm(kernel, "fro") <= 3]
 
 
 SETS: dict[str, tuple[Any, ...]] = {
@@ -69,11 +69,11 @@ MIRRORED = np.arange(64).reshape(8, 8)[:, ::-1].ravel()
 """Of each pixel of a digit, the one on the other side."""
 
 GROUPS: dict[str, tuple[Any, ...]] = {
-    "Equal(labels)": (
-        {KERNEL: ib.Equal(np.minimum(np.arange(64), MIRRORED))},
-        lambda w, b: [w == w[MIRRORED]],
+    "Equal(labels) & MaxNorm(1)": (
+        {KERNEL: ib.Equal(np.minimum(np.arange(64), MIRRORED)) & ib.MaxNorm(1.0)},
+        lambda w, b: [w == w[MIRRORED], *columns(w, cp.norm, 1)],
     ),
-    "[Tied(upper, lower)]": ([ib.Tied("upper/kernel", "lower/kernel")], lambda w, b: [w[:32] == w[32:]]),
+    "Tied(upper, lower)": ([ib.Tied("upper/kernel", "lower/kernel")], lambda w, b: [w[:32] == w[32:]]),
     "Together(FrobeniusNorm(3))": (
         {"*": ib.Together(ib.FrobeniusNorm(3.0))},
         lambda w, b: [together(w, b, cp.norm) <= 3],
@@ -85,14 +85,14 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         {KERNEL: ib.GroupL1Ball(8.0, "units")},
         lambda w, b: [cp.sum(cp.norm(w, axis=0)) <= 8],
     ),
-    'GroupSparse(8, "units")': (
-        {KERNEL: ib.GroupSparse(8, "units")},
+    'GroupSparse(8, "units") & FrobeniusNorm(3)': (
+        {KERNEL: ib.GroupSparse(8, "units") & ib.FrobeniusNorm(3.0)},
         *(functools.partial(without, pair) for pair in itertools.combinations(range(10), 2)),
     ),
     "MaxNorm(array)": ({KERNEL: ib.MaxNorm(RADII)}, lambda w, b: [cp.norm(w, axis=0) <= RADII]),
-    "Hyperplane of all": (
-        {KERNEL: ib.Hyperplane(np.ones((64, 10)), 5.0, axis=(0, 1))},
-        lambda w, b: [cp.sum(w) == 5],
+    "Hyperplane & MaxNorm(3), of all": (
+        {KERNEL: ib.Hyperplane(np.ones((64, 10)), 5.0, axis=(0, 1)) & ib.MaxNorm(3.0, axis=(0, 1))},
+        lambda w, b: [cp.sum(w) == 5, cp.norm(w, "fro") <= 3],
     ),
 }
 TABLES = {"columns": SETS, "groups": GROUPS}
