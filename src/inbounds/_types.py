@@ -158,7 +158,7 @@ Rules = TypeVar(
     | dict[Any, Collection[Any]]
     | list[tuple[Any, object]]
     | list[tuple[Any, Collection[Any]]]
-    | list[object]
+    | list[Collection[Any]]
     | None,
 )
 """A mapping from selectors to sets, a list of such pairs and of `Tied`, or None."""
