@@ -67,12 +67,18 @@ RADII = np.linspace(0.5, 1.5, 10)
 MIRRORED = np.arange(64).reshape(8, 8)[:, ::-1].ravel()
 """Of each pixel of a digit, the one on the other side."""
 
+QUARTERS = "pqrs"
+"""The layers that see two lines of a digit each."""
+
 GROUPS: dict[str, tuple[Any, ...]] = {
     "Equal(labels) & MaxNorm(1)": (
         {KERNEL: ib.Equal(np.minimum(np.arange(64), MIRRORED)) & ib.MaxNorm(1.0)},
         lambda w, b: [w == w[MIRRORED], *columns(w, cp.norm, 1)],
     ),
-    "Tied(upper, lower)": ([ib.Tied("upper/kernel", "lower/kernel")], lambda w, b: [w[:32] == w[32:]]),
+    "Tied(four quarters)": (
+        [ib.Tied(*(f"{name}/kernel" for name in QUARTERS))],
+        lambda w, b: [w[16:] == w[:-16]],
+    ),
     "Together(FrobeniusNorm(3))": (
         {"*": ib.Together(ib.FrobeniusNorm(3.0))},
         lambda w, b: [together(w, b, cp.norm) <= 3],
@@ -163,13 +169,14 @@ def batches(data: Data, size: int | None) -> Iterator[Data]:
             yield x[order[start : start + size]], y[order[start : start + size]]
 
 
-def network(inputs: int, classes: int, halves: bool) -> Any:
-    """One Dense layer, or one for each half of the inputs, whose sum is the same."""
+def network(inputs: int, classes: int, quarters: bool) -> Any:
+    """One Dense layer, or one for each quarter of the inputs, whose sum is the same."""
     x, dense = keras.Input((inputs,)), keras.layers.Dense
-    if not halves:
+    if not quarters:
         return keras.Model(x, dense(classes)(x))
-    upper, lower = dense(classes, name="upper"), dense(classes, use_bias=False, name="lower")
-    return keras.Model(x, upper(x[:, : inputs // 2]) + lower(x[:, inputs // 2 :]))
+    n = inputs // 4
+    parts = [dense(classes, use_bias=i == 0, name=name)(x[:, n * i : n * (i + 1)]) for i, name in enumerate(QUARTERS)]
+    return keras.Model(x, sum(parts))
 
 
 def trained(
@@ -184,7 +191,7 @@ def trained(
     """The loss after training."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
-    model = network(*(part.shape[1] for part in data), halves=isinstance(rules, list))
+    model = network(*(part.shape[1] for part in data), quarters=isinstance(rules, list))
     make, rate = OPTIMIZERS[kind]
     schedule = rate if kind in CONSTANT else keras.optimizers.schedules.CosineDecay(rate, steps, alpha=1e-4)
     model.compile(make(schedule), keras.losses.CategoricalCrossentropy(from_logits=True))
@@ -216,11 +223,12 @@ def main() -> None:
     print("| optimizer | " + " | ".join(f"`{name}`" for name in sets) + " |")
     print("|---" * (len(sets) + 1) + "|", flush=True)
     for kind in given.optimizers:
-        cells = []
+        print(f"| {kind} |", end="", flush=True)
         for name in sets:
             ends = (trained(data, sets[name][0], kind, how, given.batch, given.steps) for how in given.how)
-            cells.append(" / ".join(f"{round(100 * (end / least(name) - 1), 4) + 0.0:.4f}" for end in ends))
-        print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
+            cell = " / ".join(f"{round(100 * (end / least(name) - 1), 4) + 0.0:.4f}" for end in ends)
+            print(f" {cell} |", end="", flush=True)
+        print()
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class Equal(Set):
         finite = xp.all(good if mask is None else good | ~mask, axis=1, keepdims=True)
         share = xp.ones_like(rows) if costs is None else costs
         share = share if mask is None else xp.where(mask, share, xp.zeros_like(share))
-        share = groups.gathered(share) * constant(rows, groups.present)
+        share = groups.gathered(share)
         entries = groups.gathered(xp.where(finite & good, rows, xp.zeros_like(rows)))
         total = xp.sum(share, axis=2, keepdims=True)
         mean = xp.sum(entries * (share / xp.where(total > 0, total, 1)), axis=2)

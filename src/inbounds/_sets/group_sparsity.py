@@ -148,19 +148,14 @@ class GroupSet(Set):
         rows, mask, groups = units.rows(), units.mask_rows(), groups_of("", self.groups, span_of(units))
         xp = namespace(rows)
         entries = groups.gathered(rows if mask is None else xp.where(mask, rows, xp.zeros_like(rows)))
-        present = constant(rows, groups.present) > 0
-        return (
-            Units.of([xp.where(present, entries, xp.zeros_like(entries))], [(2,)]),
-            lambda fn, *numbers: units.with_rows(fn(rows, *map(groups.spread, numbers))),
-        )
+        spread = groups.spread
+        return Units.of([entries], [(2,)]), lambda fn, *numbers: units.with_rows(fn(rows, *map(spread, numbers)))
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
         xp = namespace(rows)
         within: tuple[int, ...] = (-1,)
         if not self.whole:
-            groups = groups_of("", self.groups, laid.span)
-            entries = groups.gathered(rows)
-            entries = xp.where(constant(rows, groups.present) > 0, entries, xp.zeros_like(entries))
+            entries = groups_of("", self.groups, laid.span).gathered(rows)
         elif self.matrix:
             entries = rows
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._arrays.ops import Array, namespace
+from inbounds._arrays.ops import Array, constant, namespace
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError
 
@@ -40,9 +40,10 @@ class Groups:
         return first
 
     def gathered(self, rows: Array) -> Array:
-        """Rows of entries by their groups, of shape (units, groups, most)."""
+        """Rows of entries by their groups, of shape (units, groups, most), with 0 for the repeated ones."""
         xp = namespace(rows)
-        return xp.reshape(xp.take(rows, self.table.reshape(-1), axis=1), (-1, *self.table.shape))
+        entries = xp.take(rows, self.table.reshape(-1), axis=1)
+        return xp.reshape(entries, (-1, *self.table.shape)) * constant(rows, self.present)
 
     def spread(self, values: Array) -> Array:
         """One number for each group of each unit as one for each entry."""
