@@ -6,6 +6,9 @@ lower their steps by themselves. A cell has the final loss over all data, in flo
 each pair of `--how`, what the optimizer sees of the gradient and the metric of the projection. One backend a process:
 
     KERAS_BACKEND=jax python benchmarks/optimum.py --batch 32 --how full/euclidean full/optimizer reduced/auto
+
+`--of groups` takes sets of groups of entries and of weights together, on digits. The optimum under GroupSparse is
+the best of those for each choice of the class that has no weights.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 import inbounds as ib
 
 Data = tuple[np.ndarray, np.ndarray]
+Constraints = Callable[[Any, Any], list[Any]]
 
 KERNEL = "**/kernel"
 
@@ -33,7 +37,15 @@ def joint(kernel: cp.Variable, bias: cp.Variable, norm: Callable[[Any], Any], bo
     return [norm(cp.hstack([kernel[:, j], bias[j]])) <= bound for j in range(kernel.shape[1])]
 
 
-SETS: dict[str, tuple[dict[Any, ib.Set], Callable[[Any, Any], list[Any]]]] = {
+def together(kernel: cp.Variable, bias: cp.Variable, norm: Callable[[Any], Any]) -> Any:
+    return norm(cp.hstack([cp.vec(kernel, order="C"), bias]))
+
+
+def without(one: int, kernel: cp.Variable, bias: cp.Variable) -> list[Any]:
+    return [kernel[:, one] == 0, cp.norm(kernel, "fro") <= 3]
+
+
+SETS: dict[str, tuple[Any, ...]] = {
     "MaxNorm(1)": ({KERNEL: ib.MaxNorm(1.0)}, lambda w, b: columns(w, cp.norm, 1)),
     "L1Ball(3)": ({KERNEL: ib.L1Ball(3.0)}, lambda w, b: columns(w, cp.norm1, 3)),
     "Simplex()": ({KERNEL: ib.Simplex()}, lambda w, b: [w >= 0, cp.sum(w, axis=0) == 1]),
@@ -58,6 +70,45 @@ SETS: dict[str, tuple[dict[Any, ib.Set], Callable[[Any, Any], list[Any]]]] = {
         lambda w, b: [w >= 0, cp.sum(w, axis=0) == 1, cp.sum(w, axis=1) == 10 / 64],
     ),
 }
+
+RADII = np.linspace(0.5, 1.5, 10)
+MIRRORED = np.arange(64).reshape(8, 8)[:, ::-1].ravel()
+"""Of each pixel of a digit, the one on the other side."""
+
+QUARTERS = "pqrs"
+"""The layers that see two lines of a digit each."""
+
+GROUPS: dict[str, tuple[Any, ...]] = {
+    "Equal(labels) & MaxNorm(1)": (
+        {KERNEL: ib.Equal(np.minimum(np.arange(64), MIRRORED)) & ib.MaxNorm(1.0)},
+        lambda w, b: [w == w[MIRRORED], *columns(w, cp.norm, 1)],
+    ),
+    "Tied(four quarters)": (
+        [ib.Tied(*(f"{name}/kernel" for name in QUARTERS))],
+        lambda w, b: [w[16:] == w[:-16]],
+    ),
+    "Together(FrobeniusNorm(3))": (
+        {"*": ib.Together(ib.FrobeniusNorm(3.0))},
+        lambda w, b: [together(w, b, cp.norm) <= 3],
+    ),
+    "Together(MaxNorm(3))": ({"*": ib.Together(ib.MaxNorm(3.0))}, lambda w, b: [together(w, b, cp.norm) <= 3]),
+    "Together(L1Ball(20))": ({"*": ib.Together(ib.L1Ball(20.0))}, lambda w, b: [together(w, b, cp.norm1) <= 20]),
+    "GroupL1Ball(8)": ({KERNEL: ib.GroupL1Ball(8.0)}, lambda w, b: [cp.sum(cp.norm(w, axis=1)) <= 8]),
+    'GroupL1Ball(8, "units")': (
+        {KERNEL: ib.GroupL1Ball(8.0, "units")},
+        lambda w, b: [cp.sum(cp.norm(w, axis=0)) <= 8],
+    ),
+    'GroupSparse(9, "units") & FrobeniusNorm(3)': (
+        {KERNEL: ib.GroupSparse(9, "units") & ib.FrobeniusNorm(3.0)},
+        *(functools.partial(without, one) for one in range(10)),
+    ),
+    "MaxNorm(array)": ({KERNEL: ib.MaxNorm(RADII)}, lambda w, b: [cp.norm(w, axis=0) <= RADII]),
+    "Hyperplane & MaxNorm(3), of all": (
+        {KERNEL: ib.Hyperplane(np.ones((64, 10)), 5.0, axis=(0, 1)) & ib.MaxNorm(3.0, axis=(0, 1))},
+        lambda w, b: [cp.sum(w) == 5, cp.norm(w, "fro") <= 3],
+    ),
+}
+TABLES = {"columns": SETS, "groups": GROUPS}
 
 o = keras.optimizers
 OPTIMIZERS: dict[str, tuple[Callable[[Any], Any], float]] = {
@@ -92,15 +143,17 @@ def cancer() -> Data:
     return ((x - x.mean(axis=0)) / x.std(axis=0)).astype("float32"), np.eye(2, dtype="float32")[y]
 
 
-def optimum(data: Data, constraints: Callable[[Any, Any], list[Any]]) -> float:
-    """The least loss, as Clarabel finds it."""
+def optimum(data: Data, *choices: Constraints) -> float:
+    """The least loss under the constraints of one of some choices, as Clarabel finds it."""
     x, y = (part.astype("float64") for part in data)
     kernel, bias = cp.Variable((x.shape[1], y.shape[1])), cp.Variable(y.shape[1])
     scores = x @ kernel + cp.reshape(bias, (1, y.shape[1]), order="C")
     losses = cp.log_sum_exp(scores, axis=1) - cp.sum(cp.multiply(y, scores), axis=1)
-    problem = cp.Problem(cp.Minimize(cp.sum(losses) / len(x)), constraints(kernel, bias))
-    problem.solve(solver="CLARABEL")
-    return float(problem.value)
+    least = np.inf
+    for constraints in choices:
+        problem = cp.Problem(cp.Minimize(cp.sum(losses) / len(x)), constraints(kernel, bias))
+        least = min(least, float(problem.solve(solver="CLARABEL")))
+    return least
 
 
 def loss(data: Data, kernel: np.ndarray, bias: np.ndarray) -> float:
@@ -124,6 +177,16 @@ def batches(data: Data, size: int | None) -> Iterator[Data]:
             yield x[order[start : start + size]], y[order[start : start + size]]
 
 
+def network(inputs: int, classes: int, quarters: bool) -> Any:
+    """One Dense layer, or one for each quarter of the inputs, whose sum is the same."""
+    x, dense = keras.Input((inputs,)), keras.layers.Dense
+    if not quarters:
+        return keras.Model(x, dense(classes)(x))
+    n = inputs // 4
+    parts = [dense(classes, use_bias=i == 0, name=name)(x[:, n * i : n * (i + 1)]) for i, name in enumerate(QUARTERS)]
+    return keras.Model(x, sum(parts))
+
+
 def trained(
     data: Data,
     rules: Any,
@@ -136,7 +199,7 @@ def trained(
     """The loss after training."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((data[0].shape[1],)), keras.layers.Dense(data[1].shape[1])])
+    model = network(*(part.shape[1] for part in data), quarters=isinstance(rules, list))
     make, rate = OPTIMIZERS[kind]
     schedule = rate if kind in CONSTANT else keras.optimizers.schedules.CosineDecay(rate, steps, alpha=1e-4)
     model.compile(make(schedule), keras.losses.CategoricalCrossentropy(from_logits=True))
@@ -144,7 +207,10 @@ def trained(
     ib.constrain(model, rules, gradient=gradient, metric=metric)
     model.fit(batches(data, size), steps_per_epoch=steps, shuffle=False, callbacks=list(callbacks), verbose=0)
     ib.check(model)
-    return loss(data, *model.get_weights())
+    weights = model.get_weights()
+    return loss(
+        data, np.concatenate([one for one in weights if one.ndim == 2]), next(one for one in weights if one.ndim == 1)
+    )
 
 
 def main() -> None:
@@ -152,22 +218,25 @@ def main() -> None:
     parser.add_argument("--data", choices=("digits", "cancer"), default="digits")
     parser.add_argument("--batch", type=int, help="all data where left out")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS), metavar="SET")
+    parser.add_argument("--of", choices=list(TABLES), default="columns", help="of which sets")
+    parser.add_argument("--sets", nargs="*", metavar="SET", help="all of these where left out")
     parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS), choices=list(OPTIMIZERS), metavar="NAME")
     parser.add_argument("--how", nargs="*", default=["full/euclidean", "reduced/auto"], metavar="GRADIENT/METRIC")
     given = parser.parse_args()
     data = {"digits": digits, "cancer": cancer}[given.data]()
-    least = functools.cache(lambda name: optimum(data, SETS[name][1]))
+    sets = {name: one for name, one in TABLES[given.of].items() if given.sets is None or name in given.sets}
+    least = functools.cache(lambda name: optimum(data, *sets[name][1:]))
     told = f"batch {given.batch or 'all'}, {given.steps} steps, {' and '.join(given.how)}"
     print(f"{keras.backend.backend()}, {given.data}, {told}\n")
-    print("| optimizer | " + " | ".join(f"`{name}`" for name in given.sets) + " |")
-    print("|---" * (len(given.sets) + 1) + "|", flush=True)
+    print("| optimizer | " + " | ".join(f"`{name}`" for name in sets) + " |")
+    print("|---" * (len(sets) + 1) + "|", flush=True)
     for kind in given.optimizers:
-        cells = []
-        for name in given.sets:
-            ends = (trained(data, SETS[name][0], kind, how, given.batch, given.steps) for how in given.how)
-            cells.append(" / ".join(f"{round(100 * (end / least(name) - 1), 4) + 0.0:.4f}" for end in ends))
-        print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {kind} |", end="", flush=True)
+        for name in sets:
+            ends = (trained(data, sets[name][0], kind, how, given.batch, given.steps) for how in given.how)
+            cell = " / ".join(f"{round(100 * (end / least(name) - 1), 4) + 0.0:.4f}" for end in ends)
+            print(f" {cell} |", end="", flush=True)
+        print()
 
 
 if __name__ == "__main__":

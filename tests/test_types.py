@@ -45,6 +45,7 @@ ib.MaxNorm(2.0, center="current"), ib.MaxNorm(2.0, center=np.ones(3)), ib.L1Ball
 ib.Box(-1, [0.0, 1]), ib.Box(np.zeros(3), ((1.0, 2.0), (1.0, np.float32(2)))), ib.Box(keras.ops.zeros(3), 1)
 ib.Fixed([[[[0.0]]]]), ib.Fixed(range(3)), ib.Halfspace([1.0, -1.0], 0), ib.Hyperplane(np.arange(3), 1.0)
 ib.Sparse(np.int32(3)), ib.LowRank(2, stack=4), ib.Monotone(np.True_), ib.Grid(0.5), ib.Simplex(), ib.SumTo(0)
+ib.Equal("toeplitz"), ib.GroupSparse(2, "units"), ib.GroupL1Ball(1, [0, 1]), ib.Tied("a", "b", transpose=True)
 ib.Joint(ib.MaxNorm(1.0), ["kernel", "bias"]), ib.Custom(lambda w: keras.ops.abs(w), projection=True), ib.Custom(abs)
 ib.max_norm(2.0), ib.constraints.get("max_norm"), ib.constraints.get(None), ib.constraints.get(ib.NonNeg)
 
@@ -63,6 +64,7 @@ ib.constrain(model, {lambda layer, variable: True: abs, Mix: {"kernel": "NonNeg"
 ib.constrain(model, {"**/kernel": lambda w: w, "dense": {"kernel": lambda w: w}}, gradient="full", every="epoch")
 ib.constrain(model, {"a": keras.constraints.NonNeg(), "b": keras.constraints.NonNeg}, metric="euclidean")
 ib.constrain(model, [(layer.kernel, ib.NonNeg()), ("dense", {"bias": ib.Box(-1, 1)}), (Mix, ib.Joint(ib.MaxNorm(1)))])
+ib.constrain(model, [ib.Tied("a", "b")]), ib.constrain(model, [ib.Tied("a", "b"), ("c", ib.NonNeg()), ("d", abs)])
 
 plain = {"conv*/kernel": ib.MaxNorm(1.5)}
 sets = {"conv*/kernel": ib.MaxNorm(1.5), "dense/kernel": ib.NonNeg() & ib.MaxNorm(1)}
@@ -122,6 +124,9 @@ ib.Halfspace([1.0], "x")
 ib.Sparse(1.5)
 ib.Sparse("3")
 ib.LowRank(1.5)
+ib.Equal("round")
+ib.GroupSparse(1, "rows")
+ib.Tied("a", 3)
 ib.Monotone("yes")
 ib.Grid("x")
 ib.Joint("MaxNorm")

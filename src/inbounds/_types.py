@@ -131,6 +131,14 @@ Interval: TypeAlias = int | Literal["epoch"]
 Data: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 """An array, or a list or dictionary of arrays, as for `model.evaluate`."""
 
+
+class Tie(Protocol):
+    """A `Tied`, which is a rule by itself."""
+
+    @property
+    def transpose(self) -> bool: ...
+
+
 Selector: TypeAlias = str | type[Any] | Callable[[Any, Any], Any] | Variable
 """A glob or name, a layer or a class of layers, a callable(layer, variable), or a variable."""
 
@@ -148,11 +156,12 @@ sets."""
 Rules = TypeVar(
     "Rules",
     bound=Mapping[Any, Rule]
-    | Sequence[tuple[Selector, Rule]]
+    | Sequence[tuple[Selector, Rule] | Tie]
     | dict[Any, object]
     | dict[Any, Collection[Any]]
     | list[tuple[Any, object]]
     | list[tuple[Any, Collection[Any]]]
+    | list[Collection[Any]]
     | None,
 )
-"""A mapping from selectors to sets, a list of such pairs, or None."""
+"""A mapping from selectors to sets, a list of such pairs and of `Tied`, or None."""

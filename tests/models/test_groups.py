@@ -1,4 +1,4 @@
-"""Equal and GroupL1Ball on layers: which entries of their weights make groups, in training and in files."""
+"""Equal, GroupL1Ball and GroupSparse on layers: which entries make groups, in training and in files."""
 
 import keras
 import numpy as np
@@ -28,6 +28,7 @@ WINDOWS = {
     "Conv1D": (lambda: LAYERS.Conv1D(3, 4), (9, 2), (4,)),
     "Conv2D": (lambda: LAYERS.Conv2D(2, (3, 2)), (6, 6, 2), (3, 2)),
     "Conv2DTranspose": (lambda: LAYERS.Conv2DTranspose(2, 3), (4, 4, 3), (3, 3)),
+    "Conv3D": (lambda: LAYERS.Conv3D(2, (3, 2, 3)), (4, 4, 4, 1), (3, 2, 3)),
     "DepthwiseConv2D": (lambda: LAYERS.DepthwiseConv2D(3, depth_multiplier=2), (6, 6, 2), (3, 3)),
     "Conv2D, groups": (lambda: LAYERS.Conv2D(4, 3, groups=2), (6, 6, 4), (3, 3)),
 }
@@ -92,13 +93,60 @@ def test_group_sparsity_trains_to_the_optimum_of_a_few_inputs(tmp_path):
     assert abs(norms.sum() - 1) < 1e-3
 
 
-def test_the_inputs_of_a_convolution_are_its_channels():
-    model, kernel = built(LAYERS.Conv2D(3, 2), 5, 5, 4)
-    before = numbers(kernel)
-    ib.constrain(model, {"*/kernel": ib.GroupL1Ball(2.0)})
-    rows = ib.GroupL1Ball(2.0).project(np.moveaxis(before, 2, -1).reshape(-1, 4))
-    np.testing.assert_allclose(np.moveaxis(numbers(kernel), 2, -1).reshape(-1, 4), rows, rtol=0, atol=1e-6)
+CHANNEL_NORMS = {"inputs": (0, 1, 3), "units": (0, 1, 2)}
+
+
+@pytest.mark.parametrize("groups", CHANNEL_NORMS)
+def test_the_inputs_of_a_convolution_are_its_channels_and_its_units_the_filters(groups):
+    model, kernel = built(LAYERS.Conv2D(4, 2, name="conv"), 5, 5, 5)
+    before, within = numbers(kernel), CHANNEL_NORMS[groups]
+    norms = np.sqrt(np.sum(before**2, axis=within, keepdims=True))
+    ib.constrain(model, {"conv/kernel": ib.GroupL1Ball(12.0, groups)})
+    taken = (norms.sum() - 12) / norms.size  # of each norm, since none ends at 0
+    assert norms.min() > taken > 0
+    np.testing.assert_allclose(numbers(kernel), before * (norms - taken) / norms, rtol=1e-5)
+    few = ib.GroupSparse(2, groups)
+    kept = np.where(norms >= np.sort(norms.ravel())[-2], before, 0)
+    for given in (few, few & ib.FrobeniusNorm(1e3)):
+        kernel.assign(before)
+        ib.constrain(model, {"conv": {"kernel": given}})
+        assert np.array_equal(numbers(kernel), kept)
+        assert ib.check(model).rows[0].units == 1
+    assert np.array_equal(numbers(few(before.astype("float32"))), kept)
+
+
+def test_heads_are_labels_and_latent_weights_keep_those_that_are_out():
+    model, kernel = built(LAYERS.EinsumDense("abc,cde->abde", (None, 3, 2), name="heads"), 5, 4)
+    model.compile(keras.optimizers.SGD(1e-3), "mse")
+    heads = ib.GroupSparse(1, np.arange(3)[None, :, None], axis=(0, 1, 2))
+    (entry,) = ib.constrain(model, {"heads/kernel": heads}, latent=True)
+    assert entry.units == 1
+    chance = np.random.default_rng(0)
+    model.fit(chance.normal(size=(8, 5, 4)), chance.normal(size=(8, 5, 3, 2)), verbose=0)
+    kernel = numbers(kernel)
+    assert np.count_nonzero(np.linalg.norm(kernel, axis=(0, 2))) == 1
+    latent = next(numbers(v) for v in model.optimizer.variables if "latent" in v.path)
+    assert np.count_nonzero(np.linalg.norm(latent.reshape(kernel.shape), axis=(0, 2))) > 1
+
+
+MATRICES = {"toeplitz": lambda i, j, n: i - j, "circulant": lambda i, j, n: (i - j) % n}
+
+
+@pytest.mark.parametrize("groups", MATRICES)
+def test_a_name_is_for_the_matrix_of_a_kernel_or_two_axes(groups):
+    model, kernel = built(LAYERS.Dense(4, name="out"), 4)
+    before, labels = numbers(kernel), MATRICES[groups](*np.indices((4, 4)), 4)
+    expected = np.empty_like(before)
+    for label in np.unique(labels):
+        expected[labels == label] = before[labels == label].mean()
+    ib.constrain(model, {"out/kernel": ib.Equal(groups)})
+    np.testing.assert_allclose(numbers(kernel), expected, rtol=0, atol=1e-6)
     assert ib.check(model).rows[0].units == 1
+    stack = np.stack([before, 2 * before]).astype("float32")
+    found = numbers(ib.Equal(groups, axis=(1, 2))(stack))
+    np.testing.assert_allclose(found, np.stack([expected, 2 * expected]), rtol=0, atol=1e-6)
+    kernel.assign(before)
+    assert ib.audit(model).rows[0].status == "violated"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +155,9 @@ def test_the_inputs_of_a_convolution_are_its_channels():
         ({"kernel": ib.Equal([0, 1])}, "`groups` don't fit the units"),
         ({"kernel": ib.GroupL1Ball(1.0, [0, 1])}, "`groups` don't fit the units"),
         ({"bias": ib.GroupL1Ball(1.0)}, "are the inputs of a layer, which no axis of the weight counts"),
+        ({"kernel": ib.GroupSparse(7)}, "`k` of GroupSparse is above the number of groups"),
+        ({"kernel": ib.Equal("circulant")}, "is for a square matrix"),
+        ({"bias": ib.Equal("toeplitz")}, "this weight has no units with a fan-in"),
     ],
 )
 def test_groups_that_the_weight_lacks_are_errors(rule, said):
@@ -118,11 +169,15 @@ def test_groups_that_the_weight_lacks_are_errors(rule, said):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: ib.Equal("round"), "`groups` of Equal is not an array of labels"),
+        (
+            lambda: ib.Equal("round"),
+            "`groups` of Equal is not an array of labels, or one of symmetric, radial, toeplitz",
+        ),
         (lambda: ib.Equal(1), "`groups` of Equal is not an array of labels"),
         (lambda: ib.GroupL1Ball(0), "`radius` of GroupL1Ball is not above 0"),
-        (lambda: ib.GroupL1Ball(1, "rows"), '`groups` of GroupL1Ball is not "inputs"'),
-        (lambda: ib.GroupL1Ball(1, axis=0), '`groups` of GroupL1Ball is not "inputs", without an axis'),
+        (lambda: ib.GroupL1Ball(1, "rows"), '`groups` of GroupL1Ball is not "inputs" or "units"'),
+        (lambda: ib.GroupSparse(1, axis=0), '`groups` of GroupSparse is not "inputs" or "units", without an axis'),
+        (lambda: ib.GroupSparse(0), "`k` of GroupSparse is not a positive integer"),
     ],
 )
 def test_arguments(make, said):

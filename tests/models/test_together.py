@@ -1,4 +1,4 @@
-"""Together: weights of several layers as one unit, which share one budget."""
+"""Together: weights of several layers as one unit, which share one budget; Tied: weights that are equal."""
 
 import keras
 import numpy as np
@@ -101,9 +101,70 @@ def test_the_plan_says_where_several_optimizers_step_the_unit():
     assert ib.check(model).ok
 
 
+TIE = ib.Tied("encoder/kernel", "decoder/kernel", transpose=True)
+
+
+def coder(features=3, outputs=3):
+    layers = [keras.layers.Dense(2, name="encoder"), keras.layers.Dense(outputs, name="decoder")]
+    model = keras.Sequential([keras.Input((features,)), *layers])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    return model
+
+
+def kernels(model):
+    return [numbers(layer.kernel) for layer in model.layers]
+
+
+@pytest.mark.parametrize("rules", [[TIE, ("*/bias", ib.NonNeg())], {"*coder/kernel": TIE}], ids=["list", "mapping"])
+def test_tied_weights_start_at_their_mean_train_as_one_and_are_saved(rules, tmp_path):
+    model = coder()
+    start = kernels(model)
+    plan = ib.constrain(model, rules)
+    assert [path.split("/")[-2] for path in plan.entries[0].paths] == ["encoder", "decoder"]
+    assert str(plan).count(repr(TIE)) == 1
+    encoder = kernels(model)[0]
+    np.testing.assert_allclose(encoder, (start[0] + start[1].T) / 2, rtol=0, atol=1e-6)
+    x = np.random.default_rng(0).normal(size=(24, 3))
+    model.fit(x, x, batch_size=8, verbose=0)
+    assert np.array_equal(kernels(model)[0], kernels(model)[1].T)
+    assert not np.allclose(kernels(model)[0], encoder)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    again.fit(x, x, batch_size=8, verbose=0)
+    assert ib.check(again).rows[0].set == repr(TIE)
+    assert np.array_equal(kernels(again)[0], kernels(again)[1].T)
+    assert not np.array_equal(kernels(again)[0], kernels(model)[0])
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (
+            [ib.Tied("encoder/kernel", "decoder/kernel")],
+            r"same shape.*shape \(3, 2\) and \(2, 3\).*Instead: .*transpose=True",
+        ),
+        ([ib.Tied("encoder/kernel", "other/kernel")], "encoder/kernel of shape .*; other/kernel: none"),
+        ([ib.Tied("encoder/kernel", "kernel")], "Each name of a Tied is to take one weight"),
+        ({"*": ib.Tied("encoder/bias", "decoder/bias")}, "and the Tied no others"),
+        ([ib.Tied("encoder/bias", "decoder/bias")], "don't have the same shape.*as many entries along each axis"),
+        ([TIE, ("decoder/kernel", ib.NonNeg())], "decoder/kernel: none"),
+        ([ib.Tied("a", "b")], "No weight matches"),
+    ],
+    ids=repr,
+)
+def test_weights_that_can_t_be_tied_are_errors(rules, said):
+    with pytest.raises(ib.RuleError, match=said):
+        ib.constrain(coder(), rules)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: ib.Tied("a"), "`weights` of Tied are not two or more different strings"),
+        (lambda: ib.Tied("a", "b", transpose=2), "`transpose` of Tied is not a boolean"),
+        (lambda: TIE & ib.NonNeg(), "A Tied takes no `where`, `on` or `&`"),
+        (lambda: TIE.where([True, False]), "A Tied takes no `where`, `on` or `&`"),
+        (lambda: ib.Together(ib.Equal("toeplitz")), "Together is given a set of matrices"),
         (lambda: ib.Together(ib.SpectralNorm(1.0)), "Together is given a set of matrices"),
         (lambda: ib.Together(ib.Joint(ib.MaxNorm(1.0))), "Together is not given a set of vectors"),
         (lambda: ib.Together(ib.MaxNorm(1.0, axis=0)), "A set in a Together has an `axis`"),

@@ -127,9 +127,11 @@ NO_DRAWING_REASONS = {
     "Custom": "it is what its callable leaves as it is",
     "FrobeniusNorm": "for a weight of two entries it is the disc of MaxNorm",
     "GroupL1Ball": "for two entries it is the disc of MaxNorm, or the diamond of L1Ball",
+    "GroupSparse": "for two entries it is all of the plane, or the axes of Sparse",
     "Joint": "it is the set in it, with the entries of several weights along its axes",
     "Per": "it is the set in it, with other entries of a weight along its axes",
     "Scaled": "it is larger or smaller at each step",
+    "Tied": "for two weights of one entry it is the line of Equal",
     "Together": "it is the set in it, with the entries of all the weights along its axes",
 }
 """Why a set has no drawing, by class name; for sets of matrices see `no_drawing_reason`."""

@@ -17,14 +17,14 @@ from inbounds._arrays.views import WeightLayout
 from inbounds._errors import LayoutError, RuleError, SetError, explain, raised_as, shown
 from inbounds._model.layout import Layout, layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
-from inbounds._model.selectors import Assignment, assignments_of, rule_pairs
+from inbounds._model.selectors import Assignment, assignments_of, path_matches, rule_pairs
 from inbounds._model.weights import Weight, layers_of, own_weights
 from inbounds._sets.composite import parts_of, with_argument
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint, JointSet
 from inbounds._sets.per import Per, of_axes
 from inbounds._sets.set import Set
-from inbounds._sets.together import Together
+from inbounds._sets.together import Tied
 
 ConstraintOf = Callable[[Any], Any]
 """From a variable to the constraint that its layer was given for it, or None."""
@@ -66,11 +66,17 @@ def resolve_given(layers: Sequence[Any], constraint_of: ConstraintOf) -> Plan:
     weights = [
         w for w in weights if id(w.layer) not in quantized or not isinstance(constraint_of(w.variable), JointSet)
     ]
-    return _plan(layers, weights, None, constraint_of)
+    return _plan(layers, weights, None, constraint_of, partial=True)
 
 
 def _plan(
-    layers: Sequence[Any], weights: Sequence[Weight], rules: Any, constraint_of: ConstraintOf, *, strict: bool = True
+    layers: Sequence[Any],
+    weights: Sequence[Weight],
+    rules: Any,
+    constraint_of: ConstraintOf,
+    *,
+    strict: bool = True,
+    partial: bool = False,
 ) -> Plan:
     def constraint(weight: Weight) -> Any:
         own = constraint_of(weight.variable)
@@ -86,23 +92,15 @@ def _plan(
     entries: list[Entry] = []
     free: list[tuple[Weight, str]] = []
     joined: set[tuple[int, Set]] = set()
-    under: dict[Set, list[Weight]] = {}  # the weights of each Together
-    for weight in weights:
-        assignment = assignments.get(id(weight.variable))
-        if assignment is not None and isinstance(assignment.set, Together):
-            under.setdefault(assignment.set, []).append(weight)
     for weight in weights:
         assignment = assignments.get(id(weight.variable))
         if assignment is None or not isinstance(assignment.set, Set):
             free.append((weight, _why_free(weight, assignment)))
-        elif isinstance(assignment.set, Together):
-            if members := under.pop(assignment.set, []):
-                entries.append(_entry(assignment, members))
-        elif not isinstance(assignment.set, Joint):
+        elif not isinstance(given := assignment.set, JointSet):
             entries.append(_entry(assignment, [weight]))
-        elif (key := (id(weight.layer), assignment.set)) not in joined:
+        elif (key := (0 if given.across_layers else id(weight.layer), given)) not in joined:
             joined.add(key)
-            entries.append(_entry(assignment, *_joint_members(weight, assignment, weights, assignments)))
+            entries.append(_entry(assignment, *_members(weight, assignment, weights, assignments, partial)))
     if strict:
         _check_enforceable(entries)
     return Plan(tuple(_with_shared_joints_noted(entries)), tuple(free))
@@ -137,13 +135,14 @@ def _why_free(weight: Weight, assignment: Assignment | None) -> str:
 
 
 def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") -> Entry:
-    """The entry of a set on a weight, or of a Joint or Together on several, if it can hold there."""
+    """The entry of a set on a weight, or of a Joint or the like on several, if it can hold there."""
     given, first = assignment.set, members[0]
-    is_joint, is_together = isinstance(given, Joint), isinstance(given, Together)
+    is_joint = isinstance(given, JointSet)
     for member in members:
         _check_dtype(member, member.dtype, assignment.source, given)
-    needs_axes = not is_together and _needs_axes(given, joint=is_joint)
-    frozen = " and ".join(weight.path if is_together else weight.name for weight in _frozen(members))
+    needs_axes = _needs_axes(given, joint=is_joint)
+    one_layer = all(member.layer is first.layer for member in members)
+    frozen = " and ".join(weight.name if one_layer else weight.path for weight in _frozen(members))
     where = " + ".join(map(str, members))
     with raised_as(RuleError, f"Rule: {assignment.source!r} on {where}"):
         layout = layout_of(first.layer)
@@ -155,7 +154,7 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
         found = of_axes(given.laid_out(layouts), [member.shape for member in members])
         if found is not None:
             axes = found[1]
-        elif is_together or (is_joint and given.whole and not given.matrix):
+        elif is_joint and given.whole and not given.matrix:
             axes = tuple(tuple(range(len(member.shape))) for member in members)
         elif is_joint:
             axes = _joint_axes(members, layouts)
@@ -210,6 +209,35 @@ def guess_warning(entries: Sequence[Entry]) -> str:
         instead=f"inbounds.register_layout({kind}, {{{first.name!r}: {tuple(range(len(first.shape) - 1))}}}) "
         "with the axes that one unit spans, or `axis` in the set",
     )
+
+
+def _members(
+    weight: Weight,
+    assignment: Assignment,
+    weights: Sequence[Weight],
+    assignments: Mapping[int, Assignment],
+    partial: bool,
+) -> tuple[list[Weight], str]:
+    """The weights of a unit that a weight belongs to, and a note on those that it lacks."""
+    given = assignment.set
+    if not given.across_layers:
+        return _joint_members(weight, assignment, weights, assignments)
+    members = [w for w in weights if id(w.variable) in assignments and assignments[id(w.variable)].set == given]
+    if not isinstance(given, Tied):
+        return members, ""
+    named = [[w for w in members if path_matches(name, w.path)] for name in given.weights]
+    numbers = list(map(len, named))
+    if max(numbers) > 1 or sum(numbers) < len(members) or not (partial or all(numbers)):
+        taken = (
+            f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in zip(given.weights, named, strict=True)
+        )
+        raise RuleError(
+            "Each name of a Tied is to take one weight, and the Tied no others",
+            "; ".join(taken),
+            where=f"{given!r} on {', '.join(map(str, members))}",
+            instead=f"[{given!r}] in the rules, and no later rule for these weights",
+        )
+    return [weight for found in named for weight in found], ""
 
 
 def _joint_members(

@@ -21,7 +21,7 @@ from inbounds._sets.composite import contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint, JointSet
 from inbounds._sets.set import Set, of_keras
-from inbounds._sets.together import Together
+from inbounds._sets.together import Tied, Together
 from inbounds.constraints import without_arguments
 
 
@@ -43,11 +43,14 @@ class Assignment:
 def rule_pairs(rules: Any) -> Iterable[tuple[Any, Any]]:
     """Rules as pairs of a selector and a value, from a mapping or a list of pairs.
 
-    A Keras variable can't be the key of a mapping, so it needs a list.
+    A Keras variable can't be the key of a mapping, so it needs a list; a Tied in a list is its own
+    selector.
     """
     if rules is None:
         return ()
     pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
+    if isinstance(pairs, list):
+        pairs = [(rule, rule) if isinstance(rule, Tied) else rule for rule in pairs]
     if not isinstance(pairs, list) or not pairs or not all(isinstance(p, tuple) and len(p) == 2 for p in pairs):
         empty = isinstance(rules, (Mapping, list)) and not rules
         raise RuleError(
@@ -108,6 +111,8 @@ def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -
             if selector in _names(layer) or ends(str(getattr(layer, "path", None) or "")) or ends(layer.name)
         ]
         return printable(selector), chosen, [weight for weight in weights if ends(str(weight.variable.path))]
+    if isinstance(selector, Tied):
+        return "Tied", [], [w for w in weights if any(path_matches(name, w.path) for name in selector.weights)]
     if isinstance(selector, keras.Variable):
         return printable(str(selector.path)), [], [weight for weight in weights if weight.variable is selector]
     if callable(selector):
@@ -118,6 +123,11 @@ def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -
         f"selector={shown(selector)}",
         instead="{'**/kernel': MaxNorm(2.0)}",
     )
+
+
+def path_matches(selector: str, path: str) -> bool:
+    """Whether a path ends as a glob says."""
+    return _glob_regex(selector).search(path) is not None
 
 
 def _names(layer: Any) -> set[str]:

@@ -11,7 +11,7 @@ from inbounds._arrays.ops import SMALLEST_NORMAL, Array, cast, constant, namespa
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes, number_or_array
-from inbounds._sets.groups import NAMES, groups_of, labels_of, span_of
+from inbounds._sets.groups import MATRICES, WINDOWS, Groups, groups_of, labels_of, span_of
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Numbers
 
@@ -28,15 +28,18 @@ class Equal(Set):
             entries with equal labels are a group. An array of the shape of a window is for each
             channel by itself. Or a name for the window of a convolution: "symmetric", places that
             mirror each other along any axis of the window; "radial", places at the same distance
-            from its centre. For a unit of one axis both are its entries and their mirror images.
-        axis: see `MaxNorm`. With all axes of a weight its entries are one unit, so that labels
-            i - j make Toeplitz matrices, and (i - j) % n circulant ones.
+            from its centre. For a unit of one axis both are its entries and their mirror images. Or
+            a name for the matrix whose rows are the units: "toeplitz", equal along each diagonal;
+            "circulant", for a square one, the same with diagonals that go on at the other side.
+        axis: see `MaxNorm`. With all axes of a weight its entries are one unit. With a name for
+            matrices, their two axes; each index of the other axes has a matrix of its own.
 
     Raises:
-        SetError: `groups` is neither; once the weight is known, its shape isn't that of its units.
+        SetError: `groups` is neither; once the weight is known, its shape isn't that of its units,
+            or, of a name for matrices, not that of a matrix.
 
-    Weights of several layers share values by `Together(Equal(labels))`, with the labels of the
-    weights one after the other.
+    Weights of several layers share values by `Tied`, or by `Together(Equal(labels))`, with the
+    labels of the weights one after the other.
 
     Cost: two copies of the weight by group, and four passes over one. A group all of whose entries
     are equal stays bit for bit, and so does a unit with NaN or infinities, which is violated. The
@@ -53,60 +56,78 @@ class Equal(Set):
     exact_in_metric: ClassVar[bool] = True
     allows_frozen: ClassVar[bool] = False
 
-    def __init__(self, groups: Numbers | Literal["symmetric", "radial"], axis: Axis = None) -> None:
+    def __init__(
+        self, groups: Numbers | Literal["symmetric", "radial", "toeplitz", "circulant"], axis: Axis = None
+    ) -> None:
         named = isinstance(groups, str)
         self.groups: Any = groups if named else number_or_array("Equal", "groups", groups)
         self.axis = axes("Equal", axis)
-        if isinstance(self.groups, float) or (named and groups not in NAMES):
+        if isinstance(self.groups, float) or (named and groups not in WINDOWS + MATRICES):
             raise SetError(
-                '`groups` of Equal is not an array of labels, "symmetric" or "radial"',
+                "`groups` of Equal is not an array of labels, or one of " + ", ".join(WINDOWS + MATRICES),
                 f"groups={shown(groups)}",
                 instead='Equal("symmetric") for a convolution, or Equal([0, 1, 0])',
             )
 
+    @property
+    def whole(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
+        return isinstance(self.groups, str) and self.groups in MATRICES and self.axis is None
+
+    @property
+    def matrix(self) -> bool:  # type: ignore[override]  # likewise
+        return self.whole
+
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
         """With the labels of a name, for the window of a convolution's kernel: all axes but its last two."""
-        window = shapes[0][:-2]
-        return Equal(labels_of(self.groups, window), self.axis) if isinstance(self.groups, str) and window else self
-
-    def __call__(self, w: Any) -> Array:
-        own = self.resolved([np.shape(w)], [None])
-        return super().__call__(w) if own is self else own(w)
+        window = shapes[0][:-2] if isinstance(self.groups, str) and self.groups in WINDOWS else ()
+        return Equal(labels_of(self.groups, window), self.axis) if window else self
 
     def check_fit(self, units: Units) -> None:
-        groups_of("Equal", self.groups, span_of(units))
+        self._groups((units.count, units.size) if self.whole else span_of(units))
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         return self._project(gradient.costing(None))
 
+    def _groups(self, span: tuple[int, ...]) -> Groups:
+        return groups_of("Equal", self.groups, span)
+
+    def _flat(self, rows: Array) -> Array:
+        """The rows of a matrix as one row; units as they are."""
+        return namespace(rows).reshape(rows, (1, -1)) if self.whole else rows
+
     def _project(self, units: Units) -> Units:
-        rows, mask, costs = units.rows(), units.mask_rows(), units.metric_rows()
-        xp, groups = namespace(rows), groups_of("Equal", self.groups, span_of(units))
+        laid, mask, costs = units.rows(), units.mask_rows(), units.metric_rows()
+        xp, rows = namespace(laid), self._flat(laid)
+        groups = self._groups(tuple(laid.shape) if self.whole else span_of(units))
+        mask, costs = (given if given is None else self._flat(given) for given in (mask, costs))
         good = xp.isfinite(rows)
         finite = xp.all(good if mask is None else good | ~mask, axis=1, keepdims=True)
         share = xp.ones_like(rows) if costs is None else costs
         share = share if mask is None else xp.where(mask, share, xp.zeros_like(share))
-        share = groups.gathered(share) * constant(rows, groups.present)
+        share = groups.gathered(share)
         entries = groups.gathered(xp.where(finite & good, rows, xp.zeros_like(rows)))
         total = xp.sum(share, axis=2, keepdims=True)
         mean = xp.sum(entries * (share / xp.where(total > 0, total, 1)), axis=2)
         high = xp.max(xp.where(share > 0, entries, -np.inf), axis=2)
         low = xp.min(xp.where(share > 0, entries, np.inf), axis=2)
         moved = groups.spread(xp.where(high > low, xp.ones_like(mean), xp.zeros_like(mean))) > 0
-        return units.with_rows(xp.where(moved & finite, groups.spread(mean), rows))
+        new = xp.where(moved & finite, groups.spread(mean), rows)
+        return units.with_rows(xp.reshape(new, tuple(laid.shape)))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        groups, rows = self._groups(tuple(rows.shape) if self.whole else span), self._flat(rows)
         xp = namespace(rows)
-        first = xp.take(rows, groups_of("Equal", self.groups, span).first, axis=1)
-        return xp.max(xp.abs(rows - first), axis=1)
+        return xp.max(xp.abs(rows - xp.take(rows, groups.first, axis=1)), axis=1)
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:
         """Entries outside of the mask as the first marked one of their group."""
-        groups, place = groups_of("Equal", self.groups, span), np.arange(mask.shape[1])
+        xp, shape = namespace(rows), tuple(rows.shape)
+        groups, rows, mask = self._groups(shape if self.whole else span), self._flat(rows), self._flat(mask)
+        place = np.arange(mask.shape[1])
         marked = np.where(mask, place, len(place) - 1)[:, groups.table].min(axis=2)[:, groups.labels]
         source = np.where(mask, place, marked)
-        source = source if namespace(rows) is np else constant(cast(rows[:1], "int32"), source)
-        return namespace(rows).take_along_axis(rows, source, axis=1)
+        source = source if xp is np else constant(cast(rows[:1], "int32"), source)
+        return xp.reshape(xp.take_along_axis(rows, source, axis=1), shape)

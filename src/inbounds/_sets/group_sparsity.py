@@ -1,40 +1,194 @@
-"""The ball of the sum of the norms of groups: GroupL1Ball."""
+"""Sets of the norms of groups of entries: GroupL1Ball bounds their sum, GroupSparse how many are not 0."""
 
 from __future__ import annotations
 
+import copy
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from inbounds._arrays.judgement import Bound, Judgement
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import HUGE, Array, constant, namespace, without_gradient
+from inbounds._arrays.ops import (
+    HUGE,
+    SMALLEST_NORMAL,
+    Array,
+    constant,
+    dtype_of,
+    namespace,
+    without_gradient,
+    working_dtype,
+)
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, in_a_row, number_or_array, numbers_of_units
+from inbounds._sets.arguments import axes, in_a_row, number_or_array, numbers_of_units, positive_integer
 from inbounds._sets.declaration import Declaration, Row
 from inbounds._sets.groups import groups_of, span_of
 from inbounds._sets.one_row import nearest_on_one_row
 from inbounds._sets.set import Edge, Set, registered
-from inbounds._types import Axis, Numbers
+from inbounds._sets.sparsity import largest
+from inbounds._types import Axis, Integer, Numbers
+
+NAMES = ("inputs", "units")
+"""The groups of a whole weight that have a name."""
+
+OfGroups: TypeAlias = Numbers | Literal["inputs", "units"]
+"""Labels for the entries of a unit, or a name for the groups of a whole weight."""
+
+
+class GroupSet(Set):
+    """A set of the norms of groups of entries; the nearest point has each group times a number.
+
+    Attributes:
+        groups: labels, or a name.
+        inputs: the axis of the layer's inputs; None while the layer isn't known.
+    """
+
+    allows_frozen: ClassVar[bool] = False
+    groups: Any
+    inputs: int | None = None
+
+    def _of_groups(self, groups: Any, axis: Any) -> None:
+        """Checks the arguments that all have, and keeps them."""
+        name = type(self).__name__
+        self.groups = groups if isinstance(groups, str) else number_or_array(name, "groups", groups)
+        self.axis = axes(name, axis)
+        if isinstance(self.groups, float) or (isinstance(groups, str) and (groups not in NAMES or axis is not None)):
+            raise SetError(
+                f'`groups` of {name} is not "inputs" or "units", without an axis, or an array of labels',
+                f"groups={shown(groups)}, axis={axis}",
+                instead=f'{name}({self.argument_names()[0]}=1, groups="inputs")',
+            )
+
+    @abstractmethod
+    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
+        """Whether each group is moved, and what it is multiplied by.
+
+        Args:
+            norms: of the groups, of shape (units, groups), over `size`; not finite where an entry isn't.
+            size: of each unit the largest entry, of shape (units, 1).
+            units: what they come from.
+        """
+
+    @abstractmethod
+    def _beyond(self, norms: Array) -> Array:
+        """For each unit how far it is outside, of the norms of its groups."""
+
+    @property
+    def whole(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
+        return isinstance(self.groups, str)
+
+    @property
+    def matrix(self) -> bool:  # type: ignore[override]  # likewise
+        return self.whole and self.groups == "units"
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return *super()._key, self.inputs
+
+    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+        """With the axis of the inputs of a layer."""
+        if not self.whole or self.matrix:
+            return self
+        if len(shapes) > 1 or inputs[0] is None:
+            name = type(self).__name__
+            raise SetError(
+                f"`groups` of {name} are the inputs of a layer, which no axis of the weight counts",
+                f"groups={self.groups!r}",
+                where=f"weights of shape {' and '.join(map(str, shapes))}",
+                instead=f"{name}({self.argument_names()[0]}=1, groups=[0, 0, 1]), a label for each entry of a unit",
+            )
+        other = copy.copy(self)
+        other.__dict__["inputs"] = inputs[0]
+        return other
+
+    def check_fit(self, units: Units) -> None:
+        super().check_fit(units.together(self.whole))
+        self._number(units)
+
+    def _number(self, units: Units) -> int:
+        """The number of groups of a unit; -1 where TensorFlow doesn't know it."""
+        if not self.whole:
+            return len(groups_of(type(self).__name__, self.groups, span_of(units)).table)
+        return units.count if self.matrix else units.parts[0].shape[self._axis_of_inputs(units.axes[0])] or -1
+
+    def _axis_of_inputs(self, span: tuple[int, ...]) -> int:
+        return max(span) if self.inputs is None else self.inputs  # of rows, without a layer
+
+    def _project(self, units: Units) -> Units:
+        xp = namespace(units.parts[0])
+        grouped, back = self._grouped(units)
+        by_unit = (1, -1) if self.whole else (-1, grouped.shape[-1])
+        most = xp.maximum(without_gradient(grouped.max(xp.abs)), 0)  # of a group that a mask hides, -infinity
+        scale = xp.where(most > 0, most, xp.ones_like(most))
+        squares = grouped.total(lambda x, scale: (x / scale) ** 2, scale)
+        some = ~(squares <= 0)  # or NaN; at 0 a root has no gradient
+        squares = xp.where(some, squares, xp.ones_like(most))
+        lengths, some, most = (xp.reshape(one, by_unit) for one in (xp.sqrt(squares), some, most))
+        size = xp.clip(xp.max(most, axis=1, keepdims=True), 1 / HUGE, HUGE)
+        share = xp.maximum(most / size, SMALLEST_NORMAL[dtype_of(most)])  # so that none but zeros has the norm 0
+        moved, factor = self._factors(xp.where(some, share * lengths, xp.zeros_like(most)), size, units)
+
+        def shortened(x: Array, moved: Array, factor: Array) -> Array:
+            return xp.where(moved, xp.where(factor > 0, x * factor, xp.zeros_like(x)), x)  # 0 has no sign
+
+        return back(shortened, *(xp.reshape(one, grouped.shape) for one in (moved, factor)))
+
+    def _grouped(self, units: Units) -> tuple[Units, Callable[..., Units]]:
+        """The groups as units; and what makes units of a function of entries and of numbers for the groups."""
+        if self.whole:
+            grouped = units
+            if not self.matrix:
+                axis, shape = self._axis_of_inputs(units.axes[0]), units.parts[0].shape
+                grouped = replace(units, axes=(tuple(i for i in range(len(shape)) if i != axis),))
+            return grouped, lambda fn, *numbers: grouped.map(fn, *numbers).apart(units)
+        rows, mask, groups = units.rows(), units.mask_rows(), groups_of("", self.groups, span_of(units))
+        xp = namespace(rows)
+        entries = groups.gathered(rows if mask is None else xp.where(mask, rows, xp.zeros_like(rows)))
+        spread = groups.spread
+        return Units.of([entries], [(2,)]), lambda fn, *numbers: units.with_rows(fn(rows, *map(spread, numbers)))
+
+    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+        xp = namespace(rows)
+        within: tuple[int, ...] = (-1,)
+        if not self.whole:
+            entries = groups_of("", self.groups, laid.span).gathered(rows)
+        elif self.matrix:
+            entries = rows
+        else:
+            (shape,), (span,) = laid.shapes, laid.axes
+            order = [axis for axis in range(len(shape)) if axis not in span] + list(span)
+            entries = xp.reshape(rows, tuple(shape[axis] for axis in order))
+            within = tuple(i for i, axis in enumerate(order) if axis != self._axis_of_inputs(span))
+        size = without_gradient(xp.max(xp.abs(entries), axis=within, keepdims=True))
+        size = xp.where(size > 0, size, xp.ones_like(size))
+        squares = xp.sum((entries / size) ** 2, axis=within, keepdims=True)
+        some = squares > 0
+        norms = xp.where(some, size * xp.sqrt(xp.where(some, squares, xp.ones_like(squares))), squares)
+        return [(self._beyond(xp.reshape(norms, (1 if self.whole else rows.shape[0], -1))), self._slack(laid))]
+
+    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        return self._edges(rows, Laid.of_rows(rows))[0][0]
 
 
 @registered
-class GroupL1Ball(Set):
+class GroupL1Ball(GroupSet):
     """{w : |w_1|_2 + ... + |w_g|_2 <= radius}, for the groups of its entries: few groups that are not 0.
 
     `L1Ball` on the norms of groups: entries of a group become 0 together. With the groups "inputs"
     it selects the inputs of a layer (features, channels), for all of its units at once; what no
-    unit uses can be taken out.
+    unit uses can be taken out. With "units" it selects units (neurons, filters). How many groups
+    are left depends on the radius and the data; `GroupSparse` says how many.
 
     Args:
         radius: the largest sum of norms; above 0. With labels a number for all units, or an array
             with one for each.
-        groups: "inputs", for a whole weight: a group is all that comes from one input of the layer,
-            see `on`. Or labels, for each unit: an array of the unit's shape or one with a label for
-            each entry, see `Equal`.
+        groups: for a whole weight, "inputs": a group is all that comes from one input of the layer,
+            see `on`; or "units": a group is a unit. Or labels, for each unit: an array of the
+            unit's shape or one with a label for each entry, see `Equal`.
         axis: see `MaxNorm`; with labels.
 
     Raises:
@@ -44,7 +198,8 @@ class GroupL1Ball(Set):
     On rows, without a layer, inputs are columns.
 
     Cost: the norms of the groups, the search of `L1Ball` on these, and a scale for each group; with
-    labels two copies by group too. A zero unit is inside. NaN and infinities stay.
+    labels two copies by group too. In a metric, accelerated steps of these. A zero unit is inside.
+    NaN and infinities stay.
 
     Source: Yuan and Lin, "Model selection and estimation in regression with grouped variables",
     2006; van den Berg, Schmidt, Friedlander and Murphy, "Group sparsity via linear-time
@@ -55,108 +210,27 @@ class GroupL1Ball(Set):
            [3.2, 0. ]])
     """
 
-    allows_frozen: ClassVar[bool] = False
     of_each_unit = ("radius",)
 
-    def __init__(
-        self, radius: Numbers = 1.0, groups: Numbers | Literal["inputs"] = "inputs", axis: Axis = None
-    ) -> None:
+    def __init__(self, radius: Numbers = 1.0, groups: OfGroups = "inputs", axis: Axis = None) -> None:
         self.radius = numbers_of_units("GroupL1Ball", "radius", radius, positive=True)
         self.level = in_a_row(self.radius)
-        self.groups: Any = groups if isinstance(groups, str) else number_or_array("GroupL1Ball", "groups", groups)
-        self.axis = axes("GroupL1Ball", axis)
-        if isinstance(self.groups, float) or (isinstance(groups, str) and (groups != "inputs" or axis is not None)):
-            raise SetError(
-                '`groups` of GroupL1Ball is not "inputs", without an axis, or an array of labels',
-                f"groups={shown(groups)}, axis={axis}",
-                instead='GroupL1Ball(1.0, groups="inputs")',
-            )
+        self._of_groups(groups, axis)
 
-    @property
-    def whole(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
-        return isinstance(self.groups, str)
-
-    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
-        """With the axis of the inputs of a layer."""
-        if not self.whole or isinstance(self, _OfInputs):
-            return self
-        if len(shapes) > 1 or inputs[0] is None:
-            raise SetError(
-                "`groups` of GroupL1Ball are the inputs of a layer, which no axis of the weight counts",
-                f"groups={self.groups!r}",
-                where=f"weights of shape {' and '.join(map(str, shapes))}",
-                instead="GroupL1Ball(1.0, groups=[0, 0, 1]), with a label for each entry of a unit",
-            )
-        return _OfInputs(self.radius, inputs[0])
-
-    def __call__(self, w: Any) -> Array:
-        own = self.resolved([np.shape(w)], [max(0, np.ndim(w) - 2)])
-        return super().__call__(w) if own is self else own(w)
-
-    def check_fit(self, units: Units) -> None:
-        super().check_fit(units)
-        if not self.whole:
-            groups_of("GroupL1Ball", self.groups, span_of(units))
-
-    def _project(self, units: Units) -> Units:
-        xp, one = namespace(units.parts[0]), units.together(self.whole)
-        size = without_gradient(xp.clip(one.max(xp.abs), 1 / HUGE, HUGE))
-        relative = one.map(lambda x, size: x / size, size).costing(None).apart(units)
-        grouped, back = self._along_inputs(units, relative) if self.whole else self._by_labels(units, relative)
-        squares = grouped.total(lambda x: x * x)
-        some = squares > 0  # at 0 a root has no gradient
-        norms = xp.where(some, xp.sqrt(xp.where(some, squares, xp.ones_like(squares))), squares)
-        lengths = Units.of([norms], [(-1,)], differentiable=units.differentiable, concrete=units.concrete)
-        held = self.level + Judgement(one.size, units.dtype).held(self.level)
+    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
+        xp = namespace(norms)
+        lengths = Units.of([norms], [(1,)], differentiable=units.differentiable, concrete=units.concrete)
+        held = self.level + Judgement(units.together(self.whole).size, units.dtype).held(self.level)
         size = xp.reshape(size, lengths.shape)
         level, ceiling = (xp.minimum(lengths.numbers(bound) / size, HUGE) for bound in (self.level, held))
         total = lengths.constants().total(xp.abs)
         moved = (total > ceiling) & xp.isfinite(total)
         shorter = nearest_on_one_row(lengths, Declaration((Row("diamond", level),)), moved).parts[0]
-        factor = shorter / xp.where(some, norms, xp.ones_like(norms))
-        return back(xp.expand_dims(moved, -1) & xp.isfinite(factor), factor)
+        factor = shorter / xp.where(norms > 0, norms, xp.ones_like(norms))
+        return xp.expand_dims(moved, -1) & xp.isfinite(factor), factor
 
-    def _along_inputs(self, units: Units, relative: Units) -> tuple[Units, Callable[[Array, Array], Units]]:
-        """The groups as units, and from whether each is moved, and its factor, to the units."""
-        inputs = self._axis_of_inputs(units.axes[0])
-        others = tuple(axis for axis in range(len(units.parts[0].shape)) if axis != inputs)
-        grouped = replace(units, axes=(others,))
-        return replace(relative, axes=(others,)), lambda *given: grouped.map(_shortened, *given).apart(units)
-
-    def _by_labels(self, units: Units, relative: Units) -> tuple[Units, Callable[[Array, Array], Units]]:
-        rows, mask, groups = relative.rows(), units.mask_rows(), groups_of("GroupL1Ball", self.groups, span_of(units))
-        xp = namespace(rows)
-        entries = groups.gathered(rows if mask is None else xp.where(mask, rows, xp.zeros_like(rows)))
-        present = constant(rows, groups.present) > 0
-
-        def back(moved: Array, factor: Array) -> Units:
-            return units.with_rows(_shortened(units.rows(), groups.spread(moved), groups.spread(factor)))
-
-        return Units.of([xp.where(present, entries, xp.zeros_like(entries))], [(2,)]), back
-
-    def _axis_of_inputs(self, span: tuple[int, ...]) -> int:
-        return max(span)  # of rows, without a layer
-
-    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
-        xp = namespace(rows)
-        if self.whole:
-            (shape,), (span,) = laid.shapes, laid.axes
-            order = [axis for axis in range(len(shape)) if axis not in span] + list(span)
-            entries = xp.reshape(rows, tuple(shape[axis] for axis in order))
-            within = tuple(i for i, axis in enumerate(order) if axis != self._axis_of_inputs(span))
-        else:
-            groups, within = groups_of("GroupL1Ball", self.groups, laid.span), (2,)
-            entries = groups.gathered(rows)
-            entries = xp.where(constant(rows, groups.present) > 0, entries, xp.zeros_like(entries))
-        size = without_gradient(xp.clip(xp.max(xp.abs(entries), axis=within, keepdims=True), 1 / HUGE, HUGE))
-        squares = xp.sum((entries / size) ** 2, axis=within, keepdims=True)
-        some = squares > 0
-        norms = xp.where(some, size * xp.sqrt(xp.where(some, squares, xp.ones_like(squares))), squares)
-        sums = xp.sum(xp.reshape(norms, (1 if self.whole else rows.shape[0], -1)), axis=1)
-        return [(sums - constant(rows, self.level), self._slack(laid))]
-
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        return self._edges(rows, Laid.of_rows(rows))[0][0]
+    def _beyond(self, norms: Array) -> Array:
+        return namespace(norms).sum(norms, axis=1) - constant(norms, self.level)
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         return Judgement(size, dtype).tolerated(self.level)
@@ -166,17 +240,77 @@ class GroupL1Ball(Set):
         return self._by_scale(units, taken, self.level)
 
 
-def _shortened(x: Array, moved: Array, factor: Array) -> Array:
-    """Entries times a factor where they are moved; 0 has no sign."""
-    xp = namespace(x)
-    return xp.where(moved, xp.where(factor > 0, x * factor, xp.zeros_like(x)), x)
+@registered
+class GroupSparse(GroupSet):
+    """{w : at most k groups of the entries of w are not 0}. Not convex.
 
+    `Sparse` for groups: the k with the largest 2-norms stay bit for bit, the entries of the others
+    become 0. Structured pruning while training: k inputs, channels, filters or heads are left, and
+    the others can be taken out. Steps smaller than what revives a group are lost, as under
+    `Sparse`; `constrain(..., latent=True)` keeps them.
 
-class _OfInputs(GroupL1Ball):
-    """A `GroupL1Ball` of the inputs along an axis that is known: what it becomes on a layer. It is never saved."""
+    Args:
+        k: how many groups may differ from 0; at most as many as there are.
+        groups: see `GroupL1Ball`: "inputs" or "units" of a whole weight, or labels for each unit.
+            The heads of an attention's kernel are labels over all of its axes: those of
+            `np.arange(heads)[None, :, None]`, with `axis=(0, 1, 2)` for (features, heads, dims).
+        axis: see `MaxNorm`; with labels.
 
-    def __init__(self, radius: Bound, inputs: int) -> None:
-        self.radius, self.level, self.groups, self.inputs = radius, in_a_row(radius), "inputs", inputs
+    Raises:
+        SetError: `k` is not a positive integer, or another argument is wrong; once the weight is
+            known, `k` is above the number of groups, it has no axis of inputs, or the labels don't
+            fit its units.
 
-    def _axis_of_inputs(self, span: tuple[int, ...]) -> int:
-        return self.inputs
+    On rows, without a layer, inputs are columns.
+
+    Cost: the norms of the groups, and the selection of `Sparse` among these; with labels two copies
+    by group too.
+
+    Of groups equal in norm the first stay, in the order of inputs, units or labels. A group of
+    zeros stays as it is, so that a zero unit is inside. A unit with NaN or infinities stays and
+    counts as violated. The violation is the norm of the largest group that is too much.
+
+    Source: Baraniuk, Cevher, Duarte and Hegde, "Model-based compressive sensing", 2010, for
+    thresholding blocks; Wen, Wu, Wang, Chen and Li, "Learning structured sparsity in deep neural
+    networks", 2016.
+
+    >>> GroupSparse(1).project([[3.0, 0.5, 2.0], [4.0, 0.0, 5.0]])  # inputs are columns
+    array([[0., 0., 2.],
+           [0., 0., 5.]])
+    """
+
+    convex: ClassVar[bool] = False
+    undone_steps: ClassVar[str] = (
+        "a step that leaves a group below the k largest is lost, so that small ones never revive it"
+    )
+
+    def __init__(self, k: Integer, groups: OfGroups = "inputs", axis: Axis = None) -> None:
+        self.k = positive_integer("GroupSparse", "k", k, "GroupSparse(k=10)", ": how many groups may differ from 0")
+        self._of_groups(groups, axis)
+
+    def check_fit(self, units: Units) -> None:
+        super().check_fit(units)
+        if 0 <= (number := self._number(units)) < self.k:
+            raise SetError(
+                "`k` of GroupSparse is above the number of groups",
+                f"k={self.k}",
+                where=f"{self!r} on {units.count} units of {units.size} entries, with {number} groups",
+                instead=f"k={number}, or less",
+            )
+
+    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
+        xp = namespace(norms)
+        norms = without_gradient(norms)
+        finite = xp.all(xp.isfinite(norms), axis=1, keepdims=True)
+        norms = xp.where(finite, norms, xp.zeros_like(norms))
+        return ~(largest(norms, self.k) | (norms <= 0) | ~finite), xp.zeros_like(norms)
+
+    def _beyond(self, norms: Array) -> Array:
+        xp = namespace(norms)
+        if self.k >= norms.shape[1]:
+            return 0 * norms[:, 0] - np.inf
+        most = xp.sort(norms, axis=1)[:, norms.shape[1] - self.k - 1]
+        return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
+
+    def _tolerance(self, dtype: str, size: int = 1) -> float:
+        return SMALLEST_NORMAL[working_dtype(dtype)]

@@ -1,4 +1,4 @@
-"""Groups of the entries of a unit, by labels: those of an array, or of a name for a window."""
+"""Groups of the entries of a unit, by labels: those of an array, or of a name for a window or a matrix."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._arrays.ops import Array, namespace
+from inbounds._arrays.ops import Array, constant, namespace
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError
 
-NAMES = ("symmetric", "radial")
+WINDOWS = ("symmetric", "radial")
 """The groups of a window that have a name."""
+
+MATRICES = ("toeplitz", "circulant")
+"""The groups of a matrix that have a name."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,10 @@ class Groups:
         return first
 
     def gathered(self, rows: Array) -> Array:
-        """Rows of entries by their groups, of shape (units, groups, most)."""
+        """Rows of entries by their groups, of shape (units, groups, most), with 0 for the repeated ones."""
         xp = namespace(rows)
-        return xp.reshape(xp.take(rows, self.table.reshape(-1), axis=1), (-1, *self.table.shape))
+        entries = xp.take(rows, self.table.reshape(-1), axis=1)
+        return xp.reshape(entries, (-1, *self.table.shape)) * constant(rows, self.present)
 
     def spread(self, values: Array) -> Array:
         """One number for each group of each unit as one for each entry."""
@@ -58,16 +62,25 @@ def groups_of(owner: str, given: Any, span: tuple[int, ...]) -> Groups:
 
     Args:
         owner: the name of the set, for the error.
-        given: a name; or labels of the unit's shape or size, or of its first axes, where entries
-            that differ in a further one are in different groups.
-        span: the shape of one unit.
+        given: a name; or labels of the unit's size, of a shape that broadcasts to the unit's, or of
+            its first axes, where entries that differ in a further one are in different groups.
+        span: the shape of one unit, or of the matrix.
 
     Raises:
-        SetError: the labels have another shape.
+        SetError: the labels have another shape, or the name is that of another shape.
     """
     if isinstance(given, str):
+        if given in MATRICES and (len(span) != 2 or (given == "circulant" and span[0] != span[1])):
+            raise SetError(
+                f"{owner}({given!r}) is for a {'square ' * (given == 'circulant')}matrix",
+                f"groups={given!r}",
+                where=f"entries of shape {span}",
+                instead="an `axis` of two axes, or labels",
+            )
         return _named(given, span)
     size, ahead = int(np.prod(span)), span[: given.ndim]
+    if given.ndim == len(span) > 1 and all(n in (1, most) for n, most in zip(given.shape, span, strict=True)):
+        given = np.broadcast_to(given, span)
     if given.shape not in (ahead, (size,)):
         raise SetError(
             "`groups` don't fit the units: one label for each entry, or each of the first axes",
@@ -79,7 +92,10 @@ def groups_of(owner: str, given: Any, span: tuple[int, ...]) -> Groups:
 
 
 def labels_of(name: str, window: tuple[int, ...]) -> Any:
-    """The labels that a name means for a window of some shape."""
+    """The labels that a name means for a window, or a matrix, of some shape."""
+    if name in MATRICES:
+        diagonals = np.subtract.outer(*map(np.arange, window)).astype("float64")
+        return diagonals % window[0] if name == "circulant" else diagonals
     from_middle = [np.abs(2 * place - (n - 1)) for place, n in zip(np.indices(window), window, strict=True)]
     if name == "radial":
         return np.sum(np.square(from_middle), axis=0).astype("float64")

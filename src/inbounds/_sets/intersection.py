@@ -28,6 +28,7 @@ from inbounds._sets.custom import Custom
 from inbounds._sets.dykstra import Projection, dykstra, in_turn, until_inside
 from inbounds._sets.entries import Interval
 from inbounds._sets.equal import Equal
+from inbounds._sets.group_sparsity import GroupSet
 from inbounds._sets.joint import JointSet
 from inbounds._sets.masks import On, Where
 from inbounds._sets.matrices import MatrixSet, SkewSymmetric, Symmetric, ZeroDiagonal
@@ -411,7 +412,7 @@ def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> 
     sparse = all(_orthant(member) or isinstance(member, Sparse) for member in rest)
     if _ball_after_cones(rest, last) or (sparse and about_zero and isinstance(last, (MaxNorm, MinMaxNorm, L1Ball))):
         return True
-    if isinstance(first, (Monotone, Equal)) and isinstance(last, SumTo):  # which moves all entries alike
+    if isinstance(first, (Monotone, Equal)) and isinstance(last, SumTo) and not first.whole:  # moves all entries alike
         return True
     if isinstance(first, Monotone):
         return isinstance(last, L1Ball) and about_zero
@@ -460,4 +461,4 @@ def _solid(given: Set) -> bool:
     if isinstance(given, (Ball, L1Ball)) and given.convex:
         return given.center is None
     symmetric = _box(given) and np.array_equal(np.negative(given.low), given.high)
-    return isinstance(given, Sparse) or symmetric
+    return isinstance(given, (Sparse, GroupSet)) or symmetric

@@ -23,6 +23,8 @@ class JointSet(Composite):
 
     example: ClassVar[str]
     """Code that makes one."""
+    across_layers: ClassVar[bool] = False
+    """Whether all weights of a model that are given it form one unit; else those of each layer form theirs."""
 
     def __init__(self, inner: Set) -> None:
         name = type(self).__name__

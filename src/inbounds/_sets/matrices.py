@@ -31,7 +31,7 @@ from inbounds._arrays.ops import (
     without_gradient,
     working_dtype,
 )
-from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import numbers_of_units, positive_integer
 from inbounds._sets.set import ULPS, Edge, Set, registered
@@ -86,16 +86,6 @@ class MatrixSet(Set):
     @abstractmethod
     def _excess_of_matrices(self, matrices: Array) -> Array:
         """`_excess`, for each matrix of a stack."""
-
-    def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
-        if len(shape) < 2 or fan_in == ():
-            raise SetError(
-                f"{type(self).__name__} is a set of matrices, and this weight has no units with a fan-in",
-                f"a weight of shape {shape}",
-                where=repr(self),
-                instead="a rule for kernels, such as '**/kernel'",
-            )
-        return fan_in or tuple(range(len(shape) - 1))
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)

@@ -38,7 +38,7 @@ def mathematics(given: Set) -> str:
     """A set in set-builder notation, such as `{w : ‖w‖₂ ≤ 2}`; empty if its docstring has no definition."""
     if isinstance(given, Joint):
         return f"({', '.join(given.weights)}) ∈ {mathematics(given.inner)}"
-    if isinstance(given, Together):
+    if type(given) is Together:
         return f"all weights together ∈ {mathematics(given.inner)}"
     if isinstance(given, Intersection):
         return " ∩ ".join(map(mathematics, given.sets))

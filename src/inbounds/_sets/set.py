@@ -497,10 +497,14 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         weight: Any = keras.ops.convert_to_tensor(w) if isinstance(w, keras.Variable) else w
         weight = np.asarray(weight, dtype="float64") if isinstance(weight, (list, tuple, float, int)) else weight
         _check_float(self, weight)
-        units = Units.of([weight], [self.span(tuple(weight.shape))], differentiable=True)
-        self.check_fit(units)
+        shape = tuple(weight.shape)
+        axes = self.span(shape)
+        counted = range(max(1, len(shape) - 1))[: len(shape)]  # without a layer, the last axis counts units
+        own = self.resolved([shape], [max(counted if self.axis is None else axes, default=None)])
+        units = Units.of([weight], [axes], differentiable=True)
+        own.check_fit(units)
         with quiet(weight):
-            return cast(self.nearest(units).parts[0], dtype_of(weight))
+            return cast(own.nearest(units).parts[0], dtype_of(weight))
 
     def span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         """The axes that one unit of a weight spans.
@@ -535,6 +539,13 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         """As `span`, with no explicit axis."""
         rank = len(shape)
+        if self.matrix and (rank < 2 or fan_in == ()):
+            raise SetError(
+                f"{type(self).__name__} is a set of matrices, and this weight has no units with a fan-in",
+                f"a weight of shape {shape}",
+                where=repr(self),
+                instead="a rule for kernels, such as '**/kernel'",
+            )
         if (self.whole and not self.matrix) or (not fan_in and not self.entrywise and (rank < 2 or fan_in == ())):
             return tuple(range(rank))
         if fan_in is not None:

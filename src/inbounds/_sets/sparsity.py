@@ -88,7 +88,7 @@ class Sparse(Set):
         sizes = xp.abs(without_gradient(xp.where(finite & xp.isfinite(rows), rows, xp.zeros_like(rows))))
         if mask is not None:
             sizes = xp.where(mask, sizes, -xp.ones_like(sizes))
-        kept = _largest(sizes, self.k) | (sizes <= 0) | ~finite
+        kept = largest(sizes, self.k) | (sizes <= 0) | ~finite
         return units.with_rows(xp.where(kept, rows, xp.zeros_like(rows)))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
@@ -102,7 +102,7 @@ class Sparse(Set):
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
 
-def _largest(sizes: Array, k: int) -> Array:
+def largest(sizes: Array, k: int) -> Array:
     """Which are the k largest of each row; of equal ones the first."""
     xp = namespace(sizes)
     least = _threshold(sizes, k)

@@ -1,12 +1,18 @@
-"""Together: weights of one layer or several as a single unit."""
+"""Weights of one layer or several as a single unit: Together, in a set; Tied, equal to each other."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+
 from inbounds._errors import SetError, shown
-from inbounds._sets.composite import contains
+from inbounds._sets.equal import Equal
 from inbounds._sets.joint import JointSet
-from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.set import Set, registered
+from inbounds._types import Bool
 
 
 @registered
@@ -48,10 +54,12 @@ class Together(JointSet):
     """
 
     example = "Together(FrobeniusNorm(3.0))"
+    across_layers: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
     def __init__(self, inner: Set, name: str | None = None) -> None:
         super().__init__(inner)
-        if contains(inner, (MatrixSet,)):
+        if inner.matrix:
             raise SetError(
                 "Together is given a set of matrices, and its weights form a vector",
                 f"inner={shown(inner)}",
@@ -63,3 +71,90 @@ class Together(JointSet):
 
     def __repr__(self) -> str:
         return f"Together({self.inner!r}{'' if self.name is None else f', name={self.name!r}'})"
+
+
+@registered
+class Tied(Together):
+    """{(w, ..., v) : v = w, or v = w^T}: weights of one layer or several that are equal, entry by entry.
+
+    `Together(Equal(labels))`, with the labels that the shapes of the weights give: an encoder and a
+    decoder that is the encoder transposed, an embedding and the classifier over its tokens. Each
+    weight becomes their mean, in a metric the weighted one. A list of rules takes it as it is, since
+    it names its weights; a mapping, and a rules file, give it to the weights that a selector takes:
+
+        constrain(model, [Tied("encoder/kernel", "decoder/kernel", transpose=True)])
+        constrain(model, {"*coder/kernel": Tied("encoder/kernel", "decoder/kernel", transpose=True)})
+
+    Args:
+        weights: globs on the ends of the weights' paths, see `constrain`; two at least, each of
+            which takes one weight.
+        transpose: whether all but the first have the axes of the first in reverse.
+
+    Raises:
+        SetError: `weights` are not two or more different strings, or `transpose` is not a boolean;
+            once the weights are known, their shapes don't fit each other. Of `where`, `on` and `&`:
+            give `Together(Equal(labels) & ...)` for tied weights in a set.
+
+    As for `Together`, one optimizer should step all of them; those that are frozen can't be followed
+    by the others, so that all are trained or none.
+
+    Cost: that of `Equal`.
+
+    Source: Inan, Khosravi and Socher, "Tying word vectors and word classifiers", 2017; the mean is
+    the projection on a subspace.
+
+    >>> Tied("encoder/kernel", "decoder/kernel").project([[1.0, 3.0]])  # an entry of each weight
+    array([[2., 2.]])
+    """
+
+    example = 'Tied("encoder/kernel", "decoder/kernel")'
+
+    def __init__(self, *weights: str, transpose: Bool = False) -> None:
+        if len(weights) < 2 or len(set(weights)) < len(weights) or not all(isinstance(one, str) for one in weights):
+            raise SetError(
+                "`weights` of Tied are not two or more different strings",
+                f"weights={shown(weights)}",
+                instead=self.example,
+            )
+        if not isinstance(transpose, (bool, np.bool_)):
+            raise SetError(
+                "`transpose` of Tied is not a boolean", f"transpose={shown(transpose)}", instead="transpose=True"
+            )
+        self.weights, self.transpose = weights, bool(transpose)
+        JointSet.__init__(self, Equal([0] * len(weights)))
+
+    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+        """With the labels that the shapes give; all entries apart where not all weights are known."""
+        if len(shapes) < len(self.weights):
+            return Together(Equal(np.arange(sum(map(math.prod, shapes)))))
+        first, others = shapes[0], set(shapes[1:])
+        if others != {first[::-1] if self.transpose else first}:
+            fits = others == {first if self.transpose else first[::-1]}
+            raise SetError(
+                f"The weights of Tied don't have the same shape{', transposed' * self.transpose}",
+                f"weights={self.weights}",
+                where=f"weights of shape {' and '.join(map(str, shapes))}",
+                instead=repr(Tied(*self.weights, transpose=not self.transpose))
+                if fits
+                else "weights that have as many entries along each axis",
+            )
+        place = np.arange(math.prod(first)).reshape(first)
+        other = place.T if self.transpose else place
+        return Together(Equal(np.concatenate([place.ravel(), *[other.ravel()] * (len(shapes) - 1)])))
+
+    def rebuilt(self, members: Sequence[Set]) -> NoReturn:
+        raise SetError(
+            "A Tied takes no `where`, `on` or `&`: its labels follow from the shapes of its weights",
+            repr(self),
+            instead="Together(Equal([0, 1, 0, 1]) & NonNeg()), with a label for each entry of all weights",
+        )
+
+    def __and__(self, other: Any) -> NoReturn:
+        self.rebuilt(())
+
+    @classmethod
+    def _of_config(cls, config: dict[str, Any]) -> Set:
+        return cls(*config["weights"], transpose=config["transpose"])
+
+    def __repr__(self) -> str:
+        return f"Tied({', '.join(map(repr, self.weights))}{', transpose=True' * self.transpose})"

@@ -51,13 +51,13 @@ def constrain(
 
     Args:
         model: a built `keras.Model` or layer.
-        rules: a mapping from selectors to sets, or a list of such pairs. A selector is a glob on
-            the end of a weight's path (`"conv*/kernel"`; `*` matches within a part, `**` over
-            parts), a callable(layer, variable) -> bool, a layer, a class of layers, or a
-            `keras.Variable`, which needs the list, since Python can't hash it as a key. For weights
-            the value is a set, or a callable from tensor to tensor; for layers it is a `Joint`, or
-            a mapping from weights' names to sets. A weight obeys the last rule that matches it.
-            None: the constraints given to layers as arguments.
+        rules: a mapping from selectors to sets, or a list of such pairs, in which a `Tied` stands
+            by itself. A selector is a glob on the end of a weight's path (`"conv*/kernel"`; `*`
+            matches within a part, `**` over parts), a callable(layer, variable) -> bool, a layer, a
+            class of layers, or a `keras.Variable`, which needs the list, since Python can't hash it
+            as a key. For weights the value is a set, or a callable from tensor to tensor; for
+            layers it is a `Joint`, or a mapping from weights' names to sets. A weight obeys the
+            last rule that matches it. None: the constraints given to layers as arguments.
         gradient: the gradient that the optimizer sees. "reduced": without the part that points out
             of the set, so that any optimizer converges to the constrained optimum, see
             docs/optimizers.md; "full": unchanged. The plan says for which sets the two are the

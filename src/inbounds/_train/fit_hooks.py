@@ -20,7 +20,6 @@ from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve_given
 from inbounds._model.weights import layers_of, own_weights, variables_of
 from inbounds._sets.set import Set
-from inbounds._sets.together import Together
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
     AttachedSet,
@@ -133,9 +132,9 @@ def _begin_fit(model: Any) -> None:
     if declared:
         check_weights_exist(model)
     for entry in declared:
-        attached = [list(map(id, one.variables)) for one in attached_entries(entry.variables)]
-        if isinstance(entry.set, Together) and attached != [list(map(id, entry.variables))]:
-            attach_set(entry)  # an optimizer knew its own weights only
+        attached = {id(v) for one in attached_entries(entry.variables) for v in one.variables}
+        if 0 < len(attached) < len(entry.variables):  # an optimizer knew its own weights only
+            attach_set(entry)
     _project(model, declared)
     # A list, not a generator: every optimizer has to store its constants.
     changed = [update_compiled_constants(optimizer) for optimizer in optimizers_of(model)]
