@@ -155,6 +155,11 @@ def test_a_variable_without_a_gradient_is_left_out_of_the_update():
     assert [v.path for v in optimizer._trainable_variables] == [v.path for v in layer.trainable_variables]
 
 
+OF_3_15 = pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="Keras 3.14 has none")
+"""MultiOptimizer, and plain callables as constraints."""
+
+
+@OF_3_15
 def test_apply_calls_the_constraints_of_variables_one_by_one_after_the_step():
     """`optimizer_hooks.hidden_constraints` hides them, or Keras would constrain once more what was projected."""
     called = []
@@ -199,6 +204,7 @@ def test_every_optimizers_apply_is_that_of_the_public_base_class(name):
     assert getattr(keras.optimizers, name).apply is keras.optimizers.Optimizer.apply
 
 
+@OF_3_15
 def test_wrapping_optimizers_build_and_step_those_inside():
     """Else loss scaling and MultiOptimizer would go unhooked: `optimizers.optimizers_of`."""
     layer = dense()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from inbounds._cli.catalogue import Card, card_of, cards
-from inbounds._cli.pictures import COLUMNS, DRAWINGS, HALF_WIDTH, NO_DRAWING_REASONS, ROWS, Drawing, no_drawing_reason
+from inbounds._cli.pictures import COLUMNS, DRAWINGS, NO_DRAWING_REASONS, ROWS, no_drawing_reason, text_picture
+from inbounds._report.plots import HALF_WIDTH, Drawing
 from inbounds.constraints import MADE, SETS, MaxNorm
 
 pytestmark = pytest.mark.once
@@ -47,7 +48,7 @@ HELD = {
 
 def raster(drawing):
     """The characters of a picture by the coordinates of their places."""
-    lines = drawing.text.splitlines()[1:-1]
+    lines = text_picture(drawing).splitlines()[1:-1]
     assert len(lines) == ROWS
     return {
         (HALF_WIDTH * (2 * column / (COLUMNS - 1) - 1), HALF_WIDTH * (1 - 2 * row / (ROWS - 1))): line[column + 1]

@@ -10,6 +10,7 @@ from inbounds._errors import (
     InboundsError,
     LayoutError,
     LayoutWarning,
+    NotFiniteWarning,
     PlanNotSavedWarning,
     RuleError,
     SetError,
@@ -20,6 +21,7 @@ from inbounds._model.plan import Entry, Plan
 from inbounds._model.weights import hook_layers
 from inbounds._report.audit import audit, check
 from inbounds._report.monitor import Monitor
+from inbounds._report.plots import plot_set
 from inbounds._report.pressure import Pressure, PressureRow, pressure
 from inbounds._report.report import Report, Row
 from inbounds._sets import public as _public
@@ -43,6 +45,7 @@ __all__ = [
     "LayoutError",
     "LayoutWarning",
     "Monitor",
+    "NotFiniteWarning",
     "Plan",
     "PlanNotSavedWarning",
     "Pressure",
@@ -58,6 +61,7 @@ __all__ = [
     "constrain",
     "constraints",
     "optax_wrap",
+    "plot_set",
     "pressure",
     "project",
     "project_after",

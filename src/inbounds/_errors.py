@@ -98,6 +98,10 @@ class WeightNotMovedWarning(UserWarning):
     """The steps of an epoch have not moved a constrained weight, said by `Monitor`."""
 
 
+class NotFiniteWarning(UserWarning):
+    """A weight has an entry that is NaN or infinite, said by `Monitor`."""
+
+
 def explain(wrong: str, received: str, *, where: str = "", instead: str = "") -> str:
     """The text of an error: what went wrong, what was received, where, and the line to type instead."""
     parts = [wrong.rstrip(".") + ".", f"Received: {received}."]

@@ -30,6 +30,8 @@ ROW = {
     "definition": str,
     "source": str,
     "excess": list,
+    "entries": list,
+    "singular_values": list,
 }
 
 KERNELS = '[rules]\n"**/kernel" = "MaxNorm(0.5)"\n'

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from inbounds._cli.catalogue import cards
+from inbounds._cli.pictures import text_picture
 from inbounds.constraints import MADE, SETS
 
 pytestmark = pytest.mark.once
@@ -48,7 +49,7 @@ def test_a_card_shows_definition_cost_source_and_picture(command, name):
     if card.drawing is None:
         assert "picture none: " in flat
     else:
-        indented = [f"{'':10}{line}" for line in card.drawing.text.splitlines()]
+        indented = [f"{'':10}{line}" for line in text_picture(card.drawing).splitlines()]
         assert outcome.out.splitlines()[-len(indented) :] == indented
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.by_turns
 
 
 class Logs(keras.callbacks.Callback):
-    """Keeps what callbacks after the Monitor are told."""
+    """Keeps what callbacks are told."""
 
     def __init__(self):
         super().__init__()
@@ -28,17 +28,32 @@ class Logs(keras.callbacks.Callback):
 
 
 class Push(keras.callbacks.Callback):
-    """Puts one kernel column outside by a known distance at the end of an epoch."""
+    """Puts one kernel column outside by a known distance after the third batch of an epoch."""
 
     def __init__(self, epoch, size):
         super().__init__()
-        self.epoch, self.size = epoch, size
+        self.epoch, self.size, self.now = epoch, size, 0
 
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch == self.epoch:
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.now, batch) == (self.epoch, 2):
             value = np.zeros((64, 10), "float32")
             value[0, 0] = self.size
             self.model.layers[0].kernel.assign(value)
+
+
+class Spoil(keras.callbacks.Callback):
+    """Puts a NaN into the kernel before the second batch of the second epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.now, batch) == (1, 1):
+            kernel = self.model.layers[0].kernel
+            kernel.assign(kernel * np.where(np.arange(10) == 3, np.nan, 1.0).astype("float32"))
 
 
 def fit(digits, *callbacks, epochs=2, steps=3, verbose=0):
@@ -97,8 +112,8 @@ def test_the_progress_bar_shows_them(digits, capsys):
     assert "active: " in shown
 
 
-def test_a_csv_logger_listed_after_it_writes_them(digits, tmp_path):
-    history = fit(digits, ib.Monitor(), keras.callbacks.CSVLogger(tmp_path / "log.csv"))
+def test_a_csv_logger_writes_them_though_it_is_listed_first(digits, tmp_path):
+    history = fit(digits, keras.callbacks.CSVLogger(tmp_path / "log.csv"), ib.Monitor())
     with open(tmp_path / "log.csv", newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [float(line["violation"]) for line in lines] == history.history["violation"]
@@ -122,15 +137,14 @@ def test_every_n_batches_are_audited_counted_over_epochs(digits, monkeypatch):
 
     monkeypatch.setattr(ib.Monitor, "_audit", counted)
     logs = Logs()
-    fit(digits, ib.Monitor(every=2), logs)
+    fit(digits, logs, ib.Monitor(every=2))
     assert seen == [2, 3, 4, 6, 6], "batches 2, 4 and 6, and the ends of both epochs"
     assert ["violation" in told for told in logs.batches] == [False, True, True, True, True, True]
 
 
 def test_a_violation_is_logged_with_its_size(digits):
     history = fit(digits, Push(1, 2.0), ib.Monitor())
-    assert history.history["violation"][0] < 1e-6
-    assert history.history["violation"][1] == 1.5
+    assert history.history["violation"] == [0.0, 1.5], "what is rounding is 0"
 
 
 @pytest.mark.parametrize(("stop", "epochs"), [(True, 2), (False, 4)])
@@ -141,6 +155,36 @@ def test_training_stops_on_a_violation_where_asked(stop, epochs, digits):
 
 def test_training_goes_on_while_all_holds(digits):
     assert len(fit(digits, ib.Monitor(every=1, stop_on_violation=True), epochs=3).epoch) == 3
+
+
+def test_per_weight_it_keeps_numbers_of_each_set_and_draws_them(digits):
+    monitor = ib.Monitor(every=2, per_weight=True)
+    with pytest.raises(ib.InboundsError, match=r"^There is nothing to draw: .* Instead: model\.fit"):
+        monitor.plot()
+    model = fit(digits, Push(1, 2.0), monitor).model
+    (kernel,) = monitor.weights.values()
+    assert monitor.history == kernel
+    assert kernel["batch"] == [2, 3, 4, 6, 6], "an epoch's end is audited too"
+    assert kernel["violation"] == [0.0] * 4 + [1.5]
+    assert kernel["active"][-1] == ib.audit(model).active
+    assert list(monitor.weights) == [model.layers[0].kernel.path]
+    for axes, name in zip(monitor.plot().axes, ("violation", "active"), strict=True):
+        assert axes.lines[0].get_xydata().tolist() == np.transpose([kernel["batch"], kernel[name]]).tolist()
+
+
+@pytest.mark.parametrize("per_weight", [False, True])
+def test_weights_that_are_not_finite_are_reported_with_the_batch_in_which_they_were_found(per_weight, digits):
+    monitor = ib.Monitor(per_weight=per_weight)
+    paths = {f"sequential/out/{name}": 5 if per_weight else 6 for name in ("kernel", "bias")}
+    with pytest.warns(ib.NotFiniteWarning) as caught:
+        fit(digits, Spoil(), monitor)
+    assert monitor.not_finite == paths
+    assert monitor.history["violation"] == [0.0, np.inf]
+    (text,) = (str(one.message) for one in caught if one.category is ib.NotFiniteWarning)
+    assert text.startswith("Weights are not finite: sequential/out/kernel, sequential/out/bias. Received: ")
+    found, finite = (5, 4) if per_weight else (6, 3)
+    assert f"epoch 2, after batch {found} of this Monitor; all were finite after batch {finite}." in text
+    monitor.plot()
 
 
 def test_monitoring_changes_no_step(digits):

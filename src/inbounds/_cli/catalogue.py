@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from inbounds import constraints
-from inbounds._cli.pictures import DRAWINGS, Drawing, no_drawing_reason
+from inbounds._cli.pictures import DRAWINGS, no_drawing_reason, text_picture
 from inbounds._model.table import WIDTH
+from inbounds._report.plots import Drawing
 
 CONVEXITY_BY_ARGUMENTS = {"Custom": "not known", "MinMaxNorm": "where min_value is 0"}
 """The convexity of sets for which it depends on their arguments."""
@@ -77,7 +78,7 @@ class Card:
         for name, fact in facts.items():
             lines += _wrapped_lines(fact, f"  {name:8}")
         if self.drawing is not None:
-            lines.append(textwrap.indent(self.drawing.text, " " * 10))
+            lines.append(textwrap.indent(text_picture(self.drawing), " " * 10))
         return "\n".join(lines)
 
     @property

@@ -1,16 +1,15 @@
 """Pictures of sets in two dimensions: the set, some points, and their nearest points in the set.
 
-`violation` says where the set is, `project` gives the nearest points. `docs/pictures.py` draws the
-same pictures.
+`violation` says where the set is, `project` gives the nearest points.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from inbounds._report.plots import DEFAULT_POINTS, HALF_WIDTH, Drawing
 from inbounds.constraints import (
     Box,
     Equal,
@@ -30,71 +29,29 @@ from inbounds.constraints import (
     UnitNorm,
 )
 
-HALF_WIDTH = 2
-"""A picture spans -HALF_WIDTH to HALF_WIDTH on both axes."""
-
 COLUMNS, ROWS = 33, 17
 """A character is twice as high as it is wide."""
 
 INSIDE_BELOW = 0.1
 """A character is inside the set if the violation there is below this, about half a column."""
 
-Points = tuple[tuple[float, float], ...]
 
-DEFAULT_POINTS: Points = ((1.5, 1.0), (-1.5, 0.5), (-0.5, -1.5), (1.0, -0.75))
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A set of two-dimensional vectors, and points that are projected on it."""
-
-    set: Any
-    points: Points = DEFAULT_POINTS
-
-    @property
-    def nearest(self) -> Points:
-        """The nearest point in the set for each point; a point inside is its own."""
-        return tuple((float(x), float(y)) for x, y in self.set.project(np.array(self.points)))
-
-    @property
-    def captions(self) -> list[str]:
-        """A text for each point that says where it is projected."""
-        return [
-            f"{letter} {_pair(point)} {'stays' if near == point else f'goes to {_pair(near)}'}"
-            for letter, point, near in self.marks
-        ]
-
-    @property
-    def caption(self) -> str:
-        """The set and its captions in one line."""
-        return f"{self.set!r}: {'; '.join(self.captions)}"
-
-    @property
-    def marks(self) -> list[tuple[str, tuple[float, float], tuple[float, float]]]:
-        """The points, each after its letter and before its nearest point."""
-        return [(chr(ord("a") + i), *pair) for i, pair in enumerate(zip(self.points, self.nearest, strict=True))]
-
-    def violation(self, x: Any, y: Any) -> Any:
-        """The violation at points that are given by arrays of coordinates."""
-        return self.set.violation(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(x.shape)
-
-    @property
-    def text(self) -> str:
-        """The picture as text: points in lower case, nearest points in capitals, the set dotted."""
-        across, up = np.linspace(-HALF_WIDTH, HALF_WIDTH, COLUMNS), np.linspace(HALF_WIDTH, -HALF_WIDTH, ROWS)
-        inside = self.violation(*np.meshgrid(across, up)) < INSIDE_BELOW
-        raster = np.where(inside, ".", " ")
-        for letter, point, near in self.marks:
-            for mark, (x, y) in ((letter.upper(), near), (letter, point)):
-                raster[np.argmin(np.abs(up - y)), np.argmin(np.abs(across - x))] = mark
-        rule = "".join("+" if x == round(x) else "-" for x in across)
-        side = ["+" if y == round(y) else "|" for y in up]
-        captions = [*self.captions, *[""] * (ROWS - len(self.points))]
-        lines = [
-            f"{tick}{''.join(row)}{tick}  {caption}".rstrip()
-            for tick, row, caption in zip(side, raster, captions, strict=True)
-        ]
-        return "\n".join([f"+{rule}+", *lines, f"+{rule}+"])
+def text_picture(drawing: Drawing) -> str:
+    """The picture as text: points in lower case, nearest points in capitals, the set dotted."""
+    across, up = np.linspace(-HALF_WIDTH, HALF_WIDTH, COLUMNS), np.linspace(HALF_WIDTH, -HALF_WIDTH, ROWS)
+    inside = drawing.violation(*np.meshgrid(across, up)) < INSIDE_BELOW
+    raster = np.where(inside, ".", " ")
+    for letter, point, near in drawing.marks:
+        for mark, (x, y) in ((letter.upper(), near), (letter, point)):
+            raster[np.argmin(np.abs(up - y)), np.argmin(np.abs(across - x))] = mark
+    rule = "".join("+" if x == round(x) else "-" for x in across)
+    side = ["+" if y == round(y) else "|" for y in up]
+    captions = [*drawing.captions, *[""] * (ROWS - len(drawing.points))]
+    lines = [
+        f"{tick}{''.join(row)}{tick}  {caption}".rstrip()
+        for tick, row, caption in zip(side, raster, captions, strict=True)
+    ]
+    return "\n".join([f"+{rule}+", *lines, f"+{rule}+"])
 
 
 DRAWINGS = {
@@ -142,8 +99,3 @@ def no_drawing_reason(cls: Any) -> str:
     if cls.matrix is True:
         return "two dimensions hold no more of a matrix than a row"
     return NO_DRAWING_REASONS.get(cls.__name__, "it is new")
-
-
-def _pair(point: tuple[float, float]) -> str:
-    x, y = (f"{round(value, 2) + 0.0:g}" for value in point)
-    return f"({x}, {y})"

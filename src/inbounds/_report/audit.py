@@ -41,6 +41,12 @@ from inbounds._version import __version__
 MOST_BARS = 64
 """The numbers that a row keeps of its units, for a plot."""
 
+MOST_SORTED = 4096
+"""Of more entries, a sample is sorted for a plot."""
+
+LARGEST_MATRIX = 512
+"""The longest shorter side of a matrix whose singular values are found for a plot."""
+
 
 @exclusive_access(
     instead="inbounds.Monitor() among the callbacks of that fit, an audit in a callback, or once the fit has ended"
@@ -218,6 +224,8 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
         definition=mathematics(entry.set),
         source=entry.source,
         excess=_bars(measured.excess),
+        entries=_sorted_entries(measured.rows),
+        singular_values=_singular_values(entry, measured.rows),
     )
 
 
@@ -226,6 +234,23 @@ def _bars(excess: np.ndarray[Any, Any]) -> tuple[float, ...]:
     excess = excess[excess > -np.inf]
     starts = range(0, excess.size, max(1, -(-excess.size // MOST_BARS)))
     return tuple(np.maximum.reduceat(excess, starts).tolist()) if excess.size else ()
+
+
+def _sorted_entries(rows: np.ndarray[Any, Any]) -> tuple[float, ...]:
+    """Up to MOST_BARS entries from the smallest to the largest, evenly spaced; NaN last. Of many, of a sample."""
+    entries = rows.ravel()
+    if entries.size > MOST_SORTED:
+        entries = entries[np.random.default_rng(0).integers(0, entries.size, MOST_SORTED)]
+    places = np.linspace(0, entries.size - 1, min(entries.size, MOST_BARS)).astype(int)
+    return tuple(np.sort(entries)[places].tolist())
+
+
+def _singular_values(entry: Entry, rows: np.ndarray[Any, Any]) -> tuple[float, ...]:
+    """The largest MOST_BARS singular values of each matrix of a set of matrices; none where that takes long."""
+    if not entry.set.matrix or min(rows.shape) > LARGEST_MATRIX or not np.isfinite(rows).all():
+        return ()
+    matrices = rows.reshape(entry.units, -1, rows.shape[1])
+    return tuple(np.linalg.svd(matrices, compute_uv=False)[:, :MOST_BARS].ravel().tolist())
 
 
 def _unmeasured_row(paths: tuple[str, ...], code: str, note: str, constraint: Set, source: str) -> Row:

@@ -1,4 +1,4 @@
-"""`Monitor`: a Keras callback that audits on a schedule and finds weights that don't move."""
+"""`Monitor`: a Keras callback that audits on a schedule, and finds weights that stall or aren't finite."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays.ops import to_numpy
-from inbounds._errors import RuleError, WeightNotMovedWarning, explain
+from inbounds._arrays.ops import MANTISSA_BITS, dtype_of, to_numpy
+from inbounds._errors import InboundsError, NotFiniteWarning, RuleError, WeightNotMovedWarning, explain
 from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve
 from inbounds._model.table import quantity
-from inbounds._model.weights import Weight, layers_of
+from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._report.audit import audit, nothing_constrained_error
+from inbounds._report.plots import history_figure
 from inbounds._report.report import Report
 from inbounds._sets.arguments import interval
 from inbounds._train.attached_sets import current_constraint
@@ -22,18 +23,26 @@ from inbounds._train.optimizers import optimizers_stepping, steppers_of
 from inbounds._train.taken_plans import gradient_norms_of, measure_gradients
 from inbounds._types import Every
 
+Numbers = dict[str, list[float]]
+"""From "batch", "violation" and "active" to a number for each audit."""
+
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
-    """Adds `violation` and `active` to the logs of training, and warns of weights that don't move.
+    """Adds `violation` and `active` to the logs of training, and warns of weights that stall or aren't finite.
 
     The progress bar, History, CSV files and trackers then show them. `violation` is the largest
-    over the model, in the units of the weights; `active` is the share of units on their boundary.
-    List the Monitor before callbacks that should see them.
+    over the model, in the units of the weights, and 0 where all of it is rounding; `active` is the
+    share of units on their boundary. Wherever it is listed, the Monitor is called before the other
+    callbacks, so that all of them see its numbers. What they do to the weights the next audit sees.
 
     Some sets swallow steps, unless latent weights keep them (see `constrain`): on a grid, a step
     below half a grid step is projected back to where it began. If the steps of an epoch have not
     moved a weight under such a set, there is a warning, once per weight in each fit. Frozen
     weights, epochs without a step and a learning rate of 0 cause none.
+
+    If a weight has an entry that is NaN or infinite, with a set or without, there is a warning,
+    once in each fit. It names the weights, the batch in which they were found, and the last one
+    in which all were finite: the one before with `per_weight`, else that of the audit before.
 
     Args:
         every: "epoch", or a number of training batches after which the model is audited too.
@@ -43,10 +52,17 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
             where the gradient points straight out of the sets; from a batch it is an estimate. The
             training steps measure it from then on, with one more variable in each optimizer, which
             isn't saved.
+        per_weight: keeps `weights`, and looks for NaN and infinities after each batch.
 
     Attributes:
         report: the last audit; None before the first.
+        history: three lists with a number for each audit: "batch", how many batches this
+            Monitor has seen, "violation" and "active".
+        weights: with `per_weight`, three such lists for each set, by the paths of its weights, joined
+            by " + ". How far projections move the weights isn't among them: a step is compiled as
+            one program, which stores no weight as it was before its projection.
         unmoved: the paths of the weights that the steps of the last epoch have not moved.
+        not_finite: from the path of each weight that was found not to be finite to the batch.
 
     Raises:
         SetError: `every` is neither a positive number nor "epoch".
@@ -55,10 +71,11 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
 
     Warns:
         WeightNotMovedWarning: the steps of an epoch have not moved a weight.
+        NotFiniteWarning: a weight has an entry that is NaN or infinite.
 
     Cost: one audit (a pass over the weights in float64) when training begins and after each epoch
     or each `every` batches. Weights whose set can swallow steps are copied to the host's memory
-    once an epoch, 8 bytes an entry.
+    once an epoch, 8 bytes an entry. With `per_weight`, one pass over the weights after each batch.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
@@ -67,22 +84,56 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         ['active', 'loss', 'violation']
     """
 
-    def __init__(self, every: Every = "epoch", stop_on_violation: bool = False, stationarity: bool = False) -> None:
+    called_first = True
+    """Whether `fit_hooks` puts the callback before those of the user."""
+
+    def __init__(
+        self,
+        every: Every = "epoch",
+        stop_on_violation: bool = False,
+        stationarity: bool = False,
+        per_weight: bool = False,
+    ) -> None:
         super().__init__()
         self.every = interval("Monitor", every, "batches", "Monitor(every=100)")
         self.stop_on_violation = stop_on_violation
         self.stationarity = stationarity
+        self.per_weight = per_weight
         self.report: Report | None = None
+        self.history: Numbers = {}
+        self.weights: dict[str, Numbers] = {}
         self.unmoved: tuple[str, ...] = ()
+        self.not_finite: dict[str, int] = {}
         self._batches = 0
+        self._epoch = 0
+        self._last_finite: int | None = None
         self._checked = False
         self._last_stationarity = float("nan")
         self._warned: set[str] = set()
         self._previous: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}
 
+    def plot(self) -> Any:
+        """Draws `history`, and `weights` where they are kept.
+
+        Returns:
+            A figure of matplotlib: a notebook shows it, and `figure.savefig(path)` writes it.
+
+        Raises:
+            InboundsError: nothing has been audited yet, or matplotlib isn't installed.
+        """
+        if self.report is None:
+            raise InboundsError(
+                "There is nothing to draw: the Monitor has seen no training",
+                "Monitor.plot()",
+                instead="model.fit(x, y, callbacks=[monitor]) first",
+            )
+        return history_figure(self.history, self.weights)
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._warned = set()
         self._previous = {}
+        self.not_finite = {}
+        self._last_finite = None
         self._checked = False
         if self.stationarity:
             _measure_gradients(self.model)
@@ -91,13 +142,19 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Stores the values before the first epoch, which the begin of the fit has projected."""
-        if not self._previous and self._is_built():
+        self._epoch = epoch
+        if not self._is_built():
+            return
+        self._find_not_finite()
+        if not self._previous:
             self._previous = {id(weight.variable): now for _, weight, now in self._values_that_may_stall()}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if not self._checked:
             self._check_constrained()
         self._batches += 1
+        if self.per_weight:
+            self._find_not_finite()
         if isinstance(self.every, int):
             if self._batches % self.every == 0:
                 self._audit()
@@ -120,7 +177,12 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
 
     def _audit(self) -> None:
         self.report = audit(self.model)
+        self._find_not_finite()
         self._last_stationarity = _stationarity(self.model) if self.stationarity else self._last_stationarity
+        _append(self.history, self._batches, self.report.violation, self.report.active)
+        for row in self.report.constrained if self.per_weight else ():
+            kept = self.weights.setdefault(" + ".join(row.paths), {})
+            _append(kept, self._batches, row.violation if row.violated else 0.0, row.active)
         if self.stop_on_violation and any(row.status in ("violated", "unenforced") for row in self.report.rows):
             self.model.stop_training = True
 
@@ -130,6 +192,26 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
             logs["active"] = self.report.active
             if self.stationarity:
                 logs["stationarity"] = self._last_stationarity
+
+    def _find_not_finite(self) -> None:
+        """Warns of weights with an entry that is NaN or infinite, once in each fit."""
+        found = [] if self.not_finite else [one for one in weights_of(self.model) if not _is_finite(one.variable)]
+        if found:
+            paths = [weight.path for weight in found]
+            self.not_finite = dict.fromkeys(paths, self._batches)
+            before = "" if self._last_finite is None else f"; all were finite after batch {self._last_finite}"
+            warnings.warn(
+                explain(
+                    f"Weights are not finite: {', '.join(paths[:3])}{f' and {len(paths) - 3} more' * (len(paths) > 3)}",
+                    f"{_not_finite(found[0].variable)} in the first of them",
+                    where=f"epoch {self._epoch + 1}, after batch {self._batches} of this Monitor{before}",
+                    instead="a smaller learning rate, or clipnorm=1.0 in the optimizer; check the data for NaN",
+                ),
+                NotFiniteWarning,
+                stacklevel=2,
+            )
+        elif not self.not_finite:
+            self._last_finite = self._batches
 
     def _find_unmoved(self, epoch: int) -> None:
         """Warns of weights that the steps of the epoch have not moved."""
@@ -155,6 +237,22 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
             for weight in entry.weights
             if weight.variable.trainable and not weight.quantized
         ]
+
+
+def _append(kept: Numbers, *numbers: float) -> None:
+    for name, number in zip(("batch", "violation", "active"), numbers, strict=True):
+        kept.setdefault(name, []).append(number)
+
+
+def _is_finite(variable: Any) -> bool:
+    if dtype_of(variable) not in MANTISSA_BITS:
+        return True
+    return bool(keras.ops.convert_to_numpy(keras.ops.all(keras.ops.isfinite(variable))))
+
+
+def _not_finite(variable: Any) -> str:
+    values = to_numpy(variable)
+    return f"{int(np.sum(~np.isfinite(values)))} of {values.size} entries that are NaN or infinite"
 
 
 def _measure_gradients(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""`Report` and `Row`: frozen data that prints as text, JSON or HTML. Imports no Keras."""
+"""`Report` and `Row`: frozen data that prints as text, JSON or HTML, and is drawn. Imports no Keras."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ class Row:
         set: the set, as code; empty for a free weight.
         units: the number of units.
         violated: the number of units outside by more than `tolerance`.
-        violation: the largest violation, in the units of the weight; infinity for NaN or
+        violation: the largest violation, rounding included, in the units of the weight; infinity for NaN or
             infinities.
         worst_unit: the index of the unit with the largest violation, in the weight's axes that
             count units; None if none is outside.
@@ -46,6 +47,10 @@ class Row:
             which are equally long but for the last. Infinity where an entry is NaN or infinite.
             Units in which a mask marks no entry are left out. Of a misaligned row, units along the
             layer's fan-in.
+        entries: for a plot, up to 64 of the entries, from the smallest to the largest, evenly
+            spaced; NaN is last. Of more than 4,096 entries, a sample.
+        singular_values: for a plot, of a set of matrices the up to 64 largest ones of each matrix.
+            Empty for other sets, and where the matrix's shorter side is longer than 512.
     """
 
     paths: tuple[str, ...]
@@ -61,6 +66,8 @@ class Row:
     definition: str = ""
     source: str = ""
     excess: tuple[float, ...] = ()
+    entries: tuple[float, ...] = ()
+    singular_values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,8 +119,8 @@ class Report(Tabular):
 
     @property
     def violation(self) -> float:
-        """The largest violation over the model."""
-        return max((row.violation for row in self.rows), default=0.0)
+        """The largest violation over the model; 0 where all of it is rounding."""
+        return max((row.violation for row in self.rows if row.violated), default=0.0)
 
     @property
     def active(self) -> float:
@@ -183,6 +190,28 @@ class Report(Tabular):
         target.write_text(html_page(self.to_dict()), encoding="utf-8")
         return target
 
+    def plot(self, pressure: Iterable[Any] = ()) -> Any:
+        """Draws each set's units against the bound, and its singular values or sorted entries.
+
+        A bar is a unit, or the worst of neighbours. It rises from the bound, a line, where the unit
+        is outside, and hangs from it where it is inside; NaN and infinities are striped. Of more than
+        12 sets the first 12 are drawn, those that don't hold before the others.
+
+        Args:
+            pressure: what `inbounds.pressure` gives for this model: a third plot then shows for
+                each unit what its bound costs.
+
+        Returns:
+            A figure of matplotlib: a notebook shows it, and `figure.savefig(path)` writes it.
+
+        Raises:
+            InboundsError: matplotlib isn't installed.
+        """
+        from inbounds._report.plots import report_figure
+
+        rows = sorted(self.constrained, key=lambda row: row.status == "holds")
+        return report_figure(self.model, rows, {row.paths: row.values for row in pressure})
+
     def _verdict(self) -> str:
         counts: Counter[str] = Counter(row.status for row in self.rows)
         parts = [] if self.constrained else ["nothing is constrained"]
@@ -192,7 +221,7 @@ class Report(Tabular):
 def cells(row: Row) -> tuple[str, ...]:
     """The cells of a row in a table, after its weights."""
     active = "-" if math.isnan(row.active) else f"{row.active:.0%}"
-    sizes = f"{row.violation:.3g}", index_text(row.worst_unit), active, f"{row.tolerance:.3g}"
+    sizes = f"{row.violation if row.violated else 0.0:.3g}", index_text(row.worst_unit), active, f"{row.tolerance:.3g}"
     return (row.set, str(row.units), str(row.violated), *sizes, row.status)
 
 

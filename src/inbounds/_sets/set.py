@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import html
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -69,12 +70,14 @@ class Measured:
         slack: how much of it counts as rounding; the largest over the bounds.
         outside: whether some bound is exceeded by more than its rounding.
         active: whether some bound is met, to its rounding.
+        rows: the units as they were measured, one a row.
     """
 
     excess: np.ndarray[Any, Any]
     slack: np.ndarray[Any, Any]
     outside: np.ndarray[Any, Any]
     active: np.ndarray[Any, Any]
+    rows: np.ndarray[Any, Any]
 
 
 class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has no types
@@ -387,6 +390,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             slack=slack.max(axis=0),
             outside=(excess > slack).any(axis=0) | ~finite,
             active=(np.abs(excess) <= slack).any(axis=0) & finite,
+            rows=laid.rows,
         )
 
     def _finite(self, laid: Laid, count: int) -> Any:
@@ -671,6 +675,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
                 )
             )
         super().__setattr__(name, value)
+
+    def _repr_html_(self) -> str:
+        """The definition and the code, for a notebook."""
+        definition = " ".join(inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0].split())
+        return f"<p>{html.escape(definition)}<br><code>{html.escape(repr(self))}</code></p>"
 
     def __repr__(self) -> str:
         arguments = ((name, getattr(self, name)) for name in self.argument_names())

@@ -10,8 +10,8 @@ from keras.src.backend.common import stateless_scope  # no public equivalent
 
 from inbounds._model.plan import Entry
 
-WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
-"""Optimizers that leave the step to the optimizers inside them."""
+WRAPPERS = (keras.optimizers.LossScaleOptimizer, *filter(None, [getattr(keras.optimizers, "MultiOptimizer", None)]))
+"""Optimizers that leave the step to the optimizers inside them. Keras 3.14 has no MultiOptimizer."""
 
 
 def optimizers_of(model: Any) -> list[Any]:
