@@ -6,7 +6,6 @@ weights are copied into a stack; of large ones only the numbers for each unit ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,7 +39,7 @@ def _stack_key(projection: StepProjection) -> Any:
 
 
 def _is_small(projection: StepProjection) -> bool:
-    return sum(math.prod(weight.shape) for weight in projection.entry.weights) < MAX_STACKED_SIZE
+    return projection.size < MAX_STACKED_SIZE
 
 
 def reduce_stack(

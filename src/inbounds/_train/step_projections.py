@@ -6,11 +6,12 @@ they read the values of the weights, call `reduce` before a step and `project` a
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import keras
@@ -91,6 +92,11 @@ class StepProjection:
     shared: bool = False
     by_rows: bool = False
     beside: int = 1
+
+    @cached_property
+    def size(self) -> int:
+        """The number of entries of the weights."""
+        return sum(math.prod(weight.shape) for weight in self.entry.weights)
 
     @property
     def free_variables(self) -> list[Any]:
