@@ -179,6 +179,11 @@ def heads(*names: str, output: Axes = (0, 1), bias: bool = True) -> dict[str, Ax
     return spans | ({f"{name}/bias": () for name in (*names, "attention_output")} if bias else {})
 
 
+def scaled(name: str, make: Callable[[], Layer], features: Axes = (-1,)) -> Case:
+    """A normalization, whose scale and shift have an entry each for a feature."""
+    return Case(name, make, (SEQUENCE,), dict.fromkeys(NORMS, ()), features, joint=NORMS)
+
+
 TOKENS = np.arange(5)[None]
 SEQUENCE = normal(1, 3, 4)
 IMAGE = normal(1, 2, 2, 4)
@@ -465,44 +470,12 @@ CASES = [
         shared=("scale",),
     ),
     # Scales and shifts.
-    Case(
-        "BatchNormalization",
-        lambda: layers.BatchNormalization(),
-        (SEQUENCE,),
-        {"gamma": (), "beta": ()},
-        joint=NORMS,
-    ),
-    Case(
-        "BatchNormalization axis 1, renorm",
-        lambda: layers.BatchNormalization(axis=1, renorm=True),
-        (SEQUENCE,),
-        {"gamma": (), "beta": ()},
-        features=(1,),
-        joint=NORMS,
-    ),
-    Case(
-        "LayerNormalization",
-        lambda: layers.LayerNormalization(),
-        (SEQUENCE,),
-        {"gamma": (), "beta": ()},
-        joint=NORMS,
-    ),
-    Case(
-        "LayerNormalization two axes",
-        lambda: layers.LayerNormalization(axis=(1, 2)),
-        (SEQUENCE,),
-        {"gamma": (), "beta": ()},
-        features=(1, 2),
-        joint=NORMS,
-    ),
+    scaled("BatchNormalization", lambda: layers.BatchNormalization()),
+    scaled("BatchNormalization axis 1, renorm", lambda: layers.BatchNormalization(axis=1, renorm=True), (1,)),
+    scaled("LayerNormalization", lambda: layers.LayerNormalization()),
+    scaled("LayerNormalization two axes", lambda: layers.LayerNormalization(axis=(1, 2)), (1, 2)),
+    scaled("GroupNormalization", lambda: layers.GroupNormalization(groups=2)),
     Case("LayerNormalization rms", lambda: layers.LayerNormalization(rms_scaling=True), (SEQUENCE,), {"gamma": ()}),
-    Case(
-        "GroupNormalization",
-        lambda: layers.GroupNormalization(groups=2),
-        (SEQUENCE,),
-        {"gamma": (), "beta": ()},
-        joint=NORMS,
-    ),
     Case("RMSNormalization", lambda: layers.RMSNormalization(), (SEQUENCE,), {"scale": ()}),
     Case("PReLU", lambda: layers.PReLU(), (NEGATIVE,), {"alpha": ()}, features=(1, 2)),
     Case(
