@@ -179,6 +179,30 @@ def heads(*names: str, output: Axes = (0, 1), bias: bool = True) -> dict[str, Ax
     return spans | ({f"{name}/bias": () for name in (*names, "attention_output")} if bias else {})
 
 
+def scores(name: str, make: Callable[[], Layer], *weights: str) -> Case:
+    """An attention without projections: its weights make the scores of all features."""
+    inputs = ([SEQUENCE, SEQUENCE],)
+    return Case(name, make, inputs, dict.fromkeys(weights, ()), features=(1, 2), shared=weights)
+
+
+def scaled(name: str, make: Callable[[], Layer], features: Axes = (-1,)) -> Case:
+    """A normalization, whose scale and shift have an entry each for a feature."""
+    return Case(name, make, (SEQUENCE,), dict.fromkeys(NORMS, ()), features, joint=NORMS)
+
+
+def spectrogram(name: str, inputs: tuple, *kernels: str, **how: Any) -> Case:
+    """Kernels of the shape (window, 1, bins), all of which make the same bins."""
+    joint = kernels if len(kernels) > 1 else ()
+    spans = dict.fromkeys(kernels, (0, 1))
+    return Case(
+        name,
+        lambda: layers.STFTSpectrogram(frame_length=4, frame_step=2, **how),
+        (normal(*inputs),),
+        spans,
+        joint=joint,
+    )
+
+
 TOKENS = np.arange(5)[None]
 SEQUENCE = normal(1, 3, 4)
 IMAGE = normal(1, 2, 2, 4)
@@ -440,69 +464,21 @@ CASES = [
         SEQUENCE,
         heads("query", "key", "value", "gate"),
     ),
-    Case(
-        "Attention",
-        lambda: layers.Attention(use_scale=True),
-        ([SEQUENCE, SEQUENCE],),
-        {"scale": ()},
-        features=(1, 2),
-        shared=("scale",),
-    ),
-    Case(
+    scores("Attention", lambda: layers.Attention(use_scale=True), "scale"),
+    scores(
         "Attention concat",
         lambda: layers.Attention(use_scale=True, score_mode="concat"),
-        ([SEQUENCE, SEQUENCE],),
-        {"scale": (), "concat_score_weight": ()},
-        features=(1, 2),
-        shared=("scale", "concat_score_weight"),
+        "scale",
+        "concat_score_weight",
     ),
-    Case(
-        "AdditiveAttention",
-        lambda: layers.AdditiveAttention(),
-        ([SEQUENCE, SEQUENCE],),
-        {"scale": ()},
-        features=(1, 2),
-        shared=("scale",),
-    ),
+    scores("AdditiveAttention", lambda: layers.AdditiveAttention(), "scale"),
     # Scales and shifts.
-    Case(
-        "BatchNormalization",
-        lambda: layers.BatchNormalization(),
-        (SEQUENCE,),
-        {"gamma": (), "beta": ()},
-        joint=NORMS,
-    ),
-    Case(
-        "BatchNormalization axis 1, renorm",
-        lambda: layers.BatchNormalization(axis=1, renorm=True),
-        (SEQUENCE,),
-        {"gamma": (), "beta": ()},
-        features=(1,),
-        joint=NORMS,
-    ),
-    Case(
-        "LayerNormalization",
-        lambda: layers.LayerNormalization(),
-        (SEQUENCE,),
-        {"gamma": (), "beta": ()},
-        joint=NORMS,
-    ),
-    Case(
-        "LayerNormalization two axes",
-        lambda: layers.LayerNormalization(axis=(1, 2)),
-        (SEQUENCE,),
-        {"gamma": (), "beta": ()},
-        features=(1, 2),
-        joint=NORMS,
-    ),
+    scaled("BatchNormalization", lambda: layers.BatchNormalization()),
+    scaled("BatchNormalization axis 1, renorm", lambda: layers.BatchNormalization(axis=1, renorm=True), (1,)),
+    scaled("LayerNormalization", lambda: layers.LayerNormalization()),
+    scaled("LayerNormalization two axes", lambda: layers.LayerNormalization(axis=(1, 2)), (1, 2)),
+    scaled("GroupNormalization", lambda: layers.GroupNormalization(groups=2)),
     Case("LayerNormalization rms", lambda: layers.LayerNormalization(rms_scaling=True), (SEQUENCE,), {"gamma": ()}),
-    Case(
-        "GroupNormalization",
-        lambda: layers.GroupNormalization(groups=2),
-        (SEQUENCE,),
-        {"gamma": (), "beta": ()},
-        joint=NORMS,
-    ),
     Case("RMSNormalization", lambda: layers.RMSNormalization(), (SEQUENCE,), {"scale": ()}),
     Case("PReLU", lambda: layers.PReLU(), (NEGATIVE,), {"alpha": ()}, features=(1, 2)),
     Case(
@@ -513,29 +489,17 @@ CASES = [
         features=(1, 2),
         shared=("alpha",),
     ),
-    # A spectrogram's kernels are (window, 1, bins); both make the same bin.
-    Case(
-        "STFTSpectrogram",
-        lambda: layers.STFTSpectrogram(mode="psd", frame_length=4, frame_step=2),
-        (normal(1, 8, 1),),
-        {"real_kernel": (0, 1), "imag_kernel": (0, 1)},
-        joint=("real_kernel", "imag_kernel"),
-    ),
-    Case(
+    spectrogram("STFTSpectrogram", (1, 8, 1), "real_kernel", "imag_kernel", mode="psd"),
+    spectrogram(
         "STFTSpectrogram of two channels first",
-        lambda: layers.STFTSpectrogram(
-            mode="magnitude", frame_length=4, frame_step=2, expand_dims=True, data_format="channels_first"
-        ),
-        (normal(1, 2, 8),),
-        {"real_kernel": (0, 1), "imag_kernel": (0, 1)},
-        joint=("real_kernel", "imag_kernel"),
+        (1, 2, 8),
+        "real_kernel",
+        "imag_kernel",
+        mode="magnitude",
+        expand_dims=True,
+        data_format="channels_first",
     ),
-    Case(
-        "STFTSpectrogram real",
-        lambda: layers.STFTSpectrogram(mode="real", frame_length=4, frame_step=2),
-        (normal(1, 8, 1),),
-        {"real_kernel": (0, 1)},
-    ),
+    spectrogram("STFTSpectrogram real", (1, 8, 1), "real_kernel", mode="real"),
 ]
 
 BY_NAME = {case.name: case for case in CASES}

@@ -69,8 +69,7 @@ def test_keras_knows_it_as_a_constraint_and_saves_it(owner: ib.Set) -> None:
 
 
 def test_equality_is_by_arguments() -> None:
-    for (i, a), (j, b) in itertools.product(enumerate(ALL), repeat=2):
-        assert (a == b) == (i == j)
+    assert not any(a == b for a, b in itertools.combinations(ALL, 2))
     assert len(set(ALL)) == len(ALL)
 
 
