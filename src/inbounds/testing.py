@@ -11,6 +11,8 @@ import numpy as np
 from inbounds._arrays.ops import MANTISSA_BITS, Array, dtype_of, epsilon, has_float64, keras_numpy_dtype, to_numpy
 from inbounds._errors import explain, printable, shown
 from inbounds._sets.arguments import positive_integer
+from inbounds._sets.composite import contains
+from inbounds._sets.per import Per
 from inbounds._sets.set import Set
 from inbounds._types import Integer
 
@@ -111,7 +113,7 @@ def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBE
         left, violated = to_numpy(given.project(of_spoilt)), to_numpy(given.violation(of_spoilt))
         law(f"{bad} stays", _same(left[row, -1:], spoilt[row, -1:]), left)
         law(f"{bad} is violated by infinity", violated.max() == np.inf, violated)
-        if given.separable or not given.entrywise:
+        if not contains(given, (Per,)) and (given.separable or not given.entrywise):  # whose units are no rows
             rest = found if given.separable else spoilt
             law(f"{bad} leaves the rest of a unit as it is", _same(left[row, :-1], rest[row, :-1]), left)
         if not couples:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
+from inbounds.testing import check_rows
 from sets.solver import solver, weighted_solver
 from sets.tensors import BACKEND, EPSILON, array, exact, gradient, of_numpy, same_bits
 
@@ -59,6 +60,7 @@ def test_the_set_in_it_sees_other_entries() -> None:
         np.testing.assert_array_equal(owner.per("inputs").violation(rows), owner.violation(rows.T.copy()))
         assert same_bits(owner.per("units").project(rows), owner.project(rows))
         assert same_bits(owner.per("weight").project(rows), owner.project(rows.reshape(1, -1)).reshape(rows.shape))
+    check_rows(ib.MaxNorm(1).per("inputs"), rows)
     kernel = np.random.default_rng(1).standard_normal((2, 2, 3, 5))
     np.testing.assert_allclose(ib.MaxNorm(1).per("inputs")(kernel), ib.MaxNorm(1, axis=(0, 1, 3))(kernel))
 
