@@ -513,3 +513,29 @@ def test_a_layer_of_ones_own_says_what_its_heads_are():
     layer = built(kind(), 4)
     plan = ib.constrain(layer, {"kernel": ib.MaxNorm(0.1).per("heads"), "bias": ib.MaxNorm(0.1).per("gates")})
     assert [entry.units for entry in plan] == [3, 3]
+
+
+def test_bounds_may_be_arrays_of_a_unit_or_of_the_weight():
+    model = keras.Sequential([keras.Input((4, 4, 2)), keras.layers.Conv2D(3, 3), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(4))
+    conv, dense = model.layers[0], model.layers[2]
+    filters, kernel, bias = (np.array(keras.ops.convert_to_numpy(v)) for v in (conv.kernel, dense.kernel, dense.bias))
+    rows, kept = np.c_[kernel.T, bias], np.indices(filters.shape).sum(axis=0) % 2 == 0
+    near = ib.Box(kernel - 0.1, kernel + 0.1)
+    of_unit = ib.Box(filters[..., 0], np.inf)
+    for rules in (
+        {conv: {"kernel": ib.Fixed(filters).where(kept)}, dense: {"kernel": near & ib.MaxNorm(2.0)}},
+        {conv: {"kernel": of_unit}, dense: ib.Joint(ib.Box(rows - 0.1, rows + 0.1))},
+    ):
+        ib.constrain(model, rules)
+        for variable in (conv.kernel, dense.kernel, dense.bias):
+            variable.assign(keras.ops.add(variable, 1.0))
+        assert not ib.audit(model).ok
+        ib.project(model)
+        assert ib.audit(model).ok
+    assert np.all(keras.ops.convert_to_numpy(conv.kernel) >= filters[..., :1])
+    assert np.abs(keras.ops.convert_to_numpy(dense.kernel) - kernel).max() < 0.1001
+    with pytest.raises(ib.RuleError, match="The intersection is empty"):
+        ib.constrain(model, {dense: {"kernel": near & ib.MaxNorm(0.01)}})
+    with pytest.raises(ib.RuleError, match=r"shape=\(3, 4\).*Instead: an array of shape \(12, 4\)"):
+        ib.constrain(model, {dense: {"kernel": ib.Box(np.zeros((3, 4)), 1.0)}})

@@ -103,6 +103,11 @@ class Laid:
             self, rows=rows, span=span, shapes=shapes, axes=axes, mask=None if self.mask is None else laid(self.mask)
         )
 
+    def entries(self, value: float | np.ndarray[Any, Any]) -> float | np.ndarray[Any, Any]:
+        """Values for the entries of a unit, or of the weight, as an array that broadcasts against the rows."""
+        of_unit = isinstance(value, float) or value.ndim <= max(len(self.span), 1)
+        return flat(value, self.span) if of_unit else self.place(value)
+
     def place(self, value: Any) -> np.ndarray[Any, Any]:
         """Values for the weights as rows, in float64.
 
@@ -127,6 +132,14 @@ class Laid:
                 f"shape={array.shape}",
                 where=f"weights of shape {' and '.join(map(str, self.shapes))}",
             ) from error
+
+
+def flat(value: float | np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+    """A number, or an array over a unit of shape `span`, as a number or as one row."""
+    if isinstance(value, float):
+        return value
+    size = math.prod(span)
+    return value if value.shape == (size,) else np.broadcast_to(value, span).reshape(size)
 
 
 def constant_mask(like: Array, mask: np.ndarray[Any, Any]) -> Array:

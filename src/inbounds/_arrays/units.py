@@ -504,14 +504,18 @@ class Units:
 
         Args:
             value: a number; an array with one value for each entry of a unit, part after part; with
-                one part, an array that broadcasts to the part's axes of a unit.
+                one part, an array that broadcasts to the part's axes of a unit, or one with as many
+                axes as the part, which broadcasts to it; with several, rows of shape (count, size).
 
         Raises:
             SetError: the array fits none of these.
         """
-        if not getattr(value, "shape", ()):
+        shape = tuple(getattr(value, "shape", ()))
+        if not shape:
             return (value,) * len(self.parts)
-        pieces = zip(self.parts, self._split(value), strict=True)
+        rank = len(self.parts[0].shape) if len(self.parts) == 1 else 2
+        own = len(shape) == rank > len(self.axes[0])
+        pieces = zip(self.parts, self.place(value) if own else self._split(value), strict=True)
         return tuple(constant(part, piece) for part, piece in pieces)
 
     def _split(self, value: Array) -> tuple[Array, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._arrays.laid import constant_mask
+from inbounds._arrays.laid import Laid, constant_mask
 from inbounds._arrays.ops import (
     SMALLEST_NORMAL,
     Array,
@@ -26,7 +26,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import center_of, number_or_array
 from inbounds._sets.declaration import Declaration, Values, each, is_bounded
-from inbounds._sets.set import Set, registered
+from inbounds._sets.set import Edge, Set, registered
 from inbounds._types import Center, Numbers
 
 Bound = float | np.ndarray[Any, Any]
@@ -69,10 +69,12 @@ class Interval(Set):
         return units.map(clip_finite, low, high)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+        return self._edges(rows, Laid.of_rows(rows))[0][0]
+
+    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
         xp = namespace(rows)
-        below = constant(rows, flat(self.low, span)) - rows
-        above = rows - constant(rows, flat(self.high, span))
-        return xp.max(xp.maximum(below, above), axis=1)
+        low, high = (constant(rows, laid.entries(bound)) for bound in (self.low, self.high))
+        return [(xp.max(xp.maximum(low - rows, rows - high), axis=1), self._slack(laid))]
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         return max(_rounding(self.low, dtype), _rounding(self.high, dtype), SMALLEST_NORMAL[working_dtype(dtype)])
@@ -80,9 +82,8 @@ class Interval(Set):
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return 0.0 if self.center is None else np.max(np.abs(rows), axis=1)
 
-    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:
-        low, high = (np.broadcast_to(flat(bound, span), rows.shape[1:]) for bound in (self.low, self.high))
-        inside = np.broadcast_to(np.clip(0.0, low, high), tuple(rows.shape))
+    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
+        inside = np.broadcast_to(np.clip(0.0, laid.entries(self.low), laid.entries(self.high)), tuple(rows.shape))
         return namespace(rows).where(constant_mask(rows, mask), rows, constant(rows, inside))
 
 
@@ -133,9 +134,9 @@ class Box(Interval):
     For weights with a known range, or one side of it: an infinite bound leaves that side open.
 
     Args:
-        low: a number, or an array that broadcasts over a unit: one entry for each entry of the
-            unit, or a shape that broadcasts to the unit's own (for a filter: (rows, columns,
-            channels)).
+        low: a number; an array that broadcasts over a unit: one entry for each entry of the unit,
+            or a shape that broadcasts to the unit's own (for a filter: (rows, columns, channels));
+            or an array with as many axes as the weight, which broadcasts to it.
         high: the same; not below `low`.
         center: what the box is moved by: {w : low <= w - center <= high}, see `MaxNorm`.
 
@@ -182,7 +183,7 @@ class Fixed(Interval):
     weight still takes part in the forward pass. NaN and infinities stay, and count as violated.
 
     Args:
-        value: a number, or an array that broadcasts over a unit (see `Box`); finite.
+        value: a number, or an array for a unit or for the weight (see `Box`); finite.
 
     Cost: one pass over the weight.
 
@@ -195,14 +196,6 @@ class Fixed(Interval):
     def __init__(self, value: Numbers) -> None:
         self.value = number_or_array("Fixed", "value", value)
         self.low = self.high = self.value
-
-
-def flat(bound: Bound, span: tuple[int, ...]) -> Any:
-    """A number, or an array over a unit of shape `span`, as a number or as one row."""
-    if isinstance(bound, float):
-        return bound
-    size = int(np.prod(span))
-    return bound if bound.shape == (size,) else np.broadcast_to(bound, span).reshape(size)
 
 
 def _rounding(bound: Bound, dtype: str) -> float:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import SMALLEST_NORMAL, Array, cast, constant, namespace, working_dtype
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
@@ -122,10 +123,10 @@ class Equal(Set):
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
-    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:
+    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """Entries outside of the mask as the first marked one of their group."""
         xp, shape = namespace(rows), tuple(rows.shape)
-        groups, rows, mask = self._groups(shape if self.whole else span), self._flat(rows), self._flat(mask)
+        groups, rows, mask = self._groups(shape if self.whole else laid.span), self._flat(rows), self._flat(mask)
         place = np.arange(mask.shape[1])
         marked = np.where(mask, place, len(place) - 1)[:, groups.table].min(axis=2)[:, groups.labels]
         source = np.where(mask, place, marked)

@@ -128,11 +128,17 @@ class AllOf(Composite):
         Raises:
             SetError: they have none.
         """
-        if self.mixed:
-            self._check_common_point([Units.of([np.zeros(part.shape) for part in units.parts], units.axes)])
-        else:
-            shape = (units.count if self.matrix else 1, units.size)
-            self._check_common_point([Units.of([np.zeros(shape)], [(1,)])])
+        weights = Units.of([np.zeros(part.shape) for part in units.parts], units.axes)
+        rows = Units.of([np.zeros((units.count if self.matrix else 1, units.size))], [(1,)])
+        self._check_common_point([weights if self.mixed or not self._fits(rows) else rows])
+
+    def _fits(self, units: Units) -> bool:
+        """Whether the arrays of the sets fit some units."""
+        try:
+            self.check_fit(units)
+        except SetError:
+            return False
+        return True
 
     def _check_common_point(self, zeros: Sequence[Units]) -> None:
         """Projects zeros, and raises where no result is inside.
@@ -144,11 +150,7 @@ class AllOf(Composite):
         if unknown or self.changes or not self.convex:
             return
         nearest = math.inf
-        for units in zeros:
-            try:
-                self.check_fit(units)
-            except SetError:
-                continue
+        for units in filter(self._fits, zeros):
             if not self.measure(units.parts, units.axes).outside.any():
                 return
             with quiet(units.parts[0]):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
     SMALLEST_NORMAL,
     Array,
@@ -112,7 +113,7 @@ class Monotone(Set):
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
-    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:
+    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """The entries that the mask marks, one after the other; a row with fewer of them goes on in steady steps."""
         xp = namespace(rows)
         marked = mask.sum(axis=1, keepdims=True)

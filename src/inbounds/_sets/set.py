@@ -147,7 +147,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         return 0.0
 
-    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], span: tuple[int, ...]) -> Array:
+    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """Rows in which the entries outside of a mask don't count for `_excess`."""
         xp = namespace(rows)
         return xp.where(constant_mask(rows, mask), rows, xp.zeros_like(rows))
@@ -354,7 +354,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if laid.mask is None:
             return self._edges(rows, laid)
         some = constant(rows, laid.mask.any(axis=1)) > 0  # a unit without an entry of its own is inside
-        edges = self._edges(self._hidden(rows, laid.mask, laid.span), laid)
+        edges = self._edges(self._hidden(rows, laid.mask, laid), laid)
         return [(xp.where(some, excess, xp.full_like(excess, float("-inf"))), slack) for excess, slack in edges]
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:

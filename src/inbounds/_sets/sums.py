@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from inbounds._arrays.judgement import Bound, Judgement
-from inbounds._arrays.laid import Laid
+from inbounds._arrays.laid import Laid, flat
 from inbounds._arrays.ops import (
     HUGE,
     SMALLEST_NORMAL,
@@ -33,7 +33,6 @@ from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units
 from inbounds._sets.declaration import Declaration, Kind, Row
 from inbounds._sets.dykstra import repeated
-from inbounds._sets.entries import flat
 from inbounds._sets.one_row import nearest_on_one_row
 from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Edge, Set, registered
