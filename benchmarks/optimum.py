@@ -8,8 +8,7 @@ each pair of `--how`, what the optimizer sees of the gradient and the metric of 
     KERAS_BACKEND=jax python benchmarks/optimum.py --batch 32 --how full/euclidean full/optimizer reduced/auto
 
 `--of groups` takes sets of groups of entries and of weights together, on digits; four layers that are equal see two
-lines of a digit each. The optimum under GroupSparse is
-the best of those for each choice of the class that has no weights.
+lines of a digit each. The optimum under GroupSparse is the best of those for each class that may have no weights.
 """
 
 import argparse
