@@ -118,14 +118,16 @@ def group_sparse(owner: ib.Set, k: int, labels: Rows | None = None) -> Case:
 
 SETS = {
     "Equal-toeplitz": replace(
-        equal(ib.Equal("toeplitz"), toeplitz, mean_of_diagonals), program=toeplitz_program, whole=True
+        equal(ib.Equal("toeplitz"), toeplitz, mean_of_diagonals), program=toeplitz_program, whole=True, slow=True
     ),
     "Equal": equal(ib.Equal(LABELS), lambda rows: rows[:, [0, 1, 0, 3, 0]], mean_of_groups, size=5),
     "GroupL1Ball": group_l1(ib.GroupL1Ball(1.5), 1.5, None),
     "GroupL1Ball-labels": group_l1(ib.GroupL1Ball(1.5, LABELS), 1.5, LABELS),
     "GroupSparse": group_sparse(ib.GroupSparse(1, "units"), 1),
-    "GroupSparse-labels": group_sparse(ib.GroupSparse(2, LABELS), 2, LABELS),
-    "Tied": equal(
-        ib.Tied("a/kernel", "b/kernel"), lambda rows: rows[:, [0, 0]], lambda rows: rows @ np.full((2, 2), 0.5), size=2
+    "GroupSparse-labels": replace(group_sparse(ib.GroupSparse(2, LABELS), 2, LABELS), slow=True),
+    "Tied": replace(
+        equal(ib.Tied("a/kernel", "b/kernel"), lambda rows: rows[:, [0, 0]], lambda rows: rows @ np.full((2, 2), 0.5)),
+        size=2,
+        slow=True,
     ),
 }
