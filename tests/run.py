@@ -1,4 +1,4 @@
-"""Runs lint, types, and the tests on every backend, each in a process of its own.
+"""Runs lint, types, a strict build of the docs, and the tests on every backend, each in a process of its own.
 
 python tests/run.py [--all] [--backend NAME]... [pytest arguments]
 
@@ -20,6 +20,7 @@ CHECKS = {
     "lint": ["ruff", "check", "."],
     "format": ["ruff", "format", "--check", "."],
     "types": ["mypy"],
+    "docs": ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(ROOT / ".pytest_cache" / "site")],
 }
 NO_TESTS = 5  # pytest's exit code where -k or a mark leaves a part without tests
 TESTS = ["pytest", "-n", "2", "--dist", "loadgroup", "--durations", "15"]
@@ -27,6 +28,7 @@ TESTS = ["pytest", "-n", "2", "--dist", "loadgroup", "--durations", "15"]
 SETTINGS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's start in every process is not news
     "OMP_WAIT_POLICY": "PASSIVE",  # PyTorch's threads wait without spinning: two processes share two cores
+    "NO_MKDOCS_2_WARNING": "1",  # which successor MkDocs has isn't news either
     "PYTHONDONTWRITEBYTECODE": "",  # what one process has compiled, the others needn't
 }
 
@@ -67,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(usage=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--backend", action="append", choices=BACKENDS)
     given, arguments = parser.parse_known_args()
-    ended = {} if given.backend else {name: run(check) for name, check in CHECKS.items()}
+    ended = {} if given.backend else {name: run(check, **SETTINGS) for name, check in CHECKS.items()}
     once: list[str] = []
     for backend in given.backend or BACKENDS:
         settings = SETTINGS | OF_BACKEND[backend] | ({} if "--all" in arguments else FAST)

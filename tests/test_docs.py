@@ -16,6 +16,7 @@ pytestmark = pytest.mark.by_turns
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GALLERY = sorted((ROOT / "docs" / "gallery").glob("*.md"))
 MODULES = [module.name for module in pkgutil.walk_packages(ib.__path__, "inbounds.") if "__main__" not in module.name]
 
 
@@ -32,8 +33,14 @@ def test_snippets_run(page, tmp_path, monkeypatch):
         exec(compile(snippet, page.name, "exec"), names)
 
 
+@pytest.mark.repetition
+@pytest.mark.parametrize("page", GALLERY, ids=lambda page: page.stem)
+def test_the_gallery_runs(page, tmp_path, monkeypatch):
+    test_snippets_run(page, tmp_path, monkeypatch)
+
+
 @pytest.mark.once
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES + GALLERY, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -84,7 +84,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         ['active', 'loss', 'violation']
     """
 
-    called_first = True
+    _called_first = True
     """Whether `fit_hooks` puts the callback before those of the user."""
 
     def __init__(

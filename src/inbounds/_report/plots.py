@@ -210,6 +210,7 @@ def history_figure(model: Mapping[str, Sequence[float]], weights: Mapping[str, M
             axes.plot(numbers["batch"], numbers[name], ".-", markersize=4, linewidth=1.0)
         axes.set_ylabel(text, fontsize=9)
         axes.tick_params(labelsize=8)
+    panels[0].set_ylim(bottom=0.0)
     panels[1].set_ylim(-0.05, 1.05)
     panels[1].set_xlabel("batches", fontsize=9)
     legend = panels[0].legend(panels[0].lines[:MOST_NAMES], [" " + name for name in lines][:MOST_NAMES], fontsize=7)

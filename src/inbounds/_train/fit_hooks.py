@@ -1,11 +1,10 @@
 """Hooks on Keras' fits: projections when a fit begins, evaluates, swaps averages, ends or raises.
 
-Every list of callbacks gets one more callback at its front, and those that are `called_first` after
-it. `SwapEMAWeights` is wrapped, so that
-swapped-in averages are projected. `fit` and `train_on_batch` are wrapped, so that their weights are
-projected where they raise, and their access is known to other threads. The hooks are on classes of
-Keras; `tests/test_keras_ground.py` pins what they rely on. Projections within steps are in
-`optimizer_hooks`.
+Every list of callbacks gets one more callback at its front, and behind it those that are
+`_called_first`. `SwapEMAWeights` is wrapped, so that swapped-in averages are projected. `fit` and
+`train_on_batch` are wrapped, so that their weights are projected where they raise, and their access
+is known to other threads. The hooks are on classes of Keras; `tests/test_keras_ground.py` pins what
+they rely on. Projections within steps are in `optimizer_hooks`.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
     evaluation it projects the weights that aren't projected in each step.
     """
 
-    called_first = True
+    _called_first = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +126,7 @@ def _add_projection_callback(set_model: Callable[..., None], callbacks: Any, mod
         default = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
         given = [callback for callback in callbacks.callbacks[1:] if not isinstance(callback, default)]
         callbacks._configure_async_dispatch(given)  # Keras ignores a callback that is in no list
-        callbacks.callbacks.sort(key=lambda callback: not getattr(callback, "called_first", False))
+        callbacks.callbacks.sort(key=lambda callback: not getattr(callback, "_called_first", False))
     set_model(callbacks, model)
 
 
