@@ -137,7 +137,7 @@ def test_a_file_and_a_name_in_one_list_make_a_set_public(tmp_path):
         text=True,
     )
     assert said.returncode == 0, said.stderr
-    assert "identifier='Bend'. Instead: Band." in said.stdout
+    assert "identifier='Bend'. Instead: Band" in said.stdout
     assert "Instead: Band(normal=[1.0, -1.0], low=-1.0, high=1.0)." in said.stdout
 
 
