@@ -1,4 +1,4 @@
-"""Runs lint, types, a strict build of the docs, and the tests on every backend, each in a process of its own.
+"""Runs lint, types, a strict build of the docs (with mkdocs), and the tests on every backend, each in its own process.
 
 python tests/run.py [--all] [--backend NAME]... [pytest arguments]
 
@@ -8,6 +8,7 @@ it runs the tests on that backend, or those, and nothing else. All other argumen
 """
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -46,6 +47,13 @@ OF_BACKEND = {
 FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
 
 
+def check(name: str) -> str:
+    """Runs a check and says how it ended; the docs are built only where their extra is installed."""
+    if name == "docs" and importlib.util.find_spec("mkdocs") is None:
+        return "not built, mkdocs is missing: pip install '.[docs]'"
+    return run(CHECKS[name], **SETTINGS)
+
+
 def run(command: list[str], **environment: str) -> str:
     """Runs a command and says how it ended, and after how long."""
     label = " ".join([f"{name}={value}" for name, value in environment.items() if name == "KERAS_BACKEND"] + command)
@@ -69,7 +77,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(usage=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--backend", action="append", choices=BACKENDS)
     given, arguments = parser.parse_known_args()
-    ended = {} if given.backend else {name: run(check, **SETTINGS) for name, check in CHECKS.items()}
+    ended = {} if given.backend else {name: check(name) for name in CHECKS}
     once: list[str] = []
     for backend in given.backend or BACKENDS:
         settings = SETTINGS | OF_BACKEND[backend] | ({} if "--all" in arguments else FAST)

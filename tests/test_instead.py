@@ -75,6 +75,7 @@ def names(tmp_path):
         "metric": np.ones((2, 3)),
         "mask": np.array([[True], [False]]),
         "model": model,
+        "monitor": ib.Monitor(),
         "on": one.on,
         "optimizer": keras.optimizers.SGD(),
         "path": tmp_path / "model.keras",

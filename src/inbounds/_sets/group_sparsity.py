@@ -123,13 +123,13 @@ class GroupSet(Set):
         grouped, back = self._grouped(units)
         by_unit = (1, -1) if self.whole else (-1, grouped.shape[-1])
         most = xp.maximum(without_gradient(grouped.max(xp.abs)), 0)  # of a group that a mask hides, -infinity
-        scale = xp.where(most > 0, most, xp.ones_like(most))
+        scale = xp.where(most > 0, xp.clip(most, 1 / HUGE, HUGE), xp.ones_like(most))
         squares = grouped.total(lambda x, scale: (x / scale) ** 2, scale)
         some = ~(squares <= 0)  # or NaN; at 0 a root has no gradient
         squares = xp.where(some, squares, xp.ones_like(most))
-        lengths, some, most = (xp.reshape(one, by_unit) for one in (xp.sqrt(squares), some, most))
+        lengths, some, most, scale = (xp.reshape(one, by_unit) for one in (xp.sqrt(squares), some, most, scale))
         size = xp.clip(xp.max(most, axis=1, keepdims=True), 1 / HUGE, HUGE)
-        share = xp.maximum(most / size, SMALLEST_NORMAL[dtype_of(most)])  # so that none but zeros has the norm 0
+        share = xp.maximum(scale / size, SMALLEST_NORMAL[dtype_of(most)])  # so that none but zeros has the norm 0
         moved, factor = self._factors(xp.where(some, share * lengths, xp.zeros_like(most)), size, units)
 
         def shortened(x: Array, moved: Array, factor: Array) -> Array:

@@ -129,8 +129,10 @@ class AllOf(Composite):
             SetError: they have none.
         """
         weights = Units.of([np.zeros(part.shape) for part in units.parts], units.axes)
-        rows = Units.of([np.zeros((units.count if self.matrix else 1, units.size))], [(1,)])
-        self._check_common_point([weights if self.mixed or not self._fits(rows) else rows])
+        pairs = zip(units.parts, units.axes, strict=True)
+        shapes = [[n if axis in span else 1 for axis, n in enumerate(part.shape)] for part, span in pairs]
+        one = Units.of([np.zeros(shape) for shape in shapes], units.axes)
+        self._check_common_point([weights] if self.mixed or self.matrix else [one, weights])
 
     def _fits(self, units: Units) -> bool:
         """Whether the arrays of the sets fit some units."""
