@@ -164,7 +164,7 @@ class GroupSet(Set):
             entries = xp.reshape(rows, tuple(shape[axis] for axis in order))
             within = tuple(i for i, axis in enumerate(order) if axis != self._axis_of_inputs(span))
         size = without_gradient(xp.max(xp.abs(entries), axis=within, keepdims=True))
-        size = xp.where(size > 0, size, xp.ones_like(size))
+        size = xp.where(size > 0, xp.clip(size, 1 / HUGE, HUGE), xp.ones_like(size))
         squares = xp.sum((entries / size) ** 2, axis=within, keepdims=True)
         some = squares > 0
         norms = xp.where(some, size * xp.sqrt(xp.where(some, squares, xp.ones_like(squares))), squares)
