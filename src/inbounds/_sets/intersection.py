@@ -132,7 +132,8 @@ class AllOf(Composite):
         pairs = zip(units.parts, units.axes, strict=True)
         shapes = [[n if axis in span else 1 for axis, n in enumerate(part.shape)] for part, span in pairs]
         one = Units.of([np.zeros(shape) for shape in shapes], units.axes)
-        self._check_common_point([weights] if self.mixed or self.matrix else [one, weights])
+        whole = self.mixed or self.matrix or not self._fits(one)
+        self._check_common_point([weights if whole else one])
 
     def _fits(self, units: Units) -> bool:
         """Whether the arrays of the sets fit some units."""

@@ -228,7 +228,7 @@ class OwnUnits(Per):
     Its units are those of the set `beside`: it itself, or one that has units where it has none.
     """
 
-    def __init__(self, set: Set, beside: Set) -> None:  # noqa: A002
+    def __init__(self, set: Set, beside: Set) -> None:  # noqa: A002  # the word of the library
         self.set, self.members = set, (set,)
         self.kind, self.spanning = (beside.kind, beside.spanning) if isinstance(beside, Per) else ("units", beside)
 

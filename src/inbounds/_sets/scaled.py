@@ -115,7 +115,7 @@ class Scaled(Composite):
 class _Multiple(Composite):
     """What a `Scaled` is at one step: its set times a number, or a tensor in a compiled step. It is never saved."""
 
-    def __init__(self, set: Set, factor: Any) -> None:  # noqa: A002
+    def __init__(self, set: Set, factor: Any) -> None:  # noqa: A002  # the word of the library
         self.set, self.factor, self.members = set, factor, (set,)
 
     def _project(self, units: Units) -> Units:
