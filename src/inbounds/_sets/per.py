@@ -8,7 +8,6 @@ serves every set and every kind, and sets with different units can meet in an in
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,8 +16,8 @@ import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, namespace
-from inbounds._arrays.units import Axes, Units
-from inbounds._arrays.views import View, WeightLayout
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes, View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.composite import Composite, bracketed, contains, parts_of, with_argument
 from inbounds._sets.custom import Custom
@@ -104,7 +103,7 @@ class Per(Composite):
         if self.views:
             return self
         views = tuple(self._view(layout) for layout in layouts)
-        counts = [_count(view) for view in views]
+        counts = [view.count for view in views]
         if len(set(counts)) > 1:
             raise SetError(
                 f"Weights have different numbers of {self.kind}, and so no units together",
@@ -119,7 +118,7 @@ class Per(Composite):
                 instead=f"an array of shape {views[0].shape} as `center`",
             )
         matrices = self.set.matrix and self.kind in ("heads", "gates", "inputs")
-        inner = _with_stack(self.set, views[0].shape[_counting(views[0])[0]]) if matrices else self.set
+        inner = _with_stack(self.set, views[0].units[0]) if matrices else self.set
         made = self.rebuilt([inner])
         made.__dict__["views"] = views
         return made
@@ -144,7 +143,7 @@ class Per(Composite):
         shape, axis = found
         spanned = range(len(shape)) if not self.set.matrix else layout.fan_in or ()
         view = View(shape, tuple(one for one in spanned if one != axis))
-        if self.set.matrix and (not view.axes or _counting(view)[0] != axis):
+        if self.set.matrix and (not view.axes or view.counting[0] != axis):
             raise SetError(
                 f"The {self.kind} of this weight are no matrices of the layer's units, one after the other",
                 repr(self),
@@ -178,7 +177,7 @@ class Per(Composite):
         return own.set.reported_units(laid.seen(own.views).rows.shape[0])
 
     def reported_units(self, units: int) -> int:
-        return self.set.reported_units(_count(self.views[0])) if self.views else 1
+        return self.set.reported_units(self.views[0].count) if self.views else 1
 
     def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         return tuple(range(len(shape)))
@@ -214,9 +213,7 @@ class Per(Composite):
 
     def _own(self, of: Units | Laid) -> Per:
         """The set on these weights: without a layer, inputs lie along the last axis of a unit."""
-        shapes = of.shapes if isinstance(of, Laid) else [tuple(part.shape) for part in of.parts]
-        pairs = zip(shapes, of.axes, strict=True)
-        return self.laid_out([WeightLayout(shape, span, max(span, default=None)) for shape, span in pairs])
+        return self.laid_out([WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in of.views])
 
     def __repr__(self) -> str:
         return f"{bracketed(self.set)}.per({self.kind!r})"
@@ -276,14 +273,6 @@ def views_of(given: Set) -> list[View]:
 
 def _stacked(parts: Sequence[Set]) -> bool:
     return any(isinstance(part, MatrixSet) and part.stack > 1 for part in parts)
-
-
-def _counting(view: View) -> list[int]:
-    return [axis for axis in range(len(view.shape)) if axis not in view.axes]
-
-
-def _count(view: View) -> int:
-    return math.prod(view.shape[axis] for axis in _counting(view))
 
 
 def _with_stack(given: Set, count: int) -> Set:
