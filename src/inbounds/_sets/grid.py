@@ -21,8 +21,8 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import number
+from inbounds._errors import SetError
+from inbounds._sets.arguments import number, refused
 from inbounds._sets.set import Set, registered
 from inbounds._types import Number
 
@@ -72,7 +72,7 @@ class Grid(Set):
     def __init__(self, step: Number) -> None:
         self.step = number("Grid", "step", step)
         if self.step <= 0:
-            raise SetError("`step` of Grid is not above 0", f"step={shown(step)}", instead="Grid(step=0.125)")
+            raise refused("Grid", "step", step, "is not above 0", "Grid(step=0.125)")
 
     @property
     def entrywise(self) -> bool:

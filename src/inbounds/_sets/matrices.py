@@ -32,8 +32,8 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import numbers_of_units, positive_integer
+from inbounds._errors import SetError
+from inbounds._sets.arguments import numbers_of_units, positive_integer, refused
 from inbounds._sets.set import ULPS, Edge, Set, registered
 from inbounds._types import Integer, Numbers
 
@@ -303,7 +303,7 @@ class Marginals(MatrixSet):
         self.stack = stack_of("Marginals", stack)
         for name, sums in (("rows", self.rows), ("columns", self.columns)):
             if not np.any(np.greater(sums, 0)):
-                raise SetError(f"`{name}` of Marginals are all 0", f"{name}={shown(sums)}", instead="Fixed(0.0)")
+                raise refused("Marginals", name, sums, "are all 0", "Fixed(0.0)")
         if np.ndim(self.rows) and np.ndim(self.columns):
             self._sums((1, np.size(self.rows), np.size(self.columns)))
 

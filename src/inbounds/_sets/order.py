@@ -27,8 +27,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes
+from inbounds._sets.arguments import axes, boolean
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Bool
 
@@ -76,13 +75,8 @@ class Monotone(Set):
     allows_frozen: ClassVar[bool] = False
 
     def __init__(self, increasing: Bool = True, axis: Axis = None) -> None:
-        if not isinstance(increasing, (bool, np.bool_)):
-            raise SetError(
-                "`increasing` of Monotone is neither True nor False",
-                f"increasing={shown(increasing)}",
-                instead="Monotone(increasing=False) for entries that fall",
-            )
-        self.increasing = bool(increasing)
+        instead = "Monotone(increasing=False) for entries that fall"
+        self.increasing = boolean("Monotone", "increasing", increasing, instead)
         self.axis = axes("Monotone", axis)
 
     def _project(self, units: Units) -> Units:

@@ -20,6 +20,7 @@ from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Axes, Units
 from inbounds._arrays.views import View, WeightLayout
 from inbounds._errors import SetError, shown
+from inbounds._sets.arguments import refused
 from inbounds._sets.composite import Composite, bracketed, contains, parts_of, with_argument
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
@@ -76,11 +77,8 @@ class Per(Composite):
     def __init__(self, set: Set, kind: Kind) -> None:  # noqa: A002  # the word of the library
         code = "MaxNorm(1.0).per('inputs')"
         if not isinstance(kind, str) or kind not in KINDS:
-            names = ", ".join(map(repr, KINDS[:-1]))
-            raise SetError(
-                f"`kind` of per is not {names} or {KINDS[-1]!r}", f"kind={shown(kind)}", where=f"{set!r}.per(...)",
-                instead=code,
-            )  # fmt: skip
+            wrong = f"is not {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}"
+            raise refused("per", "kind", kind, wrong, code, where=f"{set!r}.per(...)")
         parts = list(parts_of(set)) if isinstance(set, Set) else []
         if not parts or contains(set, (JointSet, Custom, Per)):
             wrong = "`per` is given no set, or a callable, or one that has its units"

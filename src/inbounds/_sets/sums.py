@@ -29,8 +29,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units
+from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units, refused
 from inbounds._sets.declaration import Declaration, Kind, Row
 from inbounds._sets.dykstra import repeated
 from inbounds._sets.one_row import nearest_on_one_row
@@ -177,11 +176,8 @@ class _WithNormal(Linear):
         self.axis = axes(name, axis)
         self.largest = float(np.max(np.abs(self.normal), initial=0.0))
         if self.largest == 0:
-            raise SetError(
-                f"`normal` of {name} has no entry that is not 0",
-                f"normal={shown(normal)}",
-                instead=f"{name}(normal=[1.0, -1.0], offset=0.0)",
-            )
+            instead = f"{name}(normal=[1.0, -1.0], offset=0.0)"
+            raise refused(name, "normal", normal, "has no entry that is not 0", instead)
         self.slope, self.level = self.normal / self.largest, in_a_row(self.offset / self.largest)
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
