@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import SMALLEST_NORMAL, Array, cast, constant, namespace, working_dtype
+from inbounds._arrays.ops import Array, cast, constant, namespace
 from inbounds._arrays.units import Units
 from inbounds._sets.arguments import axes, number_or_array, refused
 from inbounds._sets.groups import MATRICES, WINDOWS, Groups, groups_of, labels_of, span_of
@@ -116,9 +116,6 @@ class Equal(Set):
         groups, rows = self._groups(tuple(rows.shape) if self.whole else span), self._flat(rows)
         xp = namespace(rows)
         return xp.max(xp.abs(rows - xp.take(rows, groups.first, axis=1)), axis=1)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """Entries outside of the mask as the first marked one of their group."""

@@ -66,6 +66,7 @@ class Grid(Set):
     """
 
     convex: ClassVar[bool] = False
+    entrywise = separable = True
     needs_latent: ClassVar[bool] = True
     undone_steps: ClassVar[str] = "a step of less than half a grid step is lost, so that small ones never move a weight"
 
@@ -73,14 +74,6 @@ class Grid(Set):
         self.step = number("Grid", "step", step)
         if self.step <= 0:
             raise refused("Grid", "step", step, "is not above 0", "Grid(step=0.125)")
-
-    @property
-    def entrywise(self) -> bool:
-        return True
-
-    @property
-    def separable(self) -> bool:
-        return True
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
@@ -121,9 +114,6 @@ class Grid(Set):
         short = step - beyond if step == self.step else beyond
         halfway = beyond == short  # the farthest there is: the derivative is 0
         return xp.max(xp.where(halfway, without_gradient(beyond), xp.minimum(beyond, short)), axis=1)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return np.max(np.abs(rows), axis=1)

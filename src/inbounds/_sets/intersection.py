@@ -43,8 +43,7 @@ from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import L1Ball, Linear, SumTo
 
-Ball = MaxNorm | MinMaxNorm | FrobeniusNorm
-"""A ball of the Euclidean norm, where it is convex."""
+Ball = MaxNorm | MinMaxNorm | FrobeniusNorm  # a ball of the Euclidean norm, where it is convex
 
 
 class AllOf(Composite):

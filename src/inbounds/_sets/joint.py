@@ -11,9 +11,9 @@ from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import names
-from inbounds._sets.composite import Composite, contains, with_argument
+from inbounds._sets.composite import Composite, contains
 from inbounds._sets.custom import Custom
-from inbounds._sets.set import Set, registered
+from inbounds._sets.set import Set, registered, with_argument
 from inbounds._types import Constraint, Inputs, Kind, Mask, Numbers
 
 KERNEL_AND_BIAS = ("kernel", "bias")

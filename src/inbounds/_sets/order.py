@@ -14,7 +14,6 @@ import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
-    SMALLEST_NORMAL,
     Array,
     at_once,
     cast,
@@ -24,7 +23,6 @@ from inbounds._arrays.ops import (
     iterate,
     namespace,
     without_gradient,
-    working_dtype,
 )
 from inbounds._arrays.units import Units
 from inbounds._sets.arguments import axes, boolean
@@ -103,9 +101,6 @@ class Monotone(Set):
             return 0 * rows[:, 0] - np.inf
         steps = rows[:, 1:] - rows[:, :-1]
         return xp.max(-steps if self.increasing else steps, axis=1)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """The entries that the mask marks, one after the other; a row with fewer of them goes on in steady steps."""

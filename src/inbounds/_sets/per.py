@@ -21,11 +21,11 @@ from inbounds._arrays.units import Axes, Units
 from inbounds._arrays.views import View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import refused
-from inbounds._sets.composite import Composite, bracketed, contains, parts_of, with_argument
+from inbounds._sets.composite import Composite, bracketed, contains, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
-from inbounds._sets.set import Edge, Set, registered
+from inbounds._sets.set import Edge, Set, registered, with_argument
 from inbounds._types import Inputs, Kind, Mask
 
 KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates")

@@ -41,8 +41,7 @@ STEPS = 64
 """At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third
 halves a bracket."""
 
-UNROLLED = 12
-"""Looks where none can be left out: where PyTorch exports or vectorizes."""
+UNROLLED = 12  # looks where none can be left out: where PyTorch exports or vectorizes
 
 
 class Linear(Set):
@@ -59,10 +58,6 @@ class Linear(Set):
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         units.entries(self.slope)
-
-    @property
-    def has_normal_form(self) -> bool:
-        return True
 
     def declaration(self, units: Units) -> Declaration:
         kind: Kind = "equal" if self.equal else "most"
@@ -272,10 +267,6 @@ class Simplex(Set):
         self.level = in_a_row(self.total)
         self.axis = axes("Simplex", axis)
 
-    @property
-    def has_normal_form(self) -> bool:
-        return True
-
     def declaration(self, units: Units) -> Declaration:
         return Declaration((Row("equal", units.numbers(self.level)),), low=0.0)
 
@@ -337,10 +328,6 @@ class L1Ball(Set):
         self.level = in_a_row(self.radius)
         self.axis = axes("L1Ball", axis)
         self.center = center_of("L1Ball", center)
-
-    @property
-    def has_normal_form(self) -> bool:
-        return True
 
     def declaration(self, units: Units) -> Declaration:
         return Declaration((Row("diamond", units.numbers(self.level), center=self.center_values(units)),))
