@@ -85,14 +85,12 @@ class Laid:
 
         def laid(rows: Array) -> Array:
             xp, pieces, start = namespace(rows), [], 0
-            for shape, span, view in zip(self.shapes, self.axes, views, strict=True):
-                order = [axis for axis in range(len(shape)) if axis not in span] + list(span)
-                width = math.prod(shape[axis] for axis in span)
-                piece = xp.reshape(rows[:, start : start + width], tuple(shape[axis] for axis in order))
+            for own, view in zip(map(View, self.shapes, self.axes), views, strict=True):
+                order = [*own.counting, *own.axes]
+                width = math.prod(own.shape[axis] for axis in own.axes)
+                piece = xp.reshape(rows[:, start : start + width], tuple(own.shape[axis] for axis in order))
                 piece = xp.reshape(xp.transpose(piece, sorted(range(len(order)), key=order.__getitem__)), view.shape)
-                counting = [axis for axis in range(len(view.shape)) if axis not in view.axes]
-                size = math.prod(view.shape[axis] for axis in view.axes)
-                pieces.append(xp.reshape(xp.transpose(piece, (*counting, *view.axes)), (-1, size)))
+                pieces.append(xp.reshape(xp.transpose(piece, (*view.counting, *view.axes)), (view.count, -1)))
                 start += width
             return pieces[0] if len(pieces) == 1 else xp.concatenate(pieces, axis=1)
 

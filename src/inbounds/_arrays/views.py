@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 Axes = tuple[int, ...]
@@ -18,6 +19,16 @@ class View:
 
     shape: tuple[int, ...]
     axes: Axes
+
+    @property
+    def counting(self) -> Axes:
+        """The axes that count the units."""
+        return tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
+
+    @property
+    def count(self) -> int:
+        """The number of units."""
+        return math.prod(self.shape[axis] for axis in self.counting)
 
 
 @dataclass(frozen=True)
