@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from inbounds._arrays.ops import MANTISSA_BITS, dtype_of, is_sharded
 from inbounds._arrays.units import Units
 from inbounds._errors import LayoutError, RuleError, SetError, explain, raised_as, shown
-from inbounds._model.layout import Layout, layout_of, wraps_foreign_model
+from inbounds._model.layout import layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.selectors import Assignment, assignments_of, path_matches, rule_pairs
 from inbounds._model.weights import Weight, layers_of, own_weights
@@ -76,13 +76,16 @@ def _plan(
     strict: bool = True,
     partial: bool = False,
 ) -> Plan:
-    def constraint(weight: Weight) -> Any:
-        own = constraint_of(weight.variable)
-        replaced = own is None and weight.quantized and not strict  # quantization makes a variable without a constraint
-        return weight.declared_constraint if replaced else own
-
-    given = ((weight, constraint(weight)) for weight in weights)
-    assignments = {id(w.variable): _argument_assignment(w, one) for w, one in given if one is not None}
+    """The plan of some weights; `partial` where there may be others, `strict` as for `resolve`."""
+    assignments: dict[int, Assignment] = {}
+    for weight in weights:
+        constraint = constraint_of(weight.variable)
+        if constraint is None and weight.quantized and not strict:  # the quantized variable lacks its constraint
+            constraint = weight.declared_constraint
+        if constraint is not None:
+            known = isinstance(constraint, Set) or type(constraint).__module__.startswith("keras.")
+            constraint = constraint if known else Custom(constraint)
+            assignments[id(weight.variable)] = Assignment(constraint, weight.argument_code, is_rule=False)
     for selector, value in rule_pairs(rules):
         assignments |= assignments_of(selector, value, layers, weights)
     empty = {id(weight.variable) for weight in weights if 0 in weight.shape}
@@ -101,22 +104,12 @@ def _plan(
             entries.append(_entry(assignment, *_members(weight, assignment, weights, assignments, partial)))
     if strict:
         _check_enforceable(entries)
-    return Plan(tuple(_with_shared_joints_noted(entries)), tuple(free))
-
-
-def _with_shared_joints_noted(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """The entries, with a note on a Joint of several layers: each layer has its own units."""
-    layers = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
-    for entry in entries:
-        shared = f"{layers[entry.set]} layers have this Joint, and each has units of its own"
-        note = "; ".join(filter(None, [entry.note, shared]))
-        yield replace(entry, note=note) if layers[entry.set] > 1 else entry
-
-
-def _argument_assignment(weight: Weight, constraint: Any) -> Assignment:
-    """The assignment that a layer's argument makes to a weight."""
-    known = isinstance(constraint, Set) or type(constraint).__module__.startswith("keras.")
-    return Assignment(constraint if known else Custom(constraint), weight.argument_code, is_rule=False)
+    joints = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
+    for place, entry in enumerate(entries):
+        if joints[entry.set] > 1:
+            shared = f"{joints[entry.set]} layers have this Joint, and each has units of its own"
+            entries[place] = replace(entry, note="; ".join(filter(None, [entry.note, shared])))
+    return Plan(tuple(entries), tuple(free))
 
 
 def _why_free(weight: Weight, assignment: Assignment | None) -> str:
@@ -145,8 +138,13 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
         layout = layout_of(first.layer)
         guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
         layouts = tuple(layout_of(one.layer).of_weight(one.name, one.shape, joint=is_joint) for one in members)
-        if is_joint and _by_units(given):
-            _check_not_apart(members, layout)
+        for member in members if is_joint and _by_units(given) and len(members) > 1 else ():
+            if member.name in layout.apart:
+                raise LayoutError(
+                    "These weights form no joint units: a unit has no entries of its own in one of them",
+                    f"{member.path}; {layout.apart[member.name]}",
+                    instead="constrain the weights separately",
+                )
         entry = Entry(given, tuple(members), assignment.source, "", layouts, bool(guessed))
         notes = [
             note,
@@ -286,16 +284,6 @@ def _by_units(given: Set) -> bool:
     return any(kind != "weight" for kind in others) if others else given.matrix or not given.whole
 
 
-def _check_not_apart(members: Sequence[Weight], layout: Layout) -> None:
-    for member in members:
-        if len(members) > 1 and member.name in layout.apart:
-            raise LayoutError(
-                "These weights form no joint units: a unit has no entries of its own in one of them",
-                f"{member.path}; {layout.apart[member.name]}",
-                instead="constrain the weights separately",
-            )
-
-
 def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:
     if dtype not in MANTISSA_BITS:
         raise RuleError(
@@ -319,29 +307,23 @@ def _untrained(weight: Weight) -> bool:
     return not weight.created_trainable or getattr(weight.variable, "overwrite_with_gradient", False)
 
 
-def _enforceable_rule(weight: Weight, given: Set) -> str:
-    """What to type instead of a rule whose set can't be kept on this weight."""
-    if not _untrained(weight):
-        return "merge the adapter first, or leave this layer out of the rule"
-    if isinstance(given, Joint):
-        return "a Joint of weights that are trained, or leave this layer out of the rule"
-    trained = "variable.trainable"
-    if weight.created_trainable:
-        trained += " and not variable.overwrite_with_gradient"
-    return f"{{(lambda layer, variable: {trained}): {given!r}}}, which selects the weights that are trained"
-
-
 def _check_enforceable(entries: Iterable[Entry]) -> None:
-    for entry in entries:
-        for weight in entry.weights:
-            _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
-            if why := why_unenforceable(weight):
-                raise RuleError(
-                    f"A set can't be kept on this weight: {why}",
-                    f"{entry.source}: {entry.set!r}",
-                    where=f"{weight} in {type(weight.layer).__name__}",
-                    instead=_enforceable_rule(weight, entry.set),
-                )
+    for entry, weight in ((one, weight) for one in entries for weight in one.weights):
+        _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
+        if why := why_unenforceable(weight):
+            trained = "variable.trainable" + " and not variable.overwrite_with_gradient" * weight.created_trainable
+            rule = f"{{(lambda layer, variable: {trained}): {entry.set!r}}}"
+            instead = f"{rule}, which selects the weights that are trained"
+            if isinstance(entry.set, Joint):
+                instead = "a Joint of weights that are trained, or leave this layer out of the rule"
+            if not _untrained(weight):
+                instead = "merge the adapter first, or leave this layer out of the rule"
+            raise RuleError(
+                f"A set can't be kept on this weight: {why}",
+                f"{entry.source}: {entry.set!r}",
+                where=f"{weight} in {type(weight.layer).__name__}",
+                instead=instead,
+            )
 
 
 def _check_shapes(entry: Entry) -> None:
@@ -398,7 +380,7 @@ def _built_layers(model: Any) -> list[Any]:
             instead="model.build(input_shape), or call it once on a batch",
         )
     layers = layers_of(model)
-    unbuilt = [layer for layer in layers if not layer.built and _takes_constraint(layer)]
+    unbuilt = [one for one in layers if not one.built and any(name.endswith("_constraint") for name in vars(one))]
     if unbuilt:
         raise RuleError(
             "A layer of the model is not built, so that it has no weights yet",
@@ -407,10 +389,6 @@ def _built_layers(model: Any) -> list[Any]:
             instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
         )
     return layers
-
-
-def _takes_constraint(layer: Any) -> bool:
-    return any(name.endswith("_constraint") for name in vars(layer))
 
 
 def _model_name(model: Any) -> str:

@@ -83,13 +83,12 @@ def read_rules(path: Path, model: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
             )
         for key, value in content.items():
             where = f"{path}, [{entry}], {key}"
-            if entry == "rules":
-                rules[key] = _rule_set(value, where)
-            elif isinstance(value, dict):
-                given = {name: _rule_set(inner, f"{where}, {name}") for name, inner in value.items()}
-                rules |= dict.fromkeys(_layer_selectors(key, model, where), given)
+            selectors = [key] if entry == "rules" else _layer_selectors(key, model, where)
+            if entry == "layers" and isinstance(value, dict):
+                value = {name: _rule_set(inner, f"{where}, {name}") for name, inner in value.items()}
             else:
-                rules |= dict.fromkeys(_layer_selectors(key, model, where), _rule_set(value, where))
+                value = _rule_set(value, where)
+            rules |= dict.fromkeys(selectors, value)
     if not rules:
         raise FileError("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE)
     with raised_as(FileError, f"In: {path}"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -104,7 +105,7 @@ def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -
     if isinstance(selector, keras.Layer):
         return printable(selector.name), [layer for layer in layers if layer is selector], []
     if isinstance(selector, str):
-        ends = _glob_regex(selector).search
+        ends = partial(path_matches, selector)
         chosen = [
             layer
             for layer in layers
@@ -125,24 +126,19 @@ def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -
     )
 
 
-def path_matches(selector: str, path: str) -> bool:
-    """Whether a path ends as a glob says."""
-    return _glob_regex(selector).search(path) is not None
+def path_matches(glob: str, path: str) -> bool:
+    """Whether a path ends as a glob says: `*` and `?` match within a part, `**` over parts."""
+    if not glob.strip("/"):
+        raise RuleError("A glob is empty", f"selector={glob!r}", instead="{'**/kernel': MaxNorm(2.0)}")
+    regex = ""
+    for token in re.split(r"(\*\*/|\*\*|\*|\?)", glob.strip("/")):
+        regex += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token, re.escape(token))
+    return re.search(f"(?:^|/){regex}$", path) is not None
 
 
 def _names(layer: Any) -> set[str]:
     """The name of a layer, and those of its classes."""
     return {layer.name, *(cls.__name__ for cls in type(layer).__mro__ if issubclass(cls, keras.Layer))}
-
-
-def _glob_regex(text: str) -> re.Pattern[str]:
-    """A glob as a regex on the end of a path: `*` and `?` within a part, `**` over parts."""
-    if not text.strip("/"):
-        raise RuleError("A glob is empty", f"selector={text!r}", instead="{'**/kernel': MaxNorm(2.0)}")
-    regex = ""
-    for token in re.split(r"(\*\*/|\*\*|\*|\?)", text.strip("/")):
-        regex += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token, re.escape(token))
-    return re.compile(f"(?:^|/){regex}$")
 
 
 def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, Assignment]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import keras
@@ -89,9 +88,7 @@ class Pressure(Tabular):
 
 
 def _cells(row: PressureRow) -> tuple[Any, ...]:
-    if row.note:
-        return "-", "-", "-"
-    return row.largest, index_text(row.unit), f"{row.costing:.0%}"
+    return ("-",) * 3 if row.note else (row.largest, index_text(row.unit), f"{row.costing:.0%}")
 
 
 @exclusive_access()
@@ -205,30 +202,28 @@ def _mean_gradients(model: Any, variables: Sequence[Any], data: Any, batch_size:
     return [total / samples for total in sums]
 
 
-def _gradient_of(loss: BatchFunction, *, compiled: bool) -> BatchFunction:
+def _gradient_of(loss: BatchFunction, *, compiled: bool) -> Any:
     """The gradient of the loss by the values; `compiled` matters on JAX only."""
-    if keras.backend.backend() == "jax":
+    backend = keras.backend.backend()
+    if backend == "jax":
         import jax
 
-        gradient: BatchFunction = jax.grad(loss)
-        return jax.jit(gradient) if compiled else gradient
-    return partial(_torch_gradient if keras.backend.backend() == "torch" else _tensorflow_gradient, loss)
+        return jax.jit(jax.grad(loss)) if compiled else jax.grad(loss)
 
+    def gradient(values: Sequence[Any], batch: Any) -> Any:
+        if backend == "torch":
+            import torch
 
-def _torch_gradient(loss: BatchFunction, values: Sequence[Any], batch: Any) -> Any:
-    import torch
+            with torch.enable_grad():
+                return torch.autograd.grad(loss(values, batch), values, allow_unused=True, materialize_grads=True)
+        import tensorflow as tf
 
-    with torch.enable_grad():
-        return torch.autograd.grad(loss(values, batch), values, allow_unused=True, materialize_grads=True)
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            result = loss(values, batch)
+        return tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-
-def _tensorflow_gradient(loss: BatchFunction, values: Sequence[Any], batch: Any) -> Any:
-    import tensorflow as tf
-
-    with tf.GradientTape() as tape:
-        tape.watch(values)
-        result = loss(values, batch)
-    return tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return gradient
 
 
 def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:

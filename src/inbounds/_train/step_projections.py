@@ -123,8 +123,10 @@ class StepProjection:
         pairs = zip(gradients, reduced.parts, strict=True)
         return [None if old is None else cast(part, dtype_of(old)) for old, part in pairs]
 
-    def project(self, values: Sequence[Array], state: StepState) -> list[Array]:
+    def project(self, values: Sequence[Array], state: StepState = NO_STEP) -> list[Array]:
         """The projected values of the weights, in their dtypes."""
+        if not any(self.free):
+            return list(values)
         diagonals = None if self.entry.training.metric == "euclidean" else state.read_metric()
         units = Units.of(
             values,
@@ -210,8 +212,6 @@ class StepProjection:
         self, read: Read = keras.ops.convert_to_tensor, state: StepState = NO_STEP
     ) -> list[tuple[Any, Any]]:
         """The free variables with their projected values."""
-        if not any(self.free):
-            return []
         variables = self.entry.variables
         values = self.project(list(map(read, variables)), state)
         return [(v, value) for v, value, free in zip(variables, values, self.free, strict=True) if free]
