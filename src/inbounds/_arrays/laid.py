@@ -91,14 +91,10 @@ class Laid:
         return flat(value, self.span) if of_unit else self.place(value)
 
     def place(self, value: Any) -> Array:
-        """Values for the weights as rows.
+        """Values for the weights as rows, or as an array that broadcasts to them.
 
-        Args:
-            value: a number; an array that broadcasts to the weight; for several weights one value
-                for each entry of a unit, rows, or a tuple with one array per weight.
-
-        Raises:
-            SetError: the value fits none of these.
+        The value is a number, an array that broadcasts to the weight, or for several weights one
+        value for each entry of a unit, rows, or a tuple with one array per weight.
         """
         pieces = value if isinstance(value, tuple) else (np.asarray(value, dtype="float64"),)
         try:

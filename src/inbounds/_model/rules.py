@@ -31,22 +31,15 @@ ConstraintOf = Callable[[Any], Any]
 def resolve(model: Any, rules: Any, constraint_of: ConstraintOf, *, strict: bool = True) -> Plan:
     """The plan of a model's rules and of the constraints given to its layers, which rules override.
 
-    Args:
-        model: a built Keras model or layer.
-        rules: a mapping from selectors to sets, or None for the layers' own constraints only.
-        constraint_of: from a variable to the constraint that its layer was given.
-        strict: whether a weight that can't be kept in its set is an error. An audit passes False:
-            it reports such weights, including those quantized after they were constrained.
-
-    Raises:
-        RuleError: the model or a rule is wrong.
+    It is strict where a weight that can't be kept in its set is an error. An audit isn't: it
+    reports such weights, including those quantized after they were constrained.
     """
     layers = _built_layers(model)
     weights = own_weights(layers)
     if not weights:
         raise RuleError(
             "The model has no weights",
-            f"model={_model_name(model)}",
+            f"model={type(model).__name__} {model.name!r}",
             instead="model.build(input_shape), or layers with weights",
         )
     _check_torch_parameters(model, weights)
@@ -352,10 +345,8 @@ def _frozen(weights: Iterable[Weight]) -> list[Weight]:
 
 def _check_torch_parameters(model: Any, weights: Sequence[Weight]) -> None:
     """Checks that PyTorch's parameters are the values of the variables; `fully_shard` replaces them by DTensors."""
-    if keras.backend.backend() != "torch":
-        return
     values = {id(weight.variable.value) for weight in weights}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters() if keras.backend.backend() == "torch" else ():
         if is_sharded(parameter) and id(parameter) not in values:
             raise RuleError(
                 "A parameter of the model is not the value of its Keras variable",
@@ -373,10 +364,11 @@ def check_model(model: Any) -> None:
 
 def _built_layers(model: Any) -> list[Any]:
     check_model(model)
+    name = f"{type(model).__name__} {model.name!r}"
     if not model.built:
         raise RuleError(
             "The model is not built, so that it has no weights yet",
-            f"model={_model_name(model)}",
+            f"model={name}",
             instead="model.build(input_shape), or call it once on a batch",
         )
     layers = layers_of(model)
@@ -385,11 +377,7 @@ def _built_layers(model: Any) -> list[Any]:
         raise RuleError(
             "A layer of the model is not built, so that it has no weights yet",
             f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})",
-            where=_model_name(model),
+            where=name,
             instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
         )
     return layers
-
-
-def _model_name(model: Any) -> str:
-    return f"{type(model).__name__} {model.name!r}"

@@ -10,7 +10,6 @@ import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import keras
@@ -106,10 +105,7 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
 
 
 def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
-    """Wraps an optimizer's step so that its weights are projected where it raises.
-
-    PyTorch has no hook for that. The step stays a bound method, which PyTorch's schedulers wrap.
-    """
+    """Wraps an optimizer's step, for which PyTorch has no hook where it raises, as a method that schedulers wrap."""
     step = optimizer.step
 
     @functools.wraps(step)
@@ -127,12 +123,7 @@ def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
 
 
 class _StepHook:
-    """The hook on the steps of one optimizer.
-
-    Attributes:
-        variables: the variables of the model.
-        steps: the number of steps taken.
-    """
+    """The hook on the steps of one optimizer, which counts them, with the variables of the model."""
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self.variables = variables
@@ -168,9 +159,8 @@ class _StepHook:
             gradients = {id(v): as_descent(v, v.value.grad) for v in self.variables}
             with no_gradient():
                 for stack in reducing:
-                    reduced = reduce_stack(stack, gradients, lambda v: v.value.detach(), self.steps + 1)
-                    variables = [variable for one in stack for variable in one.entry.variables]
-                    for variable in (v for v in variables if id(v) in reduced):
+                    reduced = reduce_stack(stack, gradients, read, self.steps + 1)
+                    for variable in (v for one in stack for v in one.entry.variables if id(v) in reduced):
                         parameter = variable.value
                         original.setdefault(id(parameter), (parameter, parameter.grad))
                         parameter.grad = as_descent(variable, reduced[id(variable)])
@@ -178,10 +168,13 @@ class _StepHook:
         def read(variable: Any) -> Any:
             return variable.value.detach()
 
+        def read_latent(variable: Any) -> Any:
+            return optimizer.state[variable.value].get(LATENT) if variable.value in optimizer.state else None
+
         def start() -> None:
             with no_gradient():
                 for one in latent:
-                    assign(one.starts(read, partial(_latent_of, optimizer), self.steps))
+                    assign(one.starts(read, read_latent, self.steps))
 
         def closure_with_reduced_gradients() -> Any:
             restore()
@@ -227,11 +220,6 @@ class _StepHook:
             for stack in filter(None, stacks):
                 if self.steps % int(stack[0].entry.training.every) == 0:
                     project_stack(stack, self.steps, stepped)
-
-
-def _latent_of(optimizer: Any, variable: Any) -> Any:
-    """The latent weight of a variable; None before its first step."""
-    return optimizer.state[variable.value].get(LATENT) if variable.value in optimizer.state else None
 
 
 def _check_torch(optimizer: Any) -> None:
