@@ -56,19 +56,12 @@ STEPS = 8
 
 
 class Spectrum(NamedTuple):
-    """The singular value decomposition of matrices of shape (stack, k, n), k <= n.
+    """The singular value decomposition of matrices of shape (stack, k, n), k <= n."""
 
-    Attributes:
-        left: orthogonal matrices of shape (stack, k, k), the left singular vectors as columns.
-        values: of shape (stack, k), the singular values, ascending up to rounding.
-        right: of shape (stack, k, n), the right singular vectors as rows.
-        told: of shape (stack, k), 1 where the right singular vector is resolved, else 0.
-    """
-
-    left: Array
-    values: Array
-    right: Array
-    told: Array
+    left: Array  # orthogonal matrices of shape (stack, k, k), the left singular vectors as columns
+    values: Array  # of shape (stack, k), the singular values, ascending up to rounding
+    right: Array  # of shape (stack, k, n), the right singular vectors as rows
+    told: Array  # of shape (stack, k), 1 where the right singular vector is resolved, else 0
 
 
 def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floor: Any = None) -> Spectrum:

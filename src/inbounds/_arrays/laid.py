@@ -20,19 +20,12 @@ from inbounds._errors import SetError
 
 @dataclass(frozen=True)
 class Laid:
-    """Units as rows.
+    """Units as rows."""
 
-    Attributes:
-        rows: of shape (units, size), in the dtype they are measured in.
-        views: the weights that the rows come from, each with the axes that one unit spans.
-        dtype: the coarsest dtype of the weights, in which an ulp is measured.
-        mask: which entries belong to their units, shaped like `rows`; None for all.
-    """
-
-    rows: Array
-    views: tuple[View, ...]
-    dtype: str
-    mask: np.ndarray[Any, Any] | None = None
+    rows: Array  # of shape (units, size), in the dtype they are measured in
+    views: tuple[View, ...]  # the weights that the rows come from, each with the axes that one unit spans
+    dtype: str  # the coarsest dtype of the weights, in which an ulp is measured
+    mask: np.ndarray[Any, Any] | None = None  # which entries belong to their units, like `rows`; None: all
 
     @classmethod
     def of_rows(cls, rows: Array) -> Laid:

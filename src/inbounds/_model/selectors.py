@@ -28,25 +28,15 @@ from inbounds.constraints import without_arguments
 
 @dataclass(frozen=True)
 class Assignment:
-    """The set that a rule, or an argument of the layer, assigns to a weight. The last one holds.
+    """The set that a rule, or an argument of the layer, assigns to a weight. The last one holds."""
 
-    Attributes:
-        set: the set, or a constraint of Keras.
-        source: the rule or the layer's argument, as text.
-        is_rule: whether a rule assigned it.
-    """
-
-    set: Any
-    source: str
+    set: Any  # or a constraint of Keras
+    source: str  # the rule or the layer's argument, as text
     is_rule: bool = True
 
 
 def rule_pairs(rules: Any) -> Iterable[tuple[Any, Any]]:
-    """Rules as pairs of a selector and a value, from a mapping or a list of pairs.
-
-    A Keras variable can't be the key of a mapping, so it needs a list; a Tied in a list is its own
-    selector.
-    """
+    """Rules as pairs of a selector and a value, from a mapping or a list, in which a Tied is its own selector."""
     if rules is None:
         return ()
     pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
@@ -97,8 +87,7 @@ def selected_weights(selector: Any, layers: Sequence[Any], weights: Sequence[Wei
 def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> tuple[str, list[Any], list[Weight]]:
     """The text of a selector, and the layers and the weights that it selects.
 
-    A string selects the weights whose path ends as the glob says, and the layers of this name, of
-    this class, or with such a path.
+    A string selects weights by the end of their path, and layers by that, their name or their class.
     """
     if isinstance(selector, type):
         return selector.__name__, [layer for layer in layers if isinstance(layer, selector)], []

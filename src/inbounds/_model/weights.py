@@ -30,17 +30,11 @@ ADAPTABLE_NAMES = ("kernel", "embeddings", "reverse_embeddings")
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A variable in its layer. Its shape and dtype are those of the effective weight.
+    """A variable in its layer. Its shape and dtype are those of the effective weight."""
 
-    Attributes:
-        variable: the `keras.Variable` that the layer stores.
-        layer: the innermost layer that owns it.
-        created_trainable: whether the layer created it as trainable; it may be frozen since.
-    """
-
-    variable: Any
-    layer: Any
-    created_trainable: bool
+    variable: Any  # the `keras.Variable` that the layer stores
+    layer: Any  # the innermost layer that owns it
+    created_trainable: bool  # it may be frozen since
 
     def __str__(self) -> str:
         return f"{self.path} of shape {self.shape}"
@@ -179,8 +173,7 @@ def weights_of(*models: Any) -> list[Weight]:
 def own_weights(layers: Iterable[Any]) -> list[Weight]:
     """The weights that these layers own themselves, each once, in Keras' order.
 
-    A wrapper such as SpectralNormalization lists a weight of its inner layer as its own. The inner
-    layer is taken as the owner.
+    SpectralNormalization lists a weight of the layer in it as its own, which the inner layer owns.
     """
     found: dict[int, Weight] = {}
     for layer in layers:

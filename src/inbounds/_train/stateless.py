@@ -201,17 +201,11 @@ def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool 
 
 
 class Wrapped(NamedTuple):
-    """The state of `optax_wrap`.
+    """The state of `optax_wrap`."""
 
-    Attributes:
-        inner: the inner optimizer's state.
-        count: the number of steps taken.
-        latents: the latent weights of each value, None for a value without them.
-    """
-
-    inner: Any
-    count: Any
-    latents: Any
+    inner: Any  # the inner optimizer's state
+    count: Any  # the number of steps taken
+    latents: Any  # the latent weights of each value, None for a value without them
 
 
 def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:

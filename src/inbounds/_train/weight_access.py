@@ -23,23 +23,13 @@ from inbounds._model.weights import variables_of
 
 @dataclass(eq=False)
 class WeightAccess:
-    """One access of one thread to some weights.
-
-    Attributes:
-        kind: "fit"; "step": a step of a fit or of a custom loop; "exclusive": a call that changes a
-            plan or reads the weights.
-        what: the name of the call, for errors.
-        variables: returns the weights.
-        instead: for an exclusive access, what to do where another thread fits the weights.
-        sync: for a fit, writes the values trained so far to the variables.
-        thread: the thread that has the access.
-    """
+    """One access of one thread to some weights: a fit, a step, or exclusive, to change a plan or read the weights."""
 
     kind: Literal["fit", "step", "exclusive"]
-    what: str
+    what: str  # the name of the call, for errors
     variables: Callable[[], Iterable[Any]]
-    instead: str = ""
-    sync: Callable[[], Any] = lambda: None
+    instead: str = ""  # for an exclusive access, what to do where another thread fits the weights
+    sync: Callable[[], Any] = lambda: None  # for a fit, writes the values trained so far to the variables
     thread: threading.Thread = field(default_factory=threading.current_thread)
 
 
