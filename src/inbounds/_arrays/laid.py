@@ -96,11 +96,9 @@ class Laid:
             pairs = zip(pieces, self.views, strict=True)
             return _rows(self.views, (np.broadcast_to(piece, view.shape) for piece, view in pairs))
         except ValueError as error:
-            raise SetError(
-                "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
-                f"shape={np.shape(value)}",
-                where=f"weights of shape {' and '.join(str(view.shape) for view in self.views)}",
-            ) from error
+            wrong = "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows"
+            where = f"weights of shape {' and '.join(str(view.shape) for view in self.views)}"
+            raise SetError(wrong, f"shape={np.shape(value)}", where=where) from error
 
 
 def flat(value: float | np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:

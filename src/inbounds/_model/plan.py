@@ -53,12 +53,10 @@ class Entry:
         views = [View(shape, span) for shape, span in zip(shapes, axes, strict=True)]
         if len({view.count for view in views}) > 1:
             named = zip(self.weights, views, strict=True)
-            raise LayoutError(
-                "These weights form no joint units: they have different numbers of units",
-                ", ".join(f"{weight.name} of shape {weight.shape} has {view.count}" for weight, view in named),
-                where=type(self.weights[0].layer).__name__,
-                instead="register_layout for this layer, or constrain the weights separately",
-            )
+            wrong = "These weights form no joint units: they have different numbers of units"
+            received = ", ".join(f"{weight.name} of shape {weight.shape} has {view.count}" for weight, view in named)
+            instead = "register_layout for this layer, or constrain the weights separately"
+            raise LayoutError(wrong, received, where=type(self.weights[0].layer).__name__, instead=instead)
         return given, tuple(view.axes for view in views)
 
     @property

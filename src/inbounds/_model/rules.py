@@ -37,11 +37,9 @@ def resolve(model: Any, rules: Any, constraint_of: ConstraintOf, *, strict: bool
     layers = _built_layers(model)
     weights = own_weights(layers)
     if not weights:
-        raise RuleError(
-            "The model has no weights",
-            f"model={type(model).__name__} {model.name!r}",
-            instead="model.build(input_shape), or layers with weights",
-        )
+        wrong = "The model has no weights"
+        instead = "model.build(input_shape), or layers with weights"
+        raise RuleError(wrong, f"model={type(model).__name__} {model.name!r}", instead=instead)
     _check_torch_parameters(model, weights)
     return _plan(layers, weights, rules, constraint_of, strict=strict)
 
@@ -133,11 +131,9 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
         layouts = tuple(layout_of(one.layer).of_weight(one.name, one.shape, joint=is_joint) for one in members)
         for member in members if is_joint and _by_units(given) and len(members) > 1 else ():
             if member.name in layout.apart:
-                raise LayoutError(
-                    "These weights form no joint units: a unit has no entries of its own in one of them",
-                    f"{member.path}; {layout.apart[member.name]}",
-                    instead="constrain the weights separately",
-                )
+                wrong = "These weights form no joint units: a unit has no entries of its own in one of them"
+                instead = "constrain the weights separately"
+                raise LayoutError(wrong, f"{member.path}; {layout.apart[member.name]}", instead=instead)
         entry = Entry(given, tuple(members), assignment.source, "", layouts, bool(guessed))
         notes = [
             note,
@@ -165,12 +161,8 @@ def _guess_note(weight: Weight, given: Set) -> str:
     instead = f"inbounds.register_layout({kind}, lambda layer: {{{weight.name!r}: (0,)}}) with the axes of one unit"
     if "axis" in given.argument_names():
         instead = f"{with_argument(given, 'axis', 0)!r}, with the axes that one unit spans as `axis`"
-    raise LayoutError(
-        "The units of a weight of another framework are not known, and the set has no `axis`",
-        f"{given!r}",
-        where=f"{weight} in the {kind} {weight.layer.name!r}",
-        instead=instead,
-    )
+    wrong = "The units of a weight of another framework are not known, and the set has no `axis`"
+    raise LayoutError(wrong, f"{given!r}", where=f"{weight} in the {kind} {weight.layer.name!r}", instead=instead)
 
 
 def guess_warning(entries: Sequence[Entry]) -> str:
@@ -209,12 +201,9 @@ def _members(
         taken = (
             f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in zip(given.weights, named, strict=True)
         )
-        raise RuleError(
-            "Each name of a Tied is to take one weight, and the Tied no others",
-            "; ".join(taken),
-            where=f"{given!r} on {', '.join(map(str, members))}",
-            instead=f"[{given!r}] in the rules, and no later rule for these weights",
-        )
+        wrong = "Each name of a Tied is to take one weight, and the Tied no others"
+        instead = f"[{given!r}] in the rules, and no later rule for these weights"
+        raise RuleError(wrong, "; ".join(taken), where=f"{given!r} on {', '.join(map(str, members))}", instead=instead)
     return [weight for found in named for weight in found], ""
 
 
@@ -279,12 +268,9 @@ def _by_units(given: Set) -> bool:
 
 def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:
     if dtype not in MANTISSA_BITS:
-        raise RuleError(
-            f"The weight is not of floating point numbers, but {dtype}",
-            f"dtype={dtype} for {source}: {owner!r}",
-            where=str(weight),
-            instead="constrain the model before it is quantized",
-        )
+        wrong = f"The weight is not of floating point numbers, but {dtype}"
+        instead = "constrain the model before it is quantized"
+        raise RuleError(wrong, f"dtype={dtype} for {source}: {owner!r}", where=str(weight), instead=instead)
 
 
 def why_unenforceable(weight: Weight) -> str:
@@ -311,12 +297,9 @@ def _check_enforceable(entries: Iterable[Entry]) -> None:
                 instead = "a Joint of weights that are trained, or leave this layer out of the rule"
             if not _untrained(weight):
                 instead = "merge the adapter first, or leave this layer out of the rule"
-            raise RuleError(
-                f"A set can't be kept on this weight: {why}",
-                f"{entry.source}: {entry.set!r}",
-                where=f"{weight} in {type(weight.layer).__name__}",
-                instead=instead,
-            )
+            wrong = f"A set can't be kept on this weight: {why}"
+            where = f"{weight} in {type(weight.layer).__name__}"
+            raise RuleError(wrong, f"{entry.source}: {entry.set!r}", where=where, instead=instead)
 
 
 def _check_shapes(entry: Entry) -> None:
@@ -327,12 +310,10 @@ def _check_shapes(entry: Entry) -> None:
     entry.applied.check_room(units)
     frozen = _frozen(entry.weights)
     if frozen and len(frozen) < len(entry.weights) and not entry.set.allows_frozen:
-        raise SetError(
-            "One weight of a joint unit is frozen, and in this set the others can't make up for it",
-            f"{' and '.join(weight.path for weight in frozen)} frozen",
-            where=repr(entry.set),
-            instead=f"layer.{frozen[0].name}.trainable = True, or a set for each weight",
-        )
+        wrong = "One weight of a joint unit is frozen, and in this set the others can't make up for it"
+        where = repr(entry.set)
+        instead = f"layer.{frozen[0].name}.trainable = True, or a set for each weight"
+        raise SetError(wrong, f"{' and '.join(weight.path for weight in frozen)} frozen", where=where, instead=instead)
 
 
 def _frozen(weights: Iterable[Weight]) -> list[Weight]:
@@ -366,18 +347,12 @@ def _built_layers(model: Any) -> list[Any]:
     check_model(model)
     name = f"{type(model).__name__} {model.name!r}"
     if not model.built:
-        raise RuleError(
-            "The model is not built, so that it has no weights yet",
-            f"model={name}",
-            instead="model.build(input_shape), or call it once on a batch",
-        )
+        wrong = "The model is not built, so that it has no weights yet"
+        raise RuleError(wrong, f"model={name}", instead="model.build(input_shape), or call it once on a batch")
     layers = layers_of(model)
     unbuilt = [one for one in layers if not one.built and any(name.endswith("_constraint") for name in vars(one))]
     if unbuilt:
-        raise RuleError(
-            "A layer of the model is not built, so that it has no weights yet",
-            f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})",
-            where=name,
-            instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
-        )
+        wrong = "A layer of the model is not built, so that it has no weights yet"
+        instead = "call the model once on a batch; a layer that it never calls has no weights: take it out"
+        raise RuleError(wrong, f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})", where=name, instead=instead)
     return layers

@@ -44,11 +44,8 @@ def rule_pairs(rules: Any) -> Iterable[tuple[Any, Any]]:
         pairs = [(rule, rule) if isinstance(rule, Tied) else rule for rule in pairs]
     if not isinstance(pairs, list) or not pairs or not all(isinstance(p, tuple) and len(p) == 2 for p in pairs):
         empty = isinstance(rules, (Mapping, list)) and not rules
-        raise RuleError(
-            "There are no rules" if empty else "Rules are not a mapping from selectors to sets, or a list of pairs",
-            f"rules={shown(rules)}",
-            instead="{'**/kernel': MaxNorm(2.0)}",
-        )
+        wrong = "There are no rules" if empty else "Rules are not a mapping from selectors to sets, or a list of pairs"
+        raise RuleError(wrong, f"rules={shown(rules)}", instead="{'**/kernel': MaxNorm(2.0)}")
     return pairs
 
 
@@ -108,11 +105,8 @@ def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -
     if callable(selector):
         name = getattr(selector, "__qualname__", None) or shown(selector)
         return printable(name), [], [weight for weight in weights if selector(weight.layer, weight.variable)]
-    raise RuleError(
-        "A selector is not a glob on a weight's path, a variable, a layer, its name or class, or a callable",
-        f"selector={shown(selector)}",
-        instead="{'**/kernel': MaxNorm(2.0)}",
-    )
+    wrong = "A selector is not a glob on a weight's path, a variable, a layer, its name or class, or a callable"
+    raise RuleError(wrong, f"selector={shown(selector)}", instead="{'**/kernel': MaxNorm(2.0)}")
 
 
 def path_matches(glob: str, path: str) -> bool:
@@ -143,12 +137,9 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
             wrong, code = "A plain set for a layer doesn't say which of its weights it is for", _as_code(value)
             if "kernel" in names and chosen_set.axis is None and not contains(chosen_set, (Custom, JointSet)):
                 also = f", or Joint({code}) for kernel and bias as one vector"
-        raise RuleError(
-            wrong,
-            f"{source}: {shown(value)}",
-            where=f"the weights {', '.join(names) or 'none'}",
-            instead=_of_one_weight(owned, code) + also,
-        )
+        wrong = wrong
+        where = f"the weights {', '.join(names) or 'none'}"
+        raise RuleError(wrong, f"{source}: {shown(value)}", where=where, instead=_of_one_weight(owned, code) + also)
     assignments = {}
     for weight in owned:
         roles = layout_of(weight.layer).roles
@@ -182,11 +173,8 @@ def _mapping_assignments(
             )
         chosen_set = _as_set(given, f"{source}: {name}")
         if isinstance(chosen_set, Joint):
-            raise RuleError(
-                "A Joint is for a whole layer, and this is the rule of one of its weights",
-                received,
-                instead=f"{{{layer.name!r}: {shown(given)}}}",
-            )
+            wrong = "A Joint is for a whole layer, and this is the rule of one of its weights"
+            raise RuleError(wrong, received, instead=f"{{{layer.name!r}: {shown(given)}}}")
         assignments |= {id(weight.variable): Assignment(chosen_set, f"{source}: {name}") for weight in matching}
     return assignments
 
@@ -255,12 +243,9 @@ def _no_weight_error(
     """The error of a rule for weights that selects none, but perhaps layers, which own some."""
     received, code = _received(selector, source, value), _as_code(value)
     if owned:
-        return RuleError(
-            f"{selector!r} is a layer, and a plain set doesn't say which of its weights it is for",
-            received,
-            where=f"the weights {', '.join(dict.fromkeys(weight.name for weight in owned))}",
-            instead=f"{{{selector!r}: {_of_one_weight(owned, code)}}}",
-        )
+        wrong = f"{selector!r} is a layer, and a plain set doesn't say which of its weights it is for"
+        where = f"the weights {', '.join(dict.fromkeys(weight.name for weight in owned))}"
+        return RuleError(wrong, received, where=where, instead=f"{{{selector!r}: {_of_one_weight(owned, code)}}}")
     near, instead = [weight.path for weight in weights], "a glob such as '**/kernel', or a variable of this model"
     if isinstance(selector, str):
         near = _similar_paths(selector, weights)

@@ -146,11 +146,8 @@ def pressure(
     """
     entries = entries_in_force(model)
     if not getattr(model, "compiled", False):
-        raise RuleError(
-            "The model isn't compiled, and has no loss to differentiate",
-            f"{type(model).__name__} {model.name!r}",
-            instead="model.compile(optimizer, loss) first",
-        )
+        wrong = "The model isn't compiled, and has no loss to differentiate"
+        raise RuleError(wrong, f"{type(model).__name__} {model.name!r}", instead="model.compile(optimizer, loss) first")
     variables = model.trainable_variables
     means = _mean_gradients(model, variables, (x, y, sample_weight), batch_size)
     gradients = dict(zip(map(id, variables), means, strict=True))
@@ -231,12 +228,10 @@ def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:
     shapes = [tuple(getattr(leaf, "shape", ())) for leaf in keras.tree.flatten(data) if leaf is not None]
     counts = {shape[:1] for shape in shapes}
     if len(counts) != 1 or not all(counts) or 0 in min(counts) or not batch_size >= 1:
-        raise RuleError(
-            "The data aren't arrays with the same number of samples, one or more, or `batch_size` isn't 1 or more",
-            f"shapes={', '.join(map(str, shapes))}, batch_size={shown(batch_size)}",
-            where="`x`, `y` and `sample_weight` of pressure",
-            instead="inbounds.pressure(model, x, y), with arrays as for model.evaluate",
-        )
+        wrong = "The data aren't arrays with the same number of samples, one or more, or `batch_size` isn't 1 or more"
+        received = f"shapes={', '.join(map(str, shapes))}, batch_size={shown(batch_size)}"
+        instead = "inbounds.pressure(model, x, y), with arrays as for model.evaluate"
+        raise RuleError(wrong, received, where="`x`, `y` and `sample_weight` of pressure", instead=instead)
 
     def batch_of(array: Any, start: int) -> Any:
         if array is None:

@@ -121,12 +121,9 @@ def _constrain(model: Any, rules: Any, options: dict[str, Any]) -> Plan:
         treatment=partial(_treatment, model),
     )
     if not plan.entries:
-        raise RuleError(
-            "Nothing is constrained: there are no rules, and no layer was given a set of inbounds",
-            f"rules={shown(rules)}",
-            where=f"{type(model).__name__} {model.name!r}",
-            instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)})",
-        )
+        wrong = "Nothing is constrained: there are no rules, and no layer was given a set of inbounds"
+        instead = "inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)})"
+        raise RuleError(wrong, f"rules={shown(rules)}", where=f"{type(model).__name__} {model.name!r}", instead=instead)
     _check_no_other_plan(model)
     _check_latents_can_be_added(model, plan)
     values = _projected_entries(model, plan.entries, in_numpy=True)
@@ -156,12 +153,9 @@ def _check_latents_can_be_added(model: Any, plan: Plan) -> None:
     for entry in plan.entries:
         built = [optimizer for optimizer in optimizers_stepping(model, entry.variables) if optimizer.built]
         if any(without_latents(optimizer, [decide(entry, built)]) for optimizer in built):
-            raise RuleError(
-                "Latent weights can't be added within a fit on JAX, which holds the optimizer's variables",
-                f"latent={entry.training.latent!r}",
-                where=repr(entry),
-                instead="constrain before the fit, or constrain(model, rules, latent=False)",
-            )
+            wrong = "Latent weights can't be added within a fit on JAX, which holds the optimizer's variables"
+            instead = "constrain before the fit, or constrain(model, rules, latent=False)"
+            raise RuleError(wrong, f"latent={entry.training.latent!r}", where=repr(entry), instead=instead)
 
 
 def _check_no_other_plan(model: Any) -> None:
@@ -211,12 +205,9 @@ def check_interval(entries: Sequence[Entry], loop: str, instead: str) -> None:
     """Checks that no entry is projected at the end of epochs, which the loop doesn't know."""
     for entry in entries:
         if entry.training.every == "epoch":
-            raise RuleError(
-                f"every='epoch' can't be used with {loop}, which counts no epochs",
-                "every='epoch'",
-                where=repr(entry),
-                instead=f"constrain(model, rules, every=100), or inbounds.{instead} at the end of each epoch",
-            )
+            wrong = f"every='epoch' can't be used with {loop}, which counts no epochs"
+            instead = f"constrain(model, rules, every=100), or inbounds.{instead} at the end of each epoch"
+            raise RuleError(wrong, "every='epoch'", where=repr(entry), instead=instead)
 
 
 @exclusive_access()
@@ -252,11 +243,9 @@ def project(model: Model) -> None:
     """
     values = _projected_entries(model, entries_in_force(model))
     if any(is_concrete(variable.value) and not is_concrete(value) for variable, value in values):
-        raise RuleError(
-            "`project` can't assign to the variables of a model in a function that jax.jit traces",
-            f"model={model.name!r} in a traced function",
-            instead="inbounds.stateless_project(model, values), which returns what it projects",
-        )
+        wrong = "`project` can't assign to the variables of a model in a function that jax.jit traces"
+        instead = "inbounds.stateless_project(model, values), which returns what it projects"
+        raise RuleError(wrong, f"model={model.name!r} in a traced function", instead=instead)
     assign(values)
 
 

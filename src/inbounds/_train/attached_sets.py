@@ -90,11 +90,9 @@ def entries_in_force(model: Any) -> tuple[Entry, ...]:
     """The entries of a model, one at least: those of its plan, or the sets given to its layers."""
     entries = resolve(model, None, current_constraint).entries
     if not entries:
-        raise RuleError(
-            "Nothing is constrained: the model has no plan, and no layer was given a set of inbounds",
-            f"{type(model).__name__} {model.name!r}",
-            instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)}) first",
-        )
+        wrong = "Nothing is constrained: the model has no plan, and no layer was given a set of inbounds"
+        instead = "inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)}) first"
+        raise RuleError(wrong, f"{type(model).__name__} {model.name!r}", instead=instead)
     return entries
 
 

@@ -191,12 +191,10 @@ def _check_frozen_weights(entry: Entry) -> None:
     measured = entry.applied.measure(values, entry.axes)
     if measured.outside.any():
         names = " and ".join(weight.path for weight in frozen)
-        raise RuleError(
-            "Frozen weights of a Joint leave no room for the others to keep each unit inside",
-            f"{names}, by themselves outside by up to {measured.excess.max():.3g}",
-            where=repr(entry),
-            instead="inbounds.constrain(model), which projects frozen weights too, or unfreeze them",
-        )
+        wrong = "Frozen weights of a Joint leave no room for the others to keep each unit inside"
+        received = f"{names}, by themselves outside by up to {measured.excess.max():.3g}"
+        instead = "inbounds.constrain(model), which projects frozen weights too, or unfreeze them"
+        raise RuleError(wrong, received, where=repr(entry), instead=instead)
 
 
 @contextmanager

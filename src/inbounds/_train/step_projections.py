@@ -375,9 +375,6 @@ def _explain_dtensor_errors(entry: Entry) -> Iterator[None]:
     except RuntimeError as error:
         if not any(is_sharded(variable.value) for variable in entry.variables):
             raise
-        raise RuleError(
-            "The set takes an operation that PyTorch lacks for DTensors",
-            str(error).split("\n")[0],
-            where=repr(entry),
-            instead="a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded",
-        ) from error
+        wrong = "The set takes an operation that PyTorch lacks for DTensors"
+        instead = "a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded"
+        raise RuleError(wrong, str(error).split("\n")[0], where=repr(entry), instead=instead) from error

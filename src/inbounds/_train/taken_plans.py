@@ -69,12 +69,10 @@ def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
     latents = taken_plan(optimizer).latents
     for index, variable in without_latents(optimizer, projections):
         if in_stateless_scope():
-            raise RuleError(
-                "Latent weights can't be added to an optimizer within a function of its variables' values",
-                f"latent=True or 'auto' for {variable.path}",
-                where=f"{type(optimizer).__name__}, which was built before the set was there",
-                instead="constrain(model, rules) before optimizer.build(variables), or latent=False",
-            )
+            wrong = "Latent weights can't be added to an optimizer within a function of its variables' values"
+            where = f"{type(optimizer).__name__}, which was built before the set was there"
+            instead = "constrain(model, rules) before optimizer.build(variables), or latent=False"
+            raise RuleError(wrong, f"latent=True or 'auto' for {variable.path}", where=where, instead=instead)
         nan = keras.initializers.Constant(float("nan"))
         latents[index] = optimizer.add_variable_from_reference(variable, "latent", nan)
 

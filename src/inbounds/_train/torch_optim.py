@@ -85,12 +85,10 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     weights = [weight for entry in entries for weight in entry.weights]
     if not any(id(weight.variable.value) in own for weight in weights):
-        raise RuleError(
-            "The optimizer steps no weight of the plan",
-            f"{type(optimizer).__name__} with {len(own)} parameters, none of them in the plan",
-            where=", ".join(weight.path for weight in weights),
-            instead="torch.optim.Adam(model.parameters()), made after the model was built",
-        )
+        wrong = "The optimizer steps no weight of the plan"
+        received = f"{type(optimizer).__name__} with {len(own)} parameters, none of them in the plan"
+        instead = "torch.optim.Adam(model.parameters()), made after the model was built"
+        raise RuleError(wrong, received, where=", ".join(weight.path for weight in weights), instead=instead)
     check_interval(entries, "torch.optim", "project(model)")
     METRICS.update({getattr(torch.optim, name): metric for name, metric in _METRICS.items()})
     _refuse_lbfgs(optimizer, [one for one in map(decide, entries) if not one.full_gradient_reason])
@@ -228,29 +226,21 @@ def _check_torch(optimizer: Any) -> None:
     import torch
 
     if isinstance(optimizer, keras.optimizers.Optimizer):
-        raise RuleError(
-            "project_after is given an optimizer of Keras, which is hooked without it",
-            f"optimizer={optimizer!r}",
-            instead="inbounds.constrain(model, rules) alone",
-        )
+        wrong = "project_after is given an optimizer of Keras, which is hooked without it"
+        raise RuleError(wrong, f"optimizer={optimizer!r}", instead="inbounds.constrain(model, rules) alone")
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise RuleError(
-            "project_after is not given an optimizer of torch.optim",
-            f"optimizer={optimizer!r}",
-            instead="project_after(model, torch.optim.Adam(model.parameters()))",
-        )
+        wrong = "project_after is not given an optimizer of torch.optim"
+        instead = "project_after(model, torch.optim.Adam(model.parameters()))"
+        raise RuleError(wrong, f"optimizer={optimizer!r}", instead=instead)
 
 
 def _refuse_lbfgs(optimizer: Any, reducing: Sequence[StepProjection]) -> None:
     import torch
 
     if reducing and isinstance(optimizer, torch.optim.LBFGS):
-        raise RuleError(
-            "LBFGS can't be given reduced gradients: it compares gradients with losses along a line",
-            "gradient='reduced'",
-            where=repr(reducing[0].entry),
-            instead="constrain(model, rules, gradient='full'), or another optimizer",
-        )
+        wrong = "LBFGS can't be given reduced gradients: it compares gradients with losses along a line"
+        instead = "constrain(model, rules, gradient='full'), or another optimizer"
+        raise RuleError(wrong, "gradient='reduced'", where=repr(reducing[0].entry), instead=instead)
 
 
 def _is_trained(entry: Entry) -> bool:
@@ -258,12 +248,10 @@ def _is_trained(entry: Entry) -> bool:
     trained = [weight for weight in entry.weights if weight.variable.trainable]
     frozen = [weight for weight in trained if not weight.variable.value.requires_grad]
     if frozen and len(frozen) < len(trained):
-        raise RuleError(
-            "A weight of a Joint is frozen by `requires_grad`, so that the others don't know it",
-            f"requires_grad=False, trainable=True for {frozen[0].path}",
-            where=repr(entry),
-            instead="variable.trainable = False, or layer.trainable = False",
-        )
+        wrong = "A weight of a Joint is frozen by `requires_grad`, so that the others don't know it"
+        received = f"requires_grad=False, trainable=True for {frozen[0].path}"
+        instead = "variable.trainable = False, or layer.trainable = False"
+        raise RuleError(wrong, received, where=repr(entry), instead=instead)
     return len(frozen) < len(trained)
 
 

@@ -70,11 +70,9 @@ def _begin(access: WeightAccess) -> None:
     with _accesses_changed:
         if access.kind == "exclusive":
             for fit in _conflicts(access, "fit"):
-                raise RuleError(
-                    f"`{access.what}` can't be called while another thread fits the model",
-                    f"{access.what} in thread {access.thread.name!r}, {fit.what} in thread {fit.thread.name!r}",
-                    instead=access.instead,
-                )
+                wrong = f"`{access.what}` can't be called while another thread fits the model"
+                received = f"{access.what} in thread {access.thread.name!r}, {fit.what} in thread {fit.thread.name!r}"
+                raise RuleError(wrong, received, instead=access.instead)
             _accesses.append(access)
             _accesses_changed.wait_for(lambda: not _conflicts(access, "step", "exclusive"))
         else:
@@ -135,11 +133,9 @@ def check_weights_exist(model: Any) -> None:
         if access.thread is threading.current_thread():
             access.sync()
     if any(map(has_lost_value, variables_of(model))):
-        raise RuleError(
-            "The weights of the model are gone: on JAX, Keras loses a model whose compiled step is interrupted",
-            f"model={model.name!r}",
-            instead="keras.models.load_model(path) where ModelCheckpoint saved, or fit again with BackupAndRestore",
-        )
+        wrong = "The weights of the model are gone: on JAX, Keras loses a model whose compiled step is interrupted"
+        instead = "keras.models.load_model(path) where ModelCheckpoint saved, or fit again with BackupAndRestore"
+        raise RuleError(wrong, f"model={model.name!r}", instead=instead)
 
 
 def has_lost_value(variable: Any) -> bool:
