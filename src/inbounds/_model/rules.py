@@ -17,11 +17,11 @@ from inbounds._model.layout import layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.selectors import Assignment, assignments_of, path_matches, rule_pairs
 from inbounds._model.weights import Weight, layers_of, own_weights
-from inbounds._sets.composite import parts_of, with_argument
+from inbounds._sets.composite import parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint, JointSet
 from inbounds._sets.per import Per
-from inbounds._sets.set import Set
+from inbounds._sets.set import Set, with_argument
 from inbounds._sets.together import Tied
 
 ConstraintOf = Callable[[Any], Any]

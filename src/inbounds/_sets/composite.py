@@ -126,10 +126,3 @@ def contains(given: Set, kinds: tuple[type, ...]) -> bool:
 def bracketed(given: Set) -> str:
     """The code of a set, to be followed by a method."""
     return f"({given!r})" if " & " in repr(given) else repr(given)
-
-
-def with_argument(given: Set, name: str, value: Any) -> Set:
-    """A set that takes an argument, with another value of it."""
-    arguments = {name: getattr(given, name) for name in given.argument_names()}
-    made: Set = type(given)(**(arguments | {name: value}))
-    return made

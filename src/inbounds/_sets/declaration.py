@@ -10,9 +10,7 @@ from typing import Any, Literal
 from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Units
 
-Values = Units | float
-"""A number for all entries, or units whose parts broadcast against those that it is declared of."""
-
+Values = Units | float  # a number for all entries, or units whose parts broadcast against those that it is declared of
 Kind = Literal["equal", "most", "ball", "diamond"]
 KINDS: tuple[Kind, ...] = ("equal", "most", "ball", "diamond")
 

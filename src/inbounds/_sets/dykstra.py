@@ -17,24 +17,14 @@ from inbounds._arrays.units import Units, joined
 
 Projection = Callable[[Units], Units]
 
-ROUNDS = 1000
-"""The limit of rounds of Dykstra's algorithm."""
-
-SETTLED = 20
-"""The number of rounds after which a scaled-down unit is doubled though it still moves."""
-
-TURNS = 500
-"""The limit of rounds of projections in turn."""
-
-REPEATS = 8
-"""The limit of repeated projections from a result. As a rule one is enough, and moves the last
-bits."""
-
+ROUNDS = 1000  # the limit of rounds of Dykstra's algorithm
+SETTLED = 20  # the number of rounds after which a scaled-down unit is doubled though it still moves
+TURNS = 500  # the limit of rounds of projections in turn
+REPEATS = 8  # the limit of repeated projections from a result. As a rule one is enough, and moves the last bits
 UNROLLED_ROUNDS, UNROLLED_TURNS, UNROLLED_REPEATS = 100, 4, 1
 """The numbers of rounds and repeats where PyTorch exports or vectorizes, and can't stop early."""
 
-LIVE_ROUNDS = 40
-"""The number of rounds from the result that are differentiated."""
+LIVE_ROUNDS = 40  # the number of rounds from the result that are differentiated
 
 
 def in_turn(projections: Sequence[Projection], units: Units) -> Units:

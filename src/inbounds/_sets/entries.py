@@ -37,23 +37,16 @@ class Interval(Set):
 
     low: Bound
     high: Bound
+    separable = True
 
     @property
     def entrywise(self) -> bool:
         return isinstance(self.low, float) and isinstance(self.high, float)
 
-    @property
-    def separable(self) -> bool:
-        return True
-
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         units.entries(self.low)
         units.entries(self.high)
-
-    @property
-    def has_normal_form(self) -> bool:
-        return True
 
     def declaration(self, units: Units) -> Declaration:
         center = self.center_values(units)

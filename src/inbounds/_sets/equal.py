@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import SMALLEST_NORMAL, Array, cast, constant, namespace, working_dtype
+from inbounds._arrays.ops import Array, cast, constant, namespace
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, number_or_array
+from inbounds._sets.arguments import axes, number_or_array, refused
 from inbounds._sets.groups import MATRICES, WINDOWS, Groups, groups_of, labels_of, span_of
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Numbers
@@ -64,11 +63,9 @@ class Equal(Set):
         self.groups: Any = groups if named else number_or_array("Equal", "groups", groups)
         self.axis = axes("Equal", axis)
         if isinstance(self.groups, float) or (named and groups not in WINDOWS + MATRICES):
-            raise SetError(
-                "`groups` of Equal is not an array of labels, or one of " + ", ".join(WINDOWS + MATRICES),
-                f"groups={shown(groups)}",
-                instead='Equal("symmetric") for a convolution, or Equal([0, 1, 0])',
-            )
+            wrong = f"is not an array of labels, or one of {', '.join(WINDOWS + MATRICES)}"
+            instead = 'Equal("symmetric") for a convolution, or Equal([0, 1, 0])'
+            raise refused("Equal", "groups", groups, wrong, instead)
 
     @property
     def whole(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
@@ -119,9 +116,6 @@ class Equal(Set):
         groups, rows = self._groups(tuple(rows.shape) if self.whole else span), self._flat(rows)
         xp = namespace(rows)
         return xp.max(xp.abs(rows - xp.take(rows, groups.first, axis=1)), axis=1)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """Entries outside of the mask as the first marked one of their group."""

@@ -21,8 +21,8 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import number
+from inbounds._errors import SetError
+from inbounds._sets.arguments import number, refused
 from inbounds._sets.set import Set, registered
 from inbounds._types import Number
 
@@ -66,21 +66,14 @@ class Grid(Set):
     """
 
     convex: ClassVar[bool] = False
+    entrywise = separable = True
     needs_latent: ClassVar[bool] = True
     undone_steps: ClassVar[str] = "a step of less than half a grid step is lost, so that small ones never move a weight"
 
     def __init__(self, step: Number) -> None:
         self.step = number("Grid", "step", step)
         if self.step <= 0:
-            raise SetError("`step` of Grid is not above 0", f"step={shown(step)}", instead="Grid(step=0.125)")
-
-    @property
-    def entrywise(self) -> bool:
-        return True
-
-    @property
-    def separable(self) -> bool:
-        return True
+            raise refused("Grid", "step", step, "is not above 0", "Grid(step=0.125)")
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
@@ -121,9 +114,6 @@ class Grid(Set):
         short = step - beyond if step == self.step else beyond
         halfway = beyond == short  # the farthest there is: the derivative is 0
         return xp.max(xp.where(halfway, without_gradient(beyond), xp.minimum(beyond, short)), axis=1)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return np.max(np.abs(rows), axis=1)

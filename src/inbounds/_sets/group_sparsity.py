@@ -20,7 +20,6 @@ from inbounds._arrays.ops import (
     dtype_of,
     namespace,
     without_gradient,
-    working_dtype,
 )
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
@@ -32,9 +31,7 @@ from inbounds._sets.set import Edge, Set, registered
 from inbounds._sets.sparsity import largest
 from inbounds._types import Axis, Integer, Numbers
 
-NAMES = ("inputs", "units")
-"""The groups of a whole weight that have a name."""
-
+NAMES = ("inputs", "units")  # the groups of a whole weight that have a name
 OfGroups: TypeAlias = Numbers | Literal["inputs", "units"]
 """Labels for the entries of a unit, or a name for the groups of a whole weight."""
 
@@ -310,6 +307,3 @@ class GroupSparse(GroupSet):
             return 0 * norms[:, 0] - np.inf
         most = xp.sort(norms, axis=1)[:, norms.shape[1] - self.k - 1]
         return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]

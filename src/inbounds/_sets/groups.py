@@ -12,11 +12,8 @@ from inbounds._arrays.ops import Array, constant, namespace
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError
 
-WINDOWS = ("symmetric", "radial")
-"""The groups of a window that have a name."""
-
-MATRICES = ("toeplitz", "circulant")
-"""The groups of a matrix that have a name."""
+WINDOWS = ("symmetric", "radial")  # the groups of a window that have a name
+MATRICES = ("toeplitz", "circulant")  # the groups of a matrix that have a name
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import numpy as np
 from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
-from inbounds._sets.composite import Composite, contains, with_argument
+from inbounds._sets.arguments import names
+from inbounds._sets.composite import Composite, contains
 from inbounds._sets.custom import Custom
-from inbounds._sets.set import Set, registered
+from inbounds._sets.set import Set, registered, with_argument
 from inbounds._types import Constraint, Inputs, Kind, Mask, Numbers
 
 KERNEL_AND_BIAS = ("kernel", "bias")
@@ -126,14 +127,7 @@ class Joint(JointSet):
 
     def __init__(self, inner: Set, weights: Sequence[str] = KERNEL_AND_BIAS) -> None:
         super().__init__(inner)
-        names = (weights,) if isinstance(weights, str) else tuple(weights)
-        if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
-            raise SetError(
-                "`weights` of Joint are not two or more different names",
-                f"weights={shown(weights)}",
-                instead="Joint(MaxNorm(1.0), weights=('kernel', 'bias'))",
-            )
-        self.weights = names
+        self.weights = names("Joint", "weights", weights, "names", "Joint(MaxNorm(1.0), weights=('kernel', 'bias'))")
 
     def __repr__(self) -> str:
         names = "" if self.weights == KERNEL_AND_BIAS else f", weights={self.weights!r}"

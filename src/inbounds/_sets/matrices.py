@@ -32,31 +32,18 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import numbers_of_units, positive_integer
+from inbounds._errors import SetError
+from inbounds._sets.arguments import numbers_of_units, positive_integer, refused
 from inbounds._sets.set import ULPS, Edge, Set, registered
 from inbounds._types import Integer, Numbers
 
-STEPS = 100
-"""The limit of Newton's steps to a matrix of given sums: a few from close by, 20 to 60 from far away."""
-
-UNROLLED = 60
-"""The number of steps where PyTorch traces or vectorizes, and can't stop early."""
-
-ZOOM = 16.0
-"""The largest factor by which a matrix far from the set is enlarged between two steps."""
-
-ROUGH = 0.1
-"""What is wrong in all sums, as a share of what they add up to, at which a matrix is enlarged."""
-
-CLOSE = 1e-3
-"""The same, from which on full steps are taken."""
-
-GRAIN = 2.0**-20
-"""Float32 adds multiples of it exactly, up to a sum of 16."""
-
-LENGTHS = tuple(2.0**-k for k in range(9))
-"""The shares of a step that the line search tries."""
+STEPS = 100  # the limit of Newton's steps to a matrix of given sums: a few from close by, 20 to 60 from far away
+UNROLLED = 60  # the number of steps where PyTorch traces or vectorizes, and can't stop early
+ZOOM = 16.0  # the largest factor by which a matrix far from the set is enlarged between two steps
+ROUGH = 0.1  # what is wrong in all sums, as a share of what they add up to, at which a matrix is enlarged
+CLOSE = 1e-3  # the same, from which on full steps are taken
+GRAIN = 2.0**-20  # Float32 adds multiples of it exactly, up to a sum of 16
+LENGTHS = tuple(2.0**-k for k in range(9))  # the shares of a step that the line search tries
 
 
 class MatrixSet(Set):
@@ -121,9 +108,6 @@ class MatrixSet(Set):
 
     def _matrices(self, rows: Array) -> Array:
         return namespace(rows).reshape(rows, (self.stack, -1, rows.shape[1]))
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
 
 def stack_of(owner: str, value: Any) -> int:
@@ -303,7 +287,7 @@ class Marginals(MatrixSet):
         self.stack = stack_of("Marginals", stack)
         for name, sums in (("rows", self.rows), ("columns", self.columns)):
             if not np.any(np.greater(sums, 0)):
-                raise SetError(f"`{name}` of Marginals are all 0", f"{name}={shown(sums)}", instead="Fixed(0.0)")
+                raise refused("Marginals", name, sums, "are all 0", "Fixed(0.0)")
         if np.ndim(self.rows) and np.ndim(self.columns):
             self._sums((1, np.size(self.rows), np.size(self.columns)))
 

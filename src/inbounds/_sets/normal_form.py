@@ -55,11 +55,8 @@ DAMPING, LEAST, MOST, BY = 1e-2, 1e-12, 1e6, 8.0
 """The damping of Newton's method at first, at least and at most, and what it is multiplied by after
 a bad step."""
 
-PASSES = 2
-"""So often the multipliers that are to be 0 after a step are found anew."""
-
-REACH = 4.0
-"""A ball's multiplier, and 1, grow to at most so many times what they are."""
+PASSES = 2  # so often the multipliers that are to be 0 after a step are found anew
+REACH = 4.0  # a ball's multiplier, and 1, grow to at most so many times what they are
 
 
 def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:

@@ -14,7 +14,6 @@ import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
-    SMALLEST_NORMAL,
     Array,
     at_once,
     cast,
@@ -24,11 +23,9 @@ from inbounds._arrays.ops import (
     iterate,
     namespace,
     without_gradient,
-    working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes
+from inbounds._sets.arguments import axes, boolean
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Bool
 
@@ -76,13 +73,8 @@ class Monotone(Set):
     allows_frozen: ClassVar[bool] = False
 
     def __init__(self, increasing: Bool = True, axis: Axis = None) -> None:
-        if not isinstance(increasing, (bool, np.bool_)):
-            raise SetError(
-                "`increasing` of Monotone is neither True nor False",
-                f"increasing={shown(increasing)}",
-                instead="Monotone(increasing=False) for entries that fall",
-            )
-        self.increasing = bool(increasing)
+        instead = "Monotone(increasing=False) for entries that fall"
+        self.increasing = boolean("Monotone", "increasing", increasing, instead)
         self.axis = axes("Monotone", axis)
 
     def _project(self, units: Units) -> Units:
@@ -109,9 +101,6 @@ class Monotone(Set):
             return 0 * rows[:, 0] - np.inf
         steps = rows[:, 1:] - rows[:, :-1]
         return xp.max(-steps if self.increasing else steps, axis=1)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """The entries that the mask marks, one after the other; a row with fewer of them goes on in steady steps."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -19,13 +19,15 @@ from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, View, WeightLayout
 from inbounds._errors import SetError, shown
-from inbounds._sets.composite import Composite, bracketed, contains, parts_of, with_argument
+from inbounds._sets.arguments import refused
+from inbounds._sets.composite import Composite, bracketed, contains, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
-from inbounds._sets.set import Edge, Set, registered
+from inbounds._sets.set import Edge, Set, registered, with_argument
 from inbounds._types import Inputs, Kind, Mask
 
+Seen = TypeVar("Seen", Units, Laid)
 KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates")
 
 
@@ -67,19 +69,14 @@ class Per(Composite):
     couples_units = True
     has_normal_form = False
     axis = None
-    views: tuple[View, ...] = ()
-    """Of each weight how it is seen; empty where the weights are not known."""
-    spanning: Set
-    """The set whose own units are seen where the kind is "units"."""
+    views: tuple[View, ...] = ()  # of each weight how it is seen; empty where the weights are not known
+    spanning: Set  # the set whose own units are seen where the kind is "units"
 
     def __init__(self, set: Set, kind: Kind) -> None:  # noqa: A002  # the word of the library
         code = "MaxNorm(1.0).per('inputs')"
         if not isinstance(kind, str) or kind not in KINDS:
-            names = ", ".join(map(repr, KINDS[:-1]))
-            raise SetError(
-                f"`kind` of per is not {names} or {KINDS[-1]!r}", f"kind={shown(kind)}", where=f"{set!r}.per(...)",
-                instead=code,
-            )  # fmt: skip
+            wrong = f"is not {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}"
+            raise refused("per", "kind", kind, wrong, code, where=f"{set!r}.per(...)")
         parts = list(parts_of(set)) if isinstance(set, Set) else []
         if not parts or contains(set, (JointSet, Custom, Per)):
             wrong = "`per` is given no set, or a callable, or one that has its units"
@@ -160,21 +157,18 @@ class Per(Composite):
         return ("weight", False, None) if of_whole else (self.kind, own.matrix, own.axis)
 
     def where(self, mask: Mask) -> Set:
-        """The set for the marked entries of each unit; the mask broadcasts to the weight."""
         return self.rebuilt([self.set.where(mask)])
 
     def on(self, inputs: Inputs) -> Set:
-        """The set for those weights of each unit only that come from some inputs of the layer."""
         return self.rebuilt([self.set.on(inputs)])
 
     def scaled(self, schedule: Callable[[Any], Any]) -> Set:
-        """The set times a factor that follows the steps of training."""
         return self.rebuilt([self.set.scaled(schedule)])
 
     def count(self, laid: Laid) -> int:
         """How many units a report has of these weights."""
-        own = self._own(laid)
-        return own.set.reported_units(laid.seen(own.views).rows.shape[0])
+        inner, (seen,) = self._inside(laid)
+        return inner.reported_units(seen.rows.shape[0])
 
     def reported_units(self, units: int) -> int:
         return self.set.reported_units(self.views[0].count) if self.views else 1
@@ -183,37 +177,38 @@ class Per(Composite):
         return tuple(range(len(shape)))
 
     def check_fit(self, units: Units) -> None:
-        own = self._own(units)
-        own.set.check_fit(_seen(units, own.views))
+        inner, (seen,) = self._inside(units)
+        inner.check_fit(seen)
 
     def check_room(self, units: Units) -> None:
-        own = self._own(units)
-        own.set.check_room(_seen(units, own.views))
+        inner, (seen,) = self._inside(units)
+        inner.check_room(seen)
 
     def _project(self, units: Units) -> Units:
-        own = self._own(units)
-        view = _seen(units, own.views)
-        return _unseen(own.set.nearest(view.comparable(own.set.couples_units)), units)
+        inner, (seen,) = self._inside(units)
+        return _unseen(inner.nearest(seen.comparable(inner.couples_units)), units)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        own = self._own(units)
-        return _unseen(own.set.reduced(_seen(units, own.views), _seen(gradient, own.views)), units)
+        inner, (seen, slope) = self._inside(units, gradient)
+        return _unseen(inner.reduced(seen, slope), units)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        own = self._own(units)
-        return own.set.multiplier(_seen(units, own.views), _seen(taken, own.views))
+        inner, (seen, normal) = self._inside(units, taken)
+        return inner.multiplier(seen, normal)
 
     def edges(self, laid: Laid) -> list[Edge]:
-        own = self._own(laid)
-        return own.set.edges(laid.seen(own.views))
+        inner, (seen,) = self._inside(laid)
+        return inner.edges(seen)
 
     def _finite(self, laid: Laid, count: int) -> Array:
-        own = self._own(laid)
-        return own.set._finite(laid.seen(own.views), count)
+        inner, (seen,) = self._inside(laid)
+        return inner._finite(seen, count)
 
-    def _own(self, of: Units | Laid) -> Per:
-        """The set on these weights: without a layer, inputs lie along the last axis of a unit."""
-        return self.laid_out([WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in of.views])
+    def _inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
+        """The set in it, and units or rows as it sees them; without a layer, inputs lie along a unit's last axis."""
+        views = given[0].views
+        own = self.laid_out([WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in views])
+        return own.set, [one.seen(own.views) if isinstance(one, Laid) else _seen(one, own.views) for one in given]
 
     def __repr__(self) -> str:
         return f"{bracketed(self.set)}.per({self.kind!r})"
@@ -237,9 +232,6 @@ def by_units(sets: Sequence[Set]) -> list[Set]:
     """The members of an intersection: where sets have different units, each with its own; else as they are.
 
     A set that looks at each entry by itself has the units of the first that doesn't.
-
-    Raises:
-        SetError: a set is made of sets of different units, and is no intersection.
     """
     axes = {given.axis for given in sets if given.axis is not None}
     if len(axes) < 2 and not any(contains(given, (Per,)) for given in sets):

@@ -14,7 +14,8 @@ from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace, ulps
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
+from inbounds._errors import SetError
+from inbounds._sets.arguments import refused
 from inbounds._sets.composite import Composite, bracketed, contains, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
@@ -67,12 +68,8 @@ class Scaled(Composite):
                 instead="Joint(MaxNorm(1.0).scaled(schedule))",
             )
         if not callable(schedule):
-            raise SetError(
-                "`schedule` of scaled is not a callable from a step to a factor",
-                f"schedule={shown(schedule)}",
-                where=f"{set!r}.scaled(...)",
-                instead="a schedule of keras.optimizers.schedules",
-            )
+            wrong, instead = "is not a callable from a step to a factor", "a schedule of keras.optimizers.schedules"
+            raise refused("scaled", "schedule", schedule, wrong, instead, where=f"{set!r}.scaled(...)")
         self.set = set
         self.schedule = schedule
         self.members = (set,)

@@ -12,11 +12,8 @@ import numpy as np
 from inbounds._errors import FEW, SetError, shown
 from inbounds._sets.arguments import GivenAxes
 
-READABLE = 64
-"""Arrays of at most so many entries are saved entry by entry."""
-
-PACKED = ("bool", "float32", "float64")
-"""The dtypes of arrays in a config."""
+READABLE = 64  # arrays of at most so many entries are saved entry by entry
+PACKED = ("bool", "float32", "float64")  # the dtypes of arrays in a config
 
 
 def comparison_key(value: Any) -> Any:

@@ -17,7 +17,6 @@ from inbounds._arrays.ops import (
     iterate,
     namespace,
     without_gradient,
-    working_dtype,
 )
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError
@@ -25,8 +24,7 @@ from inbounds._sets.arguments import axes, positive_integer
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Integer
 
-FEW = 32
-"""So many of the largest entries are faster taken than bisected for."""
+FEW = 32  # so many of the largest entries are faster taken than bisected for
 
 
 @registered
@@ -97,9 +95,6 @@ class Sparse(Set):
             return 0 * rows[:, 0] - np.inf
         most = xp.sort(xp.abs(rows), axis=1)[:, rows.shape[1] - self.k - 1]
         return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
 
 def largest(sizes: Array, k: int) -> Array:

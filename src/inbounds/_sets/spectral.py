@@ -52,8 +52,8 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, center_of, number, positive_integer
+from inbounds._errors import SetError
+from inbounds._sets.arguments import axes, center_of, number, positive_integer, refused
 from inbounds._sets.matrices import MatrixSet, SquareSet, stack_of
 from inbounds._sets.reduced import SHARE
 from inbounds._sets.set import ULPS, registered
@@ -580,11 +580,8 @@ class PositiveSemidefinite(SquareSet):
 def _positive(owner: str, value: Any) -> float:
     result = number(owner, "max_value", value, low=0)
     if result == 0:
-        raise SetError(
-            f"`max_value` of {owner} is not a number above 0",
-            f"max_value={shown(value)}",
-            instead=f"{owner}(max_value=1.0), or Fixed(0) for a matrix of zeros",
-        )
+        instead = f"{owner}(max_value=1.0), or Fixed(0) for a matrix of zeros"
+        raise refused(owner, "max_value", value, "is not a number above 0", instead)
     return result
 
 

@@ -29,8 +29,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units
+from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units, refused
 from inbounds._sets.declaration import Declaration, Kind, Row
 from inbounds._sets.dykstra import repeated
 from inbounds._sets.one_row import nearest_on_one_row
@@ -42,8 +41,7 @@ STEPS = 64
 """At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third
 halves a bracket."""
 
-UNROLLED = 12
-"""Looks where none can be left out: where PyTorch exports or vectorizes."""
+UNROLLED = 12  # looks where none can be left out: where PyTorch exports or vectorizes
 
 
 class Linear(Set):
@@ -60,10 +58,6 @@ class Linear(Set):
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         units.entries(self.slope)
-
-    @property
-    def has_normal_form(self) -> bool:
-        return True
 
     def declaration(self, units: Units) -> Declaration:
         kind: Kind = "equal" if self.equal else "most"
@@ -177,11 +171,8 @@ class _WithNormal(Linear):
         self.axis = axes(name, axis)
         self.largest = float(np.max(np.abs(self.normal), initial=0.0))
         if self.largest == 0:
-            raise SetError(
-                f"`normal` of {name} has no entry that is not 0",
-                f"normal={shown(normal)}",
-                instead=f"{name}(normal=[1.0, -1.0], offset=0.0)",
-            )
+            instead = f"{name}(normal=[1.0, -1.0], offset=0.0)"
+            raise refused(name, "normal", normal, "has no entry that is not 0", instead)
         self.slope, self.level = self.normal / self.largest, in_a_row(self.offset / self.largest)
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
@@ -276,10 +267,6 @@ class Simplex(Set):
         self.level = in_a_row(self.total)
         self.axis = axes("Simplex", axis)
 
-    @property
-    def has_normal_form(self) -> bool:
-        return True
-
     def declaration(self, units: Units) -> Declaration:
         return Declaration((Row("equal", units.numbers(self.level)),), low=0.0)
 
@@ -341,10 +328,6 @@ class L1Ball(Set):
         self.level = in_a_row(self.radius)
         self.axis = axes("L1Ball", axis)
         self.center = center_of("L1Ball", center)
-
-    @property
-    def has_normal_form(self) -> bool:
-        return True
 
     def declaration(self, units: Units) -> Declaration:
         return Declaration((Row("diamond", units.numbers(self.level), center=self.center_values(units)),))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from inbounds._errors import SetError, shown
+from inbounds._sets.arguments import boolean, names, refused
 from inbounds._sets.equal import Equal
 from inbounds._sets.joint import JointSet
 from inbounds._sets.set import Set, registered
@@ -66,7 +67,7 @@ class Together(JointSet):
                 instead=self.example,
             )
         if name is not None and not isinstance(name, str):
-            raise SetError("`name` of Together is not a string", f"name={shown(name)}", instead="name='encoder'")
+            raise refused("Together", "name", name, "is not a string", "name='encoder'")
         self.name = name
 
     def __repr__(self) -> str:
@@ -110,17 +111,8 @@ class Tied(Together):
     example = 'Tied("encoder/kernel", "decoder/kernel")'
 
     def __init__(self, *weights: str, transpose: Bool = False) -> None:
-        if len(weights) < 2 or len(set(weights)) < len(weights) or not all(isinstance(one, str) for one in weights):
-            raise SetError(
-                "`weights` of Tied are not two or more different strings",
-                f"weights={shown(weights)}",
-                instead=self.example,
-            )
-        if not isinstance(transpose, (bool, np.bool_)):
-            raise SetError(
-                "`transpose` of Tied is not a boolean", f"transpose={shown(transpose)}", instead="transpose=True"
-            )
-        self.weights, self.transpose = weights, bool(transpose)
+        self.weights = names("Tied", "weights", weights, "strings", self.example)
+        self.transpose = boolean("Tied", "transpose", transpose, "transpose=True")
         JointSet.__init__(self, Equal([0] * len(weights)))
 
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:

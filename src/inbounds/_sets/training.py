@@ -41,11 +41,8 @@ class Training:
         for name, choices in (("metric", get_args(Metric)), ("gradient", get_args(Gradient)), ("latent", _LATENT)):
             if not any(isinstance(given[name], type(choice)) and given[name] == choice for choice in choices):
                 *others, last = map(repr, choices)
-                raise error(
-                    f"`{name}` of {owner} is not {', '.join(others)} or {last}",
-                    f"{name}={shown(given[name])}",
-                    instead=f"{name}={others[0]}",
-                )
+                wrong = f"`{name}` of {owner} is not {', '.join(others)} or {last}"
+                raise error(wrong, f"{name}={shown(given[name])}", instead=f"{name}={others[0]}")
         return cls(**given | {"every": interval(owner, given["every"], "steps", "every=100")})
 
 
