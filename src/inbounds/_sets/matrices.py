@@ -47,27 +47,19 @@ LENGTHS = tuple(2.0**-k for k in range(9))  # the shares of a step that the line
 
 
 class MatrixSet(Set):
-    """A set of the matrix that the units of a weight make, or of each matrix of a stack.
-
-    Attributes:
-        stack: how many matrices the units make, one block of units after the other.
-        square: whether a matrix has as many rows as columns.
-    """
+    """A set of the matrix that the units of a weight make, or of each matrix of a stack."""
 
     whole: ClassVar[bool] = True
     matrix: ClassVar[bool] = True
     allows_frozen: ClassVar[bool] = False
-    square: ClassVar[bool] = False
-    stack: int = 1
+    square: ClassVar[bool] = False  # whether a matrix has as many rows as columns
+    stack: int = 1  # how many matrices the units make, one block of units after the other
 
     @abstractmethod
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
-        """The nearest matrices, and for each, of shape (stack,), whether it is outside by more than the tolerance.
+        """The nearest to finite matrices of some units, and for each whether it is outside by more than the tolerance.
 
-        Args:
-            matrices: finite, of shape (stack, rows, columns).
-            units: what they were made of: for the weight's dtype, and whether a derivative may be
-                asked for.
+        They have the shape (stack, rows, columns), the second result (stack,).
         """
 
     @abstractmethod
@@ -292,11 +284,7 @@ class Marginals(MatrixSet):
             self._sums((1, np.size(self.rows), np.size(self.columns)))
 
     def _sums(self, shape: tuple[int, ...]) -> _Sums:
-        """The sums of matrices of shape (stack, rows, columns).
-
-        Raises:
-            SetError: they are others in number, or don't add up to the same.
-        """
+        """The sums of matrices of shape (stack, rows, columns), or an error where they don't fit."""
         given = zip(("rows", "columns"), (self.rows, self.columns), shape[1:], strict=True)
         wrong = [f"{name}.shape={np.shape(sums)}" for name, sums, n in given if np.ndim(sums) and np.size(sums) != n]
         if wrong:
@@ -396,17 +384,11 @@ class DoublyStochastic(Marginals):
 
 @dataclass(frozen=True)
 class _Sums:
-    """The sums of rows and columns.
+    """The sums of rows and columns."""
 
-    Attributes:
-        rows: of each row, of shape (n, 1), in units.
-        columns: of each column, of shape (1, m), in units.
-        unit: a power of 2.
-    """
-
-    rows: np.ndarray[Any, Any]
-    columns: np.ndarray[Any, Any]
-    unit: float = 0.0
+    rows: np.ndarray[Any, Any]  # of each row, of shape (n, 1), in units
+    columns: np.ndarray[Any, Any]  # of each column, of shape (1, m), in units
+    unit: float = 0.0  # a power of 2
 
     def __post_init__(self) -> None:
         if not self.unit:
@@ -482,8 +464,7 @@ def _start(matrices: Array, sums: _Sums) -> tuple[Array, Array]:
 def _defects(matrices: Array, wanted: _Wanted, share: Array | float = 1.0) -> tuple[Array, Array]:
     """The sums of rows and of columns less a share of those wanted, to less than an ulp of 1.
 
-    Entries are split into multiples of `GRAIN`, whose sums are exact, and a small rest; so are the
-    sums that are wanted into what the dtype holds, and a rest.
+    Entries are split into multiples of `GRAIN`, whose sums are exact, and a small rest.
     """
     xp = namespace(matrices)
     coarse = without_gradient(xp.floor(matrices / GRAIN) * GRAIN)
@@ -496,8 +477,7 @@ def _defects(matrices: Array, wanted: _Wanted, share: Array | float = 1.0) -> tu
 def _shifts(mask: Array, rows: Array, columns: Array, ridge: Array) -> tuple[Array, Array]:
     """The a and b for which `mask * (a 1^T + 1 b^T)` has these sums of rows and columns, nearly.
 
-    A ridge makes them unique. It is larger than the rounding of the system, whose diagonal exceeds
-    the sum of its row by positive terms only.
+    A ridge, which is larger than the rounding of the system, makes them unique.
     """
     xp = namespace(mask)
     counts, over = xp.sum(mask, axis=2, keepdims=True), transposed(mask)
@@ -513,13 +493,9 @@ def _shifts(mask: Array, rows: Array, columns: Array, ridge: Array) -> tuple[Arr
 
 
 def _length(z: Array, shift: Array, fall: Array, total: Array) -> Array:
-    """The share of a step that is taken: the largest of `LENGTHS` at which the slope is not clearly above 0.
+    """The share that is taken of a step to `z - shift`: the largest at which the slope is not clearly above 0.
 
-    Args:
-        z: the matrices.
-        shift: the step, which is subtracted.
-        fall: minus the slope of the dual function at the beginning; along the step the slope rises.
-        total: the slope, were no entry above 0.
+    The slope of the dual function is `-fall` at first, and would be `total`, were no entry above 0.
     """
     xp = namespace(z)
     lengths = constant(z, np.reshape(LENGTHS, (-1, 1, 1, 1)))

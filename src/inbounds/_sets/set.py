@@ -642,6 +642,14 @@ def with_argument(given: Set, name: str, value: Any) -> Set:
     return type(given)(**({one: getattr(given, one) for one in given.argument_names()} | {name: value}))
 
 
+def finite_rows(rows: Array, mask: Array | None) -> tuple[Array, Array]:
+    """Whether all entries of each row that a mask marks are finite, and the rows with 0 for what isn't."""
+    xp = namespace(rows)
+    good = xp.isfinite(rows)
+    finite = xp.all(good if mask is None else good | ~mask, axis=1, keepdims=True)
+    return finite, xp.where(finite & good, rows, xp.zeros_like(rows))
+
+
 def repeated(excess: Array, count: int) -> Array:
     """One number for each matrix of a weight as one for each of its units."""
     return excess if excess.shape[0] == count else namespace(excess).repeat(excess, count // excess.shape[0])

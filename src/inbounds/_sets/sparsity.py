@@ -21,7 +21,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError
 from inbounds._sets.arguments import axes, positive_integer
-from inbounds._sets.set import Set, registered
+from inbounds._sets.set import Set, finite_rows, registered
 from inbounds._types import Axis, Integer
 
 FEW = 32  # so many of the largest entries are faster taken than bisected for
@@ -81,20 +81,24 @@ class Sparse(Set):
     def _project(self, units: Units) -> Units:
         rows, mask = units.rows(), units.mask_rows()
         xp = namespace(rows)
-        seen = xp.isfinite(rows) if mask is None else xp.isfinite(rows) | ~mask
-        finite = xp.all(seen, axis=1, keepdims=True)
-        sizes = xp.abs(without_gradient(xp.where(finite & xp.isfinite(rows), rows, xp.zeros_like(rows))))
+        finite, entries = finite_rows(rows, mask)
+        sizes = xp.abs(without_gradient(entries))
         if mask is not None:
             sizes = xp.where(mask, sizes, -xp.ones_like(sizes))
         kept = largest(sizes, self.k) | (sizes <= 0) | ~finite
         return units.with_rows(xp.where(kept, rows, xp.zeros_like(rows)))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        xp = namespace(rows)
-        if self.k >= rows.shape[1]:
-            return 0 * rows[:, 0] - np.inf
-        most = xp.sort(xp.abs(rows), axis=1)[:, rows.shape[1] - self.k - 1]
-        return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
+        return too_many(namespace(rows).abs(rows), self.k)
+
+
+def too_many(sizes: Array, k: int) -> Array:
+    """The largest number of each row besides k larger ones; where there is none, below 0."""
+    xp = namespace(sizes)
+    if k >= sizes.shape[1]:
+        return 0 * sizes[:, 0] - np.inf
+    most = xp.sort(sizes, axis=1)[:, sizes.shape[1] - k - 1]
+    return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
 
 
 def largest(sizes: Array, k: int) -> Array:

@@ -59,13 +59,8 @@ from inbounds._sets.reduced import SHARE
 from inbounds._sets.set import ULPS, registered
 from inbounds._types import Axis, Center, Integer, Number
 
-AIM = 3
-"""Computed singular vectors are orthogonal to within `AIM + 2 sqrt(n)` epsilons. Projections aim so
-far below a bound."""
-
-OFF = 8
-"""The relative error of a computed singular value is less than this many epsilons, or less than
-`AIM + 2 sqrt(n)` of them."""
+AIM = 3  # projections aim `AIM + 2 sqrt(n)` epsilons below a bound: singular vectors are orthogonal to within that
+OFF = 8  # the relative error of a singular value is less than so many epsilons, or than those of the aim
 
 
 class _Spectral(MatrixSet):
@@ -106,17 +101,21 @@ class _Spectral(MatrixSet):
             return cast(self._beyond(singular_values(matrices)), dtype_of(matrices))
 
 
+class _AtItsSize(MatrixSet):
+    """Sets without a size of their own: rounding is measured at the largest singular value."""
+
+    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+        return np.linalg.norm(self._matrices(rows), 2, axis=(1, 2))
+
+
 class _Shrinking(_Spectral):
     """Sets for which some singular values stay and others are replaced by smaller ones."""
 
     @abstractmethod
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
-        """The singular values of the nearest matrices, and their derivatives, all of shape (stack, k).
+        """The singular values of the nearest matrices over `_unit`, and their derivatives, from the ascending `values`.
 
-        Args:
-            values: those of the matrices, ascending up to rounding.
-            scale: of shape (stack, 1), by which they are divided; the new ones by its `_unit`.
-            dtype: of the weight.
+        Those are the singular values of the matrices over `scale`, of shape (stack, 1).
         """
 
     def _unit(self, scale: Array) -> Array:
@@ -157,13 +156,15 @@ class _Ball(_Shrinking):
 
     def __init__(self, max_value: Number, axis: Axis = None, center: Center = None, stack: Integer = 1) -> None:
         name = type(self).__name__
-        self.max_value = _positive(name, max_value)
+        self.max_value = number(name, "max_value", max_value, low=0)
+        if self.max_value == 0:
+            instead = f"{name}(max_value=1.0), or Fixed(0) for a matrix of zeros"
+            raise refused(name, "max_value", max_value, "is not a number above 0", instead)
         self.axis = axes(name, axis)
         self.center = center_of(name, center)
         self.stack = stack_of(name, stack)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the norm."""
         return self._by_scale(units, taken, self.max_value)
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
@@ -185,10 +186,7 @@ class _Ball(_Shrinking):
         return self._beyond(np.linalg.svd(self._matrices(rows), compute_uv=False)) + self.max_value
 
     def _margin(self, values: Array, dtype: str) -> float:
-        """The relative distance below the bound at which projections aim, so that rounding doesn't lead above it.
-
-        Without float64 it is so large that the error of the judgement fits in as well.
-        """
+        """The relative distance below the bound at which projections aim; without float64 the judgement errs too."""
         computed = dtype_of(values)
         if computed == "float32" and not has_float64():
             return 2 * self._off(values.shape[1], computed)
@@ -443,7 +441,7 @@ class Orthogonal(_Spectral):
 
 
 @registered
-class LowRank(_Shrinking):
+class LowRank(_AtItsSize, _Shrinking):
     """{W : rank W <= rank}, the whole matrix. Not convex.
 
     For weights that are to be factored into two thin ones, and adapters. The nearest matrix keeps
@@ -506,16 +504,13 @@ class LowRank(_Shrinking):
         kept = constant(values, np.arange(values.shape[1]) >= values.shape[1] - self.rank)
         return kept + namespace(values).zeros_like(values)
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
-        return np.linalg.norm(self._matrices(rows), 2, axis=(1, 2))
-
     def _beyond(self, values: Array) -> Array:
         others = values[:, self.rank :]
         return top(others) if others.shape[1] else 0 * largest(values)
 
 
 @registered
-class PositiveSemidefinite(SquareSet):
+class PositiveSemidefinite(_AtItsSize, SquareSet):
     """{W : W = W^T and x^T W x >= 0 for every x}, the whole matrix, square: symmetric, no negative eigenvalue.
 
     For kernels, covariances, metrics and recurrent weights with an energy. The nearest such matrix
@@ -562,9 +557,6 @@ class PositiveSemidefinite(SquareSet):
                 nearest = nearest + xp.matmul(xp.matmul(vectors, share * inner), transposed(vectors))
             return cast(nearest, dtype_of(matrices)), excess > _slack(size, units.dtype)
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
-        return np.linalg.norm(self._matrices(rows), 2, axis=(1, 2))
-
     def _excess_of_matrices(self, matrices: Array) -> Array:
         xp = namespace(matrices)
         with exact_products(matrices):
@@ -575,14 +567,6 @@ class PositiveSemidefinite(SquareSet):
             along = xp.sum(vectors * xp.matmul(symmetric, vectors), axis=1)
             below = cast(xp.max(-along / xp.sum(vectors * vectors, axis=1), axis=1) * scale[:, 0], dtype_of(matrices))
         return xp.maximum(xp.max(xp.abs(matrices - transposed(matrices)), axis=(1, 2)), below)
-
-
-def _positive(owner: str, value: Any) -> float:
-    result = number(owner, "max_value", value, low=0)
-    if result == 0:
-        instead = f"{owner}(max_value=1.0), or Fixed(0) for a matrix of zeros"
-        raise refused(owner, "max_value", value, "is not a number above 0", instead)
-    return result
 
 
 def _slack(sizes: Array, dtype: str) -> Array:
