@@ -161,11 +161,8 @@ class Box(Interval):
                 instead="give both the shape of a unit, or one of them as a number",
             ) from error
         if crossed or empty:
-            raise SetError(
-                "`low` of Box is above `high`, or both are the same infinity",
-                f"low={shown(low)}, high={shown(high)}",
-                instead="Box(low=-1.0, high=1.0)",
-            )
+            wrong = "`low` of Box is above `high`, or both are the same infinity"
+            raise SetError(wrong, f"low={shown(low)}, high={shown(high)}", instead="Box(low=-1.0, high=1.0)")
 
 
 @registered

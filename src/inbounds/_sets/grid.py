@@ -79,12 +79,8 @@ class Grid(Set):
         super().check_fit(units)
         least = SMALLEST_NORMAL[working_dtype(units.dtype)]
         if self.step < least:
-            raise SetError(
-                f"`step` of Grid is below {least:g}, the smallest normal number of {units.dtype} weights",
-                f"step={self.step!r}",
-                where=repr(self),
-                instead="a larger step",
-            )
+            wrong = f"`step` of Grid is below {least:g}, the smallest normal number of {units.dtype} weights"
+            raise SetError(wrong, f"step={self.step!r}", where=repr(self), instead="a larger step")
 
     def _project(self, units: Units) -> Units:
         wide = working_dtype(units.dtype)

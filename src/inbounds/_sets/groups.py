@@ -50,23 +50,17 @@ def groups_of(owner: str, given: Any, span: tuple[int, ...]) -> Groups:
     """
     if isinstance(given, str):
         if given in MATRICES and (len(span) != 2 or (given == "circulant" and span[0] != span[1])):
-            raise SetError(
-                f"{owner}({given!r}) is for a {'square ' * (given == 'circulant')}matrix",
-                f"groups={given!r}",
-                where=f"entries of shape {span}",
-                instead="an `axis` of two axes, or labels",
-            )
+            wrong = f"{owner}({given!r}) is for a {'square ' * (given == 'circulant')}matrix"
+            where = f"entries of shape {span}"
+            raise SetError(wrong, f"groups={given!r}", where=where, instead="an `axis` of two axes, or labels")
         return _named(given, span)
     size, ahead = int(np.prod(span)), span[: given.ndim]
     if given.ndim == len(span) > 1 and all(n in (1, most) for n, most in zip(given.shape, span, strict=True)):
         given = np.broadcast_to(given, span)
     if given.shape not in (ahead, (size,)):
-        raise SetError(
-            "`groups` don't fit the units: one label for each entry, or each of the first axes",
-            f"groups.shape={given.shape}",
-            where=f"{owner} on units of {size} entries, of shape {span}",
-            instead=f"an array of shape {span}",
-        )
+        wrong = "`groups` don't fit the units: one label for each entry, or each of the first axes"
+        where = f"{owner} on units of {size} entries, of shape {span}"
+        raise SetError(wrong, f"groups.shape={given.shape}", where=where, instead=f"an array of shape {span}")
     return _by_labels(given.tobytes(), size)
 
 

@@ -69,12 +69,10 @@ class MatrixSet(Set):
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         if units.count % self.stack:
-            raise SetError(
-                "`stack` does not divide the number of units",
-                f"stack={self.stack}",
-                where=f"{self!r} on {units.count} units of {units.size} entries",
-                instead="stack=1, or the number of heads or gates",
-            )
+            wrong = "`stack` does not divide the number of units"
+            where = f"{self!r} on {units.count} units of {units.size} entries"
+            instead = "stack=1, or the number of heads or gates"
+            raise SetError(wrong, f"stack={self.stack}", where=where, instead=instead)
         if self.square and units.count // self.stack != units.size:
             raise SetError(
                 f"{type(self).__name__} is for square matrices: as many units as entries of a unit",

@@ -82,12 +82,9 @@ class Scaled(Composite):
         if is_concrete(factor):
             factor = float(keras.ops.convert_to_numpy(factor))
             if not 0 < factor < math.inf:
-                raise SetError(
-                    "`schedule` of scaled gave a factor that is not finite and above 0",
-                    f"{factor:g} at step {int(step)}",
-                    where=repr(self),
-                    instead="a schedule that ends above 0",
-                )
+                wrong = "`schedule` of scaled gave a factor that is not finite and above 0"
+                instead = "a schedule that ends above 0"
+                raise SetError(wrong, f"{factor:g} at step {int(step)}", where=repr(self), instead=instead)
         return _Multiple(self.set.at(step), factor)
 
     def _project(self, units: Units) -> Units:

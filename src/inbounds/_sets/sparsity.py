@@ -71,12 +71,9 @@ class Sparse(Set):
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         if self.k > units.size:
-            raise SetError(
-                "`k` of Sparse is above the size of a unit",
-                f"k={self.k}",
-                where=f"{self!r} on {units.count} units of {units.size} entries",
-                instead=f"k={units.size}, or less",
-            )
+            wrong = "`k` of Sparse is above the size of a unit"
+            where = f"{self!r} on {units.count} units of {units.size} entries"
+            raise SetError(wrong, f"k={self.k}", where=where, instead=f"k={units.size}, or less")
 
     def _project(self, units: Units) -> Units:
         rows, mask = units.rows(), units.mask_rows()

@@ -486,12 +486,9 @@ class LowRank(_AtItsSize, _Shrinking):
         super().check_fit(units)
         rows, columns = units.count // self.stack, units.size
         if self.rank > min(rows, columns):
-            raise SetError(
-                "`rank` of LowRank is above the number of rows or of columns",
-                f"rank={self.rank}",
-                where=f"{self!r} on a matrix of shape ({rows}, {columns})",
-                instead=f"rank={min(rows, columns)}, or less",
-            )
+            wrong = "`rank` of LowRank is above the number of rows or of columns"
+            where = f"{self!r} on a matrix of shape ({rows}, {columns})"
+            raise SetError(wrong, f"rank={self.rank}", where=where, instead=f"rank={min(rows, columns)}, or less")
 
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
         kept = self._kept(values)
