@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from inbounds._arrays.ops import Array, namespace
+
 Axes = tuple[int, ...]
 
 
@@ -22,13 +24,39 @@ class View:
 
     @property
     def counting(self) -> Axes:
-        """The axes that count the units."""
+        """The axes that count units."""
         return tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The shape of one number per unit."""
+        return tuple(self.shape[axis] for axis in self.counting)
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """The shape of one unit."""
+        return tuple(self.shape[axis] for axis in self.axes)
 
     @property
     def count(self) -> int:
         """The number of units."""
-        return math.prod(self.shape[axis] for axis in self.counting)
+        return math.prod(self.units)
+
+    @property
+    def size(self) -> int:
+        """The number of entries of a unit."""
+        return math.prod(self.span)
+
+    def rows(self, weight: Array) -> Array:
+        """A weight of the view's shape as rows, one unit a row."""
+        xp = namespace(weight)
+        return xp.reshape(xp.transpose(weight, (*self.counting, *self.axes)), (-1, self.size))
+
+    def weight(self, rows: Array) -> Array:
+        """The weight whose rows these are."""
+        xp, order = namespace(rows), (*self.counting, *self.axes)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return xp.transpose(xp.reshape(rows, (*self.units, *self.span)), back)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 from inbounds._arrays.ops import to_numpy
+from inbounds._arrays.views import View
 from inbounds._cli.catalogue import SNAKE_CASE_NAMES, card_of, cards
 from inbounds._errors import FileError, InboundsError, LayoutWarning, PlanNotSavedWarning, explain, printable
 from inbounds._model.layout import layout_of
@@ -157,15 +158,13 @@ def _layout(options: argparse.Namespace) -> int:
     prefix = common_prefix(weight.path for weight in weights)
     rows, notes = [], []
     for weight in weights:
-        kind, axes = type(weight.layer).__name__, layout_of(weight.layer).spans.get(weight.name)
+        kind, axes = type(weight.layer).__name__, layout_of(weight.layer).span(weight.name, weight.shape)
         if axes is None:
             axes = tuple(range(len(weight.shape) - 1))
             why = "not known, so every axis but the last; register_layout says otherwise"
             notes.append(((f"{kind} {weight.name}",), why))
-        size = math.prod(weight.shape[axis] for axis in axes)
-        units = math.prod(n for axis, n in enumerate(weight.shape) if axis not in axes)
-        shown = ", ".join(map(str, axes)) or "none"
-        rows.append(((weight.path,), (str(weight.shape), kind, shown, units, size)))
+        view, shown = View(weight.shape, axes), ", ".join(map(str, axes)) or "none"
+        rows.append(((weight.path,), (str(weight.shape), kind, shown, view.count, view.size)))
         if not axes:
             notes.append((("Axes none",), "each entry is a unit of its own, and a norm takes the weight as one unit"))
     under = f", under {prefix}" if prefix not in ("", f"{model.name}/") else ""

@@ -17,8 +17,7 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays.units import Axes
-from inbounds._arrays.views import WeightLayout
+from inbounds._arrays.views import Axes, WeightLayout
 from inbounds._errors import LayoutError, shown
 
 

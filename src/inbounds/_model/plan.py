@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from inbounds._arrays.units import Axes
-from inbounds._arrays.views import View, WeightLayout
+from inbounds._arrays.views import Axes, View, WeightLayout
+from inbounds._errors import LayoutError
 from inbounds._model.table import Table, Tabular, common_prefix, quantity
 from inbounds._model.weights import Weight
+from inbounds._sets.joint import JointSet
 from inbounds._sets.per import of_axes, views_of
 from inbounds._sets.set import Set
 from inbounds._sets.training import Training
@@ -25,8 +25,6 @@ class Entry:
     Attributes:
         set: the set.
         weights: the weights, in the order of the unit's entries.
-        axes: for each weight, the axes that one unit spans. Of a set with units of different kinds it is
-            all axes: such a set looks at the whole weight.
         source: the rule, or the layer's argument, that assigns the set.
         note: what the plan prints about the entry, besides the columns of its table.
         layouts: for each weight, what its axes are in its layer.
@@ -35,19 +33,62 @@ class Entry:
 
     set: Set
     weights: tuple[Weight, ...]
-    axes: tuple[Axes, ...]
     source: str
     note: str = ""
     layouts: tuple[WeightLayout, ...] = ()
     guessed: bool = False
 
     @cached_property
+    def _laid_out(self) -> tuple[Set, tuple[Axes, ...]]:
+        """The set with the units of `per` by their axes, and `axes`, see there."""
+        given, shapes = self.set.laid_out(self.layouts), [weight.shape for weight in self.weights]
+        if (found := of_axes(given, shapes)) is not None:
+            return found
+        if not isinstance(given, JointSet):
+            return given, (given.span(shapes[0], self.layouts[0].fan_in),)
+        if given.whole and not given.matrix:
+            return given, tuple(tuple(range(len(shape))) for shape in shapes)
+        fans = [layout.fan_in for layout in self.layouts]
+        axes = (tuple(range(len(shape) - 1)) if fan is None else fan for shape, fan in zip(shapes, fans, strict=True))
+        views = [View(shape, span) for shape, span in zip(shapes, axes, strict=True)]
+        if len({view.count for view in views}) > 1:
+            named = zip(self.weights, views, strict=True)
+            raise LayoutError(
+                "These weights form no joint units: they have different numbers of units",
+                ", ".join(f"{weight.name} of shape {weight.shape} has {view.count}" for weight, view in named),
+                where=type(self.weights[0].layer).__name__,
+                instead="register_layout for this layer, or constrain the weights separately",
+            )
+        return given, tuple(view.axes for view in views)
+
+    @property
+    def axes(self) -> tuple[Axes, ...]:
+        """For each weight, the axes that one unit spans; all of a set with units of different kinds.
+
+        Raises:
+            SetError: the set doesn't apply to such weights.
+            LayoutError: the weights have different numbers of units.
+        """
+        return self._laid_out[1]
+
+    @property
+    def other_span(self) -> Axes | None:
+        """The axes of a unit by the layer's fan-in, where the set has an `axis` that is another; else None."""
+        (axes, *_), layout = self.axes, self.layouts[0]
+        if self.set.axis is None or layout.fan_in is None:
+            return None
+        span = self.set.layer_span(layout.shape, layout.fan_in)
+        return None if set(span) == set(axes) else span
+
+    @property
+    def views(self) -> list[View]:
+        """The weights, each with the axes that one unit spans."""
+        return [View(weight.shape, span) for weight, span in zip(self.weights, self.axes, strict=True)]
+
+    @cached_property
     def applied(self) -> Set:
         """The set on these weights: with the inputs of `on` as a mask, and the units of `per` by their axes."""
-        shapes = [weight.shape for weight in self.weights]
-        laid = self.set.laid_out(self.layouts)
-        found = of_axes(laid, shapes)
-        return (laid if found is None else found[0]).resolved(shapes, self.inputs)
+        return self._laid_out[0].resolved([weight.shape for weight in self.weights], self.inputs)
 
     @property
     def inputs(self) -> tuple[int | None, ...]:
@@ -81,8 +122,7 @@ class Entry:
     @property
     def units(self) -> int:
         """How many units the weights make; for a set of matrices, how many matrices."""
-        shape = self.weights[0].shape
-        return self.applied.reported_units(math.prod(n for axis, n in enumerate(shape) if axis not in self.axes[0]))
+        return self.applied.reported_units(self.views[0].count)
 
     def __repr__(self) -> str:
         return f"{self.set!r} on {' + '.join(self.paths)}"
@@ -164,6 +204,5 @@ class Plan(Tabular):
 
 def _axes(entry: Entry) -> str:
     """The axes of a unit in each weight of an entry, one a line; of a set of several kinds of units, of each."""
-    own = [View(weight.shape, axes) for weight, axes in zip(entry.weights, entry.axes, strict=True)]
-    views = views_of(entry.applied) or own
+    views = views_of(entry.applied) or entry.views
     return "\n".join(f"{', '.join(map(str, view.axes)) or 'none'} of {view.shape}" for view in views)

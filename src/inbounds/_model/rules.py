@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,8 +11,7 @@ import keras
 import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, dtype_of, is_sharded
-from inbounds._arrays.units import Axes, Units
-from inbounds._arrays.views import WeightLayout
+from inbounds._arrays.units import Units
 from inbounds._errors import LayoutError, RuleError, SetError, explain, raised_as, shown
 from inbounds._model.layout import Layout, layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
@@ -22,7 +20,7 @@ from inbounds._model.weights import Weight, layers_of, own_weights
 from inbounds._sets.composite import parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint, JointSet
-from inbounds._sets.per import Per, of_axes
+from inbounds._sets.per import Per
 from inbounds._sets.set import Set, with_argument
 from inbounds._sets.together import Tied
 
@@ -143,32 +141,21 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
     needs_axes = _needs_axes(given, joint=is_joint)
     one_layer = all(member.layer is first.layer for member in members)
     frozen = " and ".join(weight.name if one_layer else weight.path for weight in _frozen(members))
-    where = " + ".join(map(str, members))
-    with raised_as(RuleError, f"Rule: {assignment.source!r} on {where}"):
+    with raised_as(RuleError, f"Rule: {assignment.source!r} on {' + '.join(map(str, members))}"):
         layout = layout_of(first.layer)
         guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
-        notes = [note, _guess_note(guessed[0], given) if guessed else ""]
         layouts = tuple(layout_of(one.layer).of_weight(one.name, one.shape, joint=is_joint) for one in members)
         if is_joint and _by_units(given):
             _check_not_apart(members, layout)
-        found = of_axes(given.laid_out(layouts), [member.shape for member in members])
-        if found is not None:
-            axes = found[1]
-        elif is_joint and given.whole and not given.matrix:
-            axes = tuple(tuple(range(len(member.shape))) for member in members)
-        elif is_joint:
-            axes = _joint_axes(members, layouts)
-        else:
-            fan_in = layout.span(first.name, first.shape)
-            axes = (given.span(first.shape, layouts[0].fan_in),)
-            both_known = given.axis is not None and fan_in is not None
-            if both_known and set(axes[0]) != set(given.layer_span(first.shape, fan_in)):
-                notes.append(f"the axis is not the layer's fan-in, {fan_in}")
-        notes += [f"{frozen} frozen: projected when constrained, not trained" if frozen else ""]
-        note = "; ".join(filter(None, notes))
-        entry = Entry(given, tuple(members), axes, assignment.source, note, layouts, bool(guessed))
+        entry = Entry(given, tuple(members), assignment.source, "", layouts, bool(guessed))
+        notes = [
+            note,
+            _guess_note(guessed[0], given) if guessed else "",
+            "" if entry.other_span is None else f"the axis is not the layer's fan-in, {layouts[0].fan_in}",
+            f"{frozen} frozen: projected when constrained, not trained" if frozen else "",
+        ]
         _check_shapes(entry)
-    return entry
+    return replace(entry, note="; ".join(filter(None, notes)))
 
 
 def _needs_axes(given: Set, *, joint: bool) -> bool:
@@ -307,22 +294,6 @@ def _check_not_apart(members: Sequence[Weight], layout: Layout) -> None:
                 f"{member.path}; {layout.apart[member.name]}",
                 instead="constrain the weights separately",
             )
-
-
-def _joint_axes(members: Sequence[Weight], layouts: Sequence[WeightLayout]) -> tuple[Axes, ...]:
-    """For each member, the axes that one unit spans, if their units correspond."""
-    axes, units = [], {}
-    for member, layout in zip(members, layouts, strict=True):
-        axes.append(tuple(range(len(member.shape) - 1)) if layout.fan_in is None else layout.fan_in)
-        units[member] = math.prod(n for axis, n in enumerate(member.shape) if axis not in axes[-1])
-    if len(set(units.values())) > 1:
-        raise LayoutError(
-            "These weights form no joint units: they have different numbers of units",
-            ", ".join(f"{member.name} of shape {member.shape} has {count}" for member, count in units.items()),
-            where=type(members[0].layer).__name__,
-            instead="register_layout for this layer, or constrain the weights separately",
-        )
-    return tuple(axes)
 
 
 def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:

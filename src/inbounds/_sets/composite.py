@@ -12,8 +12,8 @@ import numpy as np
 from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, namespace
-from inbounds._arrays.units import Axes, Units
-from inbounds._arrays.views import WeightLayout
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes, WeightLayout
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.set import Edge, Set
 from inbounds._types import Numbers, Step

@@ -10,7 +10,8 @@ import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, cast, constant, dtype_of, has_float64, namespace, to_numpy, ulp, working_dtype
-from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes, boolean, refused
 from inbounds._sets.set import Measured, Set, registered

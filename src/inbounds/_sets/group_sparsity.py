@@ -155,10 +155,9 @@ class GroupSet(Set):
         elif self.matrix:
             entries = rows
         else:
-            (shape,), (span,) = laid.shapes, laid.axes
-            order = [axis for axis in range(len(shape)) if axis not in span] + list(span)
-            entries = xp.reshape(rows, tuple(shape[axis] for axis in order))
-            within = tuple(i for i, axis in enumerate(order) if axis != self._axis_of_inputs(span))
+            (view,) = laid.views
+            entries, axis = view.weight(rows), self._axis_of_inputs(view.axes)
+            within = tuple(i for i in range(len(view.shape)) if i != axis)
         size = without_gradient(xp.max(xp.abs(entries), axis=within, keepdims=True))
         size = xp.where(size > 0, xp.clip(size, 1 / HUGE, HUGE), xp.ones_like(size))
         squares = xp.sum((entries / size) ** 2, axis=within, keepdims=True)

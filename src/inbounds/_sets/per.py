@@ -16,8 +16,8 @@ import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, namespace
-from inbounds._arrays.units import Axes, Units
-from inbounds._arrays.views import View, WeightLayout
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes, View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import refused
 from inbounds._sets.composite import Composite, bracketed, contains, parts_of
@@ -109,7 +109,7 @@ class Per(Composite):
             wrong = 'The centre "current" is not known by gates'
             raise SetError(wrong, repr(self), instead=f"an array of shape {views[0].shape} as `center`")
         matrices = self.set.matrix and self.kind in ("heads", "gates", "inputs")
-        inner = _with_stack(self.set, views[0].shape[views[0].counting[0]]) if matrices else self.set
+        inner = _with_stack(self.set, views[0].units[0]) if matrices else self.set
         made = self.rebuilt([inner])
         made.__dict__["views"] = views
         return made
@@ -194,10 +194,8 @@ class Per(Composite):
 
     def _inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
         """The set in it, and units or rows as it sees them; without a layer, inputs lie along a unit's last axis."""
-        first = given[0]
-        shapes = first.shapes if isinstance(first, Laid) else [tuple(part.shape) for part in first.parts]
-        pairs = zip(shapes, first.axes, strict=True)
-        own = self.laid_out([WeightLayout(shape, span, max(span, default=None)) for shape, span in pairs])
+        layouts = [WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in given[0].views]
+        own = self.laid_out(layouts)
         return own.set, [one.seen(own.views) if isinstance(one, Laid) else _seen(one, own.views) for one in given]
 
     def __repr__(self) -> str:

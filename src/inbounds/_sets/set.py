@@ -36,8 +36,8 @@ from inbounds._arrays.ops import (
     without_gradient,
     working_dtype,
 )
-from inbounds._arrays.units import Axes, Units
-from inbounds._arrays.views import WeightLayout
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes, WeightLayout
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.declaration import Declaration, Values
 from inbounds._sets.proximal import in_steps

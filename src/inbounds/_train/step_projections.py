@@ -28,7 +28,8 @@ from inbounds._arrays.ops import (
     quiet,
     working_dtype,
 )
-from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train import programs
