@@ -21,7 +21,7 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, in_a_row, number_or_array, numbers_of_units, positive_integer
+from inbounds._sets.arguments import at_most, axes, in_a_row, number_or_array, numbers_of_units, positive_integer
 from inbounds._sets.declaration import Declaration, Row
 from inbounds._sets.groups import groups_of, span_of
 from inbounds._sets.one_row import nearest_on_one_row
@@ -278,13 +278,9 @@ class GroupSparse(GroupSet):
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
-        if 0 <= (number := self._number(units)) < self.k:
-            raise SetError(
-                "`k` of GroupSparse is above the number of groups",
-                f"k={self.k}",
-                where=f"{self!r} on {units.count} units of {units.size} entries, with {number} groups",
-                instead=f"k={number}, or less",
-            )
+        number = self._number(units)
+        where = f"{units.count} units of {units.size} entries, with {number} groups"
+        at_most(self, "k", number if number >= 0 else self.k, "the number of groups", where)
 
     def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(norms)

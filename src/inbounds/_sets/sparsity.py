@@ -19,8 +19,7 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError
-from inbounds._sets.arguments import axes, positive_integer
+from inbounds._sets.arguments import at_most, axes, positive_integer
 from inbounds._sets.set import Set, finite_rows, registered
 from inbounds._types import Axis, Integer
 
@@ -70,10 +69,8 @@ class Sparse(Set):
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
-        if self.k > units.size:
-            wrong = "`k` of Sparse is above the size of a unit"
-            where = f"{self!r} on {units.count} units of {units.size} entries"
-            raise SetError(wrong, f"k={self.k}", where=where, instead=f"k={units.size}, or less")
+        where = f"{units.count} units of {units.size} entries"
+        at_most(self, "k", units.size, "the size of a unit", where)
 
     def _project(self, units: Units) -> Units:
         rows, mask = units.rows(), units.mask_rows()

@@ -52,8 +52,7 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError
-from inbounds._sets.arguments import axes, center_of, number, positive_integer, refused
+from inbounds._sets.arguments import at_most, axes, center_of, number, positive_integer, refused
 from inbounds._sets.matrices import MatrixSet, SquareSet, stack_of
 from inbounds._sets.reduced import SHARE
 from inbounds._sets.set import ULPS, registered
@@ -485,10 +484,8 @@ class LowRank(_AtItsSize, _Shrinking):
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         rows, columns = units.count // self.stack, units.size
-        if self.rank > min(rows, columns):
-            wrong = "`rank` of LowRank is above the number of rows or of columns"
-            where = f"{self!r} on a matrix of shape ({rows}, {columns})"
-            raise SetError(wrong, f"rank={self.rank}", where=where, instead=f"rank={min(rows, columns)}, or less")
+        where = f"a matrix of shape ({rows}, {columns})"
+        at_most(self, "rank", min(rows, columns), "the number of rows or of columns", where)
 
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
         kept = self._kept(values)
