@@ -151,8 +151,7 @@ class Symmetric(_Subspace):
 
     Cost: about ten passes over the weight, some of them across its rows.
 
-    A zero matrix is inside. Numbers up to the largest don't overflow. A matrix with NaN or
-    infinities stays, and counts as violated.
+    A zero matrix is inside. A matrix with NaN or infinities stays, and counts as violated.
 
     Source: Higham, "Computing a nearest symmetric positive semidefinite matrix", 1988.
 
@@ -171,8 +170,7 @@ class SkewSymmetric(_Subspace):
 
     Recurrent weights that neither damp nor amplify, generators of rotations: exp(W) and the Cayley
     transform of such a W are orthogonal. The nearest one is (W - W^T) / 2, its diagonal exactly 0.
-    The violation is the largest
-    |w_ij + w_ji|.
+    The violation is the largest |w_ij + w_ji|.
 
     Args:
         stack: see `Symmetric`.
@@ -237,7 +235,7 @@ class Marginals(MatrixSet):
     couplings, assignments with capacities, tables with given margins. Rows are the units of the
     weight, columns the entries of a unit. The nearest one reaches 0 exactly, which Sinkhorn's
     scaling doesn't. The violation is the largest of -w_ij and of the distances of row and column
-    sums from their totals.
+    sums from their totals; the tolerance is 4 ulp of the largest sum.
 
     Args:
         rows: the sum of each row: a number for all, or an array with one for each; not negative.
@@ -248,20 +246,16 @@ class Marginals(MatrixSet):
         SetError: an argument is wrong; once both numbers of sums are known, the sums of rows and of
             columns don't add up to the same; on a bias.
 
-    The tolerance is 4 ulp of the largest sum.
-
-    Cost: for n rows or columns, whichever are fewer, at most 100 of Newton's steps, each a linear
+    Cost: for n rows or columns, whichever are fewer, 100 of Newton's steps at most, each a linear
     system of n unknowns (n^3) and some thirty passes; 3 to 10 from close by, as in training, 20 to
-    90 from far away. Then it is the nearest matrix, to rounding. Where the steps are used up, the
-    result is scaled until rows and columns sum to their totals all the same: in the set, and not
-    the nearest. That happens far away where sums differ by orders of magnitude. Where PyTorch
-    traces or vectorizes, 60 are taken, each time. A weight that is inside costs five passes.
+    90 from far away; where PyTorch traces or vectorizes, 60 each time. Where the steps are used up,
+    far away and with sums that differ by orders of magnitude, the result is scaled to the sums: in
+    the set, and not the nearest. A weight that is inside costs five passes.
 
     A zero matrix becomes the one with equal entries where all sums are equal, else the shortest.
-    Differences within a matrix are known to the rounding of its largest entry; with entries above
-    2^30 (2^59 in float64) of the largest sum, where that is all that counts, they are taken for so
-    large. Gradients are those of the zeros that the result has. A matrix with NaN or infinities
-    stays, and counts as violated.
+    Differences within a matrix are known to the rounding of its largest entry; entries above 2^30
+    (2^59 in float64) of the largest sum are taken for so large. Gradients are those of the zeros
+    that the result has. A matrix with NaN or infinities stays, and counts as violated.
 
     Source: Li, Sun and Toh, "On the efficient computation of a projector over the Birkhoff
     polytope", 2020; Cuturi, "Sinkhorn distances", 2013, for transport.

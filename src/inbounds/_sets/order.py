@@ -47,14 +47,12 @@ class Monotone(Set):
             last axis fastest.
 
     Cost: the same for all values. Halves of a unit are merged log2(n) times, each a few passes over
-    the weight and a binary search of at most log2(n)^2 steps for each pair of halves, which
-    together look at 6 entries per entry. Nothing iterates to a tolerance. An eager step skips
-    merges with nothing out of order.
+    the weight and binary searches of log2(n)^2 steps at most. An eager step skips merges with
+    nothing out of order.
 
     Units in order come back bit for bit, and a result is in order exactly: pooled entries are the
-    same number, the mean to rounding. A zero unit is inside. A unit with NaN or infinities stays
-    and counts as violated. float16 and bfloat16 are pooled in float32. The derivative of pooled
-    entries is that of their mean.
+    same number, the mean to rounding, with its derivative. A zero unit is inside. A unit with NaN
+    or infinities stays and counts as violated. float16 and bfloat16 are pooled in float32.
 
     Source: Ayer et al., "An empirical distribution function for sampling with incomplete
     information", 1955; Best and Chakravarti, "Active set algorithms for isotonic regression", 1990.

@@ -30,8 +30,7 @@ class Scaled(Composite):
     A bound that tightens, or loosens, as training goes on: `MaxNorm(1).scaled(schedule)` with a
     schedule from 4 to 1 bounds the norm by 4 at first and by 1 in the end. A cone (NonNeg,
     Monotone...) is the same at every scale. After n steps of the optimizer the set is that of step
-    n, also in the audit; where no Keras optimizer counts steps, it is that of step 0, `at(step)`
-    gives that of any other.
+    n, also in the audit; where no Keras optimizer counts steps, it is that of step 0, see `at`.
 
     Args:
         set: without a centre; not a callable.

@@ -43,8 +43,7 @@ class Sparse(Set):
             units.
 
     Cost: a selection, no sort: 3 to 30 passes over the weight. NumPy partitions, PyTorch takes the
-    k largest, JAX and TensorFlow bisect the magnitudes, by counting, at most 200 times: until
-    exactly k are above the middle.
+    k largest, JAX and TensorFlow bisect the magnitudes, at most 200 times.
 
     Of entries equal in magnitude the first in the unit stay. -0.0 counts as 0. A zero unit is
     inside. A unit with NaN or infinities stays and counts as violated. The violation is the

@@ -224,17 +224,15 @@ class SpectralNorm(_Ball):
         stack: how many matrices the units make, one block of units after the other: the gates of a
             recurrent layer.
 
-    Cost: an SVD, and 3 products of matrices. In training a matrix whose Gram matrix shows that it
-    is inside costs that product only. NumPy is decomposed in float64. TensorFlow, which can't
-    vectorize an SVD, takes eigenvectors of the Gram matrix and 7 products, once more, 3 times at
-    most, for each factor of 64 (in float64 16384) by which the largest singular value exceeds the
-    bound.
+    Cost: an SVD, and 3 products of matrices; in training a matrix whose Gram matrix shows that it
+    is inside costs that product only. TensorFlow, which can't vectorize an SVD, takes eigenvectors
+    of the Gram matrix and 7 products, once more, 3 times at most, for each factor of 64 (in float64
+    16384) by which the largest singular value exceeds the bound. NumPy is decomposed in float64.
 
     A zero matrix is inside. Singular values below the bound stay; equal ones are no special case.
     What ends up at the bound is aimed 3 + 2 sqrt(n) epsilons of float32 (float64) below it, for n
     rows or columns, whichever are fewer, so that the tolerance of float32 is 4 ulp at every size;
-    on JAX without float64 twice as far. A large matrix within a few ulp of the bound may be moved
-    by as much. NaN and infinities stay, and count as violated.
+    on JAX without float64 twice as far. NaN and infinities stay, and count as violated.
 
     Source: Lefkimmiatis, Ward and Unser, "Hessian Schatten-norm regularization for linear inverse
     problems", 2013; Sedghi, Gupta and Long, "The singular values of convolutional layers", 2019.
@@ -384,11 +382,10 @@ class Orthogonal(_Spectral):
     of two products of matrices each: 3 to 5, 8 at most. For others an SVD as in `NuclearNorm`, once
     more each where singular values are 0, and these steps after it. NumPy is decomposed in float64.
 
-    A matrix with singular values of 0 has many nearest points: it goes to the one of them that is
-    nearest to the matrix with ones on its diagonal; so does a matrix of zeros, which becomes that.
-    Where these are many still, to one of them. The gradient, which grows as singular values vanish,
-    is 0 along those that are 0. Rounding is measured at 1, and estimated from above when it is
-    decided what is inside: a matrix of more than 1000 rows that is off by 2 to 4 ulp may be moved
+    A matrix with singular values of 0 has many nearest points: it goes to one of those that are
+    nearest to the matrix with ones on its diagonal; a matrix of zeros becomes that. The gradient,
+    which grows as singular values vanish, is 0 along those that are 0. Rounding is measured at 1,
+    and estimated from above: a matrix of more than 1000 rows that is off by 2 to 4 ulp may be moved
     by as much. NaN and infinities stay, and count as violated.
 
     Source: Higham, "Computing the polar decomposition, with applications", 1986; Bjorck and Bowie,

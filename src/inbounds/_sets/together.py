@@ -40,10 +40,9 @@ class Together(JointSet):
             axis; `name` is not a string.
 
     One optimizer steps the weights where the result is to be the constrained optimum. With several,
-    all weights are projected after the step of each of them, and the plan says that the gradient is
-    not reduced. After `load_model`, `fit` and `constrain` know all weights of the model; a loop of
-    your own knows those that its optimizer steps, so call `constrain(model)` before it where some
-    are frozen or have another optimizer. A centre is saved with each of the layers.
+    all weights are projected after the step of each of them, and the gradient is not reduced. After
+    `load_model`, a loop of your own knows those that its optimizer steps, so call `constrain(model)`
+    before it where others are frozen or have another optimizer. A centre is saved with each layer.
 
     Cost: that of the inner set over all the weights; nothing is copied for norms and sums.
 
