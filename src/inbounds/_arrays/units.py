@@ -33,9 +33,9 @@ from inbounds._arrays.ops import (
     without_gradient,
     working_dtype,
 )
+from inbounds._arrays.views import Axes, View
 from inbounds._errors import SetError
 
-Axes = tuple[int, ...]
 Placed = Any
 """A number, an array, or a tuple with one array per part: see `Units.place`."""
 
@@ -135,6 +135,11 @@ class Units:
         lengths = (n for axis, n in enumerate(self.parts[0].shape) if axis not in self.axes[0])
         stacked = (self.beside,) if self.beside > 1 else ()
         return stacked + tuple(-1 if n is None else n for n in lengths)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The parts, each with the axes that one unit spans."""
+        return tuple(View(tuple(part.shape), span) for part, span in zip(self.parts, self.axes, strict=True))
 
     @property
     def count(self) -> int:

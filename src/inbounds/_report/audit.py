@@ -19,6 +19,7 @@ import keras
 import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, to_numpy
+from inbounds._arrays.views import Axes
 from inbounds._errors import ConstraintViolation, SetError, explain, printable, shown
 from inbounds._model.layout import layout_of
 from inbounds._model.plan import Entry
@@ -30,7 +31,6 @@ from inbounds._report.report import Provenance, Report, Row, Status
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
 from inbounds._sets.notation import mathematics
-from inbounds._sets.per import of_axes
 from inbounds._sets.set import Measured, Set, of_keras
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.optimizers import steps_taken
@@ -204,8 +204,8 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
         return _unmeasured_row(entry.paths, code, note, entry.set, entry.source)
     measured = entry.applied.at(step).measure([one.effective_value() for one in entry.weights], entry.axes)
     violation, outside = np.maximum(measured.excess, 0.0), measured.outside
-    unit_shape = tuple(n for axis, n in enumerate(entry.weights[0].shape) if axis not in entry.axes[0])
-    unit_shape = unit_shape if math.prod(unit_shape) == violation.size else violation.shape
+    view = entry.views[0]
+    unit_shape = view.units if view.count == violation.size else violation.shape
     worst = np.unravel_index(int(np.argmax(np.where(outside, violation, 0))), unit_shape) if outside.any() else None
     status: Status = "violated" if outside.any() else "unenforced" if reason else "holds"
     used = [f"{one.name} is {one.effective_description}" for one in entry.weights if not one.is_stored]
@@ -279,14 +279,13 @@ def _declared_row(weight: Weight, declared: Any, reason: str, weights: Sequence[
         note = f"{reason}; {weight.constraint_argument} is declared, but the weight is {weight.dtype}"
         return _unmeasured_row((weight.path,), code, note, constraint, source)
     layout = layout_of(weight.layer).of_weight(weight.name, weight.shape)
+    entry = Entry(constraint, (weight,), source, layouts=(layout,))
     try:
-        found = of_axes(constraint.laid_out([layout]), [weight.shape])
-        axes = (constraint.span(weight.shape, layout.fan_in),) if found is None else found[1]
+        span = entry.other_span
     except SetError as error:
         return _unmeasured_row((weight.path,), code, str(error), constraint, source)
-    along, note = _along_fan_in(constraint, weight, layout.fan_in, weights)
-    entry = Entry(constraint, (weight,), axes, source, note, (layout,))
-    row = _set_row(entry, code, _unenforced_reason(entry))
+    along, note = _along_fan_in(constraint, weight, span, weights)
+    row = _set_row(replace(entry, note=note), code, _unenforced_reason(entry))
     intended = accepted or isinstance(declared, Set)
     if along is None or row.status != "holds" or intended:
         return row
@@ -299,13 +298,10 @@ def _declared_constraint(weight: Weight) -> Any:
 
 
 def _along_fan_in(
-    constraint: Set, weight: Weight, fan_in: Any, weights: Sequence[Weight]
+    constraint: Set, weight: Weight, span: Axes | None, weights: Sequence[Weight]
 ) -> tuple[Measured | None, str]:
-    """The units along the layer's fan-in if the set has another axis and some are outside; a note."""
-    if constraint.axis is None or fan_in is None or isinstance(constraint, Custom):
-        return None, ""
-    span = constraint.layer_span(weight.shape, fan_in)
-    if set(span) == set(constraint.span(weight.shape)):
+    """The units along the layer's fan-in, if the set has another axis and some are outside; a note."""
+    if span is None or isinstance(constraint, Custom):
         return None, ""
     value = weight.effective_value()
     measured = constraint.measure([value], [span])

@@ -178,8 +178,8 @@ class On(Composite):
 
     def _by_itself(self, of: Units | Laid) -> Set:
         """Without a layer, the inputs lie along the last axis of a unit."""
-        shapes = of.shapes if isinstance(of, Laid) else [tuple(part.shape) for part in of.parts]
-        return self.resolved(shapes, [max(of.axes[0], default=None), *(None for _ in shapes[1:])])
+        shapes = [view.shape for view in of.views]
+        return self.resolved(shapes, [max(of.views[0].axes, default=None), *(None for _ in shapes[1:])])
 
     def __repr__(self) -> str:
         inputs = self.inputs if len(self.inputs) <= FEW else shown(np.array(self.inputs))

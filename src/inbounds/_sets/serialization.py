@@ -12,11 +12,8 @@ import numpy as np
 from inbounds._errors import FEW, SetError, shown
 from inbounds._sets.arguments import GivenAxes
 
-READABLE = 64
-"""Arrays of at most so many entries are saved entry by entry."""
-
-PACKED = ("bool", "float32", "float64")
-"""The dtypes of arrays in a config."""
+READABLE = 64  # arrays of at most so many entries are saved entry by entry
+PACKED = ("bool", "float32", "float64")  # the dtypes of arrays in a config
 
 
 def comparison_key(value: Any) -> Any:
@@ -57,11 +54,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(owner: str, name: str, value: Any) -> Any:
-    """An argument from a config.
-
-    Raises:
-        SetError: it is an array that can't be read.
-    """
+    """An argument from a config; an error where it is an array that can't be read."""
     if isinstance(value, dict) and "base64" in value:
         try:
             dtype = PACKED[PACKED.index(value["dtype"])]

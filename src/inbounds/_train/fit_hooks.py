@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 import keras
 
-from inbounds._model.keras_methods import wrap_method
 from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve_given
-from inbounds._model.weights import layers_of, own_weights, variables_of
+from inbounds._model.weights import layers_of, own_weights, variables_of, wrap_method
 from inbounds._sets.set import Set
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
@@ -29,7 +28,7 @@ from inbounds._train.attached_sets import (
     project_in_numpy,
 )
 from inbounds._train.optimizer_hooks import update_compiled_constants
-from inbounds._train.optimizers import optimizers_of, steps_taken
+from inbounds._train.optimizers import in_tensorflow_strategy, optimizers_of, steps_taken
 from inbounds._train.taken_plans import taken_plan
 from inbounds._train.weight_access import WeightAccess, check_weights_exist, has_lost_value, run_with_access
 
@@ -139,10 +138,23 @@ def _begin_fit(model: Any) -> None:
         if 0 < len(attached) < len(entry.variables):  # an optimizer knew its own weights only
             attach_set(entry)
     _project(model, declared)
+    if declared and keras.backend.backend() == "tensorflow":
+        _build_optimizer(model)
     # A list, not a generator: every optimizer has to store its constants.
     changed = [update_compiled_constants(optimizer) for optimizer in optimizers_of(model)]
     if any(changed):
         model.make_train_function(force=True)
+
+
+def _build_optimizer(model: Any) -> None:
+    """Builds the optimizer of a model before TensorFlow traces the step, as Keras does on the other backends.
+
+    A step that creates variables is traced twice, with all sets in it.
+    """
+    optimizer, keras_step = model.optimizer, type(model).train_step is keras.Model.train_step
+    if optimizer is None or optimizer.built or not model.built or not keras_step or in_tensorflow_strategy():
+        return
+    optimizer.build(model.trainable_variables)
 
 
 def _declared_entries(model: Any) -> list[Entry]:

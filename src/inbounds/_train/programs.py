@@ -16,7 +16,8 @@ import keras
 import numpy as np
 
 from inbounds._arrays.ops import Array, dense, namespace
-from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes
 from inbounds._sets.composite import contains
 from inbounds._sets.intersection import AllOf
 from inbounds._sets.set import Set
