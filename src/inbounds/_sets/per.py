@@ -25,7 +25,7 @@ from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.set import Edge, Set, registered
-from inbounds._types import Inputs, Kind, Mask
+from inbounds._types import Inputs, Integer, Kind, Mask, MaskName
 
 KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates")
 
@@ -118,8 +118,10 @@ class Per(Composite):
                 repr(self),
                 instead=f"an array of shape {views[0].shape} as `center`",
             )
-        matrices = self.set.matrix and self.kind in ("heads", "gates", "inputs")
-        inner = _with_stack(self.set, views[0].shape[_counting(views[0])[0]]) if matrices else self.set
+        seen = [_seen_layout(view, layout) for view, layout in zip(views, layouts, strict=True)]
+        inner = self.set.laid_out(seen)
+        if self.set.matrix and self.kind in ("heads", "gates", "inputs"):
+            inner = _with_stack(inner, views[0].shape[_counting(views[0])[0]])
         made = self.rebuilt([inner])
         made.__dict__["views"] = views
         return made
@@ -160,9 +162,9 @@ class Per(Composite):
         of_whole = own.whole and not own.matrix
         return ("weight", False, None) if of_whole else (self.kind, own.matrix, own.axis)
 
-    def where(self, mask: Mask) -> Set:
+    def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
         """The set for the marked entries of each unit; the mask broadcasts to the weight."""
-        return self.rebuilt([self.set.where(mask)])
+        return self.rebuilt([self.set.where(mask, width)])
 
     def on(self, inputs: Inputs) -> Set:
         """The set for those weights of each unit only that come from some inputs of the layer."""
@@ -284,6 +286,13 @@ def _counting(view: View) -> list[int]:
 
 def _count(view: View) -> int:
     return math.prod(view.shape[axis] for axis in _counting(view))
+
+
+def _seen_layout(view: View, layout: WeightLayout) -> WeightLayout:
+    """What the axes of a view are; those that count gates and heads are alike."""
+    if view.shape == layout.shape:
+        return layout
+    return replace(layout, shape=view.shape, heads=len(view.shape) - 2, gates=0)
 
 
 def _with_stack(given: Set, count: int) -> Set:

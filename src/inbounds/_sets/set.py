@@ -42,7 +42,21 @@ from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
 from inbounds._sets.training import NAMES, Training
-from inbounds._types import Constraint, Every, Gradient, Inputs, Kind, Latent, Mask, Metric, Numbers, Rows, Step
+from inbounds._types import (
+    Constraint,
+    Every,
+    Gradient,
+    Inputs,
+    Integer,
+    Kind,
+    Latent,
+    Mask,
+    MaskName,
+    Metric,
+    Numbers,
+    Rows,
+    Step,
+)
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
 
@@ -212,14 +226,16 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             instead="a & b for both sets, `constraint is not None` to ask whether there is one",
         )
 
-    def where(self, mask: Mask) -> Set:
+    def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
         """The set for those entries only that a mask marks; the others are neither seen nor changed.
 
         Args:
             mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a
-                unit.
+                unit. Or "causal", where input i and unit j have i <= j, or "banded", abs(i - j) <=
+                width; "not causal" and "not banded" mark the others.
+            width: of a band.
         """
-        made: Set = CLASSES["Where"](self, mask)
+        made: Set = CLASSES["Where"](self, mask, width)
         return made
 
     def on(self, inputs: Inputs) -> Set:
