@@ -110,7 +110,7 @@ Axis: TypeAlias = Integer | Sequence[Integer] | None
 Center: TypeAlias = Numbers | Literal["current"] | None
 """Numbers, "current", or None."""
 
-Kind: TypeAlias = Literal["units", "inputs", "weight", "heads", "gates"]
+Kind: TypeAlias = Literal["units", "inputs", "weight", "heads", "gates", "window"]
 """A kind of units of a layer."""
 
 Step: TypeAlias = Number | Tensor

@@ -180,7 +180,10 @@ def test_doubly_stochastic_is_a_case_of_it() -> None:
 @pytest.mark.parametrize(
     ("bad", "text"),
     [
-        (lambda: ib.MaxNorm(1).per("columns"), "`kind` of per is not 'units', 'inputs', 'weight', 'heads' or 'gates'"),
+        (
+            lambda: ib.MaxNorm(1).per("columns"),
+            "`kind` of per is not 'units', 'inputs', 'weight', 'heads', 'gates' or 'window'",
+        ),
         (lambda: ib.MaxNorm(1, axis=0).per("inputs"), "A set has an `axis`, and so its units"),
         (lambda: ib.MaxNorm(1).per("inputs").per("heads"), "or one that has its units"),
         (lambda: ib.FrobeniusNorm(1).per("inputs"), "a set of a whole weight, or a stack"),

@@ -31,6 +31,7 @@ class WeightLayout:
         inputs: the axis that counts the layer's inputs; None where there is none.
         heads: the axis that counts the heads of an attention; None where there is none.
         gates: how many gates lie side by side along the last axis; 0 without gates.
+        window: how many of the first axes are the window of a convolution; 0 without one.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +39,7 @@ class WeightLayout:
     inputs: int | None = None
     heads: int | None = None
     gates: int = 0
+    window: int = 0
 
     @classmethod
     def guessed(cls, shape: tuple[int, ...]) -> WeightLayout:

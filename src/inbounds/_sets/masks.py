@@ -107,7 +107,7 @@ class Where(Composite):
             raise SetError(
                 f"The mask {self.mask!r} is for a weight with one axis of inputs and one of units",
                 repr(self),
-                where=f"weights of shape {' and '.join(str(one.shape) for one in layouts)}, inputs along {tuple(fan_in)}",
+                where=f"weights of shape {' and '.join(str(one.shape) for one in layouts)}, inputs along {fan_in}",
                 instead="where(mask) with an array of booleans that broadcasts to the weight",
             )
         i, j = (

@@ -22,12 +22,13 @@ from inbounds._arrays.views import View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.composite import Composite, bracketed, contains, parts_of, with_argument
 from inbounds._sets.custom import Custom
+from inbounds._sets.equal import Equal
 from inbounds._sets.joint import JointSet
-from inbounds._sets.matrices import MatrixSet
+from inbounds._sets.matrices import MatrixSet, Symmetric
 from inbounds._sets.set import Edge, Set, registered
 from inbounds._types import Inputs, Integer, Kind, Mask, MaskName
 
-KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates")
+KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates", "window")
 
 
 @registered
@@ -41,17 +42,20 @@ class Per(Composite):
     - "weight": the whole weight is one unit.
     - "heads": a unit is one head of an attention.
     - "gates": a unit is one gate of an LSTM, a GRU or a ConvLSTM, with all of its columns.
+    - "window": a unit is the window of a convolution, of one channel and one filter.
 
-    Of a set of matrices, each head or gate is a matrix of the layer's units, as with `stack`.
+    Of a set of matrices, each head or gate is a matrix of the layer's units, as with `stack`; a
+    window is a matrix for `Symmetric`.
 
     Args:
         set: of vectors, entries or matrices, without an axis.
-        kind: one of the five. On rows, without a layer, units are rows and inputs are columns.
+        kind: one of the six. On rows, without a layer, units are rows and inputs are columns.
 
     Raises:
         SetError: the kind is none of these, or the set has an axis, is a callable or a Joint, or is
             one of a whole weight (`FrobeniusNorm`, `GroupL1Ball`), whose units make no difference;
-            when the plan is made, a weight has no inputs, heads or gates.
+            when the plan is made, a weight has no inputs, heads, gates or window, or the window
+            isn't square for `Symmetric`.
 
     Cost: that of the set. A view copies nothing.
 
@@ -118,10 +122,12 @@ class Per(Composite):
                 repr(self),
                 instead=f"an array of shape {views[0].shape} as `center`",
             )
-        seen = [_seen_layout(view, layout) for view, layout in zip(views, layouts, strict=True)]
-        inner = self.set.laid_out(seen)
+        pairs = zip(views, layouts, strict=True)
+        inner = self.set.laid_out([_seen_layout(view, layout) for view, layout in pairs])
         if self.set.matrix and self.kind in ("heads", "gates", "inputs"):
             inner = _with_stack(inner, views[0].shape[_counting(views[0])[0]])
+        if self.kind == "window":
+            inner = _of_window(inner, tuple(views[0].shape[axis] for axis in views[0].axes))
         made = self.rebuilt([inner])
         made.__dict__["views"] = views
         return made
@@ -135,7 +141,9 @@ class Per(Composite):
             return View(layout.shape, tuple(range(len(layout.shape))))
         if self.kind in ("units", "weight"):
             return View(layout.shape, tuple(sorted(self.spanning.span(layout.shape, layout.fan_in))))
-        if (found := layout.counted(self.kind)) is None:
+        if self.kind == "window" and layout.window:
+            return View(layout.shape, tuple(range(layout.window)))
+        if self.kind == "window" or (found := layout.counted(self.kind)) is None:
             known = [kind for kind in ("heads", "gates", "inputs") if layout.counted(kind)]
             raise SetError(
                 f"The layer's layout knows no {self.kind} of this weight",
@@ -187,24 +195,24 @@ class Per(Composite):
 
     def check_fit(self, units: Units) -> None:
         own = self._own(units)
-        own.set.check_fit(_seen(units, own.views))
+        own.set.check_fit(seen(units, own.views))
 
     def check_room(self, units: Units) -> None:
         own = self._own(units)
-        own.set.check_room(_seen(units, own.views))
+        own.set.check_room(seen(units, own.views))
 
     def _project(self, units: Units) -> Units:
         own = self._own(units)
-        view = _seen(units, own.views)
-        return _unseen(own.set.nearest(view.comparable(own.set.couples_units)), units)
+        view = seen(units, own.views)
+        return unseen(own.set.nearest(view.comparable(own.set.couples_units)), units)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         own = self._own(units)
-        return _unseen(own.set.reduced(_seen(units, own.views), _seen(gradient, own.views)), units)
+        return unseen(own.set.reduced(seen(units, own.views), seen(gradient, own.views)), units)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         own = self._own(units)
-        return own.set.multiplier(_seen(units, own.views), _seen(taken, own.views))
+        return own.set.multiplier(seen(units, own.views), seen(taken, own.views))
 
     def edges(self, laid: Laid) -> list[Edge]:
         own = self._own(laid)
@@ -302,7 +310,24 @@ def _with_stack(given: Set, count: int) -> Set:
     return with_argument(given, "stack", count) if isinstance(given, MatrixSet) else given
 
 
-def _seen(units: Units, views: Sequence[View]) -> Units:
+def _of_window(given: Set, window: tuple[int, ...]) -> Set:
+    """A set for the windows of a convolution, of which a symmetric one has equal entries."""
+    if isinstance(given, Composite):
+        return given.rebuilt([_of_window(member, window) for member in given.members])
+    if not given.matrix:
+        return given
+    if not isinstance(given, Symmetric) or len(window) != 2 or window[0] != window[1]:
+        raise SetError(
+            "The window of a convolution is no matrix, but for Symmetric a square one",
+            f"{given!r}.per('window')",
+            where=f"a window of shape {window}",
+            instead="Symmetric().per('window') for a window such as (3, 3)",
+        )
+    labels = np.arange(window[0] ** 2).reshape(window)
+    return Equal(np.minimum(labels, labels.T))
+
+
+def seen(units: Units, views: Sequence[View]) -> Units:
     """The same units by other ones: a view for each part."""
 
     def arrays(given: Any, like: Sequence[Array]) -> Any:
@@ -325,7 +350,7 @@ def _seen(units: Units, views: Sequence[View]) -> Units:
     )
 
 
-def _unseen(view: Units, units: Units) -> Units:
+def unseen(view: Units, units: Units) -> Units:
     """Units as they were before they were seen otherwise, with the entries of the view."""
     pairs = zip(view.parts, units.parts, strict=True)
     return units.with_parts([namespace(x).reshape(x, tuple(like.shape)) for x, like in pairs])

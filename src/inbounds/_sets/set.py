@@ -252,8 +252,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The set for units of another kind than the layer's output units.
 
         Args:
-            kind: "units", "inputs", "weight", "heads" or "gates", of which the layout of the layer
-                knows the axes.
+            kind: "units", "inputs", "weight", "heads", "gates" or "window", of which the layout of
+                the layer knows the axes.
         """
         made: Set = CLASSES["Per"](self, kind)
         return made
