@@ -5,6 +5,7 @@ their numbers of steps, so that what a fit does once doesn't count. Medians of t
 in which everything is compiled. One backend a process, or all by `benchmarks/run.py`:
 
     KERAS_BACKEND=jax python benchmarks/step_time.py
+    KERAS_BACKEND=jax python benchmarks/step_time.py --of groups --rounds 5
 """
 
 import argparse
@@ -81,6 +82,37 @@ VARIANTS = {
 }
 
 
+GROUPS = {
+    'Equal("symmetric")': ib.Equal("symmetric"),
+    "Together(FrobeniusNorm)": ib.Together(ib.FrobeniusNorm(20.0)),
+    "Together(L1Ball)": ib.Together(ib.L1Ball(5000.0)),
+    "Tied": None,
+    "GroupL1Ball": ib.GroupL1Ball(200.0),
+    "GroupSparse": ib.GroupSparse(256),
+    'MaxNorm.per("inputs")': ib.MaxNorm(0.5).per("inputs"),
+    'MaxNorm & MaxNorm.per("inputs")': ib.MaxNorm(1.0) & ib.MaxNorm(0.5).per("inputs"),
+    'Fixed(0).where("not causal")': ib.Fixed(0.0).where("not causal"),
+    "MaxNorm(array)": None,
+    "Marginals": ib.Marginals(1.0, 1.0),
+}
+"""Sets of groups of entries and of weights together, on the kernels of the MLP."""
+
+SQUARE = ("Tied", "MaxNorm(array)", "Marginals")
+"""Those on the three kernels between hidden layers."""
+
+
+def ruled(owner, name, model):
+    """The model with a set of `GROUPS`."""
+    kernels = [layer.kernel for layer in model.layers[name in SQUARE : 4 if name in SQUARE else 5]]
+    if name == "Tied":
+        rules = [ib.Tied(*(kernel.path for kernel in kernels))]
+    else:
+        owner = ib.MaxNorm(np.linspace(0.5, 1.5, 512)) if owner is None else owner
+        rules = [(kernel, owner) for kernel in kernels]
+    ib.constrain(model, rules)
+    return model
+
+
 def compiled(build, arguments):
     keras.utils.set_random_seed(0)
     model = build(**arguments)
@@ -130,14 +162,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, *GROUPS], metavar="NAME")
+    parser.add_argument(
+        "--of", choices=("columns", "groups"), default="columns", help="of which sets; groups on the MLP"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
     options = parser.parse_args()
+    options.models = ["mlp"] if options.of == "groups" else options.models
     found = {}
     for name in options.models:
         build, steps = MODELS[name]
-        chosen = [variant for variant in VARIANTS if variant == "free" or variant in options.variants]
-        models = {variant: compiled(build, VARIANTS[variant]) for variant in chosen}
+        variants = VARIANTS if options.of == "columns" else {"free": {}} | GROUPS
+        chosen = [one for one in variants if one == "free" or options.variants is None or one in options.variants]
+        models = {variant: compiled(build, VARIANTS.get(variant, {})) for variant in chosen}
+        for variant in GROUPS.keys() & models.keys():
+            ruled(GROUPS[variant], variant, models[variant])
         rng = np.random.default_rng(0)
         x = rng.normal(size=(BATCH * steps, *models["free"].input_shape[1:])).astype("float32")
         y = rng.normal(size=(BATCH * steps, models["free"].output_shape[-1])).astype("float32")

@@ -37,6 +37,9 @@ from inbounds._types import Axis, Integer, Numbers
 NAMES = ("inputs", "units", "heads", "gates")
 """The groups of a whole weight that have a name."""
 
+ROOM = 2.0**100
+"""The largest entry in units of norms: a radius may be as much smaller, and more."""
+
 OfGroups: TypeAlias = Numbers | Literal["inputs", "units", "heads", "gates"]
 """Labels for the entries of a unit, or a name for the groups of a whole weight."""
 
@@ -67,12 +70,12 @@ class GroupSet(Set):
             )
 
     @abstractmethod
-    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
-        """Whether each group is moved, and what it is multiplied by.
+    def _shorter(self, norms: Array, unit: Array, units: Units) -> tuple[Array, Array]:
+        """Whether each group is moved, and its new norm.
 
         Args:
-            norms: of the groups, of shape (units, groups), over `size`; not finite where an entry isn't.
-            size: of each unit the largest entry, of shape (units, 1).
+            norms: of the groups, of shape (units, groups), over `unit`; not finite where an entry isn't.
+            unit: of each unit the number over which norms are given, of shape (units, 1).
             units: what they come from.
         """
 
@@ -154,14 +157,15 @@ class GroupSet(Set):
         some = ~(squares <= 0)  # or NaN; at 0 a root has no gradient
         squares = xp.where(some, squares, xp.ones_like(most))
         lengths, some, most, scale = (xp.reshape(one, by_unit) for one in (xp.sqrt(squares), some, most, scale))
-        size = xp.clip(xp.max(most, axis=1, keepdims=True), 1 / HUGE, HUGE)
-        share = xp.maximum(scale / size, SMALLEST_NORMAL[dtype_of(most)])  # so that none but zeros has the norm 0
-        moved, factor = self._factors(xp.where(some, share * lengths, xp.zeros_like(most)), size, units)
+        unit = xp.clip(xp.max(most, axis=1, keepdims=True) / ROOM, 1 / HUGE, HUGE)
+        share = xp.maximum(scale / unit, SMALLEST_NORMAL[dtype_of(most)])  # so that none but zeros has the norm 0
+        moved, norms = self._shorter(xp.where(some, share * lengths, xp.zeros_like(most)), unit, units)
+        new = norms * unit / lengths
 
-        def shortened(x: Array, moved: Array, factor: Array) -> Array:
-            return xp.where(moved, xp.where(factor > 0, x * factor, xp.zeros_like(x)), x)  # 0 has no sign
+        def shortened(x: Array, moved: Array, new: Array, scale: Array) -> Array:
+            return xp.where(moved, xp.where(new > 0, x / scale * new, xp.zeros_like(x)), x)  # 0 has no sign
 
-        return back(shortened, *(xp.reshape(one, grouped.shape) for one in (moved, factor)))
+        return back(shortened, *(xp.reshape(one, grouped.shape) for one in (moved, new, scale)))
 
     def _grouped(self, units: Units) -> tuple[Units, Callable[..., Units]]:
         """The groups as units; and what makes units of a function of entries and of numbers for the groups."""
@@ -241,17 +245,16 @@ class GroupL1Ball(GroupSet):
         self.level = in_a_row(self.radius)
         self._of_groups(groups, axis)
 
-    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
+    def _shorter(self, norms: Array, unit: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(norms)
         lengths = Units.of([norms], [(1,)], differentiable=units.differentiable, concrete=units.concrete)
         held = self.level + Judgement(units.together(self.whole).size, units.dtype).held(self.level)
-        size = xp.reshape(size, lengths.shape)
-        level, ceiling = (xp.minimum(lengths.numbers(bound) / size, HUGE) for bound in (self.level, held))
+        unit = xp.reshape(unit, lengths.shape)
+        level, ceiling = (xp.minimum(lengths.numbers(bound) / unit, HUGE) for bound in (self.level, held))
         total = lengths.constants().total(xp.abs)
         moved = (total > ceiling) & xp.isfinite(total)
         shorter = nearest_on_one_row(lengths, Declaration((Row("diamond", level),)), moved).parts[0]
-        factor = shorter / xp.where(norms > 0, norms, xp.ones_like(norms))
-        return xp.expand_dims(moved, -1) & xp.isfinite(factor), factor
+        return xp.expand_dims(moved, -1) & xp.isfinite(shorter), shorter
 
     def _beyond(self, norms: Array) -> Array:
         return namespace(norms).sum(norms, axis=1) - constant(norms, self.level)
@@ -321,7 +324,7 @@ class GroupSparse(GroupSet):
                 instead=f"k={number}, or less",
             )
 
-    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
+    def _shorter(self, norms: Array, unit: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(norms)
         norms = without_gradient(norms)
         finite = xp.all(xp.isfinite(norms), axis=1, keepdims=True)
