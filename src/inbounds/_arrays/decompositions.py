@@ -115,10 +115,7 @@ def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Arr
 
 
 def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
-    """The nearest matrices with orthonormal rows, the spectrum and the scale of the matrices.
-
-    See `Orthogonal` for rank-deficient matrices. The spectrum and the scale are for the derivative.
-    """
+    """The nearest matrices with orthonormal rows, see `Orthogonal`; for the derivative, the spectrum and the scale."""
     xp = namespace(matrices)
     count, size = matrices.shape[1:]
     scale = scale_of(matrices)
@@ -170,10 +167,7 @@ def off_identity(matrices: Array, precise: float) -> Array:
 
 
 def orthonormal(rows: Array, told: Array | None = None) -> Array:
-    """The orthonormal rows nearest to almost orthonormal ones, by Newton-Schulz steps.
-
-    Rows that are not resolved, by `told`, become 0.
-    """
+    """The orthonormal rows nearest to almost orthonormal ones, by Newton-Schulz steps; 0 for those not resolved."""
     xp = namespace(rows)
     told = xp.ones_like(rows[:, :, 0]) if told is None else told
     near = epsilon(dtype_of(rows)) ** 0.5 / 2
@@ -189,10 +183,7 @@ def orthonormal(rows: Array, told: Array | None = None) -> Array:
 
 
 def singular_values(matrices: Array) -> Array:
-    """Singular values, descending up to rounding, computed and differentiated as u^T W v.
-
-    The error is of second order in the error of u and v.
-    """
+    """Singular values, descending up to rounding, as u^T W v, with an error of second order in that of u and v."""
     xp = namespace(matrices)
     matrices = in_working_precision(matrices)
     wide = transposed(matrices) if matrices.shape[1] > matrices.shape[2] else matrices
@@ -206,10 +197,7 @@ def singular_values(matrices: Array) -> Array:
 
 
 def scale_of(matrices: Array) -> Array:
-    """The divisors of matrices, of shape (stack, 1), so that squares neither overflow nor vanish.
-
-    1 where no division is needed.
-    """
+    """The divisors of matrices, of shape (stack, 1), with which squares neither overflow nor vanish; 1 if unneeded."""
     xp = namespace(matrices)
     largest = xp.clip(xp.max(xp.abs(matrices), axis=(1, 2)), 1 / HUGE, HUGE)
     plain = (largest > 1 / PLAIN) & (largest < PLAIN)
@@ -336,10 +324,7 @@ def _lengths(rows: Array) -> Array:
 
 
 def _added(x: Array) -> Array:
-    """The sums along the last of three axes.
-
-    XLA adds one term after the other and loses bits of long sums; there, the sum has two stages.
-    """
+    """The sums along the last of three axes, in two stages where XLA would add one term after the other."""
     xp = namespace(x)
     if xp is np or is_eager_torch(x):
         return xp.sum(x, axis=2)

@@ -27,7 +27,7 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.optimizer_hooks import take_up
 from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
-from inbounds._train.step_projections import StepState, decide, projection_of
+from inbounds._train.step_projections import decide, projection_of
 from inbounds._train.taken_plans import without_latents
 from inbounds._train.unsaved_sets import unsaved_sets
 from inbounds._train.weight_access import exclusive_access
@@ -182,8 +182,7 @@ def _projected_entries(model: Any, entries: Sequence[Entry], *, in_numpy: bool =
     pairs = []
     with no_gradient():
         for entry in entries:
-            state = StepState(steps_taken(model, entry))
-            pairs += projection_of(entry, include_frozen=True).projected_values(read, state)
+            pairs += projection_of(entry, include_frozen=True).projected_values(read, steps_taken(model, entry))
     return pairs
 
 

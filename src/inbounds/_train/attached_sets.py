@@ -20,20 +20,15 @@ from inbounds._model.rules import resolve
 from inbounds._model.weights import remember_layer
 from inbounds._train.assignments import assign
 from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy
-from inbounds._train.step_projections import StepState, projection_of
+from inbounds._train.step_projections import projection_of
 
 
 class AttachedSet(keras.constraints.Constraint):  # type: ignore[misc]  # keras has no types
-    """The `constraint` of a variable while a plan is in force.
-
-    Attributes:
-        entry: the set with all its weights.
-        given: the constraint that the variable's layer was given, or None.
-    """
+    """The `constraint` of a variable while a plan is in force."""
 
     def __init__(self, entry: Entry, given: Any, model: Any = None) -> None:
-        self.entry = entry
-        self.given = given
+        self.entry = entry  # the set with all its weights
+        self.given = given  # the constraint that the variable's layer was given, or None
         self._model = None if model is None else weakref.ref(model)
 
     @property
@@ -103,10 +98,10 @@ def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarra
     units inside. Returns the variables that moved, each with its previous value.
     """
     before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in entry.variables]
-    inside, applied = projection_of(entry).project(before, StepState(step_count)), entry.applied.at(step_count)
+    inside, applied = projection_of(entry).project(before, step_count), entry.applied.at(step_count)
     may_move = is_planned(entry) and not all(variable.trainable for variable in entry.variables)
     if may_move and applied.measure(inside, entry.axes).outside.any():
-        inside = projection_of(entry, include_frozen=True).project(before, StepState(step_count))
+        inside = projection_of(entry, include_frozen=True).project(before, step_count)
     trios = zip(entry.variables, before, inside, strict=True)
     moved = [(variable, old, new) for variable, old, new in trios if not np.array_equal(old, new, equal_nan=True)]
     with no_gradient():
@@ -117,8 +112,7 @@ def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarra
 def project_after_error(entries: Iterable[Entry], steps: Callable[[], int]) -> None:
     """Projects weights that a step may have left outside when it raised; `steps` counts the steps taken.
 
-    Skipped in a trace; for weights that several devices share, since the other devices may not get
-    here; and in a replica of TensorFlow, whose weights the end of the fit projects.
+    Not in a trace, nor weights that devices share, since the others may not get here.
     """
     if in_stateless_scope() or in_tensorflow_strategy():
         return

@@ -42,11 +42,7 @@ def hook_fits() -> None:
 
 
 _EPOCH_START = "_inbounds_epoch_start"
-"""Attribute of a model that JAX fits: its variables' values before the epoch's first step.
-
-Keras empties the variables before that step, and loses the values where its compilation is
-interrupted.
-"""
+"""Attribute of a model that JAX fits: the variables' values, which Keras loses if an interrupt stops the compiling."""
 
 
 def _train_with_access(
@@ -170,11 +166,10 @@ def _declared_entries(model: Any) -> list[Entry]:
 
 
 def _project_after_swap(swap: Callable[..., None], callback: Any) -> None:
-    """Swaps weights and their averages, then projects the weights.
+    """Swaps weights and their averages, and projects the weights.
 
-    Averages of weights inside a set may be outside: by rounding where it is convex, by more where
-    it isn't. An average projected in the model's place is restored when it is swapped back, so that
-    an evaluation doesn't change the training.
+    An average projected in the model's place is restored when it is swapped back, so that an
+    evaluation doesn't change the training.
     """
     swap(callback)
     model = callback.model

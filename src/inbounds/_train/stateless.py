@@ -23,7 +23,7 @@ from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train.attach import check_backend, check_interval
 from inbounds._train.attached_sets import entries_in_force
-from inbounds._train.step_projections import StepProjection, StepState, decide
+from inbounds._train.step_projections import StepProjection, decide
 from inbounds._types import Model, OptaxOptimizer, Step
 
 
@@ -136,7 +136,8 @@ def _projected(
     result = dict(zip(values, given, strict=True))
 
     def read_metric(entry: Entry) -> list[Array] | None:
-        if any(diagonals.get(id(variable), ()) is None for variable in entry.variables):
+        unknown = any(diagonals.get(id(variable), ()) is None for variable in entry.variables)
+        if unknown or entry.training.metric == "euclidean":
             return None
         return [
             diagonals[id(v)] if id(v) in diagonals else keras.ops.ones(v.shape, working_dtype(dtype_of(v)))
@@ -146,8 +147,7 @@ def _projected(
     with no_gradient():
         for projection in projections:
             count = _given_count(projection.entry, step, "stateless_project(model, values, step=count)")
-            state = StepState(count, partial(read_metric, projection.entry))
-            pairs = projection.projected_values(partial(_given_value, values), state)
+            pairs = projection.projected_values(partial(_given_value, values), count, read_metric(projection.entry))
             result |= {id(variable): without_gradient(value) for variable, value in pairs}
     return list(result.values())
 

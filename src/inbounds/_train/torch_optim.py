@@ -29,7 +29,7 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.metrics import METRICS, OptimizerMetric
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
-from inbounds._train.step_projections import StepProjection, StepState, decide, signature
+from inbounds._train.step_projections import StepProjection, decide, signature
 from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
 
@@ -179,7 +179,7 @@ class _StepHook:
             stepped = [(v, read(v).clone()) for one in latent for v in one.entry.variables]
             with no_gradient():
                 for one in latent:
-                    assign(one.projected_values(read, StepState(self.steps, concrete=True)))
+                    assign(one.projected_values(read, self.steps, None, True))
             loss = closure()
             reduce()
             with no_gradient():
