@@ -38,21 +38,15 @@ PLAIN = 1e10
 """Matrices with a largest entry between 1 / PLAIN and PLAIN need no scaling: squares neither
 overflow nor vanish."""
 
-PASSES = 4
-"""The largest number of Gram matrices that are decomposed."""
+PASSES = 4  # the largest number of Gram matrices that are decomposed
 
 APART = {"float32": 2.0**-6, "float64": 2.0**-14}
 """The share of the largest singular value down to which one Gram matrix resolves the others.
 `PASSES` of them resolve all singular values above rounding."""
 
-SMALL_ANGLE = 0.01
-"""The largest angle for which a rotation is computed to first order."""
-
-NEAR = 0.7
-"""Matrices W with W W^T this near to the identity are made orthogonal by Newton-Schulz steps."""
-
-STEPS = 8
-"""The number of Newton-Schulz steps from `NEAR` to the last bit of float64."""
+SMALL_ANGLE = 0.01  # the largest angle for which a rotation is computed to first order
+NEAR = 0.7  # matrices W with W W^T this near to the identity are made orthogonal by Newton-Schulz steps
+STEPS = 8  # the number of Newton-Schulz steps from `NEAR` to the last bit of float64
 
 
 class Spectrum(NamedTuple):

@@ -24,8 +24,7 @@ from inbounds._sets.per import Per
 from inbounds._sets.set import Set, with_argument
 from inbounds._sets.together import Tied
 
-ConstraintOf = Callable[[Any], Any]
-"""From a variable to the constraint that its layer was given for it, or None."""
+ConstraintOf = Callable[[Any], Any]  # from a variable to the constraint that its layer was given for it, or None
 
 
 def resolve(model: Any, rules: Any, constraint_of: ConstraintOf, *, strict: bool = True) -> Plan:

@@ -38,14 +38,9 @@ from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Model, Rules, Selector
 from inbounds._version import __version__
 
-MOST_BARS = 64
-"""The numbers that a row keeps of its units, for a plot."""
-
-MOST_SORTED = 4096
-"""Of more entries, a sample is sorted for a plot."""
-
-LARGEST_MATRIX = 512
-"""The longest shorter side of a matrix whose singular values are found for a plot."""
+MOST_BARS = 64  # the numbers that a row keeps of its units, for a plot
+MOST_SORTED = 4096  # of more entries, a sample is sorted for a plot
+LARGEST_MATRIX = 512  # the longest shorter side of a matrix whose singular values are found for a plot
 
 
 @exclusive_access(

@@ -23,8 +23,7 @@ from inbounds._train.optimizers import optimizers_stepping, steppers_of
 from inbounds._train.taken_plans import gradient_norms_of, measure_gradients
 from inbounds._types import Every
 
-Numbers = dict[str, list[float]]
-"""From "batch", "violation" and "active" to a number for each audit."""
+Numbers = dict[str, list[float]]  # from "batch", "violation" and "active" to a number for each audit
 
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types

@@ -17,8 +17,7 @@ from inbounds._train.assignments import assign
 from inbounds._train.optimizers import with_inner
 from inbounds._train.taken_plans import taken_plan
 
-_LATENT = "latent"
-"""What the names of latent weights in a file begin with; Keras' own are numbers."""
+_LATENT = "latent"  # what the names of latent weights in a file begin with; Keras' own are numbers
 
 
 def save_own_variables(save: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:

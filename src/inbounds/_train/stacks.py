@@ -16,8 +16,7 @@ from inbounds._arrays.ops import Array, dtype_of
 from inbounds._train.assignments import assign, assign_at_once
 from inbounds._train.step_projections import Read, StepProjection
 
-MAX_STACKED_SIZE = 1 << 15
-"""Only entries with fewer numbers are copied: above it the copies cost more than the calls."""
+MAX_STACKED_SIZE = 1 << 15  # only entries with fewer numbers are copied: above it the copies cost more than the calls
 
 
 def stacks_of(projections: Iterable[StepProjection]) -> list[list[StepProjection]]:

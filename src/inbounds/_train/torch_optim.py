@@ -33,11 +33,8 @@ from inbounds._train.step_projections import StepProjection, decide, signature
 from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
 
-LATENT = "latent"
-"""Under which name an optimizer's state holds latent weights. `state_dict` saves them with the rest."""
-
-MIN_RATE_RATIO = 1e-6
-"""The metric treats smaller learning rates as this share of the largest one."""
+LATENT = "latent"  # under which name an optimizer's state holds latent weights, which `state_dict` saves
+MIN_RATE_RATIO = 1e-6  # the metric treats smaller learning rates as this share of the largest one
 
 
 def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
