@@ -18,6 +18,13 @@ def refused(owner: str, name: str, value: Any, wrong: str, instead: str, where: 
     return SetError(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", where=where, instead=instead)
 
 
+def at_most(owner: Any, name: str, most: int, what: str, where: str) -> None:
+    """Raises where an argument of a set is above what the units that it meets allow."""
+    if getattr(owner, name) > most:
+        wrong, where = f"is above {what}", f"{owner!r} on {where}"
+        raise refused(type(owner).__name__, name, getattr(owner, name), wrong, f"{name}={most}, or less", where)
+
+
 def number(
     owner: str,
     name: str,

@@ -12,7 +12,7 @@ from inbounds._arrays.ops import Array, cast, constant, namespace
 from inbounds._arrays.units import Units
 from inbounds._sets.arguments import axes, number_or_array, refused
 from inbounds._sets.groups import MATRICES, WINDOWS, Groups, groups_of, labels_of, span_of
-from inbounds._sets.set import Set, registered
+from inbounds._sets.set import Set, finite_rows, registered
 from inbounds._types import Axis, Numbers
 
 
@@ -98,12 +98,11 @@ class Equal(Set):
         xp, rows = namespace(laid), self._flat(laid)
         groups = self._groups(tuple(laid.shape) if self.whole else span_of(units))
         mask, costs = (given if given is None else self._flat(given) for given in (mask, costs))
-        good = xp.isfinite(rows)
-        finite = xp.all(good if mask is None else good | ~mask, axis=1, keepdims=True)
+        finite, known = finite_rows(rows, mask)
         share = xp.ones_like(rows) if costs is None else costs
         share = share if mask is None else xp.where(mask, share, xp.zeros_like(share))
         share = groups.gathered(share)
-        entries = groups.gathered(xp.where(finite & good, rows, xp.zeros_like(rows)))
+        entries = groups.gathered(known)
         total = xp.sum(share, axis=2, keepdims=True)
         mean = xp.sum(entries * (share / xp.where(total > 0, total, 1)), axis=2)
         high = xp.max(xp.where(share > 0, entries, -np.inf), axis=2)
@@ -115,7 +114,7 @@ class Equal(Set):
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         groups, rows = self._groups(tuple(rows.shape) if self.whole else span), self._flat(rows)
         xp = namespace(rows)
-        return xp.max(xp.abs(rows - xp.take(rows, groups.first, axis=1)), axis=1)
+        return xp.max(xp.abs(rows - xp.take(rows, groups.table[groups.labels, 0], axis=1)), axis=1)
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """Entries outside of the mask as the first marked one of their group."""

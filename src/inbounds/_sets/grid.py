@@ -52,11 +52,10 @@ class Grid(Set):
             computed in.
 
     Cost: one pass. Where the floats of the weight's dtype are about as far apart as the multiples
-    (entries of 2^22 steps in float32, 2^9 in float16, 2^6 in bfloat16), entries stay: every one is
-    within 4 ulp of a multiple. An entry beyond the last multiple that the dtype can hold becomes
-    that one. A zero unit is inside. NaN and infinities stay, and count as violated; the other
-    entries of the unit are rounded. The derivative is 0, but for entries that are too large to
-    move.
+    (entries of 2^22 steps in float32, 2^9 in float16, 2^6 in bfloat16), entries stay, within 4 ulp
+    of a multiple. An entry beyond the last multiple that the dtype can hold becomes that one. A
+    zero unit is inside. NaN and infinities stay, and count as violated; the other entries of the
+    unit are rounded. The derivative is 0, but for entries that are too large to move.
 
     Source: Courbariaux, Bengio and David, "BinaryConnect: training deep neural networks with binary
     weights during propagations", 2015, for weights on a grid during training.
@@ -79,12 +78,8 @@ class Grid(Set):
         super().check_fit(units)
         least = SMALLEST_NORMAL[working_dtype(units.dtype)]
         if self.step < least:
-            raise SetError(
-                f"`step` of Grid is below {least:g}, the smallest normal number of {units.dtype} weights",
-                f"step={self.step!r}",
-                where=repr(self),
-                instead="a larger step",
-            )
+            wrong = f"`step` of Grid is below {least:g}, the smallest normal number of {units.dtype} weights"
+            raise SetError(wrong, f"step={self.step!r}", where=repr(self), instead="a larger step")
 
     def _project(self, units: Units) -> Units:
         wide = working_dtype(units.dtype)

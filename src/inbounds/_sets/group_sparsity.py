@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
-import numpy as np
-
-from inbounds._arrays.judgement import Bound, Judgement
+from inbounds._arrays.judgement import Judgement
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
     HUGE,
@@ -23,12 +21,13 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, in_a_row, number_or_array, numbers_of_units, positive_integer
+from inbounds._sets.arguments import at_most, axes, in_a_row, number_or_array, numbers_of_units, positive_integer
 from inbounds._sets.declaration import Declaration, Row
 from inbounds._sets.groups import groups_of, span_of
 from inbounds._sets.one_row import nearest_on_one_row
 from inbounds._sets.set import Edge, Set, registered
-from inbounds._sets.sparsity import largest
+from inbounds._sets.sparsity import largest, too_many
+from inbounds._sets.sums import OfTotal
 from inbounds._types import Axis, Integer, Numbers
 
 NAMES = ("inputs", "units")  # the groups of a whole weight that have a name
@@ -171,7 +170,7 @@ class GroupSet(Set):
 
 
 @registered
-class GroupL1Ball(GroupSet):
+class GroupL1Ball(OfTotal, GroupSet):
     """{w : |w_1|_2 + ... + |w_g|_2 <= radius}, for the groups of its entries: few groups that are not 0.
 
     `L1Ball` on the norms of groups: entries of a group become 0 together. With the groups "inputs"
@@ -228,13 +227,6 @@ class GroupL1Ball(GroupSet):
     def _beyond(self, norms: Array) -> Array:
         return namespace(norms).sum(norms, axis=1) - constant(norms, self.level)
 
-    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        return Judgement(size, dtype).tolerated(self.level)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the radius."""
-        return self._by_scale(units, taken, self.level)
-
 
 @registered
 class GroupSparse(GroupSet):
@@ -286,13 +278,9 @@ class GroupSparse(GroupSet):
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
-        if 0 <= (number := self._number(units)) < self.k:
-            raise SetError(
-                "`k` of GroupSparse is above the number of groups",
-                f"k={self.k}",
-                where=f"{self!r} on {units.count} units of {units.size} entries, with {number} groups",
-                instead=f"k={number}, or less",
-            )
+        number = self._number(units)
+        where = f"{units.count} units of {units.size} entries, with {number} groups"
+        at_most(self, "k", number if number >= 0 else self.k, "the number of groups", where)
 
     def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(norms)
@@ -302,8 +290,4 @@ class GroupSparse(GroupSet):
         return ~(largest(norms, self.k) | (norms <= 0) | ~finite), xp.zeros_like(norms)
 
     def _beyond(self, norms: Array) -> Array:
-        xp = namespace(norms)
-        if self.k >= norms.shape[1]:
-            return 0 * norms[:, 0] - np.inf
-        most = xp.sort(norms, axis=1)[:, norms.shape[1] - self.k - 1]
-        return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
+        return too_many(norms, self.k)

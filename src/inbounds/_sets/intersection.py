@@ -194,29 +194,27 @@ class Intersection(AllOf):
     - one after the other where that is exact: a cone (NonNeg, Monotone, Symmetric...) and then a
       ball about 0; an orthant and then L1Ball, a symmetric Box or Sparse; boxes; Monotone and then
       a Box, SumTo or L1Ball; Symmetric and then a norm of the spectrum;
-    - sets of bounds (NonNeg, Box, Fixed...), linear rows (SumTo, Simplex, Halfspace, Hyperplane),
-      balls and 1-norms about one centre together, by their normal form: one multiplier per unit for
-      each row and norm, found by Newton's method to rounding, as a rule in 3 to 20 steps and in 250
-      at most;
-    - else Dykstra's algorithm, 1,000 rounds over the sets at most, until the rounds change nothing
-      but rounding; then projections in turn until every set holds.
+    - sets of bounds, linear rows, balls and 1-norms about one centre together, by their normal
+      form: one multiplier per unit for each row and norm, found by Newton's method to rounding;
+    - else Dykstra's algorithm, until its rounds change nothing but rounding; then projections in
+      turn until every set holds.
 
     A set that isn't convex (UnitNorm, Sparse, Grid...) has no nearest point that could be found in
-    general: the sets are projected on in turn, 500 rounds at most, until all hold. The result is in
-    the intersection, where that is found, and exact for Sparse with an orthant or a ball.
+    general: the sets are projected on in turn, 500 rounds at most. The result is in the
+    intersection, where that is found, and exact for Sparse with an orthant or a ball.
 
     Args:
-        sets: two or more; intersections among them are taken apart. One axis holds for all of them.
-            Where axes differ, or `per` names units, each set has its own units, and one that looks
-            at each entry by itself those of another.
+        sets: two or more; intersections among them are taken apart. Where axes differ, or `per`
+            names units, each set has its own units, and one that looks at each entry by itself
+            those of another; else one axis holds for all of them.
 
     Raises:
         SetError: fewer than two sets, a Joint, or sets that have no point in common (where they
             have different units, when the plan is made).
 
     Cost: that of the sets, one after the other; for m multipliers 2 m + m^2 sums over the unit and
-    a few systems of m unknowns in each step; for Dykstra's algorithm 1,000 rounds over the sets at
-    most, twice. A unit that is inside every set stays bit for bit.
+    a few systems of m unknowns in each step, as a rule 3 to 20 and 250 at most; for Dykstra's
+    algorithm 1,000 rounds over the sets at most, twice. A unit inside every set stays bit for bit.
 
     Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex
     sets in Hilbert spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's
@@ -300,14 +298,12 @@ def _by_kind(members: Sequence[Set]) -> list[Set]:
         if not isinstance(member, Per):
             return list(members)
         kinds.setdefault(member.key, []).append(member)
-    return [same[0] if len(same) == 1 else same[0].rebuilt([_unchecked(same)]) for same in kinds.values()]
-
-
-def _unchecked(members: Sequence[Per]) -> Intersection:
-    """The intersection of the sets in some members."""
-    made = object.__new__(Intersection)
-    made.__dict__["members"] = tuple(member.set for member in members)
-    return made
+    for same in kinds.values():
+        if len(same) > 1:
+            both = object.__new__(Intersection)  # without `__init__`, whose checks all members have passed
+            both.__dict__["members"] = tuple(member.set for member in same)
+            same[0] = same[0].rebuilt([both])
+    return [same[0] for same in kinds.values()]
 
 
 def _among(counts: Sequence[int], kind: int, edge: Edge) -> Edge:

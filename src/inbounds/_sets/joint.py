@@ -30,11 +30,8 @@ class JointSet(Composite):
     def __init__(self, inner: Set) -> None:
         name = type(self).__name__
         if not isinstance(inner, Set) or contains(inner, (JointSet, Custom)):
-            raise SetError(
-                f"{name} is not given a set of vectors, but a class, a callable, a Custom or a Joint",
-                f"inner={shown(inner)}",
-                instead=self.example,
-            )
+            wrong = f"{name} is not given a set of vectors, but a class, a callable, a Custom or a Joint"
+            raise SetError(wrong, f"inner={shown(inner)}", instead=self.example)
         if inner.axis is not None:
             raise SetError(
                 f"A set in a {name} has an `axis`, and the units of a {name} come from the layer",
@@ -50,12 +47,8 @@ class JointSet(Composite):
         """The intersection with another one of the same weights."""
         name = type(self).__name__
         if not isinstance(other, type(self)) or other.rebuilt([self.inner]) != self:
-            raise SetError(
-                f"A {name} can't meet what is no {name} of the same weights",
-                shown(other),
-                where=f"{self!r} & ...",
-                instead=f"{name}(a & b)",
-            )
+            wrong = f"A {name} can't meet what is no {name} of the same weights"
+            raise SetError(wrong, shown(other), where=f"{self!r} & ...", instead=f"{name}(a & b)")
         return self.rebuilt([self.inner & other.inner])
 
     def where(self, mask: Mask) -> Set:

@@ -47,27 +47,19 @@ LENGTHS = tuple(2.0**-k for k in range(9))  # the shares of a step that the line
 
 
 class MatrixSet(Set):
-    """A set of the matrix that the units of a weight make, or of each matrix of a stack.
-
-    Attributes:
-        stack: how many matrices the units make, one block of units after the other.
-        square: whether a matrix has as many rows as columns.
-    """
+    """A set of the matrix that the units of a weight make, or of each matrix of a stack."""
 
     whole: ClassVar[bool] = True
     matrix: ClassVar[bool] = True
     allows_frozen: ClassVar[bool] = False
-    square: ClassVar[bool] = False
-    stack: int = 1
+    square: ClassVar[bool] = False  # whether a matrix has as many rows as columns
+    stack: int = 1  # how many matrices the units make, one block of units after the other
 
     @abstractmethod
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
-        """The nearest matrices, and for each, of shape (stack,), whether it is outside by more than the tolerance.
+        """The nearest to finite matrices of some units, and for each whether it is outside by more than the tolerance.
 
-        Args:
-            matrices: finite, of shape (stack, rows, columns).
-            units: what they were made of: for the weight's dtype, and whether a derivative may be
-                asked for.
+        They have the shape (stack, rows, columns), the second result (stack,).
         """
 
     @abstractmethod
@@ -77,12 +69,10 @@ class MatrixSet(Set):
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         if units.count % self.stack:
-            raise SetError(
-                "`stack` does not divide the number of units",
-                f"stack={self.stack}",
-                where=f"{self!r} on {units.count} units of {units.size} entries",
-                instead="stack=1, or the number of heads or gates",
-            )
+            wrong = "`stack` does not divide the number of units"
+            where = f"{self!r} on {units.count} units of {units.size} entries"
+            instead = "stack=1, or the number of heads or gates"
+            raise SetError(wrong, f"stack={self.stack}", where=where, instead=instead)
         if self.square and units.count // self.stack != units.size:
             raise SetError(
                 f"{type(self).__name__} is for square matrices: as many units as entries of a unit",
@@ -161,8 +151,7 @@ class Symmetric(_Subspace):
 
     Cost: about ten passes over the weight, some of them across its rows.
 
-    A zero matrix is inside. Numbers up to the largest don't overflow. A matrix with NaN or
-    infinities stays, and counts as violated.
+    A zero matrix is inside. A matrix with NaN or infinities stays, and counts as violated.
 
     Source: Higham, "Computing a nearest symmetric positive semidefinite matrix", 1988.
 
@@ -181,8 +170,7 @@ class SkewSymmetric(_Subspace):
 
     Recurrent weights that neither damp nor amplify, generators of rotations: exp(W) and the Cayley
     transform of such a W are orthogonal. The nearest one is (W - W^T) / 2, its diagonal exactly 0.
-    The violation is the largest
-    |w_ij + w_ji|.
+    The violation is the largest |w_ij + w_ji|.
 
     Args:
         stack: see `Symmetric`.
@@ -247,7 +235,7 @@ class Marginals(MatrixSet):
     couplings, assignments with capacities, tables with given margins. Rows are the units of the
     weight, columns the entries of a unit. The nearest one reaches 0 exactly, which Sinkhorn's
     scaling doesn't. The violation is the largest of -w_ij and of the distances of row and column
-    sums from their totals.
+    sums from their totals; the tolerance is 4 ulp of the largest sum.
 
     Args:
         rows: the sum of each row: a number for all, or an array with one for each; not negative.
@@ -258,20 +246,16 @@ class Marginals(MatrixSet):
         SetError: an argument is wrong; once both numbers of sums are known, the sums of rows and of
             columns don't add up to the same; on a bias.
 
-    The tolerance is 4 ulp of the largest sum.
-
-    Cost: for n rows or columns, whichever are fewer, at most 100 of Newton's steps, each a linear
+    Cost: for n rows or columns, whichever are fewer, 100 of Newton's steps at most, each a linear
     system of n unknowns (n^3) and some thirty passes; 3 to 10 from close by, as in training, 20 to
-    90 from far away. Then it is the nearest matrix, to rounding. Where the steps are used up, the
-    result is scaled until rows and columns sum to their totals all the same: in the set, and not
-    the nearest. That happens far away where sums differ by orders of magnitude. Where PyTorch
-    traces or vectorizes, 60 are taken, each time. A weight that is inside costs five passes.
+    90 from far away; where PyTorch traces or vectorizes, 60 each time. Where the steps are used up,
+    far away and with sums that differ by orders of magnitude, the result is scaled to the sums: in
+    the set, and not the nearest. A weight that is inside costs five passes.
 
     A zero matrix becomes the one with equal entries where all sums are equal, else the shortest.
-    Differences within a matrix are known to the rounding of its largest entry; with entries above
-    2^30 (2^59 in float64) of the largest sum, where that is all that counts, they are taken for so
-    large. Gradients are those of the zeros that the result has. A matrix with NaN or infinities
-    stays, and counts as violated.
+    Differences within a matrix are known to the rounding of its largest entry; entries above 2^30
+    (2^59 in float64) of the largest sum are taken for so large. Gradients are those of the zeros
+    that the result has. A matrix with NaN or infinities stays, and counts as violated.
 
     Source: Li, Sun and Toh, "On the efficient computation of a projector over the Birkhoff
     polytope", 2020; Cuturi, "Sinkhorn distances", 2013, for transport.
@@ -292,11 +276,7 @@ class Marginals(MatrixSet):
             self._sums((1, np.size(self.rows), np.size(self.columns)))
 
     def _sums(self, shape: tuple[int, ...]) -> _Sums:
-        """The sums of matrices of shape (stack, rows, columns).
-
-        Raises:
-            SetError: they are others in number, or don't add up to the same.
-        """
+        """The sums of matrices of shape (stack, rows, columns), or an error where they don't fit."""
         given = zip(("rows", "columns"), (self.rows, self.columns), shape[1:], strict=True)
         wrong = [f"{name}.shape={np.shape(sums)}" for name, sums, n in given if np.ndim(sums) and np.size(sums) != n]
         if wrong:
@@ -396,17 +376,11 @@ class DoublyStochastic(Marginals):
 
 @dataclass(frozen=True)
 class _Sums:
-    """The sums of rows and columns.
+    """The sums of rows and columns."""
 
-    Attributes:
-        rows: of each row, of shape (n, 1), in units.
-        columns: of each column, of shape (1, m), in units.
-        unit: a power of 2.
-    """
-
-    rows: np.ndarray[Any, Any]
-    columns: np.ndarray[Any, Any]
-    unit: float = 0.0
+    rows: np.ndarray[Any, Any]  # of each row, of shape (n, 1), in units
+    columns: np.ndarray[Any, Any]  # of each column, of shape (1, m), in units
+    unit: float = 0.0  # a power of 2
 
     def __post_init__(self) -> None:
         if not self.unit:
@@ -482,8 +456,7 @@ def _start(matrices: Array, sums: _Sums) -> tuple[Array, Array]:
 def _defects(matrices: Array, wanted: _Wanted, share: Array | float = 1.0) -> tuple[Array, Array]:
     """The sums of rows and of columns less a share of those wanted, to less than an ulp of 1.
 
-    Entries are split into multiples of `GRAIN`, whose sums are exact, and a small rest; so are the
-    sums that are wanted into what the dtype holds, and a rest.
+    Entries are split into multiples of `GRAIN`, whose sums are exact, and a small rest.
     """
     xp = namespace(matrices)
     coarse = without_gradient(xp.floor(matrices / GRAIN) * GRAIN)
@@ -496,8 +469,7 @@ def _defects(matrices: Array, wanted: _Wanted, share: Array | float = 1.0) -> tu
 def _shifts(mask: Array, rows: Array, columns: Array, ridge: Array) -> tuple[Array, Array]:
     """The a and b for which `mask * (a 1^T + 1 b^T)` has these sums of rows and columns, nearly.
 
-    A ridge makes them unique. It is larger than the rounding of the system, whose diagonal exceeds
-    the sum of its row by positive terms only.
+    A ridge, which is larger than the rounding of the system, makes them unique.
     """
     xp = namespace(mask)
     counts, over = xp.sum(mask, axis=2, keepdims=True), transposed(mask)
@@ -513,13 +485,9 @@ def _shifts(mask: Array, rows: Array, columns: Array, ridge: Array) -> tuple[Arr
 
 
 def _length(z: Array, shift: Array, fall: Array, total: Array) -> Array:
-    """The share of a step that is taken: the largest of `LENGTHS` at which the slope is not clearly above 0.
+    """The share that is taken of a step to `z - shift`: the largest at which the slope is not clearly above 0.
 
-    Args:
-        z: the matrices.
-        shift: the step, which is subtracted.
-        fall: minus the slope of the dual function at the beginning; along the step the slope rises.
-        total: the slope, were no entry above 0.
+    The slope of the dual function is `-fall` at first, and would be `total`, were no entry above 0.
     """
     xp = namespace(z)
     lengths = constant(z, np.reshape(LENGTHS, (-1, 1, 1, 1)))

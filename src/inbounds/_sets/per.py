@@ -102,18 +102,12 @@ class Per(Composite):
         views = tuple(self._view(layout) for layout in layouts)
         counts = [view.count for view in views]
         if len(set(counts)) > 1:
-            raise SetError(
-                f"Weights have different numbers of {self.kind}, and so no units together",
-                " and ".join(map(str, counts)),
-                where=f"{self!r} on weights of shape {' and '.join(str(one.shape) for one in layouts)}",
-                instead="a set for each weight",
-            )
+            wrong = f"Weights have different numbers of {self.kind}, and so no units together"
+            where = f"{self!r} on weights of shape {' and '.join(str(one.shape) for one in layouts)}"
+            raise SetError(wrong, " and ".join(map(str, counts)), where=where, instead="a set for each weight")
         if self.set.centers and any(view.shape != one.shape for view, one in zip(views, layouts, strict=True)):
-            raise SetError(
-                'The centre "current" is not known by gates',
-                repr(self),
-                instead=f"an array of shape {views[0].shape} as `center`",
-            )
+            wrong = 'The centre "current" is not known by gates'
+            raise SetError(wrong, repr(self), instead=f"an array of shape {views[0].shape} as `center`")
         matrices = self.set.matrix and self.kind in ("heads", "gates", "inputs")
         inner = _with_stack(self.set, views[0].units[0]) if matrices else self.set
         made = self.rebuilt([inner])
@@ -131,22 +125,16 @@ class Per(Composite):
             return View(layout.shape, tuple(sorted(self.spanning.span(layout.shape, layout.fan_in))))
         if (found := layout.counted(self.kind)) is None:
             known = [kind for kind in ("heads", "gates", "inputs") if layout.counted(kind)]
-            raise SetError(
-                f"The layer's layout knows no {self.kind} of this weight",
-                repr(self),
-                where=f"a weight of shape {layout.shape}",
-                instead=f"per({(known or ['weight'])[0]!r}), or an `axis` in the set",
-            )
+            wrong = f"The layer's layout knows no {self.kind} of this weight"
+            instead = f"per({(known or ['weight'])[0]!r}), or an `axis` in the set"
+            raise SetError(wrong, repr(self), where=f"a weight of shape {layout.shape}", instead=instead)
         shape, axis = found
         spanned = range(len(shape)) if not self.set.matrix else layout.fan_in or ()
         view = View(shape, tuple(one for one in spanned if one != axis))
         if self.set.matrix and (not view.axes or view.counting[0] != axis):
-            raise SetError(
-                f"The {self.kind} of this weight are no matrices of the layer's units, one after the other",
-                repr(self),
-                where=f"a weight of shape {layout.shape}",
-                instead=f"{self.set!r}, for the whole weight",
-            )
+            wrong = f"The {self.kind} of this weight are no matrices of the layer's units, one after the other"
+            where = f"a weight of shape {layout.shape}"
+            raise SetError(wrong, repr(self), where=where, instead=f"{self.set!r}, for the whole weight")
         return view
 
     @property
@@ -238,12 +226,8 @@ def by_units(sets: Sequence[Set]) -> list[Set]:
         return list(sets)
     for given in sets:
         if contains(given, (Per,)) and not isinstance(given, Per):
-            raise SetError(
-                "A set whose units are those of `per` is in another one, and meets a third",
-                shown(given),
-                where=repr(list(sets)),
-                instead="a.where(mask).per('inputs') & b",
-            )
+            wrong = "A set whose units are those of `per` is in another one, and meets a third"
+            raise SetError(wrong, shown(given), where=repr(list(sets)), instead="a.where(mask).per('inputs') & b")
     first = next((given for given in sets if not given.separable), sets[0])
     return [given if isinstance(given, Per) else OwnUnits(given, first if given.separable else given) for given in sets]
 

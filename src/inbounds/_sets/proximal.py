@@ -18,13 +18,7 @@ LIVE = 40  # the number of plain steps from the result that are differentiated
 
 
 def in_steps(project: Callable[[Units], Units], units: Units, *, couples: bool) -> Units:
-    """The units at the nearest point in their metric; what is inside stays.
-
-    Args:
-        project: on the set, in the Euclidean metric.
-        units: with costs of at most 1.
-        couples: whether the set looks at all units together.
-    """
+    """The units, with costs of at most 1, at the nearest point in their metric; what is inside stays."""
     xp = namespace(units.parts[0])
     costs = units.costs
     plain = units.costing(None)

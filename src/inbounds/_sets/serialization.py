@@ -54,11 +54,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(owner: str, name: str, value: Any) -> Any:
-    """An argument from a config.
-
-    Raises:
-        SetError: it is an array that can't be read.
-    """
+    """An argument from a config; an error where it is an array that can't be read."""
     if isinstance(value, dict) and "base64" in value:
         try:
             dtype = PACKED[PACKED.index(value["dtype"])]

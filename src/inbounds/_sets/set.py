@@ -169,12 +169,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def __bool__(self) -> bool:
         """Always an error: `a and b` would be one of the two, and the other would be lost."""
-        raise SetError(
-            "A set is neither true nor false, so that `and`, `or`, `not` and `if` can't drop one",
-            f"bool({self!r})",
-            where="your code, or `enable_lora` of Keras, which takes no layer that has a constraint",
-            instead="a & b for both sets, `constraint is not None` to ask whether there is one",
-        )
+        wrong = "A set is neither true nor false, so that `and`, `or`, `not` and `if` can't drop one"
+        where = "your code, or `enable_lora` of Keras, which takes no layer that has a constraint"
+        instead = "a & b for both sets, `constraint is not None` to ask whether there is one"
+        raise SetError(wrong, f"bool({self!r})", where=where, instead=instead)
 
     def where(self, mask: Mask) -> Set:
         """The set for those entries only that a mask marks; the others are neither seen nor changed.
@@ -343,12 +341,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def _check_center(self) -> None:
         if self.centers:
-            raise SetError(
-                "The centre is not known yet: the weights become it when a model is constrained",
-                f"center={self.center!r}",
-                where=repr(self),
-                instead="inbounds.constrain(model, rules), or give the values as `center`",
-            )
+            wrong = "The centre is not known yet: the weights become it when a model is constrained"
+            instead = "inbounds.constrain(model, rules), or give the values as `center`"
+            raise SetError(wrong, f"center={self.center!r}", where=repr(self), instead=instead)
 
     # The doors.
 
@@ -412,11 +407,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             A float, or an array of shape (units,) where rows are given.
         """
         if dtype not in MANTISSA_BITS:
-            raise SetError(
-                "`dtype` is none of " + ", ".join(MANTISSA_BITS),
-                f"dtype={shown(dtype)}",
-                instead="tolerance('float32')",
-            )
+            wrong = "`dtype` is none of " + ", ".join(MANTISSA_BITS)
+            raise SetError(wrong, f"dtype={shown(dtype)}", instead="tolerance('float32')")
         if rows is None:
             return self._tolerance(dtype)
         laid = Laid.of_weights([_checked_rows(self, rows)], [(1,)])
@@ -441,12 +433,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         rank = len(shape)
         if self.axis is not None:
             if len({axis % rank for axis in self.axis if -rank <= axis < rank}) < len(self.axis):
-                raise SetError(
-                    f"`axis` names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
-                    f"axis={self.axis}",
-                    where=f"{self!r} on a weight of shape {shape}",
-                    instead="leave it out: the layer knows its units",
-                )
+                wrong = f"`axis` names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}"
+                where = f"{self!r} on a weight of shape {shape}"
+                instead = "leave it out: the layer knows its units"
+                raise SetError(wrong, f"axis={self.axis}", where=where, instead=instead)
             return tuple(axis % rank for axis in self.axis)
         return self.layer_span(shape, fan_in)
 
@@ -459,12 +449,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         rank = len(shape)
         if self.matrix and (rank < 2 or fan_in == ()):
-            raise SetError(
-                f"{type(self).__name__} is a set of matrices, and this weight has no units with a fan-in",
-                f"a weight of shape {shape}",
-                where=repr(self),
-                instead="a rule for kernels, such as '**/kernel'",
-            )
+            wrong = f"{type(self).__name__} is a set of matrices, and this weight has no units with a fan-in"
+            instead = "a rule for kernels, such as '**/kernel'"
+            raise SetError(wrong, f"a weight of shape {shape}", where=repr(self), instead=instead)
         if (self.whole and not self.matrix) or (not fan_in and not self.entrywise and (rank < 2 or fan_in == ())):
             return tuple(range(rank))
         if fan_in is not None:
@@ -483,12 +470,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def _checked_metric(self, rows: Array, metric: Array) -> Array:
         if tuple(np.shape(metric)) != tuple(rows.shape):
-            raise SetError(
-                "`metric` doesn't have the shape of `rows`",
-                f"metric.shape={tuple(np.shape(metric))}",
-                where=f"rows of shape {tuple(rows.shape)}",
-                instead="metric=None for the Euclidean norm",
-            )
+            wrong = "`metric` doesn't have the shape of `rows`"
+            where = f"rows of shape {tuple(rows.shape)}"
+            instead = "metric=None for the Euclidean norm"
+            raise SetError(wrong, f"metric.shape={tuple(np.shape(metric))}", where=where, instead=instead)
         xp = namespace(rows)
         metric = without_gradient(constant(cast(rows, working_dtype(dtype_of(rows))), metric))
         good = xp.isfinite(metric) & (metric > 0)
@@ -518,21 +503,17 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The set with these arguments; an error where the config, which may come from a file, holds others."""
         arguments = {name: value for name, value in config.items() if name not in NAMES}
         if unknown := sorted(arguments.keys() - set(cls.argument_names())):
-            raise SetError(
-                f"{cls.__name__} has no argument {unknown[0]!r}",
-                f"{unknown[0]}={shown(arguments[unknown[0]])}",
-                where=f"the config of {cls.__name__}, as saved with a model",
-                instead=" or ".join((*cls.argument_names(), *NAMES)),
-            )
+            wrong = f"{cls.__name__} has no argument {unknown[0]!r}"
+            where = f"the config of {cls.__name__}, as saved with a model"
+            instead = " or ".join((*cls.argument_names(), *NAMES))
+            raise SetError(wrong, f"{unknown[0]}={shown(arguments[unknown[0]])}", where=where, instead=instead)
         try:
             made = cls._of_config(arguments)
         except (TypeError, KeyError) as error:
-            raise SetError(
-                f"{cls.__name__} can't be made of its config: {error}",
-                shown(config),
-                where=f"the config of {cls.__name__}, as saved with a model",
-                instead=f"all of {', '.join(cls.argument_names())}",
-            ) from error
+            wrong = f"{cls.__name__} can't be made of its config: {error}"
+            where = f"the config of {cls.__name__}, as saved with a model"
+            instead = f"all of {', '.join(cls.argument_names())}"
+            raise SetError(wrong, shown(config), where=where, instead=instead) from error
         return made._trained(f"{made!r} in a saved plan", {name: config[name] for name in NAMES if name in config})
 
     def _config(self) -> dict[str, Any]:
@@ -622,12 +603,8 @@ def _intersection(one: Any, other: Any, where: str) -> Set:
     sets = [of_keras(given) for given in (one, other)]
     for given in sets:
         if not isinstance(given, Set):
-            raise SetError(
-                "`&` meets something that is not a set",
-                shown(given),
-                where=where,
-                instead="Custom(fn), which makes a set of a callable",
-            )
+            wrong = "`&` meets something that is not a set"
+            raise SetError(wrong, shown(given), where=where, instead="Custom(fn), which makes a set of a callable")
     return CLASSES["Intersection"](*sets)
 
 
@@ -642,6 +619,14 @@ def with_argument(given: Set, name: str, value: Any) -> Set:
     return type(given)(**({one: getattr(given, one) for one in given.argument_names()} | {name: value}))
 
 
+def finite_rows(rows: Array, mask: Array | None) -> tuple[Array, Array]:
+    """Whether all entries of each row that a mask marks are finite, and the rows with 0 for what isn't."""
+    xp = namespace(rows)
+    good = xp.isfinite(rows)
+    finite = xp.all(good if mask is None else good | ~mask, axis=1, keepdims=True)
+    return finite, xp.where(finite & good, rows, xp.zeros_like(rows))
+
+
 def repeated(excess: Array, count: int) -> Array:
     """One number for each matrix of a weight as one for each of its units."""
     return excess if excess.shape[0] == count else namespace(excess).repeat(excess, count // excess.shape[0])
@@ -652,11 +637,9 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
     rows = keras.ops.convert_to_tensor(rows) if isinstance(rows, keras.Variable) else rows
     shape = getattr(rows, "shape", None)
     if shape is None or len(shape) != 2:
-        raise SetError(
-            "The rows don't have the shape (units, size), one unit a row",
-            f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}",
-            instead="np.reshape(rows, (1, -1)) for one unit",
-        )
+        wrong = "The rows don't have the shape (units, size), one unit a row"
+        instead = "np.reshape(rows, (1, -1)) for one unit"
+        raise SetError(wrong, f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}", instead=instead)
     _check_float(owner, rows)
     owner.check_fit(Units.of([rows], [(1,)]))
     return rows
@@ -664,9 +647,6 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
 
 def _check_float(owner: Set, weight: Any) -> None:
     if dtype_of(weight) not in MANTISSA_BITS:
-        raise SetError(
-            "The weight is not of floating point numbers: " + ", ".join(MANTISSA_BITS),
-            f"dtype={dtype_of(weight)}",
-            where=f"{owner!r} on a weight of shape {tuple(weight.shape)}",
-            instead="keras.ops.cast(weight, 'float32')",
-        )
+        wrong = "The weight is not of floating point numbers: " + ", ".join(MANTISSA_BITS)
+        where = f"{owner!r} on a weight of shape {tuple(weight.shape)}"
+        raise SetError(wrong, f"dtype={dtype_of(weight)}", where=where, instead="keras.ops.cast(weight, 'float32')")

@@ -37,11 +37,8 @@ from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Edge, Set, registered
 from inbounds._types import Axis, Center, Numbers
 
-STEPS = 64
-"""At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third
-halves a bracket."""
-
-UNROLLED = 12  # looks where none can be left out: where PyTorch exports or vectorizes
+STEPS = 64  # the limit of looks at a threshold. Newton's method takes 4 to 8; after 8 each third halves a bracket
+UNROLLED = 12  # looks where PyTorch can't stop early
 
 
 class Linear(Set):
@@ -49,11 +46,9 @@ class Linear(Set):
 
     exact_in_metric: ClassVar[bool] = True
     equal: bool
-    slope: Any
-    """The normal, and the offset, over the normal's largest entry."""
-    level: Bound
-    largest: float
-    """The normal's largest entry, in size."""
+    largest: float  # the normal's largest entry, in size
+    slope: Any  # the normal over it
+    level: Bound  # the offset over it
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
@@ -234,8 +229,21 @@ class Hyperplane(_WithNormal):
     equal = True
 
 
+class OfTotal(Set):
+    """A set whose entries, in size, add up to a level, by which the set is scaled."""
+
+    level: Bound
+
+    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
+        return Judgement(size, dtype).tolerated(self.level)
+
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        """That of the level."""
+        return self._by_scale(units, taken, self.level)
+
+
 @registered
-class Simplex(Set):
+class Simplex(OfTotal):
     """{w : w >= 0, sum of w = total}, each unit: shares of a whole.
 
     Mixing weights, attention that is fixed, convex combinations of inputs. Unlike a softmax it
@@ -287,16 +295,9 @@ class Simplex(Set):
         below = namespace(rows).max(-rows, axis=1)
         return [*super()._edges(rows, laid), (below, SMALLEST_NORMAL[working_dtype(laid.dtype)])]
 
-    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        return Judgement(size, dtype).tolerated(self.level)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the total."""
-        return self._by_scale(units, taken, self.level)
-
 
 @registered
-class L1Ball(Set):
+class L1Ball(OfTotal):
     """{w : |w|_1 <= radius}, each unit: the sum of the entries' sizes is bounded.
 
     Few large weights rather than many small ones: the nearest unit has entries that are exactly 0.
@@ -348,13 +349,6 @@ class L1Ball(Set):
         xp = namespace(rows)
         return xp.sum(xp.abs(rows), axis=1) - constant(rows, self.level)
 
-    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        return Judgement(size, dtype).tolerated(self.level)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the radius."""
-        return self._by_scale(units, taken, self.level)
-
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return 0.0 if self.center is None else np.sum(np.abs(rows), axis=1)
 
@@ -368,17 +362,11 @@ def _beyond(rows: Array, slope: Array, level: np.ndarray[Any, Any]) -> Array:
 
 
 def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: bool) -> Units:
-    """The reduced gradient of a set whose entries, or their sizes, are lowered by a threshold to add up to a total.
+    """The reduced gradient of a set whose entries, or if `signed` their sizes, are lowered to add up to a total.
 
     The point after a step `e g` has the entries of x - e g less e t in size, or 0, for one t a
     unit. That is looked for in x / e - g: entries at 0, which a threshold on x - e g would lose in
     rounding, are compared with it exactly.
-
-    Args:
-        units: where the gradient is taken.
-        gradient: the gradient, in units of the same parts.
-        total: the sum of sizes; with `signed` the largest.
-        signed: whether entries keep their sign and it is their sizes that are lowered.
     """
     xp = namespace(units.parts[0])
     e, usable = reach(units, gradient, NEAR)
@@ -424,18 +412,10 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
 def _by_tangents(
     beyond: Callable[[Array], tuple[Array, Array]], low: Array, high: Array, moved: Array
 ) -> tuple[Array, Array]:
-    """For each unit the number at which a sum of positive parts, which falls and is convex in it, is 0.
+    """For each unit the number from low to high at which a sum, which falls and is convex in it, is 0; its fall there.
 
-    And how fast the sum falls there. The tangent at any number meets 0 below the solution: a lower
-    bound that only rises. It ends where the entries that are left are those of the tangent. Where
-    entries let it rise slowly, halving the bracket between it and the lowest number that was too
-    high brings it near in logarithmically many steps.
-
-    Args:
-        beyond: how far the sum is above 0 at a number, and how fast it falls there.
-        low: a number for each unit that is not above the solution.
-        high: one that is not below it.
-        moved: of which units the answer matters.
+    The tangent at any number, which `beyond` gives, meets 0 below the solution: a lower bound that
+    only rises. Where it rises slowly, halving the bracket brings it near.
     """
     xp = namespace(low)
 
