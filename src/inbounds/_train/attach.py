@@ -94,16 +94,9 @@ def constrain(
     if text := guess_warning(plan.entries):
         warnings.warn(text, LayoutWarning, stacklevel=2)
     for weight_paths, why in unsaved_sets(model, plan):
-        warnings.warn(
-            explain(
-                "A .keras file does not carry the whole plan",
-                weight_paths,
-                where=why,
-                instead="call constrain again with the same rules after loading",
-            ),
-            PlanNotSavedWarning,
-            stacklevel=2,
-        )
+        wrong = "A .keras file does not carry the whole plan"
+        instead = "call constrain again with the same rules after loading"
+        warnings.warn(explain(wrong, weight_paths, where=why, instead=instead), PlanNotSavedWarning, stacklevel=2)
     return plan
 
 
