@@ -146,12 +146,10 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
         if weight.name in {roles.get(name, name) for name in chosen_set.weights}:
             assignments[id(weight.variable)] = Assignment(chosen_set, source)
     if not assignments:
-        raise _no_match_error(
-            f"No layer that the rule selects has any of the weights {', '.join(chosen_set.weights)}",
-            f"{source}: {shown(value)}",
-            similar_or_first(chosen_set.weights[0], names),
-            _of_one_weight(owned, repr(chosen_set.inner)),
-        )
+        wrong = f"No layer that the rule selects has any of the weights {', '.join(chosen_set.weights)}"
+        received = f"{source}: {shown(value)}"
+        instead = _of_one_weight(owned, repr(chosen_set.inner))
+        raise _no_match_error(wrong, received, similar_or_first(chosen_set.weights[0], names), instead)
     return assignments
 
 
@@ -165,12 +163,9 @@ def _mapping_assignments(
         matching = [weight for weight in owned if weight.name == name]
         if not matching:
             near = similar_or_first(str(name), sorted({weight.name for weight in owned}))
-            raise _no_match_error(
-                f"No layer that the rule selects has a weight {name!r}",
-                received,
-                near,
-                f"{{{near[0]!r}: {_as_code(given)}}}" if near else "layers that have weights",
-            )
+            wrong = f"No layer that the rule selects has a weight {name!r}"
+            instead = f"{{{near[0]!r}: {_as_code(given)}}}" if near else "layers that have weights"
+            raise _no_match_error(wrong, received, near, instead)
         chosen_set = _as_set(given, f"{source}: {name}")
         if isinstance(chosen_set, Joint):
             wrong = "A Joint is for a whole layer, and this is the rule of one of its weights"
@@ -209,9 +204,8 @@ def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
         return value
     if callable(value):
         return Custom(value)
-    raise RuleError(
-        "A rule's value is not a set or a callable from tensor to tensor", f"{source}: {shown(value)}", instead=instead
-    )
+    wrong = "A rule's value is not a set or a callable from tensor to tensor"
+    raise RuleError(wrong, f"{source}: {shown(value)}", instead=instead)
 
 
 # Errors of selectors that select nothing.

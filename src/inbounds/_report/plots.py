@@ -101,11 +101,8 @@ def plot_set(set: Set, points: Points | None = None) -> Any:  # noqa: A002  # th
         1
     """
     if set.couples_units:
-        raise SetError(
-            "A set of whole weights has no picture: two entries show no more of it than a row",
-            repr(set),
-            instead="a set of vectors, such as inbounds.MaxNorm(1.0)",
-        )
+        wrong = "A set of whole weights has no picture: two entries show no more of it than a row"
+        raise SetError(wrong, repr(set), instead="a set of vectors, such as inbounds.MaxNorm(1.0)")
     half = HALF_WIDTH * _size(set)
     scaled = tuple((x * half / HALF_WIDTH, y * half / HALF_WIDTH) for x, y in DEFAULT_POINTS)
     given = scaled if points is None else tuple((float(x), float(y)) for x, y in points)
@@ -228,11 +225,8 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InboundsError(
-            "Nothing is drawn: matplotlib is not installed",
-            printable(str(error)),
-            instead='pip install "inbounds[plots]"',
-        ) from error
+        wrong = "Nothing is drawn: matplotlib is not installed"
+        raise InboundsError(wrong, printable(str(error)), instead='pip install "inbounds[plots]"') from error
     figure = Figure(figsize=(width, height), layout="constrained")
     figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]  # IPython looks for it
     return figure

@@ -156,13 +156,12 @@ def _check_no_other_plan(model: Any) -> None:
     for weight in weights_of(model):
         constraint = weight.variable.constraint
         if isinstance(constraint, AttachedSet) and constraint.model not in (None, model):
-            raise RuleError(
-                "A weight is in the plan of another model",
-                f"{weight.path}, which the plan of {constraint.model.name!r} holds",
-                where=f"{constraint!r}, and now a plan of {model.name!r}",
-                instead=f"inbounds.release(other), where other is the model {constraint.model.name!r}, "
-                "or one plan for the model that has all",
-            )
+            other, wrong = f"{constraint.model.name!r}", "A weight is in the plan of another model"
+            received = f"{weight.path}, which the plan of {other} holds"
+            where = f"{constraint!r}, and now a plan of {model.name!r}"
+            release = f"inbounds.release(other), where other is the model {other}"
+            instead = f"{release}, or one plan for the model that has all"
+            raise RuleError(wrong, received, where=where, instead=instead)
 
 
 def _projected_entries(model: Any, entries: Sequence[Entry], *, in_numpy: bool = False) -> list[tuple[Any, Any]]:

@@ -69,13 +69,10 @@ def stateless_project(
     """
     projections = _projections(model)
     for entry in (one.entry for one in projections if one.latent):
-        raise RuleError(
-            "A function of values keeps no latent weights, without which small steps are lost",
-            f"latent={entry.training.latent!r}",
-            where=repr(entry),
-            instead="constrain(model, rules, latent=False), and step the values as they are before "
-            "`stateless_project` (docs/loops.md), or lose those steps",
-        )
+        wrong = "A function of values keeps no latent weights, without which small steps are lost"
+        before = "step the values as they are before `stateless_project` (docs/loops.md), or lose those steps"
+        instead = f"constrain(model, rules, latent=False), and {before}"
+        raise RuleError(wrong, f"latent={entry.training.latent!r}", where=repr(entry), instead=instead)
     return _projected(projections, model, trainable_variables, metric, step)
 
 
@@ -182,13 +179,10 @@ def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool 
         shape, dtype = tuple(tensor.shape), dtype_of(tensor)
         right_dtype = dtype == dtype_of(variable) if name == "trainable_variables" else dtype in MANTISSA_BITS
         if shape != tuple(variable.shape) or not right_dtype:
-            raise RuleError(
-                f"A value in `{name}` has another shape or dtype than its variable, in the order of"
-                " model.trainable_variables",
-                f"shape={shape}, dtype={dtype}",
-                where=f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}",
-                instead=instead,
-            )
+            order = "in the order of model.trainable_variables"
+            wrong = f"A value in `{name}` has another shape or dtype than its variable, {order}"
+            where = f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}"
+            raise RuleError(wrong, f"shape={shape}, dtype={dtype}", where=where, instead=instead)
         tensors[id(variable)] = tensor
     return tensors
 
@@ -333,9 +327,8 @@ def _check_optax(optimizer: Any) -> None:
     }
     check_backend("jax", "optax_wrap is for optax, and the backend is not JAX", others)
     if importlib.util.find_spec("optax") is None:
-        raise RuleError(
-            "optax_wrap is for optax, which isn't installed", "no module 'optax'", instead="pip install optax"
-        )
+        wrong = "optax_wrap is for optax, which isn't installed"
+        raise RuleError(wrong, "no module 'optax'", instead="pip install optax")
     import optax
 
     if not isinstance(optimizer, optax.GradientTransformation):

@@ -222,10 +222,9 @@ def _metric(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> t
         return "the same in all: each entry by itself", None
     if entry.keeps_latent:
         return f"{EUCLIDEAN}: of latent weights", None
-    if not constraint.has_reduced_gradient and not constraint.exact_in_metric:
-        return f"{EUCLIDEAN}: the set is not convex", None
     if not constraint.exact_in_metric:
-        return f"{EUCLIDEAN}: in another the set has no formula", None
+        why = "in another the set has no formula" if constraint.has_reduced_gradient else "the set is not convex"
+        return f"{EUCLIDEAN}: {why}", None
     if not any(variable.trainable for variable in entry.variables):
         return "none: frozen, no step moves it", None
     if not optimizers:

@@ -79,7 +79,7 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
     import torch
 
     entries = entries_in_force(model)
-    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own = _groups(optimizer)
     weights = [weight for entry in entries for weight in entry.weights]
     if not any(id(weight.variable.value) in own for weight in weights):
         wrong = "The optimizer steps no weight of the plan"
