@@ -20,7 +20,7 @@ from inbounds._report.report import Report
 from inbounds._sets.arguments import interval
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.optimizers import optimizers_stepping, steppers_of
-from inbounds._train.taken_plans import gradient_norms_of, measure_gradients
+from inbounds._train.taken_plans import measure_gradients, taken_plan
 from inbounds._types import Every
 
 Numbers = dict[str, list[float]]  # from "batch", "violation" and "active" to a number for each audit
@@ -252,7 +252,7 @@ def _measure_gradients(model: Any) -> None:
     if keras.distribution.distribution() is not None or replicas > 1:
         wrong, where = "The stationarity is not measured on several devices", f"{type(model).__name__} {model.name!r}"
         raise RuleError(wrong, "stationarity=True", where=where, instead="inbounds.Monitor()")
-    not_measuring = [optimizer for optimizer in steppers_of(model) if gradient_norms_of(optimizer) is None]
+    not_measuring = [optimizer for optimizer in steppers_of(model) if taken_plan(optimizer).gradient_norms is None]
     for optimizer in not_measuring:
         measure_gradients(optimizer)
     if not_measuring and model.train_function is not None:
@@ -261,7 +261,7 @@ def _measure_gradients(model: Any) -> None:
 
 def _stationarity(model: Any) -> float:
     """The norm of the last reduced gradient over that of the full one; NaN before a step."""
-    squares = [gradient_norms_of(optimizer) for optimizer in steppers_of(model)]
+    squares = [taken_plan(optimizer).gradient_norms for optimizer in steppers_of(model)]
     reduced, full = np.sum([np.full(2, np.nan) if pair is None else to_numpy(pair) for pair in squares], axis=0)
     return float(np.sqrt(reduced / full)) if full > 0 else float("nan")
 

@@ -44,7 +44,7 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.optimizer_files import load_own_variables, save_own_variables
 from inbounds._train.optimizers import WRAPPERS
-from inbounds._train.sparse_updates import project_rows, updated_rows, updates_given_rows_only
+from inbounds._train.sparse_updates import project_updated_rows, updates_given_rows_only
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
 from inbounds._train.step_projections import StepProjection, decide, projection_of, signature
 from inbounds._train.taken_plans import add_gradient_norms, add_latents, latent_of, taken_plan
@@ -367,9 +367,9 @@ def project_when_due(optimizer: Any, stacks: Stacks, gradients: Gradients = None
         if every == "epoch":
             continue
         every = math.lcm(int(every), frequency)
-        if (rows := updated_rows(first, gradients)) is not None:
-            project_rows(first, rows, count, gradients)
-        elif every == 1 or (eager and bool(count % every == 0)):
+        if project_updated_rows(first, count, gradients):
+            continue
+        if every == 1 or (eager and bool(count % every == 0)):
             project_now(optimizer, stack, count, gradients)
         elif not eager:
             trained = [variable for variable in first.entry.variables if variable.trainable]

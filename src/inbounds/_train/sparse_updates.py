@@ -47,22 +47,20 @@ def updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
     )
 
 
-def updated_rows(projection: StepProjection, gradients: Mapping[int, Any] | None) -> Any:
-    """The indices of the rows that a step has updated, where projecting those is enough; else None."""
+def project_updated_rows(projection: StepProjection, count: Any, gradients: Mapping[int, Any] | None) -> bool:
+    """Projects the rows that a step has updated, in its metric, and returns whether that is enough."""
     if gradients is None or not projection.by_rows or in_tensorflow_strategy():  # each replica has rows of its own
-        return None
+        return False
     gradient = gradients.get(id(projection.entry.variables[0]))
-    return gradient.indices if gradient is not None and is_sparse(gradient) else None
-
-
-def project_rows(projection: StepProjection, rows: Any, count: Any, gradients: Any) -> None:
-    """Projects some rows of an entry's only weight after a step, in its metric."""
+    if gradient is None or not is_sparse(gradient):
+        return False
     import tensorflow as tf
 
-    _, metric, _ = projection.state_after(count, gradients)
+    rows, (_, metric, _) = gradient.indices, projection.state_after(count, gradients)
     metric = metric and [tf.gather(diagonal, rows) for diagonal in metric]
     for variable, value in projection.projected_values(lambda one: tf.gather(one.value, rows), count, metric):
         assign_rows(variable, rows, value)
+    return True
 
 
 def _treats_rows_alike(value: Any) -> bool:

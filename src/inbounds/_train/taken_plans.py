@@ -108,8 +108,3 @@ def add_gradient_norms(optimizer: Any) -> None:
     if keras.backend.backend() == "jax":
         optimizer._variables.append(taken.gradient_norms)
     taken.signature = taken.signature if taken.stacks else None  # so that the next step is hooked
-
-
-def gradient_norms_of(optimizer: Any) -> Any:
-    """The variable with the squared norms of the last gradient, reduced and full, or None."""
-    return taken_plan(optimizer).gradient_norms
