@@ -36,8 +36,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.views import Axes, View
 from inbounds._errors import SetError
 
-Placed = Any
-"""A number, an array, or a tuple with one array per part: see `Units.place`."""
+Placed = Any  # a number, an array, or a tuple with one array per part: see `Units.place`
 
 
 LEAST = 1e-3

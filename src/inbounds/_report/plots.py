@@ -17,25 +17,17 @@ from inbounds._sets.set import Set
 Points = Sequence[tuple[float, float]]
 
 DEFAULT_POINTS: Points = ((1.5, 1.0), (-1.5, 0.5), (-0.5, -1.5), (1.0, -0.75))
-HALF_WIDTH = 2.0
-"""A picture of a set spans -HALF_WIDTH to HALF_WIDTH on both axes, unless the set is larger or smaller."""
+HALF_WIDTH = 2.0  # a picture of a set spans -HALF_WIDTH to HALF_WIDTH on both axes, unless the set is larger or smaller
 
 INSIDE, OUTSIDE, NEAREST = "#9ecae1", "#d95f02", "#08519c"
 
 LINE = 0.0125
 """How far around a set is drawn as the set, as a share of the half width, so that lines and points are seen."""
 
-FAR = 1e6
-"""Points so far away show how large a set is, unless it is unbounded."""
-
-MOST_ROWS = 12
-"""How many sets of a report are drawn."""
-
-MOST_NAMES = 8
-"""How many weights a legend names."""
-
-FLAT = 32
-"""The number of tolerances that a plot spans at least, so that rounding looks flat."""
+FAR = 1e6  # points so far away show how large a set is, unless it is unbounded
+MOST_ROWS = 12  # how many sets of a report are drawn
+MOST_NAMES = 8  # how many weights a legend names
+FLAT = 32  # the number of tolerances that a plot spans at least, so that rounding looks flat
 
 
 @dataclass(frozen=True)
