@@ -117,14 +117,10 @@ def layout_of(layer: Any) -> Layout:
     return found if isinstance(found, Layout) else Layout(dict(found))
 
 
-FOREIGN_WRAPPERS = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
-"""Layers of Keras that wrap a model of another framework."""
-
-
 def wraps_foreign_model(layer: Any) -> bool:
     """Whether a layer wraps a model of another framework, whose axes may have another order."""
-    names = [name for name in FOREIGN_WRAPPERS if hasattr(keras.layers, name)]
-    return isinstance(layer, tuple(getattr(keras.layers, name) for name in names))
+    names = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
+    return isinstance(layer, tuple(getattr(keras.layers, name) for name in names if hasattr(keras.layers, name)))
 
 
 def _torch_module(layer: Any) -> Layout:

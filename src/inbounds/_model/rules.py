@@ -197,9 +197,8 @@ def _members(
     named = [[w for w in members if path_matches(name, w.path)] for name in given.weights]
     numbers = list(map(len, named))
     if max(numbers) > 1 or sum(numbers) < len(members) or not (partial or all(numbers)):
-        taken = (
-            f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in zip(given.weights, named, strict=True)
-        )
+        pairs = zip(given.weights, named, strict=True)
+        taken = (f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in pairs)
         wrong = "Each name of a Tied is to take one weight, and the Tied no others"
         instead = f"[{given!r}] in the rules, and no later rule for these weights"
         raise RuleError(wrong, "; ".join(taken), where=f"{given!r} on {', '.join(map(str, members))}", instead=instead)

@@ -92,11 +92,8 @@ def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -
         return printable(selector.name), [layer for layer in layers if layer is selector], []
     if isinstance(selector, str):
         ends = partial(path_matches, selector)
-        chosen = [
-            layer
-            for layer in layers
-            if selector in _names(layer) or ends(str(getattr(layer, "path", None) or "")) or ends(layer.name)
-        ]
+        paths = {id(one): (one.name, str(getattr(one, "path", None) or "")) for one in layers}
+        chosen = [one for one in layers if selector in _names(one) or any(map(ends, paths[id(one)]))]
         return printable(selector), chosen, [weight for weight in weights if ends(str(weight.variable.path))]
     if isinstance(selector, Tied):
         return "Tied", [], [w for w in weights if any(path_matches(name, w.path) for name in selector.weights)]
@@ -137,7 +134,6 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
             wrong, code = "A plain set for a layer doesn't say which of its weights it is for", _as_code(value)
             if "kernel" in names and chosen_set.axis is None and not contains(chosen_set, (Custom, JointSet)):
                 also = f", or Joint({code}) for kernel and bias as one vector"
-        wrong = wrong
         where = f"the weights {', '.join(names) or 'none'}"
         raise RuleError(wrong, f"{source}: {shown(value)}", where=where, instead=_of_one_weight(owned, code) + also)
     assignments = {}

@@ -75,10 +75,8 @@ def is_planned(entry: Entry) -> bool:
 
 def attached_entries(variables: Iterable[Any]) -> list[Entry]:
     """The entries attached to some variables, each once."""
-    attached = (
-        variable.constraint for variable in variables if isinstance(getattr(variable, "constraint", None), AttachedSet)
-    )
-    return list({id(constraint.entry): constraint.entry for constraint in attached}.values())
+    constraints = (getattr(variable, "constraint", None) for variable in variables)
+    return list({id(one.entry): one.entry for one in constraints if isinstance(one, AttachedSet)}.values())
 
 
 def entries_in_force(model: Any) -> tuple[Entry, ...]:

@@ -99,9 +99,7 @@ def take_up(optimizer: Any) -> None:
     for entry in entries:
         if entry not in known:
             _check_frozen_weights(entry)
-    decided = [
-        replace(decide(entry, [optimizer]), by_rows=updates_given_rows_only(optimizer, entry)) for entry in entries
-    ]
+    decided = [replace(decide(one, [optimizer]), by_rows=updates_given_rows_only(optimizer, one)) for one in entries]
     add_latents(optimizer, decided)
     stacks = stacks_of(decided)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}
@@ -111,9 +109,8 @@ def take_up(optimizer: Any) -> None:
         for name, hook in hooks.items():
             if getattr(vars(optimizer).get(name), "func", None) is hook.func:
                 del vars(optimizer)[name]
-    vars(taken).update(  # an interrupt can't halve it
-        stacks=stacks, signature=signature(optimizer, entries), frozen_values=_frozen_values(entries)
-    )
+    new, frozen = signature(optimizer, entries), _frozen_values(entries)
+    vars(taken).update(stacks=stacks, signature=new, frozen_values=frozen)  # an interrupt can't halve it
 
 
 def take_up_changes(optimizer: Any) -> bool:
@@ -136,10 +133,8 @@ def update_compiled_constants(optimizer: Any) -> bool:
         return False
     changed, taken = take_up_changes(optimizer), taken_plan(optimizer)
     old, taken.frozen_values = taken.frozen_values, _frozen_values(one.entry for one in taken.projections)
-    return changed or any(
-        not np.array_equal(before, value, equal_nan=True)
-        for (_, before), (_, value) in zip(old, taken.frozen_values, strict=True)
-    )
+    pairs = zip(old, taken.frozen_values, strict=True)
+    return changed or any(not np.array_equal(one[1], other[1], equal_nan=True) for one, other in pairs)
 
 
 def _attach_given_sets(variables: Sequence[Any]) -> None:
@@ -309,11 +304,9 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
     assign((variable, keras.ops.where(updates, variable.value, value)) for variable, value in pairs)
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
         _store_latents(optimizer, where=(optimizer.iterations + 1) % optimizer.ema_overwrite_frequency == 0)
-        stacks = [
-            [one for one in stack if not one.entry.set.convex or one.entry.set.changes or one.shared]
-            for stack in taken_plan(optimizer).stacks
-        ]
-        project_when_due(optimizer, list(filter(None, stacks)), frequency=optimizer.ema_overwrite_frequency)
+        stacks = taken_plan(optimizer).stacks
+        due = [[p for p in stack if p.shared or p.entry.set.changes or not p.entry.set.convex] for stack in stacks]
+        project_when_due(optimizer, list(filter(None, due)), frequency=optimizer.ema_overwrite_frequency)
 
 
 def _other_optimizers_variables(optimizer: Any) -> list[Any]:

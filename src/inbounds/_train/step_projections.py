@@ -91,14 +91,9 @@ class StepProjection:
         """
         if not any(self.free):
             return list(values)
+        training = metric is not None
         units = Units.of(
-            values,
-            self.axes,
-            self.free,
-            concrete=concrete,
-            metric=metric,
-            training=metric is not None,
-            beside=self.beside,
+            values, self.axes, self.free, concrete=concrete, metric=metric, training=training, beside=self.beside
         )
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
             nearest = programs.run(programs.nearest, self.entry.applied, count, units)
@@ -130,9 +125,8 @@ class StepProjection:
             both = zip(values, latents, strict=True)
             same = reduce(operator.and_, [keras.ops.all(value == latent) for value, latent in both])
             starts = branch(same, lambda: values, started)
-        return [
-            pair for pair, latent in zip(zip(variables, starts, strict=True), stored, strict=True) if latent is not None
-        ]
+        trios = zip(variables, starts, stored, strict=True)
+        return [(variable, start) for variable, start, latent in trios if latent is not None]
 
     def _continued(self, values: Sequence[Array], latents: Sequence[Array], nearest: Sequence[Array]) -> list[Array]:
         """The latent weights where the values are their nearest point, but for rounding; else the values."""

@@ -55,11 +55,8 @@ def _saved_layers(model: Any) -> list[Any]:
         return [] if isinstance(model, keras.Model) else [model]
     if type(model).get_config not in (keras.Sequential.get_config, Functional.get_config):
         return []
-    return [
-        saved
-        for layer in model.layers
-        for saved in (_saved_layers(layer) if isinstance(layer, keras.Model) else [layer])
-    ]
+    parts = (_saved_layers(layer) if isinstance(layer, keras.Model) else [layer] for layer in model.layers)
+    return [layer for part in parts for layer in part]
 
 
 def _lost_in_config(layer: Any, planned: list[tuple[Any, Set]]) -> tuple[str, str] | None:
