@@ -1,11 +1,10 @@
 """Decompositions of stacks of matrices: singular values, orthonormal rows and derivatives.
 
 NumPy arrays are decomposed by LAPACK's SVD in float64, the reference; tensors by their library's
-SVD in their own precision. TensorFlow can't vectorize an SVD, and XLA there takes 16 seconds for one
-of 256 x 256 on a CPU. There, eigenvectors of the smaller Gram matrix, which take 0.2, and matrix
-products take its place, at 2 to 4 times the cost of an SVD without XLA. A Gram matrix resolves
-only singular values near its largest, so the smaller ones are decomposed again among themselves
-(`_taken_apart`), and the result is made orthonormal by Newton-Schulz steps.
+SVD in their own precision. TensorFlow can't vectorize an SVD, and XLA takes 16 seconds for one of
+256 x 256 on a CPU. There, eigenvectors of the smaller Gram matrix, which take 0.2, take its place.
+They resolve only singular values near the largest, so that the smaller ones are decomposed again
+among themselves (`_taken_apart`), and Newton-Schulz steps make the result orthonormal.
 """
 
 from __future__ import annotations
@@ -87,10 +86,7 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
 
 
 def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
-    """The derivative, along a step, of matrices whose singular values a map makes `new` (Daleckii and Krein).
-
-    It consists of divided differences of the map, and of its slope where two values are equal.
-    """
+    """The derivative, along a step, of matrices whose singular values a map makes `new` (Daleckii and Krein)."""
     xp = namespace(step)
     left, old, right, told = spectrum
     right = right * told[:, :, None]
@@ -204,10 +200,9 @@ def in_working_precision(x: Array) -> Array:
 
 
 def judged(matrices: Array, judge: Callable[[Array], Array]) -> Array:
-    """The result of `judge` on the singular values of tensors, ascending, in float64.
+    """The result of `judge` on the singular values of tensors, ascending, in float64, in NumPy if tensors can't be.
 
-    Where tensors can't be float64, NumPy computes them. They are the roots of the eigenvalues of a
-    Gram matrix, which float64 resolves to single precision or better.
+    A Gram matrix in float64 resolves them to single precision or better.
     """
     if not has_float64():
         wide = to_numpy(matrices)

@@ -1,12 +1,8 @@
 """Layouts: which axes of a layer's weights make a unit.
 
-A layout gives, for each weight of a layer by its name, the axes that one unit spans: those that
-the layer sums over to compute one output feature. A weight without such axes (a bias, a scale) has
-the layout (). Layers that Keras doesn't ship register their layout.
-
-For a weight that no layout names, the units are guessed, every axis but the last, with a warning.
-For a layer that wraps a model of another framework, nothing is guessed: its axes may have another
-order.
+A unit spans the axes that the layer sums over to compute one output feature; a bias or a scale has
+none. For a weight that no layout names, the units are guessed, every axis but the last, with a
+warning, unless the layer wraps a model of another framework, whose axes may have another order.
 """
 
 from __future__ import annotations

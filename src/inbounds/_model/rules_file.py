@@ -51,10 +51,7 @@ EXAMPLE = 'a table [rules] with "**/kernel" = "MaxNorm(2.0)", or [layers] with D
 
 
 def read_rules(path: Path, model: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """The rules of a file, and its settings, for `constrain(model, rules, **settings)`.
-
-    The names in [layers] refer to the layers of this model.
-    """
+    """The rules of a file, with the layers of this model, and its settings, for `constrain`."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -1,8 +1,7 @@
 """Selectors: which weights a rule selects, and the set that it assigns to each of them.
 
 A selector is a glob on the end of a weight's path, a variable, a callable(layer, variable), a
-layer, its name, or a class of layers. A rule that selects nothing is an error; its text lists
-similar names.
+layer, its name, or a class of layers. A rule that selects nothing is an error with similar names.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """`audit` turns a model into a Report. It only reads.
 
-An audit computes in float64 from the current weights, with its own layout of rows, and looks for
-what enforces a set on the variables. It uses neither the projections nor the plan of a training
-step.
+It computes in float64 from the current weights, with its own layout of rows, and looks for what
+enforces a set on the variables, without the projections or the plan of a training step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Sets attached to variables, and their projection outside of training steps.
-
-An attached set is the variable's `constraint`, where optimizers and audits find it.
-"""
+"""Sets attached to variables, as their `constraint`, and their projection outside of training steps."""
 
 from __future__ import annotations
 

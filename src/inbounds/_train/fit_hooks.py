@@ -1,10 +1,8 @@
 """Hooks on Keras' fits: projections when a fit begins, evaluates, swaps averages, ends or raises.
 
 Every list of callbacks gets one more callback at its front, and behind it those that are
-`_called_first`. `SwapEMAWeights` is wrapped, so that swapped-in averages are projected. `fit` and
-`train_on_batch` are wrapped, so that their weights are projected where they raise, and their access
-is known to other threads. The hooks are on classes of Keras; `tests/test_keras_ground.py` pins what
-they rely on. Projections within steps are in `optimizer_hooks`.
+`_called_first`. `fit`, `train_on_batch` and `SwapEMAWeights` are wrapped. `tests/test_keras_ground.py`
+pins what the hooks rely on. Projections within steps are in `optimizer_hooks`.
 """
 
 from __future__ import annotations

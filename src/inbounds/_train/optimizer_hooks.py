@@ -1,16 +1,12 @@
 """Hooks on Keras' optimizers that reduce gradients before each update and project weights after it.
 
 Keras calls a constraint for one variable at a time, after the moving average and on gradient
-accumulation steps too. The hook on `_backend_update_step` runs once per update, sees all variables,
-and runs before the moving average. That method is private to Keras, so only this module uses it,
-and `tests/test_keras_ground.py` pins what it relies on.
+accumulation steps too. The hook on `_backend_update_step`, which `tests/test_keras_ground.py` pins,
+runs once per update, sees all variables, and runs before the moving average.
 
-`hook_optimizers` wraps `build` and `apply` of every optimizer. An optimizer takes up a plan when it
-is built, or in its next step where the plan is newer. This covers models that are compiled before or
-after `constrain`, compiled again, loaded, cloned, or trained in a custom loop. On TensorFlow a
-custom loop may pass `variable.value`, which has no constraint that Keras could call.
-
-Where a step raises, its weights are projected and the variables' constraints restored.
+An optimizer takes up a plan when it is built, or in its next step where the plan is newer: so for
+models that are compiled before or after `constrain`, compiled again, loaded, cloned, or trained in
+a custom loop. Where a step raises, its weights are projected and the constraints restored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`project_after`: projects after each step of an optimizer of `torch.optim`.
-
-The readers here read the metrics of PyTorch's optimizers, as `metrics` does for Keras'.
-"""
+"""`project_after`: projects after each step of an optimizer of `torch.optim`, whose metric it reads."""
 
 from __future__ import annotations
 

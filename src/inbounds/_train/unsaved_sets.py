@@ -1,8 +1,8 @@
 """Finds the weights whose sets a `.keras` file would lose.
 
-Keras saves a layer's constraints with the layer's arguments, where a plan puts its sets. A set is
-lost if its weight has no such argument (the scale of an RMSNormalization), or if a user's code
-makes the layer again. To find out, each layer is made again from its own config.
+Keras saves a layer's constraints with its arguments. A set is lost if its weight has no such
+argument (the scale of an RMSNormalization), or if a user's code makes the layer again. To find out,
+each layer is made again from its own config.
 """
 
 from __future__ import annotations
