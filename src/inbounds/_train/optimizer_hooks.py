@@ -38,8 +38,7 @@ from inbounds._train.attached_sets import (
     given_constraint,
     project_after_error,
 )
-from inbounds._train.optimizer_files import load_own_variables, save_own_variables
-from inbounds._train.optimizers import WRAPPERS
+from inbounds._train.optimizers import WRAPPERS, with_inner
 from inbounds._train.sparse_updates import project_updated_rows, updates_given_rows_only
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
 from inbounds._train.step_projections import StepProjection, decide, projection_of, signature
@@ -48,6 +47,8 @@ from inbounds._train.weight_access import WeightAccess, run_with_access
 
 Stacks = Sequence[Sequence[StepProjection]]
 Gradients = Mapping[int, Any] | None
+
+LATENT_PREFIX = "latent"  # what the names of latent weights in a file begin with; Keras' own are numbers
 
 _hiding_lock = threading.Lock()
 _replica_state = threading.local()
@@ -58,8 +59,8 @@ def hook_optimizers() -> None:
     """Wraps Keras' optimizer class so that optimizers hook themselves. Runs once, on import."""
     wrap_method(keras.optimizers.Optimizer, "build", _build)
     wrap_method(keras.optimizers.Optimizer, "apply", _apply)
-    wrap_method(keras.optimizers.Optimizer, "save_own_variables", save_own_variables)
-    wrap_method(keras.optimizers.Optimizer, "load_own_variables", load_own_variables)
+    wrap_method(keras.optimizers.Optimizer, "save_own_variables", _save_own_variables)
+    wrap_method(keras.optimizers.Optimizer, "load_own_variables", _load_own_variables)
 
 
 def _build(build: Callable[..., None], optimizer: Any, variables: Sequence[Any]) -> None:
@@ -83,6 +84,41 @@ def _apply(apply: Callable[..., None], optimizer: Any, grads: Any, trainable_var
             apply(optimizer, grads, given)
 
     _run_with_access(optimizer, run_step)
+
+
+def _save_own_variables(save: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:
+    """Saves an optimizer's variables and its latent weights, but none of the other variables added to it."""
+    with _added_variables_hidden(optimizer):
+        save(optimizer, store)
+    for index, latent in taken_plan(optimizer).latents.items():
+        store[f"{LATENT_PREFIX}{index}"] = keras.ops.convert_to_numpy(latent)
+
+
+def _load_own_variables(load: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:
+    """Loads an optimizer's variables and its latent weights, which start anew where the file lacks them."""
+    stored = {key: store[key] for key in list(store.keys())}  # a store is no mapping
+    with _added_variables_hidden(optimizer):
+        load(optimizer, {key: value for key, value in stored.items() if not key.startswith(LATENT_PREFIX)})
+    for index, latent in taken_plan(optimizer).latents.items():
+        value = stored.get(f"{LATENT_PREFIX}{index}")
+        fits = value is not None and tuple(value.shape) == tuple(latent.shape)
+        assign([(latent, value if fits else np.full(latent.shape, np.nan))])
+
+
+@contextmanager
+def _added_variables_hidden(optimizer: Any) -> Iterator[None]:
+    """A context in which an optimizer, and those inside it, list none of the added variables."""
+    optimizers = with_inner(optimizer)
+    lists = [one._variables for one in optimizers]
+    for one in optimizers:
+        taken = taken_plan(one)
+        ours = [taken.gradient_norms, *taken.latents.values()]
+        vars(one)["_variables"] = [v for v in one._variables if not any(v is our for our in ours)]
+    try:
+        yield
+    finally:
+        for one, variables in zip(optimizers, lists, strict=True):
+            vars(one)["_variables"] = variables
 
 
 def take_up(optimizer: Any) -> None:

@@ -1,7 +1,7 @@
 """What inbounds keeps on a Keras optimizer: one attribute, which holds a `TakenPlan`.
 
 Latent weights are variables of the optimizer like its slots, with the weight's dtype and layout,
-and are saved, see `optimizer_files`. For a Monitor there is a variable with the squared norms of
+and are saved, see `optimizer_hooks`. For a Monitor there is a variable with the squared norms of
 gradients, which isn't saved, and is listed on JAX, where a step returns only what is listed.
 """
 
