@@ -41,9 +41,6 @@ def conv(**arguments):
     )
 
 
-MODELS = {"mlp": (mlp, 45), "many": (many, 45), "conv": (conv, 10)}
-"""With the steps of the long fit."""
-
 PLAIN, DEFAULT = ("euclidean", 1, "full"), ("auto", 1, "reduced")
 
 
@@ -63,7 +60,13 @@ def kernels(owner, how):
     return {"kernel_constraint": owner.in_training(*how)}
 
 
-VARIANTS = {
+def clipped_by_svd(weight):
+    """What a constraint of one's own does in place of `SpectralNorm`."""
+    u, values, v = keras.ops.svd(weight, full_matrices=False)
+    return keras.ops.matmul(u * keras.ops.minimum(values, 1.0), v)
+
+
+VECTORS = {
     "free": {},
     "Keras' MaxNorm and NonNeg": {
         "kernel_constraint": keras.constraints.MaxNorm(1.0),
@@ -79,6 +82,22 @@ VARIANTS = {
     "Simplex, plain": kernels(ib.Simplex(), PLAIN),
     "Simplex": kernels(ib.Simplex(), DEFAULT),
 }
+
+MATRICES = {
+    "free": {},
+    "an SVD in a constraint of Keras": {"kernel_constraint": clipped_by_svd},
+    "SpectralNorm, plain": kernels(ib.SpectralNorm(1.0), PLAIN),
+    "SpectralNorm": kernels(ib.SpectralNorm(1.0), DEFAULT),
+    "SpectralNorm, every=10": kernels(ib.SpectralNorm(1.0), ("auto", 10, "reduced")),
+}
+
+MODELS = {
+    "mlp": (mlp, 45, VECTORS),
+    "many": (many, 45, VECTORS),
+    "conv": (conv, 10, VECTORS),
+    "matrices": (mlp, 25, MATRICES),
+}
+"""With the steps of the long fit, and how it is constrained."""
 
 
 def compiled(build, arguments):
@@ -130,14 +149,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="*", help="all where left out")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
     options = parser.parse_args()
     found = {}
     for name in options.models:
-        build, steps = MODELS[name]
-        chosen = [variant for variant in VARIANTS if variant == "free" or variant in options.variants]
-        models = {variant: compiled(build, VARIANTS[variant]) for variant in chosen}
+        build, steps, variants = MODELS[name]
+        chosen = [one for one in variants if one == "free" or one in (options.variants or variants)]
+        models = {variant: compiled(build, variants[variant]) for variant in chosen}
         rng = np.random.default_rng(0)
         x = rng.normal(size=(BATCH * steps, *models["free"].input_shape[1:])).astype("float32")
         y = rng.normal(size=(BATCH * steps, models["free"].output_shape[-1])).astype("float32")

@@ -56,34 +56,24 @@ STEPS = 8
 
 
 class Spectrum(NamedTuple):
-    """The singular value decomposition of matrices of shape (stack, k, n), k <= n.
+    """The singular value decomposition of matrices of shape (stack, k, n), k <= n."""
 
-    Attributes:
-        left: orthogonal matrices of shape (stack, k, k), the left singular vectors as columns.
-        values: of shape (stack, k), the singular values, ascending up to rounding.
-        right: of shape (stack, k, n), the right singular vectors as rows.
-        told: of shape (stack, k), 1 where the right singular vector is resolved, else 0.
-    """
-
-    left: Array
-    values: Array
-    right: Array
-    told: Array
+    left: Array  # orthogonal matrices of shape (stack, k, k), the left singular vectors as columns
+    values: Array  # of shape (stack, k), the singular values, ascending up to rounding
+    right: Array  # of shape (stack, k, n), the right singular vectors as rows
+    told: Array  # of shape (stack, k), 1 where the right singular vector is resolved, else 0
 
 
 def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floor: Any = None) -> Spectrum:
-    """The singular value decomposition of matrices (stack, k, n), k <= n, without a derivative.
+    """The singular value decomposition of matrices with safe squares, k <= n, without a derivative.
 
-    Args:
-        matrices: with squares that neither overflow nor vanish.
-        enough: of shape (stack, 1), or 0: singular values below it need not be resolved.
-        fully: whether they are resolved nevertheless, for a derivative.
-        floor: of shape (stack, 1): singular values below it count as 0; None for those of rounding.
+    Singular values below `enough` are resolved `fully` only, and those below `floor`, by default
+    rounding, are 0; both are of shape (stack, 1).
     """
     xp, dtype = namespace(matrices), dtype_of(matrices)
     noise = epsilon(dtype) * (8 + 4 * matrices.shape[1] ** 0.5)
     rounding = noise * largest(_lengths(matrices))[:, None] if floor is None else floor
-    if _by_products(matrices):
+    if xp is not np and keras.backend.backend() == "tensorflow":
         least = rounding if fully else xp.maximum(rounding, enough)
         left, rows, apart = _taken_apart(matrices, least)
         values = _lengths(rows)
@@ -103,16 +93,9 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
 
 
 def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
-    """The derivative of a matrix whose singular values are mapped to others (Daleckii and Krein).
+    """The derivative, along a step, of matrices whose singular values a map makes `new` (Daleckii and Krein).
 
-    It consists of divided differences of the map, and of its slope where two singular values are
-    equal.
-
-    Args:
-        spectrum: the decomposition of the matrix.
-        new: the mapped singular values, of shape (stack, k).
-        slope: the derivative of the map at the singular values.
-        step: the direction in which the matrix is differentiated.
+    It consists of divided differences of the map, and of its slope where two values are equal.
     """
     xp = namespace(step)
     left, old, right, told = spectrum
@@ -293,12 +276,7 @@ def ratio(a: Array, b: Array) -> Array:
 
 
 def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
-    """Matrices as left @ rows, with orthogonal `left`, and a mask of mutually orthogonal rows.
-
-    Args:
-        matrices: of shape (stack, k, n).
-        least: of shape (stack, 1): rows shorter than this need not be orthogonal.
-    """
+    """Matrices as left @ rows with orthogonal `left`, and which rows are orthogonal: all not shorter than `least`."""
     xp = namespace(matrices)
     order = constant(matrices, 2 + np.arange(matrices.shape[1]) / matrices.shape[1])
 
@@ -334,11 +312,6 @@ def _turned(left: Array, rows: Array, turn: Array) -> tuple[Array, Array]:
     xp = namespace(rows)
     turn = 1.5 * turn - 0.5 * xp.matmul(turn, xp.matmul(transposed(turn), turn))
     return xp.matmul(left, turn), xp.matmul(transposed(turn), rows)
-
-
-def _by_products(matrices: Array) -> bool:
-    """Whether matrices are decomposed by products: in TensorFlow, which can't vectorize an SVD."""
-    return namespace(matrices) is not np and keras.backend.backend() == "tensorflow"
 
 
 def _short(found: Array) -> Array:

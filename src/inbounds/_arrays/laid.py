@@ -20,19 +20,12 @@ from inbounds._errors import SetError
 
 @dataclass(frozen=True)
 class Laid:
-    """Units as rows.
+    """Units as rows."""
 
-    Attributes:
-        rows: of shape (units, size), in the dtype they are measured in.
-        views: the weights that the rows come from, each with the axes that one unit spans.
-        dtype: the coarsest dtype of the weights, in which an ulp is measured.
-        mask: which entries belong to their units, shaped like `rows`; None for all.
-    """
-
-    rows: Array
-    views: tuple[View, ...]
-    dtype: str
-    mask: np.ndarray[Any, Any] | None = None
+    rows: Array  # of shape (units, size), in the dtype they are measured in
+    views: tuple[View, ...]  # the weights that the rows come from, each with the axes that one unit spans
+    dtype: str  # the coarsest dtype of the weights, in which an ulp is measured
+    mask: np.ndarray[Any, Any] | None = None  # which entries belong to their units, like `rows`; None: all
 
     @classmethod
     def of_rows(cls, rows: Array) -> Laid:
@@ -91,14 +84,10 @@ class Laid:
         return flat(value, self.span) if of_unit else self.place(value)
 
     def place(self, value: Any) -> Array:
-        """Values for the weights as rows.
+        """Values for the weights as rows, or as an array that broadcasts to them.
 
-        Args:
-            value: a number; an array that broadcasts to the weight; for several weights one value
-                for each entry of a unit, rows, or a tuple with one array per weight.
-
-        Raises:
-            SetError: the value fits none of these.
+        The value is a number, an array that broadcasts to the weight, or for several weights one
+        value for each entry of a unit, rows, or a tuple with one array per weight.
         """
         pieces = value if isinstance(value, tuple) else (np.asarray(value, dtype="float64"),)
         try:
@@ -107,11 +96,9 @@ class Laid:
             pairs = zip(pieces, self.views, strict=True)
             return _rows(self.views, (np.broadcast_to(piece, view.shape) for piece, view in pairs))
         except ValueError as error:
-            raise SetError(
-                "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
-                f"shape={np.shape(value)}",
-                where=f"weights of shape {' and '.join(str(view.shape) for view in self.views)}",
-            ) from error
+            wrong = "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows"
+            where = f"weights of shape {' and '.join(str(view.shape) for view in self.views)}"
+            raise SetError(wrong, f"shape={np.shape(value)}", where=where) from error
 
 
 def flat(value: float | np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:

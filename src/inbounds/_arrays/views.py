@@ -12,15 +12,10 @@ Axes = tuple[int, ...]
 
 @dataclass(frozen=True)
 class View:
-    """A weight as a set sees it.
+    """A weight as a set sees it."""
 
-    Attributes:
-        shape: that of the weight, or one in which an axis of it is two.
-        axes: of this shape, those that one unit spans, in order.
-    """
-
-    shape: tuple[int, ...]
-    axes: Axes
+    shape: tuple[int, ...]  # that of the weight, or one in which an axis of it is two
+    axes: Axes  # of this shape, those that one unit spans, in order
 
     @property
     def counting(self) -> Axes:
@@ -61,22 +56,13 @@ class View:
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """What the axes of one weight are in its layer.
-
-    Attributes:
-        shape: of the weight.
-        fan_in: the axes that one unit of the layer spans, () where the weight has no fan-in; None
-            where they are not known.
-        inputs: the axis that counts the layer's inputs; None where there is none.
-        heads: the axis that counts the heads of an attention; None where there is none.
-        gates: how many gates lie side by side along the last axis; 0 without gates.
-    """
+    """What the axes of one weight are in its layer."""
 
     shape: tuple[int, ...]
-    fan_in: Axes | None = None
-    inputs: int | None = None
-    heads: int | None = None
-    gates: int = 0
+    fan_in: Axes | None = None  # those that one unit of the layer spans, () without fan-in; None: not known
+    inputs: int | None = None  # the axis that counts the layer's inputs
+    heads: int | None = None  # the axis that counts the heads of an attention
+    gates: int = 0  # how many gates lie side by side along the last axis
 
     @classmethod
     def guessed(cls, shape: tuple[int, ...]) -> WeightLayout:

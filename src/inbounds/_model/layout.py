@@ -51,11 +51,9 @@ class Layout:
         for spans in (self.spans, self.joint_spans):
             for name, axes in spans.items():
                 if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, int) for axis in axes):
-                    raise LayoutError(
-                        "The axes that one unit spans are not a tuple of integers",
-                        f"{name!r}: {axes!r}",
-                        instead=f"{{{name!r}: (0,)}}, or () for a weight without fan-in",
-                    )
+                    wrong = "The axes that one unit spans are not a tuple of integers"
+                    instead = f"{{{name!r}: (0,)}}, or () for a weight without fan-in"
+                    raise LayoutError(wrong, f"{name!r}: {axes!r}", instead=instead)
 
     def span(self, name: str, shape: tuple[int, ...], *, joint: bool = False) -> Axes | None:
         """The axes that one unit of a weight spans, from 0; None where the layout lacks the weight."""
@@ -64,12 +62,9 @@ class Layout:
             return None
         rank = len(shape)
         if not all(-rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
-            raise LayoutError(
-                f"A layout names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
-                f"{name!r}: {tuple(axes)}",
-                where=f"a weight of shape {shape}",
-                instead="register_layout with the axes that one unit of this weight spans",
-            )
+            wrong = f"A layout names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}"
+            instead = "register_layout with the axes that one unit of this weight spans"
+            raise LayoutError(wrong, f"{name!r}: {tuple(axes)}", where=f"a weight of shape {shape}", instead=instead)
         return tuple(axis % rank for axis in axes)
 
     def of_weight(self, name: str, shape: tuple[int, ...], *, joint: bool = False) -> WeightLayout:
@@ -105,11 +100,8 @@ def register_layout(layer_class: type[Any], layout: LayoutFunction | Layout | Ma
     if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Layer):
         raise LayoutError("`layer_class` is not a class of keras.Layer", f"layer_class={shown(layer_class)}")
     if not isinstance(layout, (Layout, Mapping)) and not callable(layout):
-        raise LayoutError(
-            "`layout` is neither a mapping of weight names to axes nor a function of the layer",
-            f"layout={shown(layout)}",
-            instead="{'kernel': (0,), 'bias': ()}",
-        )
+        wrong = "`layout` is neither a mapping of weight names to axes nor a function of the layer"
+        raise LayoutError(wrong, f"layout={shown(layout)}", instead="{'kernel': (0,), 'bias': ()}")
     _REGISTRY[layer_class] = Layout(dict(layout)) if isinstance(layout, Mapping) else layout
 
 
@@ -119,12 +111,9 @@ def layout_of(layer: Any) -> Layout:
     registered = Layout({}) if cls is None else _REGISTRY[cls]
     found = registered if isinstance(registered, Layout) else registered(layer)
     if not isinstance(found, (Layout, Mapping)):
-        raise LayoutError(
-            "A function that is registered as a layout did not return a mapping of weight names to axes",
-            shown(found),
-            where=f"{cls.__name__}, for the layer {layer.name!r}",
-            instead="{'kernel': (0,), 'bias': ()}",
-        )
+        wrong = "A function that is registered as a layout did not return a mapping of weight names to axes"
+        instead = "{'kernel': (0,), 'bias': ()}"
+        raise LayoutError(wrong, shown(found), where=f"{cls.__name__}, for the layer {layer.name!r}", instead=instead)
     return found if isinstance(found, Layout) else Layout(dict(found))
 
 

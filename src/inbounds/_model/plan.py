@@ -53,12 +53,10 @@ class Entry:
         views = [View(shape, span) for shape, span in zip(shapes, axes, strict=True)]
         if len({view.count for view in views}) > 1:
             named = zip(self.weights, views, strict=True)
-            raise LayoutError(
-                "These weights form no joint units: they have different numbers of units",
-                ", ".join(f"{weight.name} of shape {weight.shape} has {view.count}" for weight, view in named),
-                where=type(self.weights[0].layer).__name__,
-                instead="register_layout for this layer, or constrain the weights separately",
-            )
+            wrong = "These weights form no joint units: they have different numbers of units"
+            received = ", ".join(f"{weight.name} of shape {weight.shape} has {view.count}" for weight, view in named)
+            instead = "register_layout for this layer, or constrain the weights separately"
+            raise LayoutError(wrong, received, where=type(self.weights[0].layer).__name__, instead=instead)
         return given, tuple(view.axes for view in views)
 
     @property
@@ -128,21 +126,6 @@ class Entry:
         return f"{self.set!r} on {' + '.join(self.paths)}"
 
 
-@dataclass(frozen=True)
-class Treatment:
-    """How steps treat an entry, in words.
-
-    Attributes:
-        metric: the name of the metric in which they project.
-        full_gradient_reason: why the optimizer sees the full gradient; empty if it doesn't.
-        latent: what there is to say of latent weights; empty without them.
-    """
-
-    metric: str = ""
-    full_gradient_reason: str = ""
-    latent: str = ""
-
-
 @dataclass(frozen=True, eq=False)
 class Plan(Tabular):
     """The rules resolved on one model; `print` shows every weight.
@@ -154,7 +137,9 @@ class Plan(Tabular):
         every: the number of steps between projections, or "epoch".
         gradient: which gradient the optimizer sees, "reduced" or "full".
         latent: whether the optimizer steps latent weights: True, False or "auto".
-        treatment: from an entry to how the steps of the model's present optimizer treat it, in words.
+        treatment: from an entry to how the steps of the model's present optimizer treat it, in words:
+            the metric of the projection, why the optimizer sees the full gradient, and what there is
+            to say of latent weights; each may be empty.
     """
 
     entries: tuple[Entry, ...]
@@ -163,7 +148,7 @@ class Plan(Tabular):
     every: Interval = 1
     gradient: Gradient = Training.gradient
     latent: Latent = Training.latent
-    treatment: Callable[[Entry], Treatment] = lambda entry: Treatment()
+    treatment: Callable[[Entry], tuple[str, str, str]] = lambda entry: ("", "", "")
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -181,15 +166,14 @@ class Plan(Tabular):
 
     def _table(self) -> Table:
         prefix = common_prefix([*(path for entry in self for path in entry.paths), *(one.path for one, _ in self.free)])
-        treated = [(entry, self.treatment(entry)) for entry in self]
-        metrics = dict.fromkeys(one.metric for _, one in treated if one.metric)
+        treated = [(entry, *self.treatment(entry)) for entry in self]
+        metrics = dict.fromkeys(metric for _, metric, _, _ in treated if metric)
         in_all = f" ({next(iter(metrics))})" if len(metrics) == 1 else ""
-        notes = [(e.paths, note) for e, one in treated for note in (e.note, e.lost_steps, one.latent)]
+        notes = [(one.paths, note) for one, _, _, latent in treated for note in (one.note, one.lost_steps, latent)]
         if len(metrics) > 1:
-            notes += [(entry.paths, one.metric and f"metric: {one.metric}") for entry, one in treated]
+            notes += [(entry.paths, metric and f"metric: {metric}") for entry, metric, _, _ in treated]
         if reduced := self.gradient == "reduced":
-            whole = [(entry.paths, one.full_gradient_reason) for entry, one in treated]
-            notes += [(paths, why and f"gradient: all of it, {why}") for paths, why in whole]
+            notes += [(entry.paths, why and f"gradient: all of it, {why}") for entry, _, why, _ in treated]
         notes += [((weight.path,), f"free, {why}") for weight, why in self.free]
         when = {1: "", "epoch": ", projected at the end of each epoch"}.get(self.every, f", each {self.every} steps")
         under = f", under {prefix}" if prefix else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from inbounds._arrays.ops import MANTISSA_BITS, dtype_of, is_sharded
 from inbounds._arrays.units import Units
 from inbounds._errors import LayoutError, RuleError, SetError, explain, raised_as, shown
-from inbounds._model.layout import Layout, layout_of, wraps_foreign_model
+from inbounds._model.layout import layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.selectors import Assignment, assignments_of, path_matches, rule_pairs
 from inbounds._model.weights import Weight, layers_of, own_weights
@@ -31,24 +31,15 @@ ConstraintOf = Callable[[Any], Any]
 def resolve(model: Any, rules: Any, constraint_of: ConstraintOf, *, strict: bool = True) -> Plan:
     """The plan of a model's rules and of the constraints given to its layers, which rules override.
 
-    Args:
-        model: a built Keras model or layer.
-        rules: a mapping from selectors to sets, or None for the layers' own constraints only.
-        constraint_of: from a variable to the constraint that its layer was given.
-        strict: whether a weight that can't be kept in its set is an error. An audit passes False:
-            it reports such weights, including those quantized after they were constrained.
-
-    Raises:
-        RuleError: the model or a rule is wrong.
+    It is strict where a weight that can't be kept in its set is an error. An audit isn't: it
+    reports such weights, including those quantized after they were constrained.
     """
     layers = _built_layers(model)
     weights = own_weights(layers)
     if not weights:
-        raise RuleError(
-            "The model has no weights",
-            f"model={_model_name(model)}",
-            instead="model.build(input_shape), or layers with weights",
-        )
+        wrong = "The model has no weights"
+        instead = "model.build(input_shape), or layers with weights"
+        raise RuleError(wrong, f"model={type(model).__name__} {model.name!r}", instead=instead)
     _check_torch_parameters(model, weights)
     return _plan(layers, weights, rules, constraint_of, strict=strict)
 
@@ -76,13 +67,16 @@ def _plan(
     strict: bool = True,
     partial: bool = False,
 ) -> Plan:
-    def constraint(weight: Weight) -> Any:
-        own = constraint_of(weight.variable)
-        replaced = own is None and weight.quantized and not strict  # quantization makes a variable without a constraint
-        return weight.declared_constraint if replaced else own
-
-    given = ((weight, constraint(weight)) for weight in weights)
-    assignments = {id(w.variable): _argument_assignment(w, one) for w, one in given if one is not None}
+    """The plan of some weights; `partial` where there may be others, `strict` as for `resolve`."""
+    assignments: dict[int, Assignment] = {}
+    for weight in weights:
+        constraint = constraint_of(weight.variable)
+        if constraint is None and weight.quantized and not strict:  # the quantized variable lacks its constraint
+            constraint = weight.declared_constraint
+        if constraint is not None:
+            known = isinstance(constraint, Set) or type(constraint).__module__.startswith("keras.")
+            constraint = constraint if known else Custom(constraint)
+            assignments[id(weight.variable)] = Assignment(constraint, weight.argument_code, is_rule=False)
     for selector, value in rule_pairs(rules):
         assignments |= assignments_of(selector, value, layers, weights)
     empty = {id(weight.variable) for weight in weights if 0 in weight.shape}
@@ -101,22 +95,12 @@ def _plan(
             entries.append(_entry(assignment, *_members(weight, assignment, weights, assignments, partial)))
     if strict:
         _check_enforceable(entries)
-    return Plan(tuple(_with_shared_joints_noted(entries)), tuple(free))
-
-
-def _with_shared_joints_noted(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """The entries, with a note on a Joint of several layers: each layer has its own units."""
-    layers = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
-    for entry in entries:
-        shared = f"{layers[entry.set]} layers have this Joint, and each has units of its own"
-        note = "; ".join(filter(None, [entry.note, shared]))
-        yield replace(entry, note=note) if layers[entry.set] > 1 else entry
-
-
-def _argument_assignment(weight: Weight, constraint: Any) -> Assignment:
-    """The assignment that a layer's argument makes to a weight."""
-    known = isinstance(constraint, Set) or type(constraint).__module__.startswith("keras.")
-    return Assignment(constraint if known else Custom(constraint), weight.argument_code, is_rule=False)
+    joints = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
+    for place, entry in enumerate(entries):
+        if joints[entry.set] > 1:
+            shared = f"{joints[entry.set]} layers have this Joint, and each has units of its own"
+            entries[place] = replace(entry, note="; ".join(filter(None, [entry.note, shared])))
+    return Plan(tuple(entries), tuple(free))
 
 
 def _why_free(weight: Weight, assignment: Assignment | None) -> str:
@@ -145,8 +129,11 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
         layout = layout_of(first.layer)
         guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
         layouts = tuple(layout_of(one.layer).of_weight(one.name, one.shape, joint=is_joint) for one in members)
-        if is_joint and _by_units(given):
-            _check_not_apart(members, layout)
+        for member in members if is_joint and _by_units(given) and len(members) > 1 else ():
+            if member.name in layout.apart:
+                wrong = "These weights form no joint units: a unit has no entries of its own in one of them"
+                instead = "constrain the weights separately"
+                raise LayoutError(wrong, f"{member.path}; {layout.apart[member.name]}", instead=instead)
         entry = Entry(given, tuple(members), assignment.source, "", layouts, bool(guessed))
         notes = [
             note,
@@ -174,12 +161,8 @@ def _guess_note(weight: Weight, given: Set) -> str:
     instead = f"inbounds.register_layout({kind}, lambda layer: {{{weight.name!r}: (0,)}}) with the axes of one unit"
     if "axis" in given.argument_names():
         instead = f"{with_argument(given, 'axis', 0)!r}, with the axes that one unit spans as `axis`"
-    raise LayoutError(
-        "The units of a weight of another framework are not known, and the set has no `axis`",
-        f"{given!r}",
-        where=f"{weight} in the {kind} {weight.layer.name!r}",
-        instead=instead,
-    )
+    wrong = "The units of a weight of another framework are not known, and the set has no `axis`"
+    raise LayoutError(wrong, f"{given!r}", where=f"{weight} in the {kind} {weight.layer.name!r}", instead=instead)
 
 
 def guess_warning(entries: Sequence[Entry]) -> str:
@@ -218,12 +201,9 @@ def _members(
         taken = (
             f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in zip(given.weights, named, strict=True)
         )
-        raise RuleError(
-            "Each name of a Tied is to take one weight, and the Tied no others",
-            "; ".join(taken),
-            where=f"{given!r} on {', '.join(map(str, members))}",
-            instead=f"[{given!r}] in the rules, and no later rule for these weights",
-        )
+        wrong = "Each name of a Tied is to take one weight, and the Tied no others"
+        instead = f"[{given!r}] in the rules, and no later rule for these weights"
+        raise RuleError(wrong, "; ".join(taken), where=f"{given!r} on {', '.join(map(str, members))}", instead=instead)
     return [weight for found in named for weight in found], ""
 
 
@@ -286,24 +266,11 @@ def _by_units(given: Set) -> bool:
     return any(kind != "weight" for kind in others) if others else given.matrix or not given.whole
 
 
-def _check_not_apart(members: Sequence[Weight], layout: Layout) -> None:
-    for member in members:
-        if len(members) > 1 and member.name in layout.apart:
-            raise LayoutError(
-                "These weights form no joint units: a unit has no entries of its own in one of them",
-                f"{member.path}; {layout.apart[member.name]}",
-                instead="constrain the weights separately",
-            )
-
-
 def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:
     if dtype not in MANTISSA_BITS:
-        raise RuleError(
-            f"The weight is not of floating point numbers, but {dtype}",
-            f"dtype={dtype} for {source}: {owner!r}",
-            where=str(weight),
-            instead="constrain the model before it is quantized",
-        )
+        wrong = f"The weight is not of floating point numbers, but {dtype}"
+        instead = "constrain the model before it is quantized"
+        raise RuleError(wrong, f"dtype={dtype} for {source}: {owner!r}", where=str(weight), instead=instead)
 
 
 def why_unenforceable(weight: Weight) -> str:
@@ -319,29 +286,20 @@ def _untrained(weight: Weight) -> bool:
     return not weight.created_trainable or getattr(weight.variable, "overwrite_with_gradient", False)
 
 
-def _enforceable_rule(weight: Weight, given: Set) -> str:
-    """What to type instead of a rule whose set can't be kept on this weight."""
-    if not _untrained(weight):
-        return "merge the adapter first, or leave this layer out of the rule"
-    if isinstance(given, Joint):
-        return "a Joint of weights that are trained, or leave this layer out of the rule"
-    trained = "variable.trainable"
-    if weight.created_trainable:
-        trained += " and not variable.overwrite_with_gradient"
-    return f"{{(lambda layer, variable: {trained}): {given!r}}}, which selects the weights that are trained"
-
-
 def _check_enforceable(entries: Iterable[Entry]) -> None:
-    for entry in entries:
-        for weight in entry.weights:
-            _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
-            if why := why_unenforceable(weight):
-                raise RuleError(
-                    f"A set can't be kept on this weight: {why}",
-                    f"{entry.source}: {entry.set!r}",
-                    where=f"{weight} in {type(weight.layer).__name__}",
-                    instead=_enforceable_rule(weight, entry.set),
-                )
+    for entry, weight in ((one, weight) for one in entries for weight in one.weights):
+        _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
+        if why := why_unenforceable(weight):
+            trained = "variable.trainable" + " and not variable.overwrite_with_gradient" * weight.created_trainable
+            rule = f"{{(lambda layer, variable: {trained}): {entry.set!r}}}"
+            instead = f"{rule}, which selects the weights that are trained"
+            if isinstance(entry.set, Joint):
+                instead = "a Joint of weights that are trained, or leave this layer out of the rule"
+            if not _untrained(weight):
+                instead = "merge the adapter first, or leave this layer out of the rule"
+            wrong = f"A set can't be kept on this weight: {why}"
+            where = f"{weight} in {type(weight.layer).__name__}"
+            raise RuleError(wrong, f"{entry.source}: {entry.set!r}", where=where, instead=instead)
 
 
 def _check_shapes(entry: Entry) -> None:
@@ -352,12 +310,10 @@ def _check_shapes(entry: Entry) -> None:
     entry.applied.check_room(units)
     frozen = _frozen(entry.weights)
     if frozen and len(frozen) < len(entry.weights) and not entry.set.allows_frozen:
-        raise SetError(
-            "One weight of a joint unit is frozen, and in this set the others can't make up for it",
-            f"{' and '.join(weight.path for weight in frozen)} frozen",
-            where=repr(entry.set),
-            instead=f"layer.{frozen[0].name}.trainable = True, or a set for each weight",
-        )
+        wrong = "One weight of a joint unit is frozen, and in this set the others can't make up for it"
+        where = repr(entry.set)
+        instead = f"layer.{frozen[0].name}.trainable = True, or a set for each weight"
+        raise SetError(wrong, f"{' and '.join(weight.path for weight in frozen)} frozen", where=where, instead=instead)
 
 
 def _frozen(weights: Iterable[Weight]) -> list[Weight]:
@@ -370,10 +326,8 @@ def _frozen(weights: Iterable[Weight]) -> list[Weight]:
 
 def _check_torch_parameters(model: Any, weights: Sequence[Weight]) -> None:
     """Checks that PyTorch's parameters are the values of the variables; `fully_shard` replaces them by DTensors."""
-    if keras.backend.backend() != "torch":
-        return
     values = {id(weight.variable.value) for weight in weights}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters() if keras.backend.backend() == "torch" else ():
         if is_sharded(parameter) and id(parameter) not in values:
             raise RuleError(
                 "A parameter of the model is not the value of its Keras variable",
@@ -391,27 +345,14 @@ def check_model(model: Any) -> None:
 
 def _built_layers(model: Any) -> list[Any]:
     check_model(model)
+    name = f"{type(model).__name__} {model.name!r}"
     if not model.built:
-        raise RuleError(
-            "The model is not built, so that it has no weights yet",
-            f"model={_model_name(model)}",
-            instead="model.build(input_shape), or call it once on a batch",
-        )
+        wrong = "The model is not built, so that it has no weights yet"
+        raise RuleError(wrong, f"model={name}", instead="model.build(input_shape), or call it once on a batch")
     layers = layers_of(model)
-    unbuilt = [layer for layer in layers if not layer.built and _takes_constraint(layer)]
+    unbuilt = [one for one in layers if not one.built and any(name.endswith("_constraint") for name in vars(one))]
     if unbuilt:
-        raise RuleError(
-            "A layer of the model is not built, so that it has no weights yet",
-            f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})",
-            where=_model_name(model),
-            instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
-        )
+        wrong = "A layer of the model is not built, so that it has no weights yet"
+        instead = "call the model once on a batch; a layer that it never calls has no weights: take it out"
+        raise RuleError(wrong, f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})", where=name, instead=instead)
     return layers
-
-
-def _takes_constraint(layer: Any) -> bool:
-    return any(name.endswith("_constraint") for name in vars(layer))
-
-
-def _model_name(model: Any) -> str:
-    return f"{type(model).__name__} {model.name!r}"

@@ -61,35 +61,28 @@ def read_rules(path: Path, model: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not UTF-8 text"
         raise FileError(f"Can't read the rules file: {reason}", f"{str(path)!r}", instead=EXAMPLE) from error
     except tomllib.TOMLDecodeError as error:
-        raise FileError(
-            f"The rules file is not TOML: {error}",
-            f"{str(path)!r}",
-            instead="globs and sets in quotes, as in " + EXAMPLE,
-        ) from error
+        wrong = f"The rules file is not TOML: {error}"
+        raise FileError(wrong, f"{str(path)!r}", instead="globs and sets in quotes, as in " + EXAMPLE) from error
     rules: dict[Any, Any] = {}
     for entry, content in document.items():
         if entry in NAMES:
             continue
         if entry not in TABLES:
-            raise FileError(
-                f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every, gradient and latent",
-                f"{entry} = {shown(content)}",
-                where=str(path),
-                instead=" or ".join(similar_or_first(entry, (*TABLES, *NAMES))),
-            )
+            wrong = f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every, gradient and latent"
+            instead = " or ".join(similar_or_first(entry, (*TABLES, *NAMES)))
+            raise FileError(wrong, f"{entry} = {shown(content)}", where=str(path), instead=instead)
         if not isinstance(content, dict):
             raise FileError(
                 f"[{entry}] is not a table", f"{entry} = {shown(content)}", where=str(path), instead=EXAMPLE
             )
         for key, value in content.items():
             where = f"{path}, [{entry}], {key}"
-            if entry == "rules":
-                rules[key] = _rule_set(value, where)
-            elif isinstance(value, dict):
-                given = {name: _rule_set(inner, f"{where}, {name}") for name, inner in value.items()}
-                rules |= dict.fromkeys(_layer_selectors(key, model, where), given)
+            selectors = [key] if entry == "rules" else _layer_selectors(key, model, where)
+            if entry == "layers" and isinstance(value, dict):
+                value = {name: _rule_set(inner, f"{where}, {name}") for name, inner in value.items()}
             else:
-                rules |= dict.fromkeys(_layer_selectors(key, model, where), _rule_set(value, where))
+                value = _rule_set(value, where)
+            rules |= dict.fromkeys(selectors, value)
     if not rules:
         raise FileError("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE)
     with raised_as(FileError, f"In: {path}"):
@@ -124,20 +117,12 @@ def _layer_selectors(name: str, model: Any, where: str) -> list[Any]:
     if len(same_class) + bool(same_name) > 1:
         meanings = sorted(f"the class {cls.__module__}.{cls.__qualname__}" for cls in same_class)
         meanings += [f"the layer {layer.name}" for layer in same_name[:1]]
-        raise FileError(
-            f"{name!r} in [layers] has more than one meaning",
-            " and ".join(meanings),
-            where=where,
-            instead="[rules] with globs on the weights' paths",
-        )
+        wrong = f"{name!r} in [layers] has more than one meaning"
+        raise FileError(wrong, " and ".join(meanings), where=where, instead="[rules] with globs on the weights' paths")
     if not same_class and not same_name:
         known = [*(layer.name for layer in layers), *(type(layer).__name__ for layer in layers)]
-        raise FileError(
-            f"{name!r} in [layers] is neither a layer of the model nor the class of one",
-            repr(name),
-            where=where,
-            instead=" or ".join(similar_or_first(name, sorted(set(known)))),
-        )
+        wrong = f"{name!r} in [layers] is neither a layer of the model nor the class of one"
+        raise FileError(wrong, repr(name), where=where, instead=" or ".join(similar_or_first(name, sorted(set(known)))))
     return [*same_class, *same_name]
 
 
@@ -207,11 +192,8 @@ def _argument(node: ast.expr) -> Any:
 def _set_class(name: str) -> type[Set]:
     cls = named(name, BY_NAME, repr(name))
     if cls is Custom:
-        raise SetError(
-            "A rules file can't hold Custom, which wraps a function",
-            name,
-            instead="inbounds.constrain(model, rules) in Python",
-        )
+        wrong = "A rules file can't hold Custom, which wraps a function"
+        raise SetError(wrong, name, instead="inbounds.constrain(model, rules) in Python")
     return cls
 
 

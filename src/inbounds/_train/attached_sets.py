@@ -90,11 +90,9 @@ def entries_in_force(model: Any) -> tuple[Entry, ...]:
     """The entries of a model, one at least: those of its plan, or the sets given to its layers."""
     entries = resolve(model, None, current_constraint).entries
     if not entries:
-        raise RuleError(
-            "Nothing is constrained: the model has no plan, and no layer was given a set of inbounds",
-            f"{type(model).__name__} {model.name!r}",
-            instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)}) first",
-        )
+        wrong = "Nothing is constrained: the model has no plan, and no layer was given a set of inbounds"
+        instead = "inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)}) first"
+        raise RuleError(wrong, f"{type(model).__name__} {model.name!r}", instead=instead)
     return entries
 
 
@@ -104,23 +102,16 @@ def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarra
     Frozen weights move only where a plan holds them and the trained weights alone can't bring the
     units inside. Returns the variables that moved, each with its previous value.
     """
-    variables = entry.variables
-    before = {id(variable): np.array(keras.ops.convert_to_numpy(variable)) for variable in variables}
-
-    def values(include_frozen: bool) -> dict[int, np.ndarray[Any, Any]]:
-        projection = projection_of(entry, include_frozen=include_frozen)
-        pairs = projection.projected_values(lambda variable: before[id(variable)], StepState(step_count))
-        return before | {id(variable): np.asarray(value) for variable, value in pairs}
-
-    inside = values(include_frozen=False)
-    if is_planned(entry) and not all(v.trainable for v in variables):
-        measured = entry.applied.at(step_count).measure([inside[id(variable)] for variable in variables], entry.axes)
-        if measured.outside.any():
-            inside = values(include_frozen=True)
-    moved = [v for v in variables if not np.array_equal(before[id(v)], inside[id(v)], equal_nan=True)]
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in entry.variables]
+    inside, applied = projection_of(entry).project(before, StepState(step_count)), entry.applied.at(step_count)
+    may_move = is_planned(entry) and not all(variable.trainable for variable in entry.variables)
+    if may_move and applied.measure(inside, entry.axes).outside.any():
+        inside = projection_of(entry, include_frozen=True).project(before, StepState(step_count))
+    trios = zip(entry.variables, before, inside, strict=True)
+    moved = [(variable, old, new) for variable, old, new in trios if not np.array_equal(old, new, equal_nan=True)]
     with no_gradient():
-        assign((variable, inside[id(variable)]) for variable in moved)
-    return [(variable, before[id(variable)]) for variable in moved]
+        assign((variable, new) for variable, _, new in moved)
+    return [(variable, old) for variable, old, _ in moved]
 
 
 def project_after_error(entries: Iterable[Entry], steps: Callable[[], int]) -> None:

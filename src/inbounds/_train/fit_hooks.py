@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 import keras
 
-from inbounds._model.keras_methods import wrap_method
 from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve_given
-from inbounds._model.weights import layers_of, own_weights, variables_of
+from inbounds._model.weights import layers_of, own_weights, variables_of, wrap_method
 from inbounds._sets.set import Set
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (

@@ -29,23 +29,14 @@ The diagonal has the shape of the variable; None stands for a constant one.
 
 @dataclass(frozen=True)
 class OptimizerMetric:
-    """The metric of one class of optimizers.
+    """The metric of one class of optimizers."""
 
-    Attributes:
-        reader: reads the diagonal; None: it is constant.
-        description: what the diagonal is, in words.
-        averages_gradients: whether the optimizer steps along an average of gradients (momentum).
-    """
-
-    reader: Any
-    description: str = ""
-    averages_gradients: bool = True
+    reader: Any  # reads the diagonal; None: it is constant
+    description: str = ""  # what the diagonal is, in words
+    averages_gradients: bool = True  # whether the optimizer steps along an average (momentum)
 
     def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
-        """The diagonals for some variables right after a step; None: the Euclidean metric.
-
-        The variables are those of one entry; the gradient of one that wasn't stepped is None.
-        """
+        """The diagonals for an entry's variables right after a step with their gradients; None: Euclidean."""
         diagonals: list[Array] = []
         for variable, gradient in zip(variables, gradients, strict=True):
             dtype = working_dtype(dtype_of(variable))

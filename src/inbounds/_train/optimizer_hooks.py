@@ -30,10 +30,9 @@ import numpy as np
 
 from inbounds._arrays.ops import dense, is_concrete, no_gradient
 from inbounds._errors import LayoutWarning, RuleError
-from inbounds._model.keras_methods import wrap_method
 from inbounds._model.plan import Entry
 from inbounds._model.rules import guess_warning, resolve_given
-from inbounds._model.weights import layers_owning, variables_of_values
+from inbounds._model.weights import layers_owning, variables_of_values, wrap_method
 from inbounds._sets.set import Set
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
@@ -188,17 +187,14 @@ def _check_frozen_weights(entry: Entry) -> None:
     frozen = [weight for weight in entry.weights if not weight.variable.trainable]
     if not frozen or len(frozen) == len(entry.weights) or not is_concrete(frozen[0].variable.value):
         return  # TensorFlow may build an optimizer in a traced function
-    trained = projection_of(entry).projected_values(keras.ops.convert_to_numpy)
-    moved = {id(variable): value for variable, value in trained}
-    measured = entry.applied.measure([moved.get(id(v), v) for v in entry.variables], entry.axes)
+    values = projection_of(entry).project(list(map(keras.ops.convert_to_numpy, entry.variables)))
+    measured = entry.applied.measure(values, entry.axes)
     if measured.outside.any():
         names = " and ".join(weight.path for weight in frozen)
-        raise RuleError(
-            "Frozen weights of a Joint leave no room for the others to keep each unit inside",
-            f"{names}, by themselves outside by up to {measured.excess.max():.3g}",
-            where=repr(entry),
-            instead="inbounds.constrain(model), which projects frozen weights too, or unfreeze them",
-        )
+        wrong = "Frozen weights of a Joint leave no room for the others to keep each unit inside"
+        received = f"{names}, by themselves outside by up to {measured.excess.max():.3g}"
+        instead = "inbounds.constrain(model), which projects frozen weights too, or unfreeze them"
+        raise RuleError(wrong, received, where=repr(entry), instead=instead)
 
 
 @contextmanager

@@ -160,12 +160,8 @@ def _given_value(values: Mapping[int, Any], variable: Any) -> Array:
 def _given_count(entry: Entry, step: Any, instead: str) -> Any:
     """The number of steps, which a set that changes with them needs."""
     if entry.set.changes and step is None:
-        raise RuleError(
-            "The set changes with the steps of training, and `step` doesn't say how many there were",
-            "step=None",
-            where=repr(entry),
-            instead=instead,
-        )
+        wrong = "The set changes with the steps of training, and `step` doesn't say how many there were"
+        raise RuleError(wrong, "step=None", where=repr(entry), instead=instead)
     return 0 if step is None else step
 
 
@@ -175,11 +171,8 @@ def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool 
     instead = f"{'[None] * len(model.trainable_variables)' if optional else values} to begin with"
     if not isinstance(given, (list, tuple)) or len(given) != len(variables):
         received = f"{len(given)} values" if isinstance(given, (list, tuple)) else type(given).__name__
-        raise RuleError(
-            f"`{name}` is not a list with one value for each of model.trainable_variables, in their order",
-            f"{received} for {len(variables)} variables",
-            instead=instead,
-        )
+        wrong = f"`{name}` is not a list with one value for each of model.trainable_variables, in their order"
+        raise RuleError(wrong, f"{received} for {len(variables)} variables", instead=instead)
     tensors: dict[int, Any] = {}
     for variable, value in zip(variables, given, strict=True):
         if value is None and optional:
@@ -201,17 +194,11 @@ def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool 
 
 
 class Wrapped(NamedTuple):
-    """The state of `optax_wrap`.
+    """The state of `optax_wrap`."""
 
-    Attributes:
-        inner: the inner optimizer's state.
-        count: the number of steps taken.
-        latents: the latent weights of each value, None for a value without them.
-    """
-
-    inner: Any
-    count: Any
-    latents: Any
+    inner: Any  # the inner optimizer's state
+    count: Any  # the number of steps taken
+    latents: Any  # the latent weights of each value, None for a value without them
 
 
 def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
@@ -299,12 +286,10 @@ def _starts(latent: Sequence[StepProjection], model: Any, params: Sequence[Array
     for projection in latent:
         missing = [variable for variable in projection.free_variables if latents[id(variable)] is None]
         if missing:
-            raise RuleError(
-                "The state of optax_wrap has no latent weights: it is older than the set",
-                f"latent={projection.entry.training.latent!r} for {missing[0].path}",
-                where=repr(projection.entry),
-                instead="state = optimizer.init(values) after constrain(model, rules), or latent=False",
-            )
+            wrong = "The state of optax_wrap has no latent weights: it is older than the set"
+            received = f"latent={projection.entry.training.latent!r} for {missing[0].path}"
+            instead = "state = optimizer.init(values) after constrain(model, rules), or latent=False"
+            raise RuleError(wrong, received, where=repr(projection.entry), instead=instead)
         started = projection.starts(partial(_given_value, values), lambda v: latents[id(v)], state.count)
         starts |= {id(variable): start for variable, start in started}
     return list(starts.values())
@@ -354,23 +339,14 @@ def _check_optax(optimizer: Any) -> None:
     import optax
 
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise RuleError(
-            "optax_wrap is not given an optimizer of optax",
-            f"optimizer={optimizer!r}",
-            instead="optax_wrap(model, optax.adam(1e-3))",
-        )
+        wrong = "optax_wrap is not given an optimizer of optax"
+        raise RuleError(wrong, f"optimizer={optimizer!r}", instead="optax_wrap(model, optax.adam(1e-3))")
 
 
 def _check_update(params: Any, extra: Mapping[str, Any]) -> None:
     if params is None:
-        raise RuleError(
-            "An update of optax_wrap needs the values that it leads from",
-            "params=None",
-            instead="optimizer.update(gradients, state, values)",
-        )
+        wrong = "An update of optax_wrap needs the values that it leads from"
+        raise RuleError(wrong, "params=None", instead="optimizer.update(gradients, state, values)")
     if "value_fn" in extra:
-        raise RuleError(
-            "The optimizer can't be given reduced gradients: it compares gradients with losses along a line",
-            "value_fn",
-            instead="optax.lbfgs(1e-2, linesearch=None), or another optimizer",
-        )
+        wrong = "The optimizer can't be given reduced gradients: it compares gradients with losses along a line"
+        raise RuleError(wrong, "value_fn", instead="optax.lbfgs(1e-2, linesearch=None), or another optimizer")

@@ -123,8 +123,10 @@ class StepProjection:
         pairs = zip(gradients, reduced.parts, strict=True)
         return [None if old is None else cast(part, dtype_of(old)) for old, part in pairs]
 
-    def project(self, values: Sequence[Array], state: StepState) -> list[Array]:
+    def project(self, values: Sequence[Array], state: StepState = NO_STEP) -> list[Array]:
         """The projected values of the weights, in their dtypes."""
+        if not any(self.free):
+            return list(values)
         diagonals = None if self.entry.training.metric == "euclidean" else state.read_metric()
         units = Units.of(
             values,
@@ -210,8 +212,6 @@ class StepProjection:
         self, read: Read = keras.ops.convert_to_tensor, state: StepState = NO_STEP
     ) -> list[tuple[Any, Any]]:
         """The free variables with their projected values."""
-        if not any(self.free):
-            return []
         variables = self.entry.variables
         values = self.project(list(map(read, variables)), state)
         return [(v, value) for v, value, free in zip(variables, values, self.free, strict=True) if free]
@@ -375,9 +375,6 @@ def _explain_dtensor_errors(entry: Entry) -> Iterator[None]:
     except RuntimeError as error:
         if not any(is_sharded(variable.value) for variable in entry.variables):
             raise
-        raise RuleError(
-            "The set takes an operation that PyTorch lacks for DTensors",
-            str(error).split("\n")[0],
-            where=repr(entry),
-            instead="a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded",
-        ) from error
+        wrong = "The set takes an operation that PyTorch lacks for DTensors"
+        instead = "a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded"
+        raise RuleError(wrong, str(error).split("\n")[0], where=repr(entry), instead=instead) from error

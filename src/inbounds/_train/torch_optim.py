@@ -10,7 +10,6 @@ import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import keras
@@ -86,12 +85,10 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     weights = [weight for entry in entries for weight in entry.weights]
     if not any(id(weight.variable.value) in own for weight in weights):
-        raise RuleError(
-            "The optimizer steps no weight of the plan",
-            f"{type(optimizer).__name__} with {len(own)} parameters, none of them in the plan",
-            where=", ".join(weight.path for weight in weights),
-            instead="torch.optim.Adam(model.parameters()), made after the model was built",
-        )
+        wrong = "The optimizer steps no weight of the plan"
+        received = f"{type(optimizer).__name__} with {len(own)} parameters, none of them in the plan"
+        instead = "torch.optim.Adam(model.parameters()), made after the model was built"
+        raise RuleError(wrong, received, where=", ".join(weight.path for weight in weights), instead=instead)
     check_interval(entries, "torch.optim", "project(model)")
     METRICS.update({getattr(torch.optim, name): metric for name, metric in _METRICS.items()})
     _refuse_lbfgs(optimizer, [one for one in map(decide, entries) if not one.full_gradient_reason])
@@ -106,10 +103,7 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
 
 
 def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
-    """Wraps an optimizer's step so that its weights are projected where it raises.
-
-    PyTorch has no hook for that. The step stays a bound method, which PyTorch's schedulers wrap.
-    """
+    """Wraps an optimizer's step, for which PyTorch has no hook where it raises, as a method that schedulers wrap."""
     step = optimizer.step
 
     @functools.wraps(step)
@@ -127,12 +121,7 @@ def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
 
 
 class _StepHook:
-    """The hook on the steps of one optimizer.
-
-    Attributes:
-        variables: the variables of the model.
-        steps: the number of steps taken.
-    """
+    """The hook on the steps of one optimizer, which counts them, with the variables of the model."""
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self.variables = variables
@@ -168,9 +157,8 @@ class _StepHook:
             gradients = {id(v): as_descent(v, v.value.grad) for v in self.variables}
             with no_gradient():
                 for stack in reducing:
-                    reduced = reduce_stack(stack, gradients, lambda v: v.value.detach(), self.steps + 1)
-                    variables = [variable for one in stack for variable in one.entry.variables]
-                    for variable in (v for v in variables if id(v) in reduced):
+                    reduced = reduce_stack(stack, gradients, read, self.steps + 1)
+                    for variable in (v for one in stack for v in one.entry.variables if id(v) in reduced):
                         parameter = variable.value
                         original.setdefault(id(parameter), (parameter, parameter.grad))
                         parameter.grad = as_descent(variable, reduced[id(variable)])
@@ -178,10 +166,13 @@ class _StepHook:
         def read(variable: Any) -> Any:
             return variable.value.detach()
 
+        def read_latent(variable: Any) -> Any:
+            return optimizer.state[variable.value].get(LATENT) if variable.value in optimizer.state else None
+
         def start() -> None:
             with no_gradient():
                 for one in latent:
-                    assign(one.starts(read, partial(_latent_of, optimizer), self.steps))
+                    assign(one.starts(read, read_latent, self.steps))
 
         def closure_with_reduced_gradients() -> Any:
             restore()
@@ -229,40 +220,27 @@ class _StepHook:
                     project_stack(stack, self.steps, stepped)
 
 
-def _latent_of(optimizer: Any, variable: Any) -> Any:
-    """The latent weight of a variable; None before its first step."""
-    return optimizer.state[variable.value].get(LATENT) if variable.value in optimizer.state else None
-
-
 def _check_torch(optimizer: Any) -> None:
     others = {"jax": "stateless_project(model, values) in the step", "tensorflow": "project(model) after the step"}
     check_backend("torch", "project_after is for torch.optim, and the backend is not PyTorch", others)
     import torch
 
     if isinstance(optimizer, keras.optimizers.Optimizer):
-        raise RuleError(
-            "project_after is given an optimizer of Keras, which is hooked without it",
-            f"optimizer={optimizer!r}",
-            instead="inbounds.constrain(model, rules) alone",
-        )
+        wrong = "project_after is given an optimizer of Keras, which is hooked without it"
+        raise RuleError(wrong, f"optimizer={optimizer!r}", instead="inbounds.constrain(model, rules) alone")
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise RuleError(
-            "project_after is not given an optimizer of torch.optim",
-            f"optimizer={optimizer!r}",
-            instead="project_after(model, torch.optim.Adam(model.parameters()))",
-        )
+        wrong = "project_after is not given an optimizer of torch.optim"
+        instead = "project_after(model, torch.optim.Adam(model.parameters()))"
+        raise RuleError(wrong, f"optimizer={optimizer!r}", instead=instead)
 
 
 def _refuse_lbfgs(optimizer: Any, reducing: Sequence[StepProjection]) -> None:
     import torch
 
     if reducing and isinstance(optimizer, torch.optim.LBFGS):
-        raise RuleError(
-            "LBFGS can't be given reduced gradients: it compares gradients with losses along a line",
-            "gradient='reduced'",
-            where=repr(reducing[0].entry),
-            instead="constrain(model, rules, gradient='full'), or another optimizer",
-        )
+        wrong = "LBFGS can't be given reduced gradients: it compares gradients with losses along a line"
+        instead = "constrain(model, rules, gradient='full'), or another optimizer"
+        raise RuleError(wrong, "gradient='reduced'", where=repr(reducing[0].entry), instead=instead)
 
 
 def _is_trained(entry: Entry) -> bool:
@@ -270,12 +248,10 @@ def _is_trained(entry: Entry) -> bool:
     trained = [weight for weight in entry.weights if weight.variable.trainable]
     frozen = [weight for weight in trained if not weight.variable.value.requires_grad]
     if frozen and len(frozen) < len(trained):
-        raise RuleError(
-            "A weight of a Joint is frozen by `requires_grad`, so that the others don't know it",
-            f"requires_grad=False, trainable=True for {frozen[0].path}",
-            where=repr(entry),
-            instead="variable.trainable = False, or layer.trainable = False",
-        )
+        wrong = "A weight of a Joint is frozen by `requires_grad`, so that the others don't know it"
+        received = f"requires_grad=False, trainable=True for {frozen[0].path}"
+        instead = "variable.trainable = False, or layer.trainable = False"
+        raise RuleError(wrong, received, where=repr(entry), instead=instead)
     return len(frozen) < len(trained)
 
 
