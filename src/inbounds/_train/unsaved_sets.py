@@ -1,10 +1,9 @@
 """Finds the weights whose sets a `.keras` file would lose.
 
-Keras saves a layer's constraints with the layer's arguments, where a plan puts its sets. A set is
-lost if its weight has no such argument (the scale of an RMSNormalization), or if a user's code
-makes the layer again. To find out, a layer is made again from its own config; not a layer of Keras
-that holds our sets in its arguments, since writing a config imports TensorFlow where that is
-installed.
+Keras saves a layer's constraints with its arguments. A set is lost if its weight has no such
+argument (the scale of an RMSNormalization), or if a user's code makes the layer again. To find out,
+a layer is made again from its own config; but not a layer of Keras that holds our sets in its
+arguments, since writing a config imports TensorFlow where that is installed.
 """
 
 from __future__ import annotations
@@ -58,11 +57,8 @@ def _saved_layers(model: Any) -> list[Any]:
         return [] if isinstance(model, keras.Model) else [model]
     if type(model).get_config not in (keras.Sequential.get_config, Functional.get_config):
         return []
-    return [
-        saved
-        for layer in model.layers
-        for saved in (_saved_layers(layer) if isinstance(layer, keras.Model) else [layer])
-    ]
+    parts = (_saved_layers(layer) if isinstance(layer, keras.Model) else [layer] for layer in model.layers)
+    return [layer for part in parts for layer in part]
 
 
 def _saves_arguments(layer: Any, planned: list[tuple[Weight, Set]]) -> bool:
