@@ -54,7 +54,7 @@ class Spectrum(NamedTuple):
     left: Array  # orthogonal matrices of shape (stack, k, k), the left singular vectors as columns
     values: Array  # of shape (stack, k), the singular values, ascending up to rounding
     right: Array  # of shape (stack, k, n), the right singular vectors as rows
-    told: Array  # of shape (stack, k), 1 where the right singular vector is resolved, else 0
+    resolved: Array  # of shape (stack, k), 1 where the right singular vector is resolved, else 0
 
 
 def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floor: Any = None) -> Spectrum:
@@ -70,26 +70,26 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
         least = rounding if fully else xp.maximum(rounding, enough)
         left, rows, apart = _taken_apart(matrices, least)
         values = _lengths(rows)
-        told = apart * cast(values > least, dtype)
+        resolved = apart * cast(values > least, dtype)
         right = rows * ratio(xp.ones_like(values), values)[:, :, None]
-        right = xp.where(told[:, :, None] > 0, orthonormal(right * told[:, :, None], told), right)
+        right = xp.where(resolved[:, :, None] > 0, orthonormal(right * resolved[:, :, None], resolved), right)
         # Near rounding, unresolved singular values may add up to more than `enough`, and count as 0.
-        values = xp.where((told == 0) & (enough > 0) & (rounding > enough / 4), 0 * values, values)
+        values = xp.where((resolved == 0) & (enough > 0) & (rounding > enough / 4), 0 * values, values)
     else:
         left, values, right = (np.linalg if xp is np else keras.ops).svd(matrices, full_matrices=False)
         left, values, right = (xp.flip(x, axis=axis) for x, axis in ((left, 2), (values, 1), (right, 1)))
-        told = cast(values > rounding, dtype)
+        resolved = cast(values > rounding, dtype)
     # Near rounding, u^T W v is more exact.
     along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
-    values = xp.where(told > 0, values, xp.minimum(values, xp.maximum(along, 0)))
-    return Spectrum(left, values, right, told)
+    values = xp.where(resolved > 0, values, xp.minimum(values, xp.maximum(along, 0)))
+    return Spectrum(left, values, right, resolved)
 
 
 def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
     """The derivative, along a step, of matrices whose singular values a map makes `new` (Daleckii and Krein)."""
     xp = namespace(step)
-    left, old, right, told = spectrum
-    right = right * told[:, :, None]
+    left, old, right, resolved = spectrum
+    right = right * resolved[:, :, None]
     across = xp.matmul(transposed(left), step)
     inner = xp.matmul(across, transposed(right))
     mirrored = transposed(inner)
@@ -100,7 +100,7 @@ def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Arr
     turn = ratio(new[:, :, None] + new[:, None, :], old[:, :, None] + old[:, None, :])
     moved = change * (inner + mirrored) / 2 + turn * (inner - mirrored) / 2
     beside = across - xp.matmul(inner, right)
-    share = xp.where(told > 0, ratio(new, old), slope)
+    share = xp.where(resolved > 0, ratio(new, old), slope)
     return xp.matmul(left, xp.matmul(moved, right) + share[:, :, None] * beside)
 
 
@@ -115,7 +115,7 @@ def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
     generic = xp.cos(0.7 * numbers[:count, None] * numbers)
 
     def product(spectrum: Spectrum) -> Array:
-        return xp.matmul(spectrum.left, spectrum.right * spectrum.told[:, :, None])
+        return xp.matmul(spectrum.left, spectrum.right * spectrum.resolved[:, :, None])
 
     def complete(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         """Fills missing directions with those nearest the diagonal, then a generic matrix."""
@@ -156,20 +156,20 @@ def off_identity(matrices: Array, precise: float) -> Array:
     return branch(xp.all(clear), lambda: length, precisely)
 
 
-def orthonormal(rows: Array, told: Array | None = None) -> Array:
+def orthonormal(rows: Array, resolved: Array | None = None) -> Array:
     """The orthonormal rows nearest to almost orthonormal ones, by Newton-Schulz steps; 0 for those not resolved."""
     xp = namespace(rows)
-    told = xp.ones_like(rows[:, :, 0]) if told is None else told
+    resolved = xp.ones_like(rows[:, :, 0]) if resolved is None else resolved
     near = epsilon(dtype_of(rows)) ** 0.5 / 2
 
     def step(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         (rows,) = state
         gram = _gram(rows)
-        off = gram - _identity(rows) * told[:, :, None]
+        off = gram - _identity(rows) * resolved[:, :, None]
         return (1.5 * rows - 0.5 * xp.matmul(gram, rows),), xp.sum(off * off, axis=(1, 2)) > near**2
 
     (rows,) = iterate(step, (rows,), STEPS)
-    return rows * ratio(told, _lengths(rows))[:, :, None]
+    return rows * ratio(resolved, _lengths(rows))[:, :, None]
 
 
 def singular_values(matrices: Array) -> Array:

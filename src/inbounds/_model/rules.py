@@ -83,6 +83,9 @@ def _plan(
     entries: list[Entry] = []
     free: list[tuple[Weight, str]] = []
     joined: set[tuple[int, Set]] = set()
+    of_layer: dict[int, list[Weight]] = {}
+    for weight in weights:
+        of_layer.setdefault(id(weight.layer), []).append(weight)
     for weight in weights:
         assignment = assignments.get(id(weight.variable))
         if assignment is None or not isinstance(assignment.set, Set):
@@ -91,7 +94,8 @@ def _plan(
             entries.append(_entry(assignment, [weight]))
         elif (key := (0 if given.across_layers else id(weight.layer), given)) not in joined:
             joined.add(key)
-            entries.append(_entry(assignment, *_members(weight, assignment, weights, assignments, partial)))
+            near = weights if given.across_layers else of_layer[id(weight.layer)]
+            entries.append(_entry(assignment, *_members(weight, assignment, near, assignments, partial)))
     if strict:
         _check_enforceable(entries)
     joints = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
@@ -208,11 +212,11 @@ def _members(
 def _joint_members(
     weight: Weight, assignment: Assignment, weights: Sequence[Weight], assignments: Mapping[int, Assignment]
 ) -> tuple[list[Weight], str]:
-    """The weights of a layer that make one vector per unit under a Joint, and a note on those that don't."""
+    """Those of a layer's weights that make one vector per unit under a Joint, and a note on those that don't."""
     joint: Joint = assignment.set
     layer = weight.layer
     layout = layout_of(layer)
-    own = {w.name: w for w in weights if w.layer is layer}
+    own = {w.name: w for w in weights}
     members, missing = [], []
     where = f"{joint!r} on {weight.path}"
     for name in joint.weights:

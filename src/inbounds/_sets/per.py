@@ -194,8 +194,8 @@ class Per(Composite):
 
     def _inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
         """The set in it, and units or rows as it sees them; without a layer, inputs lie along a unit's last axis."""
-        views = given[0].views
-        own = self.laid_out([WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in views])
+        seen = () if self.views else given[0].views
+        own = self.laid_out([WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in seen])
         return own.set, [one.seen(own.views) if isinstance(one, Laid) else _seen(one, own.views) for one in given]
 
     def __repr__(self) -> str:

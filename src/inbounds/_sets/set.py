@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import html
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any, ClassVar, TypeVar
 
 import keras
@@ -390,7 +390,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         with quiet(rows):
             edges = [excess for excess, _ in self.edges(laid)]
         count = max(excess.shape[0] for excess in edges)
-        worst = reduce(xp.maximum, [repeated(excess, count) for excess in edges], xp.zeros_like(edges[0][:1]))
+        worst = functools.reduce(xp.maximum, [repeated(excess, count) for excess in edges], xp.zeros_like(edges[0][:1]))
         return xp.where(self._finite(laid, count), worst, xp.full_like(worst, float("inf")))
 
     def tolerance(self, dtype: str, rows: Rows | None = None) -> Any:
@@ -478,17 +478,16 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         metric = without_gradient(constant(cast(rows, working_dtype(dtype_of(rows))), metric))
         good = xp.isfinite(metric) & (metric > 0)
         if is_concrete(good) and not bool(xp.all(good)):
-            raise SetError(
-                "`metric` is not finite and above 0 everywhere",
-                f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
-                where=f"rows of shape {tuple(rows.shape)}",
-                instead="a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm",
-            )
+            wrong = "`metric` is not finite and above 0 everywhere"
+            received = f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not"
+            instead = "a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm"
+            raise SetError(wrong, received, where=f"rows of shape {tuple(rows.shape)}", instead=instead)
         return metric
 
     # A value: arguments, equality, repr, saving.
 
     @classmethod
+    @functools.cache
     def argument_names(cls) -> tuple[str, ...]:
         """The names of the constructor's arguments; each is an attribute too."""
         return tuple(inspect.signature(cls).parameters)
@@ -549,14 +548,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self) or (hasattr(type(self), name) and name not in self.argument_names()):
-            raise AttributeError(
-                explain(
-                    "A set can't be changed: a compiled training step would not see it",
-                    f"{name}={value!r}",
-                    where=repr(self),
-                    instead="make a new set and call inbounds.constrain(model, rules) again",
-                )
-            )
+            wrong = "A set can't be changed: a compiled training step would not see it"
+            instead = "make a new set and call inbounds.constrain(model, rules) again"
+            raise AttributeError(explain(wrong, f"{name}={value!r}", where=repr(self), instead=instead))
         super().__setattr__(name, value)
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""Sets of matrices told by their spectrum: SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite.
+"""Sets of matrices by their spectrum: SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite.
 
 The nearest matrix keeps the singular vectors of the given one and changes its singular values only.
 
@@ -136,7 +136,7 @@ class _Shrinking(_Spectral):
         new, slope = self._changed(spectrum.values, scale, units.dtype)
         outside = self._outside(fixed, spectrum.values * scale, units)
         # A value with a vector that is not resolved stays or becomes 0.
-        rows = (new * xp.maximum(slope, spectrum.told))[:, :, None] * spectrum.right
+        rows = (new * xp.maximum(slope, spectrum.resolved))[:, :, None] * spectrum.right
         unit = self._unit(scale)
         nearest = xp.matmul(spectrum.left, rows) * unit[:, :, None]
         if units.differentiable:
@@ -356,7 +356,7 @@ class NuclearNorm(_Ball):
 
     def _moved(self, spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
         xp = namespace(step)
-        above = slope * spectrum.told
+        above = slope * spectrum.resolved
         along = xp.sum(spectrum.right * xp.matmul(transposed(spectrum.left), step), axis=2)
         threshold = xp.sum(above * along, axis=1, keepdims=True) / xp.maximum(xp.sum(above, axis=1, keepdims=True), 1.0)
         with_threshold = (above * threshold)[:, :, None] * spectrum.right
