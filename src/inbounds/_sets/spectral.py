@@ -1,4 +1,4 @@
-"""Sets of matrices that their spectrum decides on: SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite.
+"""Sets of matrices by their spectrum: SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite.
 
 The nearest matrix keeps the singular vectors of the given one and changes its singular values only.
 
