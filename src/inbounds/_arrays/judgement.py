@@ -17,8 +17,7 @@ import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, SMALLEST_EXPONENT, epsilon, ulp, ulps, working_dtype
 
-Bound = float | np.ndarray[Any, Any]
-"""One number for all units, or an array with one for each."""
+Bound = float | np.ndarray[Any, Any]  # one number for all units, or an array with one for each
 
 
 def span_of(bound: Bound) -> tuple[float, float]:

@@ -17,8 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import keras
 import numpy as np
 
-Array = Any
-"""A NumPy array or a tensor of Keras' backend."""
+Array = Any  # a NumPy array or a tensor of Keras' backend
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -26,11 +25,8 @@ Result = TypeVar("Result")
 MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 """The explicit bits of the significand, in which a unit in the last place is measured."""
 
-HUGE = 2.0**120
-"""The largest scale: near the largest float32, and its inverse is still a normal number."""
-
-BLOCK = 32
-"""How many numbers `blocked_sum` leaves to the backend to add in any order."""
+HUGE = 2.0**120  # the largest scale: near the largest float32, and its inverse is still a normal number
+BLOCK = 32  # how many numbers `blocked_sum` leaves to the backend to add in any order
 
 SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 """The smallest normal number of each working dtype. XLA takes smaller numbers for 0."""

@@ -1,12 +1,8 @@
 """Layouts: which axes of a layer's weights make a unit.
 
-A layout gives, for each weight of a layer by its name, the axes that one unit spans: those that
-the layer sums over to compute one output feature. A weight without such axes (a bias, a scale) has
-the layout (). Layers that Keras doesn't ship register their layout.
-
-For a weight that no layout names, the units are guessed, every axis but the last, with a warning.
-For a layer that wraps a model of another framework, nothing is guessed: its axes may have another
-order.
+A unit spans the axes that the layer sums over to compute one output feature; a bias or a scale has
+none. For a weight that no layout names, the units are guessed, every axis but the last, with a
+warning, unless the layer wraps a model of another framework, whose axes may have another order.
 """
 
 from __future__ import annotations
@@ -117,14 +113,10 @@ def layout_of(layer: Any) -> Layout:
     return found if isinstance(found, Layout) else Layout(dict(found))
 
 
-FOREIGN_WRAPPERS = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
-"""Layers of Keras that wrap a model of another framework."""
-
-
 def wraps_foreign_model(layer: Any) -> bool:
     """Whether a layer wraps a model of another framework, whose axes may have another order."""
-    names = [name for name in FOREIGN_WRAPPERS if hasattr(keras.layers, name)]
-    return isinstance(layer, tuple(getattr(keras.layers, name) for name in names))
+    names = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
+    return isinstance(layer, tuple(getattr(keras.layers, name) for name in names if hasattr(keras.layers, name)))
 
 
 def _torch_module(layer: Any) -> Layout:

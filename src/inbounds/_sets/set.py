@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import html
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any, ClassVar, TypeVar
 
 import keras
@@ -390,7 +390,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         with quiet(rows):
             edges = [excess for excess, _ in self.edges(laid)]
         count = max(excess.shape[0] for excess in edges)
-        worst = reduce(xp.maximum, [repeated(excess, count) for excess in edges], xp.zeros_like(edges[0][:1]))
+        worst = functools.reduce(xp.maximum, [repeated(excess, count) for excess in edges], xp.zeros_like(edges[0][:1]))
         return xp.where(self._finite(laid, count), worst, xp.full_like(worst, float("inf")))
 
     def tolerance(self, dtype: str, rows: Rows | None = None) -> Any:
@@ -487,6 +487,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     # A value: arguments, equality, repr, saving.
 
     @classmethod
+    @functools.cache
     def argument_names(cls) -> tuple[str, ...]:
         """The names of the constructor's arguments; each is an attribute too."""
         return tuple(inspect.signature(cls).parameters)

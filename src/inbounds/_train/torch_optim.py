@@ -1,7 +1,4 @@
-"""`project_after`: projects after each step of an optimizer of `torch.optim`.
-
-The readers here read the metrics of PyTorch's optimizers, as `metrics` does for Keras'.
-"""
+"""`project_after`: projects after each step of an optimizer of `torch.optim`, whose metric it reads."""
 
 from __future__ import annotations
 
@@ -29,15 +26,12 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.metrics import METRICS, OptimizerMetric
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
-from inbounds._train.step_projections import StepProjection, StepState, decide, signature
+from inbounds._train.step_projections import StepProjection, decide, signature
 from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
 
-LATENT = "latent"
-"""Under which name an optimizer's state holds latent weights. `state_dict` saves them with the rest."""
-
-MIN_RATE_RATIO = 1e-6
-"""The metric treats smaller learning rates as this share of the largest one."""
+LATENT = "latent"  # under which name an optimizer's state holds latent weights, which `state_dict` saves
+MIN_RATE_RATIO = 1e-6  # the metric treats smaller learning rates as this share of the largest one
 
 
 def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
@@ -82,7 +76,7 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
     import torch
 
     entries = entries_in_force(model)
-    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own = _groups(optimizer)
     weights = [weight for entry in entries for weight in entry.weights]
     if not any(id(weight.variable.value) in own for weight in weights):
         wrong = "The optimizer steps no weight of the plan"
@@ -179,7 +173,7 @@ class _StepHook:
             stepped = [(v, read(v).clone()) for one in latent for v in one.entry.variables]
             with no_gradient():
                 for one in latent:
-                    assign(one.projected_values(read, StepState(self.steps, concrete=True)))
+                    assign(one.projected_values(read, self.steps, None, True))
             loss = closure()
             reduce()
             with no_gradient():
