@@ -232,7 +232,8 @@ class SpectralNorm(_Ball):
     A zero matrix is inside. Singular values below the bound stay; equal ones are no special case.
     What ends up at the bound is aimed 3 + 2 sqrt(n) epsilons of float32 (float64) below it, for n
     rows or columns, whichever are fewer, so that the tolerance of float32 is 4 ulp at every size;
-    on JAX without float64 twice as far. NaN and infinities stay, and count as violated.
+    on JAX without float64 twice as far. A large matrix within a few ulp of the bound may be moved by
+    as much. NaN and infinities stay, and count as violated.
 
     Source: Lefkimmiatis, Ward and Unser, "Hessian Schatten-norm regularization for linear inverse
     problems", 2013; Sedghi, Gupta and Long, "The singular values of convolutional layers", 2019.
