@@ -5,7 +5,7 @@ their numbers of steps, so that what a fit does once doesn't count. Medians of t
 in which everything is compiled. One backend a process, or all by `benchmarks/run.py`:
 
     KERAS_BACKEND=jax python benchmarks/step_time.py
-    KERAS_BACKEND=jax python benchmarks/step_time.py --of groups --rounds 5
+    KERAS_BACKEND=jax python benchmarks/step_time.py --models groups --rounds 5
 """
 
 import argparse
@@ -42,9 +42,6 @@ def conv(**arguments):
     )
 
 
-MODELS = {"mlp": (mlp, 45), "many": (many, 45), "conv": (conv, 10)}
-"""With the steps of the long fit."""
-
 PLAIN, DEFAULT = ("euclidean", 1, "full"), ("auto", 1, "reduced")
 
 
@@ -64,7 +61,13 @@ def kernels(owner, how):
     return {"kernel_constraint": owner.in_training(*how)}
 
 
-VARIANTS = {
+def clipped_by_svd(weight):
+    """What a constraint of one's own does in place of `SpectralNorm`."""
+    u, values, v = keras.ops.svd(weight, full_matrices=False)
+    return keras.ops.matmul(u * keras.ops.minimum(values, 1.0), v)
+
+
+VECTORS = {
     "free": {},
     "Keras' MaxNorm and NonNeg": {
         "kernel_constraint": keras.constraints.MaxNorm(1.0),
@@ -81,8 +84,16 @@ VARIANTS = {
     "Simplex": kernels(ib.Simplex(), DEFAULT),
 }
 
+MATRICES = {
+    "free": {},
+    "an SVD in a constraint of Keras": {"kernel_constraint": clipped_by_svd},
+    "SpectralNorm, plain": kernels(ib.SpectralNorm(1.0), PLAIN),
+    "SpectralNorm": kernels(ib.SpectralNorm(1.0), DEFAULT),
+    "SpectralNorm, every=10": kernels(ib.SpectralNorm(1.0), ("auto", 10, "reduced")),
+}
 
 GROUPS = {
+    "free": {},
     'Equal("symmetric")': ib.Equal("symmetric"),
     "Together(FrobeniusNorm)": ib.Together(ib.FrobeniusNorm(20.0)),
     "Together(L1Ball)": ib.Together(ib.L1Ball(5000.0)),
@@ -99,6 +110,15 @@ GROUPS = {
 
 SQUARE = ("Tied", "MaxNorm(array)", "Marginals")
 """Those on the three kernels between hidden layers."""
+
+MODELS = {
+    "mlp": (mlp, 45, VECTORS),
+    "many": (many, 45, VECTORS),
+    "conv": (conv, 10, VECTORS),
+    "matrices": (mlp, 25, MATRICES),
+    "groups": (mlp, 45, GROUPS),
+}
+"""With the steps of the long fit, and how it is constrained."""
 
 
 def ruled(owner, name, model):
@@ -161,22 +181,18 @@ def bytes_of_step(model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, *GROUPS], metavar="NAME")
-    parser.add_argument(
-        "--of", choices=("columns", "groups"), default="columns", help="of which sets; groups on the MLP"
-    )
+    parser.add_argument("--models", nargs="*", default=[one for one in MODELS if one != "groups"], choices=list(MODELS))
+    parser.add_argument("--variants", nargs="*", help="all where left out")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
     options = parser.parse_args()
-    options.models = ["mlp"] if options.of == "groups" else options.models
     found = {}
     for name in options.models:
-        build, steps = MODELS[name]
-        variants = VARIANTS if options.of == "columns" else {"free": {}} | GROUPS
-        chosen = [one for one in variants if one == "free" or options.variants is None or one in options.variants]
-        models = {variant: compiled(build, VARIANTS.get(variant, {})) for variant in chosen}
-        for variant in GROUPS.keys() & models.keys():
-            ruled(GROUPS[variant], variant, models[variant])
+        build, steps, variants = MODELS[name]
+        chosen = [one for one in variants if one == "free" or one in (options.variants or variants)]
+        ruled_by = {one: variants[one] for one in chosen if variants is GROUPS and one != "free"}
+        models = {one: compiled(build, {} if one in ruled_by else variants[one]) for one in chosen}
+        for variant, owner in ruled_by.items():
+            ruled(owner, variant, models[variant])
         rng = np.random.default_rng(0)
         x = rng.normal(size=(BATCH * steps, *models["free"].input_shape[1:])).astype("float32")
         y = rng.normal(size=(BATCH * steps, models["free"].output_shape[-1])).astype("float32")

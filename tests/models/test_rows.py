@@ -59,7 +59,7 @@ def ready(optimizer, owner=None, model=None):
     model = model or table()
     rng = np.random.default_rng(1)
     model.set_weights([rng.normal(0, 0.5, w.shape).astype("float32") for w in model.weights])
-    model.compile(optimizer, "mse")
+    model.compile(optimizer, "mse", jit_compile=False)  # XLA takes seconds for each
     if owner is not None:
         ib.constrain(model, {"table/*": owner})
     return model

@@ -195,7 +195,7 @@ def inputs(n: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("n", [2, 17, 128])
+@pytest.mark.parametrize("n", [2, 17, pytest.param(128, marks=pytest.mark.repetition)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_permutation_is_farther_in_the_direction_moved(n: int, dtype: str) -> None:
     # This proves a point of the set the nearest: permutations are the corners of the set.

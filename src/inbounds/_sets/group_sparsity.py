@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
-import numpy as np
-
-from inbounds._arrays.judgement import Bound, Judgement
+from inbounds._arrays.judgement import Judgement
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
     HUGE,
@@ -20,26 +19,22 @@ from inbounds._arrays.ops import (
     dtype_of,
     namespace,
     without_gradient,
-    working_dtype,
 )
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import View, WeightLayout
 from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, in_a_row, number_or_array, numbers_of_units, positive_integer
+from inbounds._sets.arguments import at_most, axes, in_a_row, number_or_array, numbers_of_units, positive_integer
 from inbounds._sets.declaration import Declaration, Row
 from inbounds._sets.groups import groups_of, span_of
 from inbounds._sets.one_row import nearest_on_one_row
-from inbounds._sets.per import seen, unseen
+from inbounds._sets.per import seen_by, unseen
 from inbounds._sets.set import Edge, Set, registered
-from inbounds._sets.sparsity import largest
+from inbounds._sets.sparsity import largest, too_many
+from inbounds._sets.sums import OfTotal
 from inbounds._types import Axis, Integer, Numbers
 
-NAMES = ("inputs", "units", "heads", "gates")
-"""The groups of a whole weight that have a name."""
-
-ROOM = 2.0**100
-"""The largest entry in units of norms: a radius may be as much smaller, and more."""
-
+NAMES = ("inputs", "units", "heads", "gates")  # the groups of a whole weight that have a name
+ROOM = 2.0**100  # the largest entry in units of norms: a radius may be as much smaller, and more
 OfGroups: TypeAlias = Numbers | Literal["inputs", "units", "heads", "gates"]
 """Labels for the entries of a unit, or a name for the groups of a whole weight."""
 
@@ -140,12 +135,12 @@ class GroupSet(Set):
             return _beside(shape, max(span))
         if self.view is not None and len(shape) == len(self.view.shape):
             return replace(self.view, shape=shape)
-        if self.view is None or np.prod(shape) != np.prod(self.view.shape):
+        if self.view is None or math.prod(shape) != math.prod(self.view.shape):
             raise self._no_axis([shape])
         return self.view
 
     def _seen(self, units: Units) -> Units:
-        return seen(units, [self._view(tuple(units.parts[0].shape), units.axes[0])])
+        return seen_by(units, [self._view(tuple(units.parts[0].shape), units.axes[0])])
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
@@ -185,7 +180,8 @@ class GroupSet(Set):
         elif self.matrix:
             entries = rows
         else:
-            entries = replace(laid, rows=rows).seen([self._view(laid.shapes[0], laid.axes[0])]).rows
+            view = laid.views[0]
+            entries = replace(laid, rows=rows).seen([self._view(view.shape, view.axes)]).rows
         size = without_gradient(xp.max(xp.abs(entries), axis=-1, keepdims=True))
         size = xp.where(size > 0, xp.clip(size, 1 / HUGE, HUGE), xp.ones_like(size))
         squares = xp.sum((entries / size) ** 2, axis=-1, keepdims=True)
@@ -203,7 +199,7 @@ def _beside(shape: tuple[int, ...], axis: int) -> View:
 
 
 @registered
-class GroupL1Ball(GroupSet):
+class GroupL1Ball(OfTotal, GroupSet):
     """{w : |w_1|_2 + ... + |w_g|_2 <= radius}, for the groups of its entries: few groups that are not 0.
 
     `L1Ball` on the norms of groups: entries of a group become 0 together. With the groups "inputs"
@@ -259,13 +255,6 @@ class GroupL1Ball(GroupSet):
     def _beyond(self, norms: Array) -> Array:
         return namespace(norms).sum(norms, axis=1) - constant(norms, self.level)
 
-    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        return Judgement(size, dtype).tolerated(self.level)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the radius."""
-        return self._by_scale(units, taken, self.level)
-
 
 @registered
 class GroupSparse(GroupSet):
@@ -316,13 +305,9 @@ class GroupSparse(GroupSet):
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
-        if 0 <= (number := self._number(units)) < self.k:
-            raise SetError(
-                "`k` of GroupSparse is above the number of groups",
-                f"k={self.k}",
-                where=f"{self!r} on {units.count} units of {units.size} entries, with {number} groups",
-                instead=f"k={number}, or less",
-            )
+        number = self._number(units)
+        where = f"{units.count} units of {units.size} entries, with {number} groups"
+        at_most(self, "k", number if number >= 0 else self.k, "the number of groups", where)
 
     def _shorter(self, norms: Array, unit: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(norms)
@@ -332,11 +317,4 @@ class GroupSparse(GroupSet):
         return ~(largest(norms, self.k) | (norms <= 0) | ~finite), xp.zeros_like(norms)
 
     def _beyond(self, norms: Array) -> Array:
-        xp = namespace(norms)
-        if self.k >= norms.shape[1]:
-            return 0 * norms[:, 0] - np.inf
-        most = xp.sort(norms, axis=1)[:, norms.shape[1] - self.k - 1]
-        return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
+        return too_many(norms, self.k)

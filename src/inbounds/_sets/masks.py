@@ -127,8 +127,7 @@ class Where(Composite):
         """The mask; without a layer a name is by the units as they are."""
         if not self.named:
             return self.mask
-        shapes = of.shapes if isinstance(of, Laid) else [tuple(part.shape) for part in of.parts]
-        return self._named_mask([WeightLayout(*pair) for pair in zip(shapes, of.axes, strict=True)])
+        return self._named_mask([WeightLayout(view.shape, view.axes) for view in of.views])
 
     def check_fit(self, units: Units) -> None:
         self.set.check_fit(units.where(self._marks(units)))
@@ -247,8 +246,8 @@ class On(Composite):
 
     def _by_itself(self, of: Units | Laid) -> Set:
         """Without a layer, the inputs lie along the last axis of a unit."""
-        shapes = of.shapes if isinstance(of, Laid) else [tuple(part.shape) for part in of.parts]
-        return self.resolved(shapes, [max(of.axes[0], default=None), *(None for _ in shapes[1:])])
+        shapes = [view.shape for view in of.views]
+        return self.resolved(shapes, [max(of.views[0].axes, default=None), *(None for _ in shapes[1:])])
 
     def __repr__(self) -> str:
         inputs = self.inputs if len(self.inputs) <= FEW else shown(np.array(self.inputs))
