@@ -104,7 +104,7 @@ GROUPS = {
     'MaxNorm & MaxNorm.per("inputs")': ib.MaxNorm(1.0) & ib.MaxNorm(0.5).per("inputs"),
     'Fixed(0).where("not causal")': ib.Fixed(0.0).where("not causal"),
     "MaxNorm(array)": None,
-    "Marginals": ib.Marginals(1.0, 1.0),
+    "Marginals": ib.Marginals(1.0, 1.0),  # takes minutes
 }
 """Sets of groups of entries and of weights together, on the kernels of the MLP."""
 
