@@ -14,7 +14,7 @@ from inbounds._sets.arguments import names
 from inbounds._sets.composite import Composite, contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set, registered, with_argument
-from inbounds._types import Constraint, Inputs, Kind, Mask, Numbers
+from inbounds._types import Constraint, Inputs, Integer, Kind, Mask, MaskName, Numbers
 
 KERNEL_AND_BIAS = ("kernel", "bias")
 
@@ -48,9 +48,9 @@ class JointSet(Composite):
             raise SetError(wrong, shown(other), where=f"{self!r} & ...", instead=f"{name}(a & b)")
         return self.rebuilt([self.inner & other.inner])
 
-    def where(self, mask: Mask) -> Set:
+    def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
         """The set for those entries of each vector only that a mask marks."""
-        return self.rebuilt([self.inner.where(mask)])
+        return self.rebuilt([self.inner.where(mask, width)])
 
     def on(self, inputs: Inputs) -> Set:
         """The set for those weights only that come from some inputs of a layer; a bias comes from none."""

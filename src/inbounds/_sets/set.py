@@ -44,7 +44,21 @@ from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
 from inbounds._sets.training import NAMES, Training
-from inbounds._types import Constraint, Every, Gradient, Inputs, Kind, Latent, Mask, Metric, Numbers, Rows, Step
+from inbounds._types import (
+    Constraint,
+    Every,
+    Gradient,
+    Inputs,
+    Integer,
+    Kind,
+    Latent,
+    Mask,
+    MaskName,
+    Metric,
+    Numbers,
+    Rows,
+    Step,
+)
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
 
@@ -174,14 +188,16 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         instead = "a & b for both sets, `constraint is not None` to ask whether there is one"
         raise SetError(wrong, f"bool({self!r})", where=where, instead=instead)
 
-    def where(self, mask: Mask) -> Set:
+    def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
         """The set for those entries only that a mask marks; the others are neither seen nor changed.
 
         Args:
             mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a
-                unit.
+                unit. Or "causal", where input i and unit j have i <= j, or "banded", abs(i - j) <=
+                width; "not causal" and "not banded" mark the others.
+            width: of a band.
         """
-        return CLASSES["Where"](self, mask)
+        return CLASSES["Where"](self, mask, width)
 
     def on(self, inputs: Inputs) -> Set:
         """The set for those weights only that come from some inputs of the layer.
@@ -196,8 +212,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The set for units of another kind than the layer's output units.
 
         Args:
-            kind: "units", "inputs", "weight", "heads" or "gates", of which the layout of the layer
-                knows the axes.
+            kind: "units", "inputs", "weight", "heads", "gates" or "window", of which the layout of
+                the layer knows the axes.
         """
         return CLASSES["Per"](self, kind)
 
