@@ -181,9 +181,7 @@ def bytes_of_step(model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument(
-        "--models", nargs="*", default=[name for name in MODELS if name != "groups"], choices=list(MODELS)
-    )
+    parser.add_argument("--models", nargs="*", default=[one for one in MODELS if one != "groups"], choices=list(MODELS))
     parser.add_argument("--variants", nargs="*", help="all where left out")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
     options = parser.parse_args()
@@ -191,10 +189,10 @@ def main():
     for name in options.models:
         build, steps, variants = MODELS[name]
         chosen = [one for one in variants if one == "free" or one in (options.variants or variants)]
-        arguments = {} if variants is GROUPS else variants
-        models = {variant: compiled(build, arguments.get(variant, {})) for variant in chosen}
-        for variant in chosen[1:] if variants is GROUPS else ():
-            ruled(GROUPS[variant], variant, models[variant])
+        ruled_by = {one: variants[one] for one in chosen if variants is GROUPS and one != "free"}
+        models = {one: compiled(build, {} if one in ruled_by else variants[one]) for one in chosen}
+        for variant, owner in ruled_by.items():
+            ruled(owner, variant, models[variant])
         rng = np.random.default_rng(0)
         x = rng.normal(size=(BATCH * steps, *models["free"].input_shape[1:])).astype("float32")
         y = rng.normal(size=(BATCH * steps, models["free"].output_shape[-1])).astype("float32")
