@@ -286,6 +286,27 @@ class Units:
         """The units with the axes of `like`, from which `together` made one unit."""
         return self._but(axes=like.axes)
 
+    def seen(self, views: Sequence[View]) -> Units:
+        """The same entries by other units: a view for each part."""
+
+        def arrays(given: Any) -> Any:
+            if given is None:
+                return None
+            return tuple(
+                piece
+                if piece is None or tuple(part.shape) == view.shape
+                else namespace(piece).reshape(namespace(piece).broadcast_to(piece, tuple(part.shape)), view.shape)
+                for piece, part, view in zip(given, self.parts, views, strict=True)
+            )
+
+        given = {name: arrays(getattr(self, name)) for name in ("parts", "masks", "metric", "moved_from")}
+        return self._but(axes=tuple(view.axes for view in views), **given)
+
+    def unseen(self, like: Units) -> Units:
+        """The units of `like`, with the entries of these, which were `seen` from them."""
+        pairs = zip(self.parts, like.parts, strict=True)
+        return like.with_parts([namespace(x).reshape(x, tuple(old.shape)) for x, old in pairs])
+
     def where(self, mask: Placed) -> Units:
         """The units with a mask, see `place`: other entries are neither read nor changed."""
         masks = []

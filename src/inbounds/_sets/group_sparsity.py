@@ -27,7 +27,6 @@ from inbounds._sets.arguments import at_most, axes, in_a_row, number_or_array, n
 from inbounds._sets.declaration import Declaration, Row
 from inbounds._sets.groups import groups_of, span_of
 from inbounds._sets.one_row import nearest_on_one_row
-from inbounds._sets.per import seen_by, unseen
 from inbounds._sets.set import Edge, Set, registered
 from inbounds._sets.sparsity import largest, too_many
 from inbounds._sets.sums import OfTotal
@@ -140,7 +139,7 @@ class GroupSet(Set):
         return self.view
 
     def _seen(self, units: Units) -> Units:
-        return seen_by(units, [self._view(tuple(units.parts[0].shape), units.axes[0])])
+        return units.seen([self._view(tuple(units.parts[0].shape), units.axes[0])])
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
@@ -166,7 +165,7 @@ class GroupSet(Set):
         """The groups as units; and what makes units of a function of entries and of numbers for the groups."""
         if self.whole:
             grouped = units if self.matrix else self._seen(units)
-            return grouped, lambda fn, *numbers: unseen(grouped.map(fn, *numbers), units)
+            return grouped, lambda fn, *numbers: grouped.map(fn, *numbers).unseen(units)
         rows, mask, groups = units.rows(), units.mask_rows(), groups_of("", self.groups, span_of(units))
         xp = namespace(rows)
         entries = groups.gathered(rows if mask is None else xp.where(mask, rows, xp.zeros_like(rows)))
@@ -180,7 +179,7 @@ class GroupSet(Set):
         elif self.matrix:
             entries = rows
         else:
-            view = laid.views[0]
+            (view,) = laid.views
             entries = replace(laid, rows=rows).seen([self._view(view.shape, view.axes)]).rows
         size = without_gradient(xp.max(xp.abs(entries), axis=-1, keepdims=True))
         size = xp.where(size > 0, xp.clip(size, 1 / HUGE, HUGE), xp.ones_like(size))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import Array, namespace
+from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, View, WeightLayout
 from inbounds._errors import SetError, shown
@@ -184,11 +184,11 @@ class Per(Composite):
 
     def _project(self, units: Units) -> Units:
         inner, (seen,) = self._inside(units)
-        return unseen(inner.nearest(seen.comparable(inner.couples_units)), units)
+        return inner.nearest(seen.comparable(inner.couples_units)).unseen(units)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         inner, (seen, slope) = self._inside(units, gradient)
-        return unseen(inner.reduced(seen, slope), units)
+        return inner.reduced(seen, slope).unseen(units)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         inner, (seen, normal) = self._inside(units, taken)
@@ -206,7 +206,7 @@ class Per(Composite):
         """The set in it, and units or rows as it sees them; without a layer, inputs lie along a unit's last axis."""
         seen = () if self.views else given[0].views
         own = self.laid_out([WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in seen])
-        return own.set, [one.seen(own.views) if isinstance(one, Laid) else seen_by(one, own.views) for one in given]
+        return own.set, [one.seen(own.views) for one in given]
 
     def __repr__(self) -> str:
         return f"{bracketed(self.set)}.per({self.kind!r})"
@@ -290,32 +290,3 @@ def _of_window(given: Set, window: tuple[int, ...]) -> Set:
         )
     labels = np.arange(window[0] ** 2).reshape(window)
     return Equal(np.minimum(labels, labels.T))
-
-
-def seen_by(units: Units, views: Sequence[View]) -> Units:
-    """The same units by other ones: a view for each part."""
-
-    def arrays(given: Any, like: Sequence[Array]) -> Any:
-        if given is None:
-            return None
-        return tuple(
-            piece
-            if piece is None or tuple(part.shape) == view.shape
-            else namespace(piece).reshape(namespace(piece).broadcast_to(piece, tuple(part.shape)), view.shape)
-            for piece, part, view in zip(given, like, views, strict=True)
-        )
-
-    return replace(
-        units,
-        parts=arrays(units.parts, units.parts),
-        axes=tuple(view.axes for view in views),
-        masks=arrays(units.masks, units.parts),
-        metric=arrays(units.metric, units.parts),
-        moved_from=arrays(units.moved_from, units.parts),
-    )
-
-
-def unseen(view: Units, units: Units) -> Units:
-    """Units as they were before they were seen otherwise, with the entries of the view."""
-    pairs = zip(view.parts, units.parts, strict=True)
-    return units.with_parts([namespace(x).reshape(x, tuple(like.shape)) for x, like in pairs])
