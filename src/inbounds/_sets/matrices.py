@@ -76,7 +76,7 @@ class MatrixSet(Set):
         if self.square and units.count // self.stack != units.size:
             wrong = f"{type(self).__name__} is for square matrices: as many units as entries of a unit"
             shape = f"{self.stack} of {units.count // self.stack} units by {units.size} entries"
-            instead = "a square weight, or `stack` for several square ones side by side"
+            instead = "a square weight, `stack` for several side by side, or Symmetric().per('window') for windows"
             raise SetError(wrong, shape, where=repr(self), instead=instead)
 
     def reported_units(self, units: int) -> int:
