@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import math
 import os
@@ -12,13 +13,14 @@ import tempfile
 import textwrap
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from inbounds._arrays.ops import to_numpy
@@ -64,8 +66,9 @@ def _audit(options: argparse.Namespace) -> int:
         wrong = f"Can't write {str(page)!r}: it {'is the model' if is_model else 'exists'}"
         instead = "another name" + ", or --force as well, to replace it" * (not is_model)
         raise FileError(wrong, f"--html {shlex.quote(str(page))}", instead=instead)
-    model = _load(options.model, options, compiled=False)
-    report = audit(model, _rules(options, model), options.accept).of_file(options.model)
+    with _in_progress(f"Auditing {printable(str(options.model))}"):
+        model = _load(options.model, options, compiled=False)
+        report = audit(model, _rules(options, model), options.accept).of_file(options.model)
     if page:
         try:
             report.to_html(page)
@@ -81,8 +84,9 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    models = [_load(path, options, compiled=False) for path in (options.before, options.model)]
-    before, after = (audit(model, _rules(options, model)) for model in models)
+    with _in_progress("Auditing both models"):
+        models = [_load(path, options, compiled=False) for path in (options.before, options.model)]
+        before, after = (audit(model, _rules(options, model)) for model in models)
     old, new = map(_values, models)
     common = [path for path in new if path in old]
     if not common:
@@ -246,6 +250,16 @@ def _write_error(path: Path, error: OSError) -> FileError:
 
 
 # Text.
+
+
+@contextlib.contextmanager
+def _in_progress(what: str) -> Iterator[None]:
+    """Shows on a terminal what is being done, and for how long; an audit takes a second for some hundred weights."""
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    disable = not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=disable) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 def _print_report(report: Any) -> None:
