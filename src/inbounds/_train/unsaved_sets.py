@@ -62,12 +62,14 @@ def _saved_layers(model: Any) -> list[Any]:
 
 
 def _saves_arguments(layer: Any, planned: list[tuple[Weight, Set]]) -> bool:
-    """Whether a layer is one of Keras, and its arguments hold the planned sets, which are no code of a user's."""
+    """Whether a layer is one of Keras, as its config makes it, whose arguments hold the planned sets of inbounds."""
     held = [weight.layer is layer and weight.declared_constraint == constraint for weight, constraint in planned]
     kinds = {type(part) for _, constraint in planned for part in parts_of(constraint)}
     ours = all(kind.__module__.startswith("inbounds.") and kind is not Custom for kind in kinds)
     changing = any(constraint.changes for _, constraint in planned)
-    return all(held) and ours and not changing and type(layer).__module__.startswith("keras.")
+    made_over = getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False)  # has other weights
+    plain = type(layer).__module__.startswith("keras.") and not made_over
+    return all(held) and ours and not changing and plain
 
 
 def _lost_in_config(layer: Any, planned: list[tuple[Weight, Set]]) -> tuple[str, str] | None:
