@@ -2,6 +2,7 @@
 
 python tests/run.py [--all] [--backend NAME]... [pytest arguments]
 
+What stands on private parts of Keras runs on the oldest Keras that pyproject.toml takes too; all else on the newest.
 A usual run leaves out what only repeats a proof (tests/repetition.py). With --all it leaves out nothing, and takes one
 folder after the other, since processes keep what they have compiled, with TensorFlow up to 10 GB each. With --backend
 it runs the tests on that backend, or those, and nothing else. All other arguments go to pytest.
@@ -10,9 +11,11 @@ it runs the tests on that backend, or those, and nothing else. All other argumen
 import argparse
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +26,9 @@ CHECKS = {
     "types": ["mypy"],
     "docs": ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(ROOT / ".pytest_cache" / "site")],
 }
+ON_OLDEST_KERAS = ["tests/test_keras_ground.py", "tests/models/test_fit.py"]
+"""The private parts of Keras that inbounds hooks, and fits from beginning to end."""
+
 NO_TESTS = 5  # pytest's exit code where -k or a mark leaves a part without tests
 TESTS = ["pytest", "-n", "2", "--dist", "loadgroup", "--durations", "15"]
 
@@ -52,6 +58,19 @@ def check(name: str) -> str:
     if name == "docs" and importlib.util.find_spec("mkdocs") is None:
         return "not built, mkdocs is missing: pip install '.[docs]'"
     return run(CHECKS[name], **SETTINGS)
+
+
+def on_oldest_keras() -> str:
+    """Runs some tests on the oldest Keras that is supported, which is put before the installed one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (oldest,) = re.findall(r"keras>=([\d.]+)", " ".join(project["dependencies"]))
+    folder = ROOT / ".pytest_cache" / f"keras-{oldest}"
+    if not folder.exists():
+        pip = ["pip", "install", "--quiet", "--no-deps", "--target", str(folder), f"keras=={oldest}"]
+        if "FAILED" in run(pip):
+            return f"no tests, keras {oldest} can't be installed here"
+    paths = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    return run(["pytest", *ON_OLDEST_KERAS], KERAS_BACKEND=BACKENDS[0], PYTHONPATH=paths, **SETTINGS)
 
 
 def run(command: list[str], **environment: str) -> str:
@@ -84,6 +103,8 @@ def main() -> int:
         for name, part in parts(arguments).items():
             ended[backend + name] = run([*TESTS, *once, *part], KERAS_BACKEND=backend, **settings)
         once = ["--once-done"]
+    if not given.backend:
+        ended["oldest Keras"] = on_oldest_keras()
     print("\n" + ", ".join(f"{name}: {how}" for name, how in ended.items()))
     hows = {how.split(" in ")[0] for how in ended.values()}
     return 0 if "passed" in hows and "FAILED" not in hows else 1

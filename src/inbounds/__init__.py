@@ -27,12 +27,12 @@ from inbounds._report.report import Report, Row
 from inbounds._sets import public as _public
 from inbounds._sets.public import *  # noqa: F403  # all that its `__all__` lists
 from inbounds._sets.set import Set
+from inbounds._sets.support import SupportSet
 from inbounds._train.attach import constrain, project, release
 from inbounds._train.fit_hooks import hook_fits
 from inbounds._train.metrics import register_metric
-from inbounds._train.optax import optax_wrap
 from inbounds._train.optimizer_hooks import hook_optimizers
-from inbounds._train.stateless import stateless_project, stateless_reduce
+from inbounds._train.stateless import optax_wrap, stateless_project, stateless_reduce
 from inbounds._train.torch_optim import project_after
 from inbounds._version import __version__ as __version__
 
@@ -55,6 +55,7 @@ __all__ = [
     "RuleError",
     "Set",
     "SetError",
+    "SupportSet",
     "WeightNotMovedWarning",
     "audit",
     "check",

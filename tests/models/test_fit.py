@@ -114,6 +114,22 @@ def test_a_fit_of_a_model_without_sets_begins_with_what_it_is_given(digits):
 # Averages.
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of the trainer of TensorFlow")
+def test_a_step_is_traced_once():
+    losses = []
+
+    def loss(true, predicted):
+        losses.append(predicted)
+        return keras.losses.mean_squared_error(true, predicted)
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(loss=loss)
+    ib.constrain(model, {"**": ib.MaxNorm(0.1)})
+    losses.clear()
+    model.fit(np.ones((4, 3)), np.ones((4, 1)), batch_size=4, verbose=0)
+    assert len(losses) == 1
+
+
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras swaps by adding and subtracting there, which costs bits")
 def test_looking_at_an_average_changes_no_training(digits):
     ends = []

@@ -120,6 +120,23 @@ def test_a_csv_logger_writes_them_though_it_is_listed_first(digits, tmp_path):
     assert [float(line["active"]) for line in lines] == history.history["active"]
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras' TensorBoard writes by TensorFlow")
+def test_the_reader_of_tensorboard_finds_them_and_histograms_of_weights_inside(digits, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.util.tensor_util import make_ndarray
+
+    history = fit(digits, keras.callbacks.TensorBoard(tmp_path, histogram_freq=1, write_graph=False), ib.Monitor())
+    events = reader.EventAccumulator(str(tmp_path / "train"))
+    events.Reload()
+    for name in ("violation", "active"):
+        read = [make_ndarray(event.tensor_proto) for event in events.Tensors(f"epoch_{name}")]
+        np.testing.assert_allclose(read, history.history[name], rtol=1e-6)
+    for event in events.Tensors("sequential/out/kernel/histogram"):
+        left, right, count = make_ndarray(event.tensor_proto).T
+        assert count.sum() == 640
+        assert -0.5 <= left.min() < right.max() <= 0.5  # the bound of each norm
+
+
 def test_by_epoch_batches_are_not_audited(digits):
     logs = Logs()
     fit(digits, ib.Monitor(), logs)

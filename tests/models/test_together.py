@@ -161,7 +161,7 @@ def test_weights_that_can_t_be_tied_are_errors(rules, said):
     ("make", "said"),
     [
         (lambda: ib.Tied("a"), "`weights` of Tied are not two or more different strings"),
-        (lambda: ib.Tied("a", "b", transpose=2), "`transpose` of Tied is not a boolean"),
+        (lambda: ib.Tied("a", "b", transpose=2), "`transpose` of Tied is neither True nor False"),
         (lambda: TIE & ib.NonNeg(), "A Tied takes no `where`, `on` or `&`"),
         (lambda: TIE.where([True, False]), "A Tied takes no `where`, `on` or `&`"),
         (lambda: ib.Together(ib.Equal("toeplitz")), "Together is given a set of matrices"),

@@ -26,6 +26,7 @@ OTHERS = [
     ib.Joint(ib.MaxNorm(2), weights=["kernel", "recurrent_kernel", "bias"]),
     ib.Custom(clip01, axis=0),
     ib.MaxNorm(1).per("inputs"),
+    ib.MaxNorm(1).where("banded", width=np.int64(2)),
     (ib.NonNeg() & ib.MaxNorm(1)).per("heads"),
     ib.Joint(ib.MaxNorm(1).per("gates")),
     ib.NonNeg() & ib.MaxNorm(1) & ib.MaxNorm(2).per("inputs"),

@@ -7,7 +7,7 @@ doesn't hide an error in the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,45 +20,30 @@ from inbounds._errors import SetError
 
 @dataclass(frozen=True)
 class Laid:
-    """Units as rows.
+    """Units as rows."""
 
-    Attributes:
-        rows: of shape (units, size), in the dtype they are measured in.
-        span: the shape of one unit in its weight; the product is `size`.
-        dtype: the coarsest dtype of the weights, in which an ulp is measured.
-        shapes: the shapes of the weights that the rows come from.
-        axes: for each weight, the axes that one unit spans.
-        mask: which entries belong to their units, shaped like `rows`; None for all.
-    """
-
-    rows: Array
-    span: tuple[int, ...]
-    dtype: str
-    shapes: tuple[tuple[int, ...], ...]
-    axes: tuple[Axes, ...]
-    mask: np.ndarray[Any, Any] | None = None
+    rows: Array  # of shape (units, size), in the dtype they are measured in
+    views: tuple[View, ...]  # the weights that the rows come from, each with the axes that one unit spans
+    dtype: str  # the coarsest dtype of the weights, in which an ulp is measured
+    mask: np.ndarray[Any, Any] | None = None  # which entries belong to their units, like `rows`; None: all
 
     @classmethod
     def of_rows(cls, rows: Array) -> Laid:
         """Rows that are given as such, in their `working_dtype`."""
         dtype = dtype_of(rows)
-        shape = tuple(rows.shape)
-        return cls(cast(rows, working_dtype(dtype)), shape[1:], dtype, (shape,), ((1,),))
+        return cls(cast(rows, working_dtype(dtype)), (View(tuple(rows.shape), (1,)),), dtype)
 
     @classmethod
     def of_weights(cls, weights: Sequence[Any], axes: Sequence[Axes]) -> Laid:
-        """The units that several weights make together, in float64.
-
-        Args:
-            weights: the variables or arrays.
-            axes: for each weight, the axes that one unit spans.
-        """
+        """The units that variables or arrays make together, in float64, each along its own axes."""
         dtype = min((dtype_of(weight) for weight in weights), key=MANTISSA_BITS.__getitem__)
-        arrays = [to_numpy(weight) for weight in weights]
-        spans = tuple(tuple(sorted(axis)) for axis in axes)
-        rows = _lay(arrays, spans)
-        span = tuple(arrays[0].shape[axis] for axis in spans[0]) if len(arrays) == 1 else rows.shape[1:]
-        return cls(rows, span, dtype, tuple(array.shape for array in arrays), spans)
+        views = tuple(View(tuple(one.shape), tuple(sorted(span))) for one, span in zip(weights, axes, strict=True))
+        return cls(_rows(views, map(to_numpy, weights)), views, dtype)
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """The shape of one unit in its weight; of one that several weights form, its size."""
+        return self.views[0].span if len(self.views) == 1 else tuple(self.rows.shape[1:])
 
     @property
     def finite(self) -> Array:
@@ -84,54 +69,36 @@ class Laid:
         """The same weights by other units: a view for each weight."""
 
         def laid(rows: Array) -> Array:
-            xp, pieces, start = namespace(rows), [], 0
-            for shape, span, view in zip(self.shapes, self.axes, views, strict=True):
-                order = [axis for axis in range(len(shape)) if axis not in span] + list(span)
-                width = math.prod(shape[axis] for axis in span)
-                piece = xp.reshape(rows[:, start : start + width], tuple(shape[axis] for axis in order))
-                piece = xp.reshape(xp.transpose(piece, sorted(range(len(order)), key=order.__getitem__)), view.shape)
-                counting = [axis for axis in range(len(view.shape)) if axis not in view.axes]
-                size = math.prod(view.shape[axis] for axis in view.axes)
-                pieces.append(xp.reshape(xp.transpose(piece, (*counting, *view.axes)), (-1, size)))
-                start += width
-            return pieces[0] if len(pieces) == 1 else xp.concatenate(pieces, axis=1)
+            weights, start = [], 0
+            for old, new in zip(self.views, views, strict=True):
+                weights.append(namespace(rows).reshape(old.weight(rows[:, start : start + old.size]), new.shape))
+                start += old.size
+            return _rows(views, weights)
 
-        rows = laid(self.rows)
-        span = tuple(views[0].shape[axis] for axis in views[0].axes) if len(views) == 1 else tuple(rows.shape[1:])
-        shapes, axes = zip(*((view.shape, view.axes) for view in views), strict=True)
-        return replace(
-            self, rows=rows, span=span, shapes=shapes, axes=axes, mask=None if self.mask is None else laid(self.mask)
-        )
+        mask = None if self.mask is None else laid(self.mask)
+        return replace(self, rows=laid(self.rows), views=tuple(views), mask=mask)
 
-    def entries(self, value: float | np.ndarray[Any, Any]) -> float | np.ndarray[Any, Any]:
+    def entries(self, value: float | np.ndarray[Any, Any]) -> Any:
         """Values for the entries of a unit, or of the weight, as an array that broadcasts against the rows."""
         of_unit = isinstance(value, float) or value.ndim <= max(len(self.span), 1)
         return flat(value, self.span) if of_unit else self.place(value)
 
-    def place(self, value: Any) -> np.ndarray[Any, Any]:
-        """Values for the weights as rows, in float64.
+    def place(self, value: Any) -> Array:
+        """Values for the weights as rows, or as an array that broadcasts to them.
 
-        Args:
-            value: a number; an array that broadcasts to the weight; for several weights one value
-                for each entry of a unit, rows, or a tuple with one array per weight.
-
-        Raises:
-            SetError: the value fits none of these.
+        The value is a number, an array that broadcasts to the weight, or for several weights one
+        value for each entry of a unit, rows, or a tuple with one array per weight.
         """
-        if isinstance(value, tuple):
-            pieces = [np.broadcast_to(piece, shape) for piece, shape in zip(value, self.shapes, strict=True)]
-            return _lay(pieces, self.axes)
-        array = np.asarray(value, dtype="float64")
+        pieces = value if isinstance(value, tuple) else (np.asarray(value, dtype="float64"),)
         try:
-            if len(self.shapes) == 1:
-                return _lay([np.broadcast_to(array, self.shapes[0])], self.axes)
-            return np.broadcast_to(array, tuple(self.rows.shape))
+            if len(pieces) < len(self.views):
+                return np.broadcast_to(pieces[0], tuple(self.rows.shape))
+            pairs = zip(pieces, self.views, strict=True)
+            return _rows(self.views, (np.broadcast_to(piece, view.shape) for piece, view in pairs))
         except ValueError as error:
-            raise SetError(
-                "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
-                f"shape={array.shape}",
-                where=f"weights of shape {' and '.join(map(str, self.shapes))}",
-            ) from error
+            wrong = "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows"
+            where = f"weights of shape {' and '.join(str(view.shape) for view in self.views)}"
+            raise SetError(wrong, f"shape={np.shape(value)}", where=where) from error
 
 
 def flat(value: float | np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
@@ -147,11 +114,7 @@ def constant_mask(like: Array, mask: np.ndarray[Any, Any]) -> Array:
     return constant(like, mask.astype("float64")) > 0
 
 
-def _lay(arrays: Sequence[np.ndarray[Any, Any]], spans: Sequence[Axes]) -> np.ndarray[Any, Any]:
-    """Arrays as rows: copied with the axes of their units last, then concatenated."""
-    pieces = []
-    for array, span in zip(arrays, spans, strict=True):
-        counting = [axis for axis in range(array.ndim) if axis not in span]
-        moved = np.asarray(array, dtype="float64").transpose(*counting, *span)
-        pieces.append(moved.reshape(-1, math.prod(array.shape[axis] for axis in span)))
-    return np.concatenate(pieces, axis=1)
+def _rows(views: Sequence[View], weights: Iterable[Array]) -> Array:
+    """The rows of several weights side by side."""
+    pieces = [view.rows(weight) for view, weight in zip(views, weights, strict=True)]
+    return pieces[0] if len(pieces) == 1 else namespace(pieces[0]).concatenate(pieces, axis=1)

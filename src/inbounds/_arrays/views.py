@@ -2,42 +2,68 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from inbounds._arrays.ops import Array, namespace
 
 Axes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class View:
-    """A weight as a set sees it.
+    """A weight as a set sees it."""
 
-    Attributes:
-        shape: that of the weight, or one in which an axis of it is two.
-        axes: of this shape, those that one unit spans, in order.
-    """
+    shape: tuple[int, ...]  # that of the weight, or one in which an axis of it is two
+    axes: Axes  # of this shape, those that one unit spans, in order
 
-    shape: tuple[int, ...]
-    axes: Axes
+    @property
+    def counting(self) -> Axes:
+        """The axes that count units."""
+        return tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The shape of one number per unit."""
+        return tuple(self.shape[axis] for axis in self.counting)
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """The shape of one unit."""
+        return tuple(self.shape[axis] for axis in self.axes)
+
+    @property
+    def count(self) -> int:
+        """The number of units."""
+        return math.prod(self.units)
+
+    @property
+    def size(self) -> int:
+        """The number of entries of a unit."""
+        return math.prod(self.span)
+
+    def rows(self, weight: Array) -> Array:
+        """A weight of the view's shape as rows, one unit a row."""
+        xp = namespace(weight)
+        return xp.reshape(xp.transpose(weight, (*self.counting, *self.axes)), (-1, self.size))
+
+    def weight(self, rows: Array) -> Array:
+        """The weight whose rows these are."""
+        xp, order = namespace(rows), (*self.counting, *self.axes)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return xp.transpose(xp.reshape(rows, (*self.units, *self.span)), back)
 
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """What the axes of one weight are in its layer.
-
-    Attributes:
-        shape: of the weight.
-        fan_in: the axes that one unit of the layer spans, () where the weight has no fan-in; None
-            where they are not known.
-        inputs: the axis that counts the layer's inputs; None where there is none.
-        heads: the axis that counts the heads of an attention; None where there is none.
-        gates: how many gates lie side by side along the last axis; 0 without gates.
-    """
+    """What the axes of one weight are in its layer."""
 
     shape: tuple[int, ...]
-    fan_in: Axes | None = None
-    inputs: int | None = None
-    heads: int | None = None
-    gates: int = 0
+    fan_in: Axes | None = None  # those that one unit of the layer spans, () without fan-in; None: not known
+    inputs: int | None = None  # the axis that counts the layer's inputs
+    heads: int | None = None  # the axis that counts the heads of an attention
+    gates: int = 0  # how many gates lie side by side along the last axis
+    window: int = 0  # how many of the first axes are the window of a convolution
 
     @classmethod
     def guessed(cls, shape: tuple[int, ...]) -> WeightLayout:

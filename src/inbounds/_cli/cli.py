@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 from inbounds._arrays.ops import to_numpy
+from inbounds._arrays.views import View
 from inbounds._cli.catalogue import SNAKE_CASE_NAMES, card_of, cards
 from inbounds._errors import FileError, InboundsError, LayoutWarning, PlanNotSavedWarning, explain, printable
 from inbounds._model.layout import layout_of
@@ -60,11 +61,9 @@ def _audit(options: argparse.Namespace) -> int:
     page: Path | None = options.html
     is_model = page is not None and page.resolve() == options.model.resolve()
     if page and (is_model or (page.exists() and not options.force)):
-        raise FileError(
-            f"Can't write {str(page)!r}: it {'is the model' if is_model else 'exists'}",
-            f"--html {shlex.quote(str(page))}",
-            instead="another name" + ", or --force as well, to replace it" * (not is_model),
-        )
+        wrong = f"Can't write {str(page)!r}: it {'is the model' if is_model else 'exists'}"
+        instead = "another name" + ", or --force as well, to replace it" * (not is_model)
+        raise FileError(wrong, f"--html {shlex.quote(str(page))}", instead=instead)
     model = _load(options.model, options, compiled=False)
     report = audit(model, _rules(options, model), options.accept).of_file(options.model)
     if page:
@@ -87,11 +86,9 @@ def _compare(options: argparse.Namespace) -> int:
     old, new = map(_values, models)
     common = [path for path in new if path in old]
     if not common:
-        raise FileError(
-            "The two models have no weight in common",
-            f"{', '.join(list(old)[:3])} ... and {', '.join(list(new)[:3])} ...",
-            instead="two files of one model, before and after",
-        )
+        wrong = "The two models have no weight in common"
+        instead = "two files of one model, before and after"
+        raise FileError(wrong, f"{', '.join(list(old)[:3])} ... and {', '.join(list(new)[:3])} ...", instead=instead)
     moved = {path: _distance(new[path], old[path]) for path in common if new[path].shape == old[path].shape}
     constrained = {path for report in (before, after) for row in report.constrained for path in row.paths}
     free = [distance for path, distance in moved.items() if path not in constrained]
@@ -105,11 +102,8 @@ def _compare(options: argparse.Namespace) -> int:
 def _project(options: argparse.Namespace) -> int:
     target: Path = options.output
     if target.suffix != ".keras":
-        raise FileError(
-            f"Can't write the model to {str(target)!r}: the name of a model file ends in .keras",
-            f"-o {target}",
-            instead=f"-o {target.with_suffix('.keras')}",
-        )
+        wrong = f"Can't write the model to {str(target)!r}: the name of a model file ends in .keras"
+        raise FileError(wrong, f"-o {target}", instead=f"-o {target.with_suffix('.keras')}")
     model = _load(options.model, options, compiled=True)
     rules, settings = read_rules(options.rules, model)
     given = model.get_weights()
@@ -126,10 +120,8 @@ def _project(options: argparse.Namespace) -> int:
             os.replace(written, target.resolve())
     except OSError as error:
         raise _write_error(target, error) from error
-    moved = {
-        printable(weight.path): _distance(new, old)
-        for weight, old, new in zip(model.weights, given, projected, strict=True)
-    }
+    trios = zip(model.weights, given, projected, strict=True)
+    moved = {printable(weight.path): _distance(new, old) for weight, old, new in trios}
     _print_report(_comparison(f"Projection of {after.model}, before -> after", before, after, moved))
     print(f"\nWritten: {printable(str(target))}")
     return 0 if after.ok else 1
@@ -157,15 +149,13 @@ def _layout(options: argparse.Namespace) -> int:
     prefix = common_prefix(weight.path for weight in weights)
     rows, notes = [], []
     for weight in weights:
-        kind, axes = type(weight.layer).__name__, layout_of(weight.layer).spans.get(weight.name)
+        kind, axes = type(weight.layer).__name__, layout_of(weight.layer).span(weight.name, weight.shape)
         if axes is None:
             axes = tuple(range(len(weight.shape) - 1))
             why = "not known, so every axis but the last; register_layout says otherwise"
             notes.append(((f"{kind} {weight.name}",), why))
-        size = math.prod(weight.shape[axis] for axis in axes)
-        units = math.prod(n for axis, n in enumerate(weight.shape) if axis not in axes)
-        shown = ", ".join(map(str, axes)) or "none"
-        rows.append(((weight.path,), (str(weight.shape), kind, shown, units, size)))
+        view, shown = View(weight.shape, axes), ", ".join(map(str, axes)) or "none"
+        rows.append(((weight.path,), (str(weight.shape), kind, shown, view.count, view.size)))
         if not axes:
             notes.append((("Axes none",), "each entry is a unit of its own, and a norm takes the weight as one unit"))
     under = f", under {prefix}" if prefix not in ("", f"{model.name}/") else ""
@@ -184,18 +174,13 @@ def _demo(options: argparse.Namespace) -> int:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror
-        raise FileError(
-            f"Can't write in the folder {str(folder)!r}: {reason}",
-            f"--output {shlex.quote(str(folder))}",
-            instead="a folder of yours",
-        ) from error
+        wrong = f"Can't write in the folder {str(folder)!r}: {reason}"
+        raise FileError(wrong, f"--output {shlex.quote(str(folder))}", instead="a folder of yours") from error
     existing = [folder / name for name in (*PAGES.values(), PICTURE) if (folder / name).exists()]
     if existing and not options.force:
-        raise FileError(
-            f"Can't write {str(existing[0])!r}: it exists",
-            f"--output {shlex.quote(str(folder))}",
-            instead="another folder, or --force as well, to replace it",
-        )
+        wrong = f"Can't write {str(existing[0])!r}: it exists"
+        instead = "another folder, or --force as well, to replace it"
+        raise FileError(wrong, f"--output {shlex.quote(str(folder))}", instead=instead)
     return demo(data, folder)
 
 
@@ -232,35 +217,27 @@ def _load(path: Path, options: argparse.Namespace, *, compiled: bool) -> Any:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise FileError(
-                f"Can't import {name!r}: {error}",
-                f"--import {name}",
-                where=os.getcwd(),
-                instead=f"run it in the folder of {name.split('.')[0]}.py",
-            ) from error
+            wrong = f"Can't import {name!r}: {error}"
+            instead = f"run it in the folder of {name.split('.')[0]}.py"
+            raise FileError(wrong, f"--import {name}", where=os.getcwd(), instead=instead) from error
     wrong = ""
     if not path.is_file():
         wrong = "it is a folder" if path.is_dir() else "it does not exist"
     elif path.suffix == ".keras" and not zipfile.is_zipfile(path):
         wrong = "it is not a zip archive, as a .keras file is, or it is cut off"
     if wrong:
-        raise FileError(
-            f"Can't read the model {str(path)!r}: {wrong}",
-            repr(str(path)),
-            where="" if path.is_file() else os.getcwd(),
-            instead="a file that model.save('model.keras') has written",
-        )
+        wrong = f"Can't read the model {str(path)!r}: {wrong}"
+        instead = "a file that model.save('model.keras') has written"
+        raise FileError(wrong, repr(str(path)), where="" if path.is_file() else os.getcwd(), instead=instead)
     try:
         return keras.saving.load_model(path, compile=compiled)
     except Exception as error:  # Keras raises many types for files that it can't read
         innermost = str(error).split("Exception encountered: ")[-1].split(" Full object config:")[0].strip()
         reason = textwrap.shorten(innermost.split("\n")[0].split(". ")[0], 240, placeholder=" ...").rstrip(".")
-        raise FileError(
-            f"Keras can't load the model {str(path)!r}: {reason}",
-            repr(str(path)),
-            where=f"{type(error).__name__} in keras.saving.load_model",
-            instead=f"inbounds {options.command} {shlex.quote(str(path))} --import MODULE, with your own layers",
-        ) from error
+        wrong = f"Keras can't load the model {str(path)!r}: {reason}"
+        where = f"{type(error).__name__} in keras.saving.load_model"
+        instead = f"inbounds {options.command} {shlex.quote(str(path))} --import MODULE, with your own layers"
+        raise FileError(wrong, repr(str(path)), where=where, instead=instead) from error
 
 
 def _write_error(path: Path, error: OSError) -> FileError:

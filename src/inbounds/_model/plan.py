@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from inbounds._arrays.units import Axes
-from inbounds._arrays.views import View, WeightLayout
+from inbounds._arrays.views import Axes, View, WeightLayout
+from inbounds._errors import LayoutError
 from inbounds._model.table import Table, Tabular, common_prefix, quantity
 from inbounds._model.weights import Weight
+from inbounds._sets.joint import JointSet
 from inbounds._sets.per import of_axes, views_of
 from inbounds._sets.set import Set
 from inbounds._sets.training import Training
@@ -25,8 +25,6 @@ class Entry:
     Attributes:
         set: the set.
         weights: the weights, in the order of the unit's entries.
-        axes: for each weight, the axes that one unit spans. Of a set with units of different kinds it is
-            all axes: such a set looks at the whole weight.
         source: the rule, or the layer's argument, that assigns the set.
         note: what the plan prints about the entry, besides the columns of its table.
         layouts: for each weight, what its axes are in its layer.
@@ -35,19 +33,60 @@ class Entry:
 
     set: Set
     weights: tuple[Weight, ...]
-    axes: tuple[Axes, ...]
     source: str
     note: str = ""
     layouts: tuple[WeightLayout, ...] = ()
     guessed: bool = False
 
     @cached_property
+    def _laid_out(self) -> tuple[Set, tuple[Axes, ...]]:
+        """The set with the units of `per` by their axes, and `axes`, see there."""
+        given, shapes = self.set.laid_out(self.layouts), [weight.shape for weight in self.weights]
+        if (found := of_axes(given, shapes)) is not None:
+            return found
+        if not isinstance(given, JointSet):
+            return given, (given.span(shapes[0], self.layouts[0].fan_in),)
+        if given.whole and not given.matrix:
+            return given, tuple(tuple(range(len(shape))) for shape in shapes)
+        fans = [layout.fan_in for layout in self.layouts]
+        axes = (tuple(range(len(shape) - 1)) if fan is None else fan for shape, fan in zip(shapes, fans, strict=True))
+        views = [View(shape, span) for shape, span in zip(shapes, axes, strict=True)]
+        if len({view.count for view in views}) > 1:
+            named = zip(self.weights, views, strict=True)
+            wrong = "These weights form no joint units: they have different numbers of units"
+            received = ", ".join(f"{weight.name} of shape {weight.shape} has {view.count}" for weight, view in named)
+            instead = "register_layout for this layer, or constrain the weights separately"
+            raise LayoutError(wrong, received, where=type(self.weights[0].layer).__name__, instead=instead)
+        return given, tuple(view.axes for view in views)
+
+    @property
+    def axes(self) -> tuple[Axes, ...]:
+        """For each weight, the axes that one unit spans; all of a set with units of different kinds.
+
+        Raises:
+            SetError: the set doesn't apply to such weights.
+            LayoutError: the weights have different numbers of units.
+        """
+        return self._laid_out[1]
+
+    @property
+    def other_span(self) -> Axes | None:
+        """The axes of a unit by the layer's fan-in, where the set has an `axis` that is another; else None."""
+        (axes, *_), layout = self.axes, self.layouts[0]
+        if self.set.axis is None or layout.fan_in is None:
+            return None
+        span = self.set.layer_span(layout.shape, layout.fan_in)
+        return None if set(span) == set(axes) else span
+
+    @property
+    def views(self) -> list[View]:
+        """The weights, each with the axes that one unit spans."""
+        return [View(weight.shape, span) for weight, span in zip(self.weights, self.axes, strict=True)]
+
+    @cached_property
     def applied(self) -> Set:
         """The set on these weights: with the inputs of `on` as a mask, and the units of `per` by their axes."""
-        shapes = [weight.shape for weight in self.weights]
-        laid = self.set.laid_out(self.layouts)
-        found = of_axes(laid, shapes)
-        return (laid if found is None else found[0]).resolved(shapes, self.inputs)
+        return self._laid_out[0].resolved([weight.shape for weight in self.weights], self.inputs)
 
     @property
     def inputs(self) -> tuple[int | None, ...]:
@@ -81,26 +120,10 @@ class Entry:
     @property
     def units(self) -> int:
         """How many units the weights make; for a set of matrices, how many matrices."""
-        shape = self.weights[0].shape
-        return self.applied.reported_units(math.prod(n for axis, n in enumerate(shape) if axis not in self.axes[0]))
+        return self.applied.reported_units(self.views[0].count)
 
     def __repr__(self) -> str:
         return f"{self.set!r} on {' + '.join(self.paths)}"
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """How steps treat an entry, in words.
-
-    Attributes:
-        metric: the name of the metric in which they project.
-        full_gradient_reason: why the optimizer sees the full gradient; empty if it doesn't.
-        latent: what there is to say of latent weights; empty without them.
-    """
-
-    metric: str = ""
-    full_gradient_reason: str = ""
-    latent: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +137,9 @@ class Plan(Tabular):
         every: the number of steps between projections, or "epoch".
         gradient: which gradient the optimizer sees, "reduced" or "full".
         latent: whether the optimizer steps latent weights: True, False or "auto".
-        treatment: from an entry to how the steps of the model's present optimizer treat it, in words.
+        treatment: from an entry to how the steps of the model's present optimizer treat it, in words:
+            the metric of the projection, why the optimizer sees the full gradient, and what there is
+            to say of latent weights; each may be empty.
     """
 
     entries: tuple[Entry, ...]
@@ -123,7 +148,7 @@ class Plan(Tabular):
     every: Interval = 1
     gradient: Gradient = Training.gradient
     latent: Latent = Training.latent
-    treatment: Callable[[Entry], Treatment] = lambda entry: Treatment()
+    treatment: Callable[[Entry], tuple[str, str, str]] = lambda entry: ("", "", "")
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -141,15 +166,14 @@ class Plan(Tabular):
 
     def _table(self) -> Table:
         prefix = common_prefix([*(path for entry in self for path in entry.paths), *(one.path for one, _ in self.free)])
-        treated = [(entry, self.treatment(entry)) for entry in self]
-        metrics = dict.fromkeys(one.metric for _, one in treated if one.metric)
+        treated = [(entry, *self.treatment(entry)) for entry in self]
+        metrics = dict.fromkeys(metric for _, metric, _, _ in treated if metric)
         in_all = f" ({next(iter(metrics))})" if len(metrics) == 1 else ""
-        notes = [(e.paths, note) for e, one in treated for note in (e.note, e.lost_steps, one.latent)]
+        notes = [(one.paths, note) for one, _, _, latent in treated for note in (one.note, one.lost_steps, latent)]
         if len(metrics) > 1:
-            notes += [(entry.paths, one.metric and f"metric: {one.metric}") for entry, one in treated]
+            notes += [(entry.paths, metric and f"metric: {metric}") for entry, metric, _, _ in treated]
         if reduced := self.gradient == "reduced":
-            whole = [(entry.paths, one.full_gradient_reason) for entry, one in treated]
-            notes += [(paths, why and f"gradient: all of it, {why}") for paths, why in whole]
+            notes += [(entry.paths, why and f"gradient: all of it, {why}") for entry, _, why, _ in treated]
         notes += [((weight.path,), f"free, {why}") for weight, why in self.free]
         when = {1: "", "epoch": ", projected at the end of each epoch"}.get(self.every, f", each {self.every} steps")
         under = f", under {prefix}" if prefix else ""
@@ -164,6 +188,5 @@ class Plan(Tabular):
 
 def _axes(entry: Entry) -> str:
     """The axes of a unit in each weight of an entry, one a line; of a set of several kinds of units, of each."""
-    own = [View(weight.shape, axes) for weight, axes in zip(entry.weights, entry.axes, strict=True)]
-    views = views_of(entry.applied) or own
+    views = views_of(entry.applied) or entry.views
     return "\n".join(f"{', '.join(map(str, view.axes)) or 'none'} of {view.shape}" for view in views)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,45 +11,34 @@ import keras
 import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, dtype_of, is_sharded
-from inbounds._arrays.units import Axes, Units
-from inbounds._arrays.views import WeightLayout
+from inbounds._arrays.units import Units
 from inbounds._errors import LayoutError, RuleError, SetError, explain, raised_as, shown
-from inbounds._model.layout import Layout, layout_of, wraps_foreign_model
+from inbounds._model.layout import layout_of, wraps_foreign_model
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.selectors import Assignment, assignments_of, path_matches, rule_pairs
 from inbounds._model.weights import Weight, layers_of, own_weights
-from inbounds._sets.composite import parts_of, with_argument
+from inbounds._sets.composite import parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import Joint, JointSet
-from inbounds._sets.per import Per, of_axes
-from inbounds._sets.set import Set
+from inbounds._sets.per import Per
+from inbounds._sets.set import Set, with_argument
 from inbounds._sets.together import Tied
 
-ConstraintOf = Callable[[Any], Any]
-"""From a variable to the constraint that its layer was given for it, or None."""
+ConstraintOf = Callable[[Any], Any]  # from a variable to the constraint that its layer was given for it, or None
 
 
 def resolve(model: Any, rules: Any, constraint_of: ConstraintOf, *, strict: bool = True) -> Plan:
     """The plan of a model's rules and of the constraints given to its layers, which rules override.
 
-    Args:
-        model: a built Keras model or layer.
-        rules: a mapping from selectors to sets, or None for the layers' own constraints only.
-        constraint_of: from a variable to the constraint that its layer was given.
-        strict: whether a weight that can't be kept in its set is an error. An audit passes False:
-            it reports such weights, including those quantized after they were constrained.
-
-    Raises:
-        RuleError: the model or a rule is wrong.
+    It is strict where a weight that can't be kept in its set is an error. An audit isn't: it
+    reports such weights, including those quantized after they were constrained.
     """
     layers = _built_layers(model)
     weights = own_weights(layers)
     if not weights:
-        raise RuleError(
-            "The model has no weights",
-            f"model={_model_name(model)}",
-            instead="model.build(input_shape), or layers with weights",
-        )
+        wrong = "The model has no weights"
+        instead = "model.build(input_shape), or layers with weights"
+        raise RuleError(wrong, f"model={type(model).__name__} {model.name!r}", instead=instead)
     _check_torch_parameters(model, weights)
     return _plan(layers, weights, rules, constraint_of, strict=strict)
 
@@ -78,13 +66,16 @@ def _plan(
     strict: bool = True,
     partial: bool = False,
 ) -> Plan:
-    def constraint(weight: Weight) -> Any:
-        own = constraint_of(weight.variable)
-        replaced = own is None and weight.quantized and not strict  # quantization makes a variable without a constraint
-        return weight.declared_constraint if replaced else own
-
-    given = ((weight, constraint(weight)) for weight in weights)
-    assignments = {id(w.variable): _argument_assignment(w, one) for w, one in given if one is not None}
+    """The plan of some weights; `partial` where there may be others, `strict` as for `resolve`."""
+    assignments: dict[int, Assignment] = {}
+    for weight in weights:
+        constraint = constraint_of(weight.variable)
+        if constraint is None and weight.quantized and not strict:  # the quantized variable lacks its constraint
+            constraint = weight.declared_constraint
+        if constraint is not None:
+            known = isinstance(constraint, Set) or type(constraint).__module__.startswith("keras.")
+            constraint = constraint if known else Custom(constraint)
+            assignments[id(weight.variable)] = Assignment(constraint, weight.argument_code, is_rule=False)
     for selector, value in rule_pairs(rules):
         assignments |= assignments_of(selector, value, layers, weights)
     empty = {id(weight.variable) for weight in weights if 0 in weight.shape}
@@ -92,6 +83,9 @@ def _plan(
     entries: list[Entry] = []
     free: list[tuple[Weight, str]] = []
     joined: set[tuple[int, Set]] = set()
+    of_layer: dict[int, list[Weight]] = {}
+    for weight in weights:
+        of_layer.setdefault(id(weight.layer), []).append(weight)
     for weight in weights:
         assignment = assignments.get(id(weight.variable))
         if assignment is None or not isinstance(assignment.set, Set):
@@ -100,25 +94,16 @@ def _plan(
             entries.append(_entry(assignment, [weight]))
         elif (key := (0 if given.across_layers else id(weight.layer), given)) not in joined:
             joined.add(key)
-            entries.append(_entry(assignment, *_members(weight, assignment, weights, assignments, partial)))
+            near = weights if given.across_layers else of_layer[id(weight.layer)]
+            entries.append(_entry(assignment, *_members(weight, assignment, near, assignments, partial)))
     if strict:
         _check_enforceable(entries)
-    return Plan(tuple(_with_shared_joints_noted(entries)), tuple(free))
-
-
-def _with_shared_joints_noted(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """The entries, with a note on a Joint of several layers: each layer has its own units."""
-    layers = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
-    for entry in entries:
-        shared = f"{layers[entry.set]} layers have this Joint, and each has units of its own"
-        note = "; ".join(filter(None, [entry.note, shared]))
-        yield replace(entry, note=note) if layers[entry.set] > 1 else entry
-
-
-def _argument_assignment(weight: Weight, constraint: Any) -> Assignment:
-    """The assignment that a layer's argument makes to a weight."""
-    known = isinstance(constraint, Set) or type(constraint).__module__.startswith("keras.")
-    return Assignment(constraint if known else Custom(constraint), weight.argument_code, is_rule=False)
+    joints = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
+    for place, entry in enumerate(entries):
+        if joints[entry.set] > 1:
+            shared = f"{joints[entry.set]} layers have this Joint, and each has units of its own"
+            entries[place] = replace(entry, note="; ".join(filter(None, [entry.note, shared])))
+    return Plan(tuple(entries), tuple(free))
 
 
 def _why_free(weight: Weight, assignment: Assignment | None) -> str:
@@ -143,32 +128,24 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
     needs_axes = _needs_axes(given, joint=is_joint)
     one_layer = all(member.layer is first.layer for member in members)
     frozen = " and ".join(weight.name if one_layer else weight.path for weight in _frozen(members))
-    where = " + ".join(map(str, members))
-    with raised_as(RuleError, f"Rule: {assignment.source!r} on {where}"):
+    with raised_as(RuleError, f"Rule: {assignment.source!r} on {' + '.join(map(str, members))}"):
         layout = layout_of(first.layer)
         guessed = [m for m in members if needs_axes and m.name not in layout.spans and len(m.shape) > 1]
-        notes = [note, _guess_note(guessed[0], given) if guessed else ""]
         layouts = tuple(layout_of(one.layer).of_weight(one.name, one.shape, joint=is_joint) for one in members)
-        if is_joint and _by_units(given):
-            _check_not_apart(members, layout)
-        found = of_axes(given.laid_out(layouts), [member.shape for member in members])
-        if found is not None:
-            axes = found[1]
-        elif is_joint and given.whole and not given.matrix:
-            axes = tuple(tuple(range(len(member.shape))) for member in members)
-        elif is_joint:
-            axes = _joint_axes(members, layouts)
-        else:
-            fan_in = layout.span(first.name, first.shape)
-            axes = (given.span(first.shape, layouts[0].fan_in),)
-            both_known = given.axis is not None and fan_in is not None
-            if both_known and set(axes[0]) != set(given.layer_span(first.shape, fan_in)):
-                notes.append(f"the axis is not the layer's fan-in, {fan_in}")
-        notes += [f"{frozen} frozen: projected when constrained, not trained" if frozen else ""]
-        note = "; ".join(filter(None, notes))
-        entry = Entry(given, tuple(members), axes, assignment.source, note, layouts, bool(guessed))
+        for member in members if is_joint and _by_units(given) and len(members) > 1 else ():
+            if member.name in layout.apart:
+                wrong = "These weights form no joint units: a unit has no entries of its own in one of them"
+                instead = "constrain the weights separately"
+                raise LayoutError(wrong, f"{member.path}; {layout.apart[member.name]}", instead=instead)
+        entry = Entry(given, tuple(members), assignment.source, "", layouts, bool(guessed))
+        notes = [
+            note,
+            _guess_note(guessed[0], given) if guessed else "",
+            "" if entry.other_span is None else f"the axis is not the layer's fan-in, {layouts[0].fan_in}",
+            f"{frozen} frozen: projected when constrained, not trained" if frozen else "",
+        ]
         _check_shapes(entry)
-    return entry
+    return replace(entry, note="; ".join(filter(None, notes)))
 
 
 def _needs_axes(given: Set, *, joint: bool) -> bool:
@@ -187,12 +164,8 @@ def _guess_note(weight: Weight, given: Set) -> str:
     instead = f"inbounds.register_layout({kind}, lambda layer: {{{weight.name!r}: (0,)}}) with the axes of one unit"
     if "axis" in given.argument_names():
         instead = f"{with_argument(given, 'axis', 0)!r}, with the axes that one unit spans as `axis`"
-    raise LayoutError(
-        "The units of a weight of another framework are not known, and the set has no `axis`",
-        f"{given!r}",
-        where=f"{weight} in the {kind} {weight.layer.name!r}",
-        instead=instead,
-    )
+    wrong = "The units of a weight of another framework are not known, and the set has no `axis`"
+    raise LayoutError(wrong, f"{given!r}", where=f"{weight} in the {kind} {weight.layer.name!r}", instead=instead)
 
 
 def guess_warning(entries: Sequence[Entry]) -> str:
@@ -228,31 +201,24 @@ def _members(
     named = [[w for w in members if path_matches(name, w.path)] for name in given.weights]
     numbers = list(map(len, named))
     if max(numbers) > 1 or sum(numbers) < len(members) or not (partial or all(numbers)):
-        taken = (
-            f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in zip(given.weights, named, strict=True)
-        )
-        raise RuleError(
-            "Each name of a Tied is to take one weight, and the Tied no others",
-            "; ".join(taken),
-            where=f"{given!r} on {', '.join(map(str, members))}",
-            instead=f"[{given!r}] in the rules, and no later rule for these weights",
-        )
+        pairs = zip(given.weights, named, strict=True)
+        taken = (f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in pairs)
+        wrong = "Each name of a Tied is to take one weight, and the Tied no others"
+        instead = f"[{given!r}] in the rules, and no later rule for these weights"
+        raise RuleError(wrong, "; ".join(taken), where=f"{given!r} on {', '.join(map(str, members))}", instead=instead)
     return [weight for found in named for weight in found], ""
 
 
 def _joint_members(
     weight: Weight, assignment: Assignment, weights: Sequence[Weight], assignments: Mapping[int, Assignment]
 ) -> tuple[list[Weight], str]:
-    """The weights of a layer that make one vector per unit under a Joint, and a note on those that don't."""
+    """Those of a layer's weights that make one vector per unit under a Joint, and a note on those that don't."""
     joint: Joint = assignment.set
     layer = weight.layer
     layout = layout_of(layer)
-    own = {w.name: w for w in weights if w.layer is layer}
+    own = {w.name: w for w in weights}
     members, missing = [], []
-
-    def conflict(wrong: str, received: str, instead: str) -> RuleError:
-        return RuleError(wrong, received, where=f"{joint!r} on {weight.path}", instead=instead)
-
+    where = f"{joint!r} on {weight.path}"
     for name in joint.weights:
         member = own.get(layout.roles.get(name, name))
         theirs = assignments.get(id(member.variable)) if member else None
@@ -261,35 +227,25 @@ def _joint_members(
         elif theirs is not None and theirs.set == joint:
             members.append(member)
         elif theirs is not None and isinstance(theirs.set, Joint) and not (theirs.is_rule or assignment.is_rule):
-            raise conflict(
-                "Two different Joints are given to one layer, and one names a weight that has the other",
-                f"{theirs.set!r} on {member.path}",
-                "the same Joint for all the weights that it names, such as Joint(a & b)",
-            )
+            wrong = "Two different Joints are given to one layer, and one names a weight that has the other"
+            instead = "the same Joint for all the weights that it names, such as Joint(a & b)"
+            raise RuleError(wrong, f"{theirs.set!r} on {member.path}", where=where, instead=instead)
         elif theirs is not None:
             missing.append(f"{name} obeys {theirs.set!r}")
         elif member.quantized:
-            raise conflict(
-                "A Joint names a weight that is quantized, which no step can move",
-                member.path,
-                "inbounds.release(model), or constrain the model before it is quantized",
-            )
+            wrong = "A Joint names a weight that is quantized, which no step can move"
+            instead = "inbounds.release(model), or constrain the model before it is quantized"
+            raise RuleError(wrong, member.path, where=where, instead=instead)
         else:
-            raise conflict(
-                "A Joint names a weight that was not given it",
-                f"none for {member.path}",
-                f"constrain(model, {{{layer.name!r}: {joint!r}}}), or the same Joint for {name} too",
-            )
+            wrong = "A Joint names a weight that was not given it"
+            instead = f"constrain(model, {{{layer.name!r}: {joint!r}}}), or the same Joint for {name} too"
+            raise RuleError(wrong, f"none for {member.path}", where=where, instead=instead)
     given = [w for w in own.values() if id(w.variable) in assignments and assignments[id(w.variable)].set == joint]
     if unnamed := [w for w in given if w not in members]:
-        raise RuleError(
-            "A Joint was given to a weight that it doesn't name",
-            f"{joint!r} on {unnamed[0].path}",
-            where=f"{type(layer).__name__} with the weights {', '.join(own)}",
-            instead=f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit"
-            if len(own) > 1
-            else repr(joint.inner),
-        )
+        wrong, where = "A Joint was given to a weight that it doesn't name", f"the weights {', '.join(own)}"
+        instead = f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit"
+        instead, where = instead if len(own) > 1 else repr(joint.inner), f"{type(layer).__name__} with {where}"
+        raise RuleError(wrong, f"{joint!r} on {unnamed[0].path}", where=where, instead=instead)
     return members, ", ".join(missing) + (": the set holds for the rest" if missing else "")
 
 
@@ -299,40 +255,11 @@ def _by_units(given: Set) -> bool:
     return any(kind != "weight" for kind in others) if others else given.matrix or not given.whole
 
 
-def _check_not_apart(members: Sequence[Weight], layout: Layout) -> None:
-    for member in members:
-        if len(members) > 1 and member.name in layout.apart:
-            raise LayoutError(
-                "These weights form no joint units: a unit has no entries of its own in one of them",
-                f"{member.path}; {layout.apart[member.name]}",
-                instead="constrain the weights separately",
-            )
-
-
-def _joint_axes(members: Sequence[Weight], layouts: Sequence[WeightLayout]) -> tuple[Axes, ...]:
-    """For each member, the axes that one unit spans, if their units correspond."""
-    axes, units = [], {}
-    for member, layout in zip(members, layouts, strict=True):
-        axes.append(tuple(range(len(member.shape) - 1)) if layout.fan_in is None else layout.fan_in)
-        units[member] = math.prod(n for axis, n in enumerate(member.shape) if axis not in axes[-1])
-    if len(set(units.values())) > 1:
-        raise LayoutError(
-            "These weights form no joint units: they have different numbers of units",
-            ", ".join(f"{member.name} of shape {member.shape} has {count}" for member, count in units.items()),
-            where=type(members[0].layer).__name__,
-            instead="register_layout for this layer, or constrain the weights separately",
-        )
-    return tuple(axes)
-
-
 def _check_dtype(weight: Weight, dtype: str, source: str, owner: Set) -> None:
     if dtype not in MANTISSA_BITS:
-        raise RuleError(
-            f"The weight is not of floating point numbers, but {dtype}",
-            f"dtype={dtype} for {source}: {owner!r}",
-            where=str(weight),
-            instead="constrain the model before it is quantized",
-        )
+        wrong = f"The weight is not of floating point numbers, but {dtype}"
+        instead = "constrain the model before it is quantized"
+        raise RuleError(wrong, f"dtype={dtype} for {source}: {owner!r}", where=str(weight), instead=instead)
 
 
 def why_unenforceable(weight: Weight) -> str:
@@ -348,29 +275,20 @@ def _untrained(weight: Weight) -> bool:
     return not weight.created_trainable or getattr(weight.variable, "overwrite_with_gradient", False)
 
 
-def _enforceable_rule(weight: Weight, given: Set) -> str:
-    """What to type instead of a rule whose set can't be kept on this weight."""
-    if not _untrained(weight):
-        return "merge the adapter first, or leave this layer out of the rule"
-    if isinstance(given, Joint):
-        return "a Joint of weights that are trained, or leave this layer out of the rule"
-    trained = "variable.trainable"
-    if weight.created_trainable:
-        trained += " and not variable.overwrite_with_gradient"
-    return f"{{(lambda layer, variable: {trained}): {given!r}}}, which selects the weights that are trained"
-
-
 def _check_enforceable(entries: Iterable[Entry]) -> None:
-    for entry in entries:
-        for weight in entry.weights:
-            _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
-            if why := why_unenforceable(weight):
-                raise RuleError(
-                    f"A set can't be kept on this weight: {why}",
-                    f"{entry.source}: {entry.set!r}",
-                    where=f"{weight} in {type(weight.layer).__name__}",
-                    instead=_enforceable_rule(weight, entry.set),
-                )
+    for entry, weight in ((one, weight) for one in entries for weight in one.weights):
+        _check_dtype(weight, dtype_of(weight.variable), entry.source, entry.set)
+        if why := why_unenforceable(weight):
+            trained = "variable.trainable" + " and not variable.overwrite_with_gradient" * weight.created_trainable
+            rule = f"{{(lambda layer, variable: {trained}): {entry.set!r}}}"
+            instead = f"{rule}, which selects the weights that are trained"
+            if isinstance(entry.set, Joint):
+                instead = "a Joint of weights that are trained, or leave this layer out of the rule"
+            if not _untrained(weight):
+                instead = "merge the adapter first, or leave this layer out of the rule"
+            wrong = f"A set can't be kept on this weight: {why}"
+            where = f"{weight} in {type(weight.layer).__name__}"
+            raise RuleError(wrong, f"{entry.source}: {entry.set!r}", where=where, instead=instead)
 
 
 def _check_shapes(entry: Entry) -> None:
@@ -381,12 +299,10 @@ def _check_shapes(entry: Entry) -> None:
     entry.applied.check_room(units)
     frozen = _frozen(entry.weights)
     if frozen and len(frozen) < len(entry.weights) and not entry.set.allows_frozen:
-        raise SetError(
-            "One weight of a joint unit is frozen, and in this set the others can't make up for it",
-            f"{' and '.join(weight.path for weight in frozen)} frozen",
-            where=repr(entry.set),
-            instead=f"layer.{frozen[0].name}.trainable = True, or a set for each weight",
-        )
+        wrong = "One weight of a joint unit is frozen, and in this set the others can't make up for it"
+        where = repr(entry.set)
+        instead = f"layer.{frozen[0].name}.trainable = True, or a set for each weight"
+        raise SetError(wrong, f"{' and '.join(weight.path for weight in frozen)} frozen", where=where, instead=instead)
 
 
 def _frozen(weights: Iterable[Weight]) -> list[Weight]:
@@ -399,10 +315,8 @@ def _frozen(weights: Iterable[Weight]) -> list[Weight]:
 
 def _check_torch_parameters(model: Any, weights: Sequence[Weight]) -> None:
     """Checks that PyTorch's parameters are the values of the variables; `fully_shard` replaces them by DTensors."""
-    if keras.backend.backend() != "torch":
-        return
     values = {id(weight.variable.value) for weight in weights}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters() if keras.backend.backend() == "torch" else ():
         if is_sharded(parameter) and id(parameter) not in values:
             raise RuleError(
                 "A parameter of the model is not the value of its Keras variable",
@@ -420,27 +334,14 @@ def check_model(model: Any) -> None:
 
 def _built_layers(model: Any) -> list[Any]:
     check_model(model)
+    name = f"{type(model).__name__} {model.name!r}"
     if not model.built:
-        raise RuleError(
-            "The model is not built, so that it has no weights yet",
-            f"model={_model_name(model)}",
-            instead="model.build(input_shape), or call it once on a batch",
-        )
+        wrong = "The model is not built, so that it has no weights yet"
+        raise RuleError(wrong, f"model={name}", instead="model.build(input_shape), or call it once on a batch")
     layers = layers_of(model)
-    unbuilt = [layer for layer in layers if not layer.built and _takes_constraint(layer)]
+    unbuilt = [one for one in layers if not one.built and any(name.endswith("_constraint") for name in vars(one))]
     if unbuilt:
-        raise RuleError(
-            "A layer of the model is not built, so that it has no weights yet",
-            f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})",
-            where=_model_name(model),
-            instead="call the model once on a batch; a layer that it never calls has no weights: take it out",
-        )
+        wrong = "A layer of the model is not built, so that it has no weights yet"
+        instead = "call the model once on a batch; a layer that it never calls has no weights: take it out"
+        raise RuleError(wrong, f"layer {unbuilt[0].name} ({type(unbuilt[0]).__name__})", where=name, instead=instead)
     return layers
-
-
-def _takes_constraint(layer: Any) -> bool:
-    return any(name.endswith("_constraint") for name in vars(layer))
-
-
-def _model_name(model: Any) -> str:
-    return f"{type(model).__name__} {model.name!r}"

@@ -51,45 +51,34 @@ EXAMPLE = 'a table [rules] with "**/kernel" = "MaxNorm(2.0)", or [layers] with D
 
 
 def read_rules(path: Path, model: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """The rules of a file, and its settings, for `constrain(model, rules, **settings)`.
-
-    The names in [layers] refer to the layers of this model.
-    """
+    """The rules of a file, with the layers of this model, and its settings, for `constrain`."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not UTF-8 text"
         raise FileError(f"Can't read the rules file: {reason}", f"{str(path)!r}", instead=EXAMPLE) from error
     except tomllib.TOMLDecodeError as error:
-        raise FileError(
-            f"The rules file is not TOML: {error}",
-            f"{str(path)!r}",
-            instead="globs and sets in quotes, as in " + EXAMPLE,
-        ) from error
+        wrong = f"The rules file is not TOML: {error}"
+        raise FileError(wrong, f"{str(path)!r}", instead="globs and sets in quotes, as in " + EXAMPLE) from error
     rules: dict[Any, Any] = {}
     for entry, content in document.items():
         if entry in NAMES:
             continue
         if entry not in TABLES:
-            raise FileError(
-                f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every, gradient and latent",
-                f"{entry} = {shown(content)}",
-                where=str(path),
-                instead=" or ".join(similar_or_first(entry, (*TABLES, *NAMES))),
-            )
+            wrong = f"A rules file has no entry {entry!r}, only [rules], [layers], metric, every, gradient and latent"
+            instead = " or ".join(similar_or_first(entry, (*TABLES, *NAMES)))
+            raise FileError(wrong, f"{entry} = {shown(content)}", where=str(path), instead=instead)
         if not isinstance(content, dict):
-            raise FileError(
-                f"[{entry}] is not a table", f"{entry} = {shown(content)}", where=str(path), instead=EXAMPLE
-            )
+            wrong = f"[{entry}] is not a table"
+            raise FileError(wrong, f"{entry} = {shown(content)}", where=str(path), instead=EXAMPLE)
         for key, value in content.items():
             where = f"{path}, [{entry}], {key}"
-            if entry == "rules":
-                rules[key] = _rule_set(value, where)
-            elif isinstance(value, dict):
-                given = {name: _rule_set(inner, f"{where}, {name}") for name, inner in value.items()}
-                rules |= dict.fromkeys(_layer_selectors(key, model, where), given)
+            selectors = [key] if entry == "rules" else _layer_selectors(key, model, where)
+            if entry == "layers" and isinstance(value, dict):
+                value = {name: _rule_set(inner, f"{where}, {name}") for name, inner in value.items()}
             else:
-                rules |= dict.fromkeys(_layer_selectors(key, model, where), _rule_set(value, where))
+                value = _rule_set(value, where)
+            rules |= dict.fromkeys(selectors, value)
     if not rules:
         raise FileError("A rules file has no rules", shown(document), where=str(path), instead=EXAMPLE)
     with raised_as(FileError, f"In: {path}"):
@@ -108,9 +97,8 @@ def parse_set(text: str) -> Set:
 
 def _rule_set(value: Any, where: str) -> Set:
     if not isinstance(value, str):
-        raise FileError(
-            "A rule is not the code of a set in quotes", shown(value), where=where, instead='"MaxNorm(max_value=1.5)"'
-        )
+        wrong = "A rule is not the code of a set in quotes"
+        raise FileError(wrong, shown(value), where=where, instead='"MaxNorm(max_value=1.5)"')
     with raised_as(FileError, f"In: {where}"):
         return parse_set(value)
 
@@ -124,20 +112,12 @@ def _layer_selectors(name: str, model: Any, where: str) -> list[Any]:
     if len(same_class) + bool(same_name) > 1:
         meanings = sorted(f"the class {cls.__module__}.{cls.__qualname__}" for cls in same_class)
         meanings += [f"the layer {layer.name}" for layer in same_name[:1]]
-        raise FileError(
-            f"{name!r} in [layers] has more than one meaning",
-            " and ".join(meanings),
-            where=where,
-            instead="[rules] with globs on the weights' paths",
-        )
+        wrong = f"{name!r} in [layers] has more than one meaning"
+        raise FileError(wrong, " and ".join(meanings), where=where, instead="[rules] with globs on the weights' paths")
     if not same_class and not same_name:
         known = [*(layer.name for layer in layers), *(type(layer).__name__ for layer in layers)]
-        raise FileError(
-            f"{name!r} in [layers] is neither a layer of the model nor the class of one",
-            repr(name),
-            where=where,
-            instead=" or ".join(similar_or_first(name, sorted(set(known)))),
-        )
+        wrong = f"{name!r} in [layers] is neither a layer of the model nor the class of one"
+        raise FileError(wrong, repr(name), where=where, instead=" or ".join(similar_or_first(name, sorted(set(known)))))
     return [*same_class, *same_name]
 
 
@@ -176,9 +156,8 @@ def _called(
     try:
         return fn(*values, **named)
     except TypeError as error:
-        raise SetError(
-            f"{fn.__name__} doesn't take these arguments: {error}", ast.unparse(node), where=where, instead=instead
-        ) from error
+        wrong = f"{fn.__name__} doesn't take these arguments: {error}"
+        raise SetError(wrong, ast.unparse(node), where=where, instead=instead) from error
 
 
 def _argument(node: ast.expr) -> Any:
@@ -199,23 +178,18 @@ def _argument(node: ast.expr) -> Any:
             return float(text)  # sets print an infinite bound so
         case ast.Name() | ast.Call() | ast.BinOp(op=ast.BitAnd()):
             return _set_of(node)
-    raise SetError(
-        "An argument is not a number, a string, None, a list, or a set", ast.unparse(node), instead="NonNeg()"
-    )
+    wrong = "An argument is not a number, a string, None, a list, or a set"
+    raise SetError(wrong, ast.unparse(node), instead="NonNeg()")
 
 
 def _set_class(name: str) -> type[Set]:
     cls = named(name, BY_NAME, repr(name))
     if cls is Custom:
-        raise SetError(
-            "A rules file can't hold Custom, which wraps a function",
-            name,
-            instead="inbounds.constrain(model, rules) in Python",
-        )
+        wrong = "A rules file can't hold Custom, which wraps a function"
+        raise SetError(wrong, name, instead="inbounds.constrain(model, rules) in Python")
     return cls
 
 
 def _not_a_set_error(text: str) -> SetError:
-    return SetError(
-        "This is not the code of a set", shown(text), instead="MaxNorm(max_value=1.5), NonNeg, or Joint(MaxNorm(1.0))"
-    )
+    wrong = "This is not the code of a set"
+    return SetError(wrong, shown(text), instead="MaxNorm(max_value=1.5), NonNeg, or Joint(MaxNorm(1.0))")

@@ -1,8 +1,7 @@
 """Selectors: which weights a rule selects, and the set that it assigns to each of them.
 
 A selector is a glob on the end of a weight's path, a variable, a callable(layer, variable), a
-layer, its name, or a class of layers. A rule that selects nothing is an error; its text lists
-similar names.
+layer, its name, or a class of layers. A rule that selects nothing is an error with similar names.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -27,25 +27,15 @@ from inbounds.constraints import without_arguments
 
 @dataclass(frozen=True)
 class Assignment:
-    """The set that a rule, or an argument of the layer, assigns to a weight. The last one holds.
+    """The set that a rule, or an argument of the layer, assigns to a weight. The last one holds."""
 
-    Attributes:
-        set: the set, or a constraint of Keras.
-        source: the rule or the layer's argument, as text.
-        is_rule: whether a rule assigned it.
-    """
-
-    set: Any
-    source: str
+    set: Any  # or a constraint of Keras
+    source: str  # the rule or the layer's argument, as text
     is_rule: bool = True
 
 
 def rule_pairs(rules: Any) -> Iterable[tuple[Any, Any]]:
-    """Rules as pairs of a selector and a value, from a mapping or a list of pairs.
-
-    A Keras variable can't be the key of a mapping, so it needs a list; a Tied in a list is its own
-    selector.
-    """
+    """Rules as pairs of a selector and a value, from a mapping or a list, in which a Tied is its own selector."""
     if rules is None:
         return ()
     pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
@@ -53,11 +43,8 @@ def rule_pairs(rules: Any) -> Iterable[tuple[Any, Any]]:
         pairs = [(rule, rule) if isinstance(rule, Tied) else rule for rule in pairs]
     if not isinstance(pairs, list) or not pairs or not all(isinstance(p, tuple) and len(p) == 2 for p in pairs):
         empty = isinstance(rules, (Mapping, list)) and not rules
-        raise RuleError(
-            "There are no rules" if empty else "Rules are not a mapping from selectors to sets, or a list of pairs",
-            f"rules={shown(rules)}",
-            instead="{'**/kernel': MaxNorm(2.0)}",
-        )
+        wrong = "There are no rules" if empty else "Rules are not a mapping from selectors to sets, or a list of pairs"
+        raise RuleError(wrong, f"rules={shown(rules)}", instead="{'**/kernel': MaxNorm(2.0)}")
     return pairs
 
 
@@ -96,20 +83,16 @@ def selected_weights(selector: Any, layers: Sequence[Any], weights: Sequence[Wei
 def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> tuple[str, list[Any], list[Weight]]:
     """The text of a selector, and the layers and the weights that it selects.
 
-    A string selects the weights whose path ends as the glob says, and the layers of this name, of
-    this class, or with such a path.
+    A string selects weights by the end of their path, and layers by that, their name or their class.
     """
     if isinstance(selector, type):
         return selector.__name__, [layer for layer in layers if isinstance(layer, selector)], []
     if isinstance(selector, keras.Layer):
         return printable(selector.name), [layer for layer in layers if layer is selector], []
     if isinstance(selector, str):
-        ends = _glob_regex(selector).search
-        chosen = [
-            layer
-            for layer in layers
-            if selector in _names(layer) or ends(str(getattr(layer, "path", None) or "")) or ends(layer.name)
-        ]
+        ends = partial(path_matches, selector)
+        paths = {id(one): (one.name, str(getattr(one, "path", None) or "")) for one in layers}
+        chosen = [one for one in layers if selector in _names(one) or any(map(ends, paths[id(one)]))]
         return printable(selector), chosen, [weight for weight in weights if ends(str(weight.variable.path))]
     if isinstance(selector, Tied):
         return "Tied", [], [w for w in weights if any(path_matches(name, w.path) for name in selector.weights)]
@@ -118,31 +101,23 @@ def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -
     if callable(selector):
         name = getattr(selector, "__qualname__", None) or shown(selector)
         return printable(name), [], [weight for weight in weights if selector(weight.layer, weight.variable)]
-    raise RuleError(
-        "A selector is not a glob on a weight's path, a variable, a layer, its name or class, or a callable",
-        f"selector={shown(selector)}",
-        instead="{'**/kernel': MaxNorm(2.0)}",
-    )
+    wrong = "A selector is not a glob on a weight's path, a variable, a layer, its name or class, or a callable"
+    raise RuleError(wrong, f"selector={shown(selector)}", instead="{'**/kernel': MaxNorm(2.0)}")
 
 
-def path_matches(selector: str, path: str) -> bool:
-    """Whether a path ends as a glob says."""
-    return _glob_regex(selector).search(path) is not None
+def path_matches(glob: str, path: str) -> bool:
+    """Whether a path ends as a glob says: `*` and `?` match within a part, `**` over parts."""
+    if not glob.strip("/"):
+        raise RuleError("A glob is empty", f"selector={glob!r}", instead="{'**/kernel': MaxNorm(2.0)}")
+    regex = ""
+    for token in re.split(r"(\*\*/|\*\*|\*|\?)", glob.strip("/")):
+        regex += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token, re.escape(token))
+    return re.search(f"(?:^|/){regex}$", path) is not None
 
 
 def _names(layer: Any) -> set[str]:
     """The name of a layer, and those of its classes."""
     return {layer.name, *(cls.__name__ for cls in type(layer).__mro__ if issubclass(cls, keras.Layer))}
-
-
-def _glob_regex(text: str) -> re.Pattern[str]:
-    """A glob as a regex on the end of a path: `*` and `?` within a part, `**` over parts."""
-    if not text.strip("/"):
-        raise RuleError("A glob is empty", f"selector={text!r}", instead="{'**/kernel': MaxNorm(2.0)}")
-    regex = ""
-    for token in re.split(r"(\*\*/|\*\*|\*|\?)", text.strip("/")):
-        regex += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token, re.escape(token))
-    return re.compile(f"(?:^|/){regex}$")
 
 
 def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[int, Assignment]:
@@ -158,24 +133,18 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
             wrong, code = "A plain set for a layer doesn't say which of its weights it is for", _as_code(value)
             if "kernel" in names and chosen_set.axis is None and not contains(chosen_set, (Custom, JointSet)):
                 also = f", or Joint({code}) for kernel and bias as one vector"
-        raise RuleError(
-            wrong,
-            f"{source}: {shown(value)}",
-            where=f"the weights {', '.join(names) or 'none'}",
-            instead=_of_one_weight(owned, code) + also,
-        )
+        where = f"the weights {', '.join(names) or 'none'}"
+        raise RuleError(wrong, f"{source}: {shown(value)}", where=where, instead=_of_one_weight(owned, code) + also)
     assignments = {}
     for weight in owned:
         roles = layout_of(weight.layer).roles
         if weight.name in {roles.get(name, name) for name in chosen_set.weights}:
             assignments[id(weight.variable)] = Assignment(chosen_set, source)
     if not assignments:
-        raise _no_match_error(
-            f"No layer that the rule selects has any of the weights {', '.join(chosen_set.weights)}",
-            f"{source}: {shown(value)}",
-            similar_or_first(chosen_set.weights[0], names),
-            _of_one_weight(owned, repr(chosen_set.inner)),
-        )
+        wrong = f"No layer that the rule selects has any of the weights {', '.join(chosen_set.weights)}"
+        received = f"{source}: {shown(value)}"
+        instead = _of_one_weight(owned, repr(chosen_set.inner))
+        raise _no_match_error(wrong, received, similar_or_first(chosen_set.weights[0], names), instead)
     return assignments
 
 
@@ -189,19 +158,13 @@ def _mapping_assignments(
         matching = [weight for weight in owned if weight.name == name]
         if not matching:
             near = similar_or_first(str(name), sorted({weight.name for weight in owned}))
-            raise _no_match_error(
-                f"No layer that the rule selects has a weight {name!r}",
-                received,
-                near,
-                f"{{{near[0]!r}: {_as_code(given)}}}" if near else "layers that have weights",
-            )
+            wrong = f"No layer that the rule selects has a weight {name!r}"
+            instead = f"{{{near[0]!r}: {_as_code(given)}}}" if near else "layers that have weights"
+            raise _no_match_error(wrong, received, near, instead)
         chosen_set = _as_set(given, f"{source}: {name}")
         if isinstance(chosen_set, Joint):
-            raise RuleError(
-                "A Joint is for a whole layer, and this is the rule of one of its weights",
-                received,
-                instead=f"{{{layer.name!r}: {shown(given)}}}",
-            )
+            wrong = "A Joint is for a whole layer, and this is the rule of one of its weights"
+            raise RuleError(wrong, received, instead=f"{{{layer.name!r}: {shown(given)}}}")
         assignments |= {id(weight.variable): Assignment(chosen_set, f"{source}: {name}") for weight in matching}
     return assignments
 
@@ -236,9 +199,8 @@ def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
         return value
     if callable(value):
         return Custom(value)
-    raise RuleError(
-        "A rule's value is not a set or a callable from tensor to tensor", f"{source}: {shown(value)}", instead=instead
-    )
+    wrong = "A rule's value is not a set or a callable from tensor to tensor"
+    raise RuleError(wrong, f"{source}: {shown(value)}", instead=instead)
 
 
 # Errors of selectors that select nothing.
@@ -270,12 +232,9 @@ def _no_weight_error(
     """The error of a rule for weights that selects none, but perhaps layers, which own some."""
     received, code = _received(selector, source, value), _as_code(value)
     if owned:
-        return RuleError(
-            f"{selector!r} is a layer, and a plain set doesn't say which of its weights it is for",
-            received,
-            where=f"the weights {', '.join(dict.fromkeys(weight.name for weight in owned))}",
-            instead=f"{{{selector!r}: {_of_one_weight(owned, code)}}}",
-        )
+        wrong = f"{selector!r} is a layer, and a plain set doesn't say which of its weights it is for"
+        where = f"the weights {', '.join(dict.fromkeys(weight.name for weight in owned))}"
+        return RuleError(wrong, received, where=where, instead=f"{{{selector!r}: {_of_one_weight(owned, code)}}}")
     near, instead = [weight.path for weight in weights], "a glob such as '**/kernel', or a variable of this model"
     if isinstance(selector, str):
         near = _similar_paths(selector, weights)

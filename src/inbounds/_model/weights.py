@@ -1,17 +1,16 @@
 """The weights of a model, each with the layer that owns it, its name in that layer, and what the layer computes with.
 
-Keras has no public way to list nested layers. The private attributes that do it are used in this
-module only and pinned by `tests/test_keras_ground.py`. Nor has Keras a way from a variable to its
-layer, so that `hook_layers` notes the layer where a weight is made.
+Only this module uses the private attributes of Keras that list nested layers. Keras has no way from
+a variable to its layer, so that `hook_layers` notes the layer where a weight is made.
 
 The effective weight, with which a layer computes, may not be the weight that it stores. With LoRA
 it is the stored one plus the adapter's product; quantized, it is the stored integers divided by
-their scale. It is computed in NumPy in float64 and rounded once. `tests/models/test_audit.py`
-compares it with what Keras' layers compute.
+their scale. It is computed in NumPy in float64 and rounded once.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,28 +21,18 @@ import numpy as np
 
 from inbounds._arrays.ops import cast, dtype_of, to_numpy
 from inbounds._errors import printable
-from inbounds._model.keras_methods import wrap_method
 
 ADAPTABLE_NAMES = ("kernel", "embeddings", "reverse_embeddings")
 """The names of the weights that Keras adapts or quantizes."""
 
-INTEGER_MODES = ("int8", "int4")
-"""The modes of quantization in which a layer stores integers and their scale."""
-
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A variable in its layer. Its shape and dtype are those of the effective weight.
+    """A variable in its layer. Its shape and dtype are those of the effective weight."""
 
-    Attributes:
-        variable: the `keras.Variable` that the layer stores.
-        layer: the innermost layer that owns it.
-        created_trainable: whether the layer created it as trainable; it may be frozen since.
-    """
-
-    variable: Any
-    layer: Any
-    created_trainable: bool
+    variable: Any  # the `keras.Variable` that the layer stores
+    layer: Any  # the innermost layer that owns it
+    created_trainable: bool  # it may be frozen since
 
     def __str__(self) -> str:
         return f"{self.path} of shape {self.shape}"
@@ -83,8 +72,8 @@ class Weight:
         """How the layer stores integers, "int8" or "int4", which no training step changes; else None."""
         if self.name not in ADAPTABLE_NAMES or dtype_of(self.variable) != "int8":
             return None
-        scaled = getattr(self.layer, f"{self.name}_scale", None) is not None
-        return self.layer.quantization_mode if scaled and self.layer.quantization_mode in INTEGER_MODES else None
+        scaled, mode = getattr(self.layer, f"{self.name}_scale", None) is not None, self.layer.quantization_mode
+        return mode if scaled and mode in ("int8", "int4") else None
 
     @property
     def quantized(self) -> bool:
@@ -120,14 +109,10 @@ class Weight:
     @property
     def effective_description(self) -> str:
         """How the effective weight is computed, for notes in reports; empty if it is stored."""
-        said = []
-        if self.quantized:
-            said.append(
-                f"quantized to {self.integer_mode}, so that no step moves it; measured is what the integers stand for"
-            )
-        if self.adapted:
-            said.append(f"with LoRA; measured is the sum, {self.name} + {self._lora_scale:g} A @ B")
-        return ", and ".join(said)
+        mode = self.integer_mode
+        integers = f"quantized to {mode}, so that no step moves it; measured is what the integers stand for"
+        sums = f"with LoRA; measured is the sum, {self.name} + {self._lora_scale:g} A @ B" if self.adapted else ""
+        return ", and ".join(filter(None, [integers if mode else "", sums]))
 
     def effective_value(self) -> Any:
         """The variable where the effective weight is stored, else an array, in the weight's dtype."""
@@ -186,8 +171,7 @@ def weights_of(*models: Any) -> list[Weight]:
 def own_weights(layers: Iterable[Any]) -> list[Weight]:
     """The weights that these layers own themselves, each once, in Keras' order.
 
-    A wrapper such as SpectralNormalization lists a weight of its inner layer as its own. The inner
-    layer is taken as the owner.
+    SpectralNormalization lists a weight of the layer in it as its own, which the inner layer owns.
     """
     found: dict[int, Weight] = {}
     for layer in layers:
@@ -213,19 +197,29 @@ def remember_layer(variable: Any, layer: Any) -> None:
     _LAYER_OF[id(variable)] = layer
 
 
+def wrap_method(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Makes calls of a class's method go to `around(method, self, ...)`; does nothing the second time."""
+    original = getattr(owner, name)
+    if getattr(original, "watched_by_inbounds", False):
+        return
+
+    @functools.wraps(original)
+    def method(self: Any, *arguments: Any, **named: Any) -> Any:
+        return around(original, self, *arguments, **named)
+
+    method.watched_by_inbounds = True  # type: ignore[attr-defined]  # a mark on a function
+    setattr(owner, name, method)
+
+
 def hook_layers() -> None:
-    """Wraps `Layer.add_weight`, so that the layer of each weight is known. Runs once, on import.
+    """Wraps `Layer.add_weight`, so that the layer of each weight is known. Runs once, on import."""
 
-    Keras gives a constraint or an optimizer the variable only. A set also needs the layer, for the
-    axes of a unit and the bias of a kernel.
-    """
-    wrap_method(keras.Layer, "add_weight", _add_weight)
+    def add_weight(original: Callable[..., Any], layer: Any, *arguments: Any, **named: Any) -> Any:
+        variable = original(layer, *arguments, **named)
+        remember_layer(variable, layer)
+        return variable
 
-
-def _add_weight(add_weight: Callable[..., Any], layer: Any, *arguments: Any, **named: Any) -> Any:
-    variable = add_weight(layer, *arguments, **named)
-    remember_layer(variable, layer)
-    return variable
+    wrap_method(keras.Layer, "add_weight", add_weight)
 
 
 def layers_owning(variables: Iterable[Any]) -> list[Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import keras
@@ -89,9 +88,7 @@ class Pressure(Tabular):
 
 
 def _cells(row: PressureRow) -> tuple[Any, ...]:
-    if row.note:
-        return "-", "-", "-"
-    return row.largest, index_text(row.unit), f"{row.costing:.0%}"
+    return ("-",) * 3 if row.note else (row.largest, index_text(row.unit), f"{row.costing:.0%}")
 
 
 @exclusive_access()
@@ -149,11 +146,8 @@ def pressure(
     """
     entries = entries_in_force(model)
     if not getattr(model, "compiled", False):
-        raise RuleError(
-            "The model isn't compiled, and has no loss to differentiate",
-            f"{type(model).__name__} {model.name!r}",
-            instead="model.compile(optimizer, loss) first",
-        )
+        wrong = "The model isn't compiled, and has no loss to differentiate"
+        raise RuleError(wrong, f"{type(model).__name__} {model.name!r}", instead="model.compile(optimizer, loss) first")
     variables = model.trainable_variables
     means = _mean_gradients(model, variables, (x, y, sample_weight), batch_size)
     gradients = dict(zip(map(id, variables), means, strict=True))
@@ -205,30 +199,28 @@ def _mean_gradients(model: Any, variables: Sequence[Any], data: Any, batch_size:
     return [total / samples for total in sums]
 
 
-def _gradient_of(loss: BatchFunction, *, compiled: bool) -> BatchFunction:
+def _gradient_of(loss: BatchFunction, *, compiled: bool) -> Any:
     """The gradient of the loss by the values; `compiled` matters on JAX only."""
-    if keras.backend.backend() == "jax":
+    backend = keras.backend.backend()
+    if backend == "jax":
         import jax
 
-        gradient: BatchFunction = jax.grad(loss)
-        return jax.jit(gradient) if compiled else gradient
-    return partial(_torch_gradient if keras.backend.backend() == "torch" else _tensorflow_gradient, loss)
+        return jax.jit(jax.grad(loss)) if compiled else jax.grad(loss)
 
+    def gradient(values: Sequence[Any], batch: Any) -> Any:
+        if backend == "torch":
+            import torch
 
-def _torch_gradient(loss: BatchFunction, values: Sequence[Any], batch: Any) -> Any:
-    import torch
+            with torch.enable_grad():
+                return torch.autograd.grad(loss(values, batch), values, allow_unused=True, materialize_grads=True)
+        import tensorflow as tf
 
-    with torch.enable_grad():
-        return torch.autograd.grad(loss(values, batch), values, allow_unused=True, materialize_grads=True)
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            result = loss(values, batch)
+        return tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-
-def _tensorflow_gradient(loss: BatchFunction, values: Sequence[Any], batch: Any) -> Any:
-    import tensorflow as tf
-
-    with tf.GradientTape() as tape:
-        tape.watch(values)
-        result = loss(values, batch)
-    return tape.gradient(result, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return gradient
 
 
 def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:
@@ -236,12 +228,10 @@ def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:
     shapes = [tuple(getattr(leaf, "shape", ())) for leaf in keras.tree.flatten(data) if leaf is not None]
     counts = {shape[:1] for shape in shapes}
     if len(counts) != 1 or not all(counts) or 0 in min(counts) or not batch_size >= 1:
-        raise RuleError(
-            "The data aren't arrays with the same number of samples, one or more, or `batch_size` isn't 1 or more",
-            f"shapes={', '.join(map(str, shapes))}, batch_size={shown(batch_size)}",
-            where="`x`, `y` and `sample_weight` of pressure",
-            instead="inbounds.pressure(model, x, y), with arrays as for model.evaluate",
-        )
+        wrong = "The data aren't arrays with the same number of samples, one or more, or `batch_size` isn't 1 or more"
+        received = f"shapes={', '.join(map(str, shapes))}, batch_size={shown(batch_size)}"
+        instead = "inbounds.pressure(model, x, y), with arrays as for model.evaluate"
+        raise RuleError(wrong, received, where="`x`, `y` and `sample_weight` of pressure", instead=instead)
 
     def batch_of(array: Any, start: int) -> Any:
         if array is None:

@@ -1,4 +1,4 @@
-"""Checks of the arguments of sets: each returns the value in its final form, or says what is wrong with it."""
+"""Checks of the arguments of sets: each returns the value in its final form, or raises what is wrong with it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ from inbounds._errors import SetError, shown
 from inbounds._types import Interval
 
 
+def refused(owner: str, name: str, value: Any, wrong: str, instead: str, where: str = "") -> SetError:
+    """The error of an argument of a set that is wrong."""
+    return SetError(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", where=where, instead=instead)
+
+
+def at_most(owner: Any, name: str, most: int, what: str, where: str) -> None:
+    """Raises where an argument of a set is above what the units that it meets allow."""
+    if getattr(owner, name) > most:
+        wrong, where = f"is above {what}", f"{owner!r} on {where}"
+        raise refused(type(owner).__name__, name, getattr(owner, name), wrong, f"{name}={most}, or less", where)
+
+
 def number(
     owner: str,
     name: str,
@@ -23,47 +35,38 @@ def number(
     infinite: bool = False,
     instead: str = "",
 ) -> float:
-    """A number in [low, high], as a float; finite, unless infinity is allowed.
-
-    Raises:
-        SetError: it is not a real number, or not such a one.
-    """
+    """A number in [low, high], as a float; finite, unless infinity is allowed."""
     real = not isinstance(value, (bool, str)) and isinstance(_scalar(value), numbers.Real)
     result = float(_scalar(value)) + 0.0 if real else math.nan  # -0.0 becomes 0.0: equal sets have one repr
     if not low <= result <= high or (math.isinf(result) and not infinite):
-        raise SetError(
-            f"`{name}` of {owner} is not a number{_interval(low, high)}",
-            f"{name}={shown(value)}",
-            instead=instead or f"{owner}({name}=1.0)",
-        )
+        raise refused(owner, name, value, f"is not a number{_interval(low, high)}", instead or f"{owner}({name}=1.0)")
     return result
 
 
 def positive_integer(owner: str, name: str, value: Any, instead: str, meaning: str = "") -> int:
-    """An integer of 1 or more.
-
-    Raises:
-        SetError: it is something else.
-    """
+    """An integer of 1 or more."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral) or value < 1:
-        text = f"`{name}` of {owner} is not a positive integer{meaning}"
-        raise SetError(text, f"{name}={shown(value)}", instead=instead)
+        raise refused(owner, name, value, f"is not a positive integer{meaning}", instead)
     return int(value)
 
 
+def boolean(owner: str, name: str, value: Any, instead: str) -> bool:
+    """True or False, of Python or NumPy."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise refused(owner, name, value, "is neither True nor False", instead)
+    return bool(value)
+
+
+def names(owner: str, name: str, value: Any, kind: str, instead: str) -> tuple[str, ...]:
+    """Two or more different strings."""
+    values = (value,) if isinstance(value, str) else tuple(value)
+    if len(values) < 2 or len(set(values)) < len(values) or not all(isinstance(one, str) for one in values):
+        raise refused(owner, name, value, f"are not two or more different {kind}", instead)
+    return values
+
+
 def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False, instead: str = "") -> Bound:
-    """A number, or an array of numbers as read-only NumPy float64; none of them NaN.
-
-    Args:
-        owner: the name of the set, for the error.
-        name: of the argument.
-        value: what was given.
-        infinite: whether infinities are allowed.
-        instead: what to give, for the error.
-
-    Raises:
-        SetError: it holds something else.
-    """
+    """A number, or an array of numbers as read-only NumPy float64; none of them NaN."""
     instead = instead or "give a number such as 0.5, or one number for each entry of a unit"
     wrong = ""
     array = np.zeros(())
@@ -81,7 +84,7 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
     elif not infinite and not np.isfinite(array).all():
         wrong = "is not finite"
     if wrong:
-        raise SetError(f"`{name}` of {owner} {wrong}", f"{name}={shown(value)}", instead=instead)
+        raise refused(owner, name, value, wrong, instead)
     if array.ndim == 0:
         return float(array)
     array.setflags(write=False)
@@ -91,19 +94,14 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
 def numbers_of_units(
     owner: str, name: str, value: Any, *, low: float = -math.inf, positive: bool = False, infinite: bool = False
 ) -> Bound:
-    """A number for all units, or an array with one for each; each in [low, infinity], or above 0.
-
-    Raises:
-        SetError: it holds something else.
-    """
+    """A number for all units, or an array with one for each; each in [low, infinity], or above 0."""
     instead = f"{owner}({name}=1.0), or an array with one number for each unit"
     if not isinstance(value, (list, tuple)) and not getattr(value, "shape", ()):
         given: Bound = number(owner, name, value, low=low, infinite=infinite, instead=instead)
     else:
         given = number_or_array(owner, name, value, infinite=infinite, instead=instead)
     if np.any(np.less(given, low)) or (positive and np.any(np.less_equal(given, 0))):
-        wanted = "above 0" if positive else f"{low:g} or more"
-        raise SetError(f"`{name}` of {owner} is not {wanted}", f"{name}={shown(value)}", instead=instead)
+        raise refused(owner, name, value, f"is not {'above 0' if positive else f'{low:g} or more'}", instead)
     return given
 
 
@@ -119,55 +117,33 @@ class GivenAxes(tuple[int, ...]):
 
 
 def axes(owner: str, value: Any) -> tuple[int, ...] | None:
-    """None, an axis, or several different ones: the axes that a unit spans, as Keras' `axis`.
-
-    Raises:
-        SetError: it is something else.
-    """
+    """None, an axis, or several different ones: the axes that a unit spans, as Keras' `axis`."""
     if value is None:
         return None
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     integers = all(isinstance(axis, numbers.Integral) and not isinstance(axis, bool) for axis in values)
     if not values or not integers or len(set(values)) < len(values):
-        raise SetError(
-            f"`axis` of {owner} is not an integer, or a list of different integers",
-            f"axis={shown(value)}",
-            instead="leave it out: the layer knows its units",
-        )
+        wrong = "is not an integer, or a list of different integers"
+        raise refused(owner, "axis", value, wrong, "leave it out: the layer knows its units")
     found = GivenAxes(int(axis) for axis in values)
     found.given = type(value)(found) if isinstance(value, (list, tuple)) else found[0]
     return found
 
 
 def center_of(owner: str, value: Any) -> Any:
-    """None, "current", a finite number, or an array of such: what a set is moved by.
-
-    Raises:
-        SetError: it is something else.
-    """
+    """None, "current", a finite number, or an array of such: what a set is moved by."""
     if value is None or (isinstance(value, str) and value == "current"):
         return value
     if isinstance(value, str):
-        raise SetError(
-            f'`center` of {owner} is not "current", a number, or an array that broadcasts to the weight',
-            f"center={shown(value)}",
-            instead='center="current"',
-        )
+        wrong = 'is not "current", a number, or an array that broadcasts to the weight'
+        raise refused(owner, "center", value, wrong, 'center="current"')
     return number_or_array(owner, "center", value)
 
 
 def interval(owner: str, value: Any, unit: str, instead: str) -> Interval:
-    """A positive whole number of batches or steps, or "epoch".
-
-    Raises:
-        SetError: it is something else.
-    """
+    """A positive whole number of batches or steps, or "epoch"."""
     if value != "epoch" and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1):
-        raise SetError(
-            f'`every` of {owner} is not "epoch" or a positive number of {unit}',
-            f"every={shown(value)}",
-            instead=instead,
-        )
+        raise refused(owner, "every", value, f'is not "epoch" or a positive number of {unit}', instead)
     return "epoch" if isinstance(value, str) else int(value)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, namespace
-from inbounds._arrays.units import Axes, Units
-from inbounds._arrays.views import WeightLayout
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes, WeightLayout
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.set import Edge, Set
 from inbounds._types import Numbers, Step
@@ -126,10 +126,3 @@ def contains(given: Set, kinds: tuple[type, ...]) -> bool:
 def bracketed(given: Set) -> str:
     """The code of a set, to be followed by a method."""
     return f"({given!r})" if " & " in repr(given) else repr(given)
-
-
-def with_argument(given: Set, name: str, value: Any) -> Set:
-    """A set that takes an argument, with another value of it."""
-    arguments = {name: getattr(given, name) for name in given.argument_names()}
-    made: Set = type(given)(**(arguments | {name: value}))
-    return made

@@ -10,9 +10,10 @@ import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, cast, constant, dtype_of, has_float64, namespace, to_numpy, ulp, working_dtype
-from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes
 from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes
+from inbounds._sets.arguments import axes, boolean, refused
 from inbounds._sets.set import Measured, Set, registered
 from inbounds._types import Axis, Bool
 
@@ -56,20 +57,12 @@ class Custom(Set):
 
     def __init__(self, fn: Callable[[Any], Any], axis: Axis = None, projection: Bool = False) -> None:
         if isinstance(fn, Set) or not callable(fn) or isinstance(fn, type):
-            raise SetError(
-                "`fn` of Custom is not a callable from tensor to tensor, or it is a set or a class",
-                f"fn={shown(fn)}",
-                instead="Custom(lambda w: keras.ops.clip(w, -1.0, 1.0))",
-            )
-        if not isinstance(projection, (bool, np.bool_)):
-            raise SetError(
-                "`projection` of Custom is neither True nor False",
-                f"projection={shown(projection)}",
-                instead="Custom(fn, projection=True) where fn gives the nearest point of a convex set",
-            )
+            wrong = "is not a callable from tensor to tensor, or it is a set or a class"
+            raise refused("Custom", "fn", fn, wrong, "Custom(lambda w: keras.ops.clip(w, -1.0, 1.0))")
+        instead = "Custom(fn, projection=True) where fn gives the nearest point of a convex set"
+        self.projection = boolean("Custom", "projection", projection, instead)
         self.fn = fn
         self.axis = axes("Custom", axis)
-        self.projection = bool(projection)
 
     @property
     def entrywise(self) -> bool:
@@ -122,12 +115,10 @@ class Custom(Set):
         seen = keras.ops.convert_to_tensor(weight) if namespace(weight) is np else weight
         result = self.fn(seen)
         if result is None or tuple(getattr(result, "shape", ())) != tuple(weight.shape):
-            raise SetError(
-                "The callable of a Custom did not return a tensor of the shape it was given",
-                f"fn={shown(self.fn)}, which returned "
-                + ("None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"),
-                where=f"a weight of shape {tuple(weight.shape)}",
-            )
+            returned = "None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"
+            wrong = "The callable of a Custom did not return a tensor of the shape it was given"
+            where = f"a weight of shape {tuple(weight.shape)}"
+            raise SetError(wrong, f"fn={shown(self.fn)}, which returned {returned}", where=where)
         if seen is weight:
             return cast(result, dtype_of(weight))
         # Entries that `fn` doesn't change keep their float64 value where the backend computes in float32.

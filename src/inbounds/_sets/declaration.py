@@ -10,9 +10,7 @@ from typing import Any, Literal
 from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Units
 
-Values = Units | float
-"""A number for all entries, or units whose parts broadcast against those that it is declared of."""
-
+Values = Units | float  # a number for all entries, or units whose parts broadcast against those that it is declared of
 Kind = Literal["equal", "most", "ball", "diamond"]
 KINDS: tuple[Kind, ...] = ("equal", "most", "ball", "diamond")
 
@@ -21,18 +19,14 @@ KINDS: tuple[Kind, ...] = ("equal", "most", "ball", "diamond")
 class Row:
     """One number of each unit that is compared with a level: equal to it, or at most.
 
-    Attributes:
-        kind: what the number is: the sum of `weights * y` ("equal", "most"), the 2-norm ("ball") or
-            the 1-norm ("diamond") of `weights * (y - center)`.
-        level: one number for all units, or an array with one for each.
-        weights: of a norm 1 or 0, else the largest is 1.
-        center: of a norm.
+    It is the sum of `weights * y` ("equal", "most"), the 2-norm ("ball") or the 1-norm ("diamond")
+    of `weights * (y - center)`.
     """
 
     kind: Kind
-    level: Array | float
-    weights: Values = 1.0
-    center: Values = 0.0
+    level: Array | float  # one number for all units, or an array with one for each
+    weights: Values = 1.0  # of a norm 1 or 0, else the largest is 1
+    center: Values = 0.0  # of a norm
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,11 @@ from inbounds._arrays.units import Units, joined
 
 Projection = Callable[[Units], Units]
 
-ROUNDS = 1000
-"""The limit of rounds of Dykstra's algorithm."""
-
-SETTLED = 20
-"""The number of rounds after which a scaled-down unit is doubled though it still moves."""
-
-TURNS = 500
-"""The limit of rounds of projections in turn."""
-
-REPEATS = 8
-"""The limit of repeated projections from a result. As a rule one is enough, and moves the last
-bits."""
-
-UNROLLED_ROUNDS, UNROLLED_TURNS, UNROLLED_REPEATS = 100, 4, 1
-"""The numbers of rounds and repeats where PyTorch exports or vectorizes, and can't stop early."""
-
-LIVE_ROUNDS = 40
-"""The number of rounds from the result that are differentiated."""
+ROUNDS, TURNS = 1000, 500  # the limits of rounds of Dykstra's algorithm, and of projections in turn
+SETTLED = 20  # the number of rounds after which a scaled-down unit is doubled though it still moves
+REPEATS = 8  # the limit of repeated projections from a result. As a rule one is enough, and moves the last bits
+UNROLLED_ROUNDS, UNROLLED_TURNS, UNROLLED_REPEATS = 100, 4, 1  # where PyTorch can't stop early, see `iterate`
+LIVE_ROUNDS = 40  # the number of rounds from the result that are differentiated
 
 
 def in_turn(projections: Sequence[Projection], units: Units) -> Units:
@@ -78,19 +65,13 @@ def _with_derivative_of(value: Units, other: Units) -> Units:
 
 
 def until_inside(project: Projection, members: Sequence[Projection], units: Units) -> Units:
-    """A projection, and again from its result until no member's moves it.
-
-    What rounding leaves is at the size of what is projected, which a result is nearer to its own.
-    """
+    """A projection, and again from its result, where rounding is finer, until no member's moves it."""
 
     def outside(_: Units, new: Units) -> Array:
         plain = new.costing(None)
         return ~reduce(operator.and_, [plain.same(member(plain)) for member in members])
 
     return repeated(project, units, outside, REPEATS, UNROLLED_REPEATS)
-
-
-# Nothing but the projections.
 
 
 def dykstra(projections: Sequence[Projection], units: Units) -> Units:
@@ -116,10 +97,8 @@ def dykstra(projections: Sequence[Projection], units: Units) -> Units:
 def _dykstra_from_near(projections: Sequence[Projection], units: Units) -> tuple[Units, list[Units]]:
     """Where Dykstra's algorithm ends, and what each set has taken away.
 
-    The number of rounds grows in proportion to the distance from the sets, relative to their size.
-    So the unit begins at `2^-left` of itself, and is doubled as soon as that has settled. All that
-    the sets have taken away is doubled with it; the state then still belongs to a point that is off
-    by no more than the size of the sets.
+    Rounds grow in number with the distance from the sets. So the unit begins at `2^-left` of itself
+    and is doubled, with all that the sets have taken away, as soon as that has settled.
     """
     xp = namespace(units.parts[0])
     size = units.max(xp.abs)

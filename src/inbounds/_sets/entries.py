@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid, constant_mask
 from inbounds._arrays.ops import (
     SMALLEST_NORMAL,
@@ -29,31 +30,22 @@ from inbounds._sets.declaration import Declaration, Values, each, is_bounded
 from inbounds._sets.set import Edge, Set, registered
 from inbounds._types import Center, Numbers
 
-Bound = float | np.ndarray[Any, Any]
-
 
 class Interval(Set):
     """low <= w <= high, entry by entry."""
 
     low: Bound
     high: Bound
+    separable = True
 
     @property
     def entrywise(self) -> bool:
         return isinstance(self.low, float) and isinstance(self.high, float)
 
-    @property
-    def separable(self) -> bool:
-        return True
-
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         units.entries(self.low)
         units.entries(self.high)
-
-    @property
-    def has_normal_form(self) -> bool:
-        return True
 
     def declaration(self, units: Units) -> Declaration:
         center = self.center_values(units)
@@ -168,11 +160,8 @@ class Box(Interval):
                 instead="give both the shape of a unit, or one of them as a number",
             ) from error
         if crossed or empty:
-            raise SetError(
-                "`low` of Box is above `high`, or both are the same infinity",
-                f"low={shown(low)}, high={shown(high)}",
-                instead="Box(low=-1.0, high=1.0)",
-            )
+            wrong = "`low` of Box is above `high`, or both are the same infinity"
+            raise SetError(wrong, f"low={shown(low)}, high={shown(high)}", instead="Box(low=-1.0, high=1.0)")
 
 
 @registered

@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import SMALLEST_NORMAL, Array, cast, constant, namespace, working_dtype
+from inbounds._arrays.ops import Array, cast, constant, namespace
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, number_or_array
+from inbounds._sets.arguments import axes, number_or_array, refused
 from inbounds._sets.groups import MATRICES, WINDOWS, Groups, groups_of, labels_of, span_of
-from inbounds._sets.set import Set, registered
+from inbounds._sets.set import Set, finite_rows, registered
 from inbounds._types import Axis, Numbers
 
 
@@ -64,11 +63,9 @@ class Equal(Set):
         self.groups: Any = groups if named else number_or_array("Equal", "groups", groups)
         self.axis = axes("Equal", axis)
         if isinstance(self.groups, float) or (named and groups not in WINDOWS + MATRICES):
-            raise SetError(
-                "`groups` of Equal is not an array of labels, or one of " + ", ".join(WINDOWS + MATRICES),
-                f"groups={shown(groups)}",
-                instead='Equal("symmetric") for a convolution, or Equal([0, 1, 0])',
-            )
+            wrong = f"is not an array of labels, or one of {', '.join(WINDOWS + MATRICES)}"
+            instead = 'Equal("symmetric") for a convolution, or Equal([0, 1, 0])'
+            raise refused("Equal", "groups", groups, wrong, instead)
 
     @property
     def whole(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
@@ -101,12 +98,11 @@ class Equal(Set):
         xp, rows = namespace(laid), self._flat(laid)
         groups = self._groups(tuple(laid.shape) if self.whole else span_of(units))
         mask, costs = (given if given is None else self._flat(given) for given in (mask, costs))
-        good = xp.isfinite(rows)
-        finite = xp.all(good if mask is None else good | ~mask, axis=1, keepdims=True)
+        finite, known = finite_rows(rows, mask)
         share = xp.ones_like(rows) if costs is None else costs
         share = share if mask is None else xp.where(mask, share, xp.zeros_like(share))
         share = groups.gathered(share)
-        entries = groups.gathered(xp.where(finite & good, rows, xp.zeros_like(rows)))
+        entries = groups.gathered(known)
         total = xp.sum(share, axis=2, keepdims=True)
         mean = xp.sum(entries * (share / xp.where(total > 0, total, 1)), axis=2)
         high = xp.max(xp.where(share > 0, entries, -np.inf), axis=2)
@@ -118,10 +114,7 @@ class Equal(Set):
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         groups, rows = self._groups(tuple(rows.shape) if self.whole else span), self._flat(rows)
         xp = namespace(rows)
-        return xp.max(xp.abs(rows - xp.take(rows, groups.first, axis=1)), axis=1)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
+        return xp.max(xp.abs(rows - xp.take(rows, groups.table[groups.labels, 0], axis=1)), axis=1)
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """Entries outside of the mask as the first marked one of their group."""

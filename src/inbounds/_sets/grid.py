@@ -21,8 +21,8 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import number
+from inbounds._errors import SetError
+from inbounds._sets.arguments import number, refused
 from inbounds._sets.set import Set, registered
 from inbounds._types import Number
 
@@ -52,11 +52,10 @@ class Grid(Set):
             computed in.
 
     Cost: one pass. Where the floats of the weight's dtype are about as far apart as the multiples
-    (entries of 2^22 steps in float32, 2^9 in float16, 2^6 in bfloat16), entries stay: every one is
-    within 4 ulp of a multiple. An entry beyond the last multiple that the dtype can hold becomes
-    that one. A zero unit is inside. NaN and infinities stay, and count as violated; the other
-    entries of the unit are rounded. The derivative is 0, but for entries that are too large to
-    move.
+    (entries of 2^22 steps in float32, 2^9 in float16, 2^6 in bfloat16), entries stay, within 4 ulp
+    of a multiple. An entry beyond the last multiple that the dtype can hold becomes that one. A
+    zero unit is inside. NaN and infinities stay, and count as violated; the other entries of the
+    unit are rounded. The derivative is 0, but for entries that are too large to move.
 
     Source: Courbariaux, Bengio and David, "BinaryConnect: training deep neural networks with binary
     weights during propagations", 2015, for weights on a grid during training.
@@ -66,32 +65,21 @@ class Grid(Set):
     """
 
     convex: ClassVar[bool] = False
+    entrywise = separable = True
     needs_latent: ClassVar[bool] = True
     undone_steps: ClassVar[str] = "a step of less than half a grid step is lost, so that small ones never move a weight"
 
     def __init__(self, step: Number) -> None:
         self.step = number("Grid", "step", step)
         if self.step <= 0:
-            raise SetError("`step` of Grid is not above 0", f"step={shown(step)}", instead="Grid(step=0.125)")
-
-    @property
-    def entrywise(self) -> bool:
-        return True
-
-    @property
-    def separable(self) -> bool:
-        return True
+            raise refused("Grid", "step", step, "is not above 0", "Grid(step=0.125)")
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         least = SMALLEST_NORMAL[working_dtype(units.dtype)]
         if self.step < least:
-            raise SetError(
-                f"`step` of Grid is below {least:g}, the smallest normal number of {units.dtype} weights",
-                f"step={self.step!r}",
-                where=repr(self),
-                instead="a larger step",
-            )
+            wrong = f"`step` of Grid is below {least:g}, the smallest normal number of {units.dtype} weights"
+            raise SetError(wrong, f"step={self.step!r}", where=repr(self), instead="a larger step")
 
     def _project(self, units: Units) -> Units:
         wide = working_dtype(units.dtype)
@@ -121,9 +109,6 @@ class Grid(Set):
         short = step - beyond if step == self.step else beyond
         halfway = beyond == short  # the farthest there is: the derivative is 0
         return xp.max(xp.where(halfway, without_gradient(beyond), xp.minimum(beyond, short)), axis=1)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return np.max(np.abs(rows), axis=1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
-import numpy as np
-
-from inbounds._arrays.judgement import Bound, Judgement
+from inbounds._arrays.judgement import Judgement
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
     HUGE,
@@ -20,22 +19,22 @@ from inbounds._arrays.ops import (
     dtype_of,
     namespace,
     without_gradient,
-    working_dtype,
 )
 from inbounds._arrays.units import Units
+from inbounds._arrays.views import View, WeightLayout
 from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, in_a_row, number_or_array, numbers_of_units, positive_integer
+from inbounds._sets.arguments import at_most, axes, in_a_row, number_or_array, numbers_of_units, positive_integer
 from inbounds._sets.declaration import Declaration, Row
 from inbounds._sets.groups import groups_of, span_of
 from inbounds._sets.one_row import nearest_on_one_row
 from inbounds._sets.set import Edge, Set, registered
-from inbounds._sets.sparsity import largest
+from inbounds._sets.sparsity import largest, too_many
+from inbounds._sets.sums import OfTotal
 from inbounds._types import Axis, Integer, Numbers
 
-NAMES = ("inputs", "units")
-"""The groups of a whole weight that have a name."""
-
-OfGroups: TypeAlias = Numbers | Literal["inputs", "units"]
+NAMES = ("inputs", "units", "heads", "gates")  # the groups of a whole weight that have a name
+ROOM = 2.0**100  # the largest entry in units of norms: a radius may be as much smaller, and more
+OfGroups: TypeAlias = Numbers | Literal["inputs", "units", "heads", "gates"]
 """Labels for the entries of a unit, or a name for the groups of a whole weight."""
 
 
@@ -44,12 +43,13 @@ class GroupSet(Set):
 
     Attributes:
         groups: labels, or a name.
-        inputs: the axis of the layer's inputs; None while the layer isn't known.
+        view: how the weight is seen, so that an axis that no unit spans counts groups; None while
+            the layer isn't known.
     """
 
     allows_frozen: ClassVar[bool] = False
     groups: Any
-    inputs: int | None = None
+    view: View | None = None
 
     def _of_groups(self, groups: Any, axis: Any) -> None:
         """Checks the arguments that all have, and keeps them."""
@@ -58,18 +58,18 @@ class GroupSet(Set):
         self.axis = axes(name, axis)
         if isinstance(self.groups, float) or (isinstance(groups, str) and (groups not in NAMES or axis is not None)):
             raise SetError(
-                f'`groups` of {name} is not "inputs" or "units", without an axis, or an array of labels',
+                f"`groups` of {name} is not one of {', '.join(NAMES)}, without an axis, or an array of labels",
                 f"groups={shown(groups)}, axis={axis}",
                 instead=f'{name}({self.argument_names()[0]}=1, groups="inputs")',
             )
 
     @abstractmethod
-    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
-        """Whether each group is moved, and what it is multiplied by.
+    def _shorter(self, norms: Array, unit: Array, units: Units) -> tuple[Array, Array]:
+        """Whether each group is moved, and its new norm.
 
         Args:
-            norms: of the groups, of shape (units, groups), over `size`; not finite where an entry isn't.
-            size: of each unit the largest entry, of shape (units, 1).
+            norms: of the groups, of shape (units, groups), over `unit`; not finite where an entry isn't.
+            unit: of each unit the number over which norms are given, of shape (units, 1).
             units: what they come from.
         """
 
@@ -87,23 +87,37 @@ class GroupSet(Set):
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return *super()._key, self.inputs
+        return *super()._key, self.view
+
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
+        """With the heads or gates of a layer."""
+        if not self.whole or self.groups not in ("heads", "gates"):
+            return self
+        return self._seen_by([layout.shape for layout in layouts], layouts[0].counted(self.groups))
 
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
         """With the axis of the inputs of a layer."""
-        if not self.whole or self.matrix:
+        if not self.whole or self.matrix or self.view is not None:
             return self
-        if len(shapes) > 1 or inputs[0] is None:
-            name = type(self).__name__
-            raise SetError(
-                f"`groups` of {name} are the inputs of a layer, which no axis of the weight counts",
-                f"groups={self.groups!r}",
-                where=f"weights of shape {' and '.join(map(str, shapes))}",
-                instead=f"{name}({self.argument_names()[0]}=1, groups=[0, 0, 1]), a label for each entry of a unit",
-            )
+        axis = inputs[0] if self.groups == "inputs" else None
+        return self._seen_by(shapes, None if axis is None else (shapes[0], axis))
+
+    def _seen_by(self, shapes: Sequence[tuple[int, ...]], counted: tuple[tuple[int, ...], int] | None) -> Set:
+        """With a shape of the weight in which an axis counts the groups."""
+        if len(shapes) > 1 or counted is None:
+            raise self._no_axis(shapes)
         other = copy.copy(self)
-        other.__dict__["inputs"] = inputs[0]
+        other.__dict__["view"] = _beside(*counted)
         return other
+
+    def _no_axis(self, shapes: Sequence[tuple[int, ...]]) -> SetError:
+        name = type(self).__name__
+        return SetError(
+            f"`groups` of {name} are the {self.groups} of a layer, which no axis of the weight counts",
+            f"groups={self.groups!r}",
+            where=f"weights of shape {' and '.join(map(str, shapes))}",
+            instead=f"{name}({self.argument_names()[0]}=1, groups=[0, 0, 1]), a label for each entry of a unit",
+        )
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units.together(self.whole))
@@ -113,10 +127,19 @@ class GroupSet(Set):
         """The number of groups of a unit; -1 where TensorFlow doesn't know it."""
         if not self.whole:
             return len(groups_of(type(self).__name__, self.groups, span_of(units)).table)
-        return units.count if self.matrix else units.parts[0].shape[self._axis_of_inputs(units.axes[0])] or -1
+        return units.count if self.matrix else self._seen(units).count
 
-    def _axis_of_inputs(self, span: tuple[int, ...]) -> int:
-        return max(span) if self.inputs is None else self.inputs  # of rows, without a layer
+    def _view(self, shape: tuple[int, ...], span: tuple[int, ...]) -> View:
+        if self.view is None and self.groups == "inputs":  # of rows, without a layer
+            return _beside(shape, max(span))
+        if self.view is not None and len(shape) == len(self.view.shape):
+            return replace(self.view, shape=shape)
+        if self.view is None or math.prod(shape) != math.prod(self.view.shape):
+            raise self._no_axis([shape])
+        return self.view
+
+    def _seen(self, units: Units) -> Units:
+        return units.seen([self._view(tuple(units.parts[0].shape), units.axes[0])])
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
@@ -128,23 +151,21 @@ class GroupSet(Set):
         some = ~(squares <= 0)  # or NaN; at 0 a root has no gradient
         squares = xp.where(some, squares, xp.ones_like(most))
         lengths, some, most, scale = (xp.reshape(one, by_unit) for one in (xp.sqrt(squares), some, most, scale))
-        size = xp.clip(xp.max(most, axis=1, keepdims=True), 1 / HUGE, HUGE)
-        share = xp.maximum(scale / size, SMALLEST_NORMAL[dtype_of(most)])  # so that none but zeros has the norm 0
-        moved, factor = self._factors(xp.where(some, share * lengths, xp.zeros_like(most)), size, units)
+        unit = xp.clip(xp.max(most, axis=1, keepdims=True) / ROOM, 1 / HUGE, HUGE)
+        share = xp.maximum(scale / unit, SMALLEST_NORMAL[dtype_of(most)])  # so that none but zeros has the norm 0
+        moved, norms = self._shorter(xp.where(some, share * lengths, xp.zeros_like(most)), unit, units)
+        new = norms * unit / lengths
 
-        def shortened(x: Array, moved: Array, factor: Array) -> Array:
-            return xp.where(moved, xp.where(factor > 0, x * factor, xp.zeros_like(x)), x)  # 0 has no sign
+        def shortened(x: Array, moved: Array, new: Array, scale: Array) -> Array:
+            return xp.where(moved, xp.where(new > 0, x / scale * new, xp.zeros_like(x)), x)  # 0 has no sign
 
-        return back(shortened, *(xp.reshape(one, grouped.shape) for one in (moved, factor)))
+        return back(shortened, *(xp.reshape(one, grouped.shape) for one in (moved, new, scale)))
 
     def _grouped(self, units: Units) -> tuple[Units, Callable[..., Units]]:
         """The groups as units; and what makes units of a function of entries and of numbers for the groups."""
         if self.whole:
-            grouped = units
-            if not self.matrix:
-                axis, shape = self._axis_of_inputs(units.axes[0]), units.parts[0].shape
-                grouped = replace(units, axes=(tuple(i for i in range(len(shape)) if i != axis),))
-            return grouped, lambda fn, *numbers: grouped.map(fn, *numbers).apart(units)
+            grouped = units if self.matrix else self._seen(units)
+            return grouped, lambda fn, *numbers: grouped.map(fn, *numbers).unseen(units)
         rows, mask, groups = units.rows(), units.mask_rows(), groups_of("", self.groups, span_of(units))
         xp = namespace(rows)
         entries = groups.gathered(rows if mask is None else xp.where(mask, rows, xp.zeros_like(rows)))
@@ -153,19 +174,16 @@ class GroupSet(Set):
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
         xp = namespace(rows)
-        within: tuple[int, ...] = (-1,)
         if not self.whole:
             entries = groups_of("", self.groups, laid.span).gathered(rows)
         elif self.matrix:
             entries = rows
         else:
-            (shape,), (span,) = laid.shapes, laid.axes
-            order = [axis for axis in range(len(shape)) if axis not in span] + list(span)
-            entries = xp.reshape(rows, tuple(shape[axis] for axis in order))
-            within = tuple(i for i, axis in enumerate(order) if axis != self._axis_of_inputs(span))
-        size = without_gradient(xp.max(xp.abs(entries), axis=within, keepdims=True))
+            (view,) = laid.views
+            entries = replace(laid, rows=rows).seen([self._view(view.shape, view.axes)]).rows
+        size = without_gradient(xp.max(xp.abs(entries), axis=-1, keepdims=True))
         size = xp.where(size > 0, xp.clip(size, 1 / HUGE, HUGE), xp.ones_like(size))
-        squares = xp.sum((entries / size) ** 2, axis=within, keepdims=True)
+        squares = xp.sum((entries / size) ** 2, axis=-1, keepdims=True)
         some = squares > 0
         norms = xp.where(some, size * xp.sqrt(xp.where(some, squares, xp.ones_like(squares))), squares)
         return [(self._beyond(xp.reshape(norms, (1 if self.whole else rows.shape[0], -1))), self._slack(laid))]
@@ -174,8 +192,13 @@ class GroupSet(Set):
         return self._edges(rows, Laid.of_rows(rows))[0][0]
 
 
+def _beside(shape: tuple[int, ...], axis: int) -> View:
+    """A view whose units lie beside each other along an axis."""
+    return View(shape, tuple(i for i in range(len(shape)) if i != axis))
+
+
 @registered
-class GroupL1Ball(GroupSet):
+class GroupL1Ball(OfTotal, GroupSet):
     """{w : |w_1|_2 + ... + |w_g|_2 <= radius}, for the groups of its entries: few groups that are not 0.
 
     `L1Ball` on the norms of groups: entries of a group become 0 together. With the groups "inputs"
@@ -187,13 +210,13 @@ class GroupL1Ball(GroupSet):
         radius: the largest sum of norms; above 0. With labels a number for all units, or an array
             with one for each.
         groups: for a whole weight, "inputs": a group is all that comes from one input of the layer,
-            see `on`; or "units": a group is a unit. Or labels, for each unit: an array of the
-            unit's shape or one with a label for each entry, see `Equal`.
+            see `on`; "units": a group is a unit; "heads" or "gates": see `per`. Or labels, for each
+            unit: an array of the unit's shape or one with a label for each entry, see `Equal`.
         axis: see `MaxNorm`; with labels.
 
     Raises:
-        SetError: an argument is wrong; once the weight is known, it has no axis of inputs, or the
-            labels don't fit its units.
+        SetError: an argument is wrong; once the weight is known, it has no inputs, heads or gates,
+            or the labels don't fit its units.
 
     On rows, without a layer, inputs are columns.
 
@@ -217,27 +240,19 @@ class GroupL1Ball(GroupSet):
         self.level = in_a_row(self.radius)
         self._of_groups(groups, axis)
 
-    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
+    def _shorter(self, norms: Array, unit: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(norms)
         lengths = Units.of([norms], [(1,)], differentiable=units.differentiable, concrete=units.concrete)
         held = self.level + Judgement(units.together(self.whole).size, units.dtype).held(self.level)
-        size = xp.reshape(size, lengths.shape)
-        level, ceiling = (xp.minimum(lengths.numbers(bound) / size, HUGE) for bound in (self.level, held))
+        unit = xp.reshape(unit, lengths.shape)
+        level, ceiling = (xp.minimum(lengths.numbers(bound) / unit, HUGE) for bound in (self.level, held))
         total = lengths.constants().total(xp.abs)
         moved = (total > ceiling) & xp.isfinite(total)
         shorter = nearest_on_one_row(lengths, Declaration((Row("diamond", level),)), moved).parts[0]
-        factor = shorter / xp.where(norms > 0, norms, xp.ones_like(norms))
-        return xp.expand_dims(moved, -1) & xp.isfinite(factor), factor
+        return xp.expand_dims(moved, -1) & xp.isfinite(shorter), shorter
 
     def _beyond(self, norms: Array) -> Array:
         return namespace(norms).sum(norms, axis=1) - constant(norms, self.level)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        return Judgement(size, dtype).tolerated(self.level)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the radius."""
-        return self._by_scale(units, taken, self.level)
 
 
 @registered
@@ -251,15 +266,14 @@ class GroupSparse(GroupSet):
 
     Args:
         k: how many groups may differ from 0; at most as many as there are.
-        groups: see `GroupL1Ball`: "inputs" or "units" of a whole weight, or labels for each unit.
-            The heads of an attention's kernel are labels over all of its axes: those of
-            `np.arange(heads)[None, :, None]`, with `axis=(0, 1, 2)` for (features, heads, dims).
+        groups: see `GroupL1Ball`: "inputs", "units", "heads" or "gates" of a whole weight, or
+            labels for each unit.
         axis: see `MaxNorm`; with labels.
 
     Raises:
         SetError: `k` is not a positive integer, or another argument is wrong; once the weight is
-            known, `k` is above the number of groups, it has no axis of inputs, or the labels don't
-            fit its units.
+            known, `k` is above the number of groups, it has no inputs, heads or gates, or the
+            labels don't fit its units.
 
     On rows, without a layer, inputs are columns.
 
@@ -290,15 +304,11 @@ class GroupSparse(GroupSet):
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
-        if 0 <= (number := self._number(units)) < self.k:
-            raise SetError(
-                "`k` of GroupSparse is above the number of groups",
-                f"k={self.k}",
-                where=f"{self!r} on {units.count} units of {units.size} entries, with {number} groups",
-                instead=f"k={number}, or less",
-            )
+        number = self._number(units)
+        where = f"{units.count} units of {units.size} entries, with {number} groups"
+        at_most(self, "k", number if number >= 0 else self.k, "the number of groups", where)
 
-    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
+    def _shorter(self, norms: Array, unit: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(norms)
         norms = without_gradient(norms)
         finite = xp.all(xp.isfinite(norms), axis=1, keepdims=True)
@@ -306,11 +316,4 @@ class GroupSparse(GroupSet):
         return ~(largest(norms, self.k) | (norms <= 0) | ~finite), xp.zeros_like(norms)
 
     def _beyond(self, norms: Array) -> Array:
-        xp = namespace(norms)
-        if self.k >= norms.shape[1]:
-            return 0 * norms[:, 0] - np.inf
-        most = xp.sort(norms, axis=1)[:, norms.shape[1] - self.k - 1]
-        return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
+        return too_many(norms, self.k)

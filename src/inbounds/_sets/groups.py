@@ -12,32 +12,17 @@ from inbounds._arrays.ops import Array, constant, namespace
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError
 
-WINDOWS = ("symmetric", "radial")
-"""The groups of a window that have a name."""
-
-MATRICES = ("toeplitz", "circulant")
-"""The groups of a matrix that have a name."""
+WINDOWS = ("symmetric", "radial")  # the groups of a window that have a name
+MATRICES = ("toeplitz", "circulant")  # the groups of a matrix that have a name
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of the entries of a unit.
+    """Groups of the entries of a unit."""
 
-    Attributes:
-        labels: of each entry the index of its group.
-        table: of each group the entries, of shape (groups, most); a shorter one repeats its first.
-        present: where the table doesn't repeat.
-    """
-
-    labels: np.ndarray[Any, Any]
-    table: np.ndarray[Any, Any]
-    present: np.ndarray[Any, Any]
-
-    @property
-    def first(self) -> np.ndarray[Any, Any]:
-        """Of each entry the first one of its group."""
-        first: np.ndarray[Any, Any] = self.table[self.labels, 0]
-        return first
+    labels: np.ndarray[Any, Any]  # of each entry the index of its group
+    table: np.ndarray[Any, Any]  # of each group the entries, of shape (groups, most); a shorter one repeats its first
+    present: np.ndarray[Any, Any]  # where the table doesn't repeat
 
     def gathered(self, rows: Array) -> Array:
         """Rows of entries by their groups, of shape (units, groups, most), with 0 for the repeated ones."""
@@ -58,36 +43,24 @@ def span_of(units: Units) -> tuple[int, ...]:
 
 
 def groups_of(owner: str, given: Any, span: tuple[int, ...]) -> Groups:
-    """The groups of units of a shape.
+    """The groups of units, or of a matrix, of the shape `span`, for the set `owner`.
 
-    Args:
-        owner: the name of the set, for the error.
-        given: a name; or labels of the unit's size, of a shape that broadcasts to the unit's, or of
-            its first axes, where entries that differ in a further one are in different groups.
-        span: the shape of one unit, or of the matrix.
-
-    Raises:
-        SetError: the labels have another shape, or the name is that of another shape.
+    They are given as a name; or as labels of the unit's size, of a shape that broadcasts to the
+    unit's, or of its first axes, where entries that differ in a further one are in different groups.
     """
     if isinstance(given, str):
         if given in MATRICES and (len(span) != 2 or (given == "circulant" and span[0] != span[1])):
-            raise SetError(
-                f"{owner}({given!r}) is for a {'square ' * (given == 'circulant')}matrix",
-                f"groups={given!r}",
-                where=f"entries of shape {span}",
-                instead="an `axis` of two axes, or labels",
-            )
+            wrong = f"{owner}({given!r}) is for a {'square ' * (given == 'circulant')}matrix"
+            where = f"entries of shape {span}"
+            raise SetError(wrong, f"groups={given!r}", where=where, instead="an `axis` of two axes, or labels")
         return _named(given, span)
     size, ahead = int(np.prod(span)), span[: given.ndim]
     if given.ndim == len(span) > 1 and all(n in (1, most) for n, most in zip(given.shape, span, strict=True)):
         given = np.broadcast_to(given, span)
     if given.shape not in (ahead, (size,)):
-        raise SetError(
-            "`groups` don't fit the units: one label for each entry, or each of the first axes",
-            f"groups.shape={given.shape}",
-            where=f"{owner} on units of {size} entries, of shape {span}",
-            instead=f"an array of shape {span}",
-        )
+        wrong = "`groups` don't fit the units: one label for each entry, or each of the first axes"
+        where = f"{owner} on units of {size} entries, of shape {span}"
+        raise SetError(wrong, f"groups.shape={given.shape}", where=where, instead=f"an array of shape {span}")
     return _by_labels(given.tobytes(), size)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from typing import Any
@@ -43,21 +43,16 @@ from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import L1Ball, Linear, SumTo
 
-Ball = MaxNorm | MinMaxNorm | FrobeniusNorm
-"""A ball of the Euclidean norm, where it is convex."""
+Ball = MaxNorm | MinMaxNorm | FrobeniusNorm  # a ball of the Euclidean norm, where it is convex
 
 
 class AllOf(Composite):
     """A set that is the intersection of its members, with a name and arguments of its own."""
 
     def made_of(self, *members: Set) -> None:
-        """Takes the members, for `__init__`.
-
-        Raises:
-            SetError: they have no point in common.
-        """
+        """Takes the members, for `__init__`; an error where they have no point in common."""
         self.members = members
-        if self.mixed:  # shapes decide, see `check_room`
+        if self.kinds:  # shapes decide, see `check_room`
             return
         arrays = (getattr(member, name) for member in members for name in member.argument_names())
         sizes = {1, 2, 16, 256} | {array.size for array in arrays if isinstance(array, np.ndarray)}
@@ -67,9 +62,9 @@ class AllOf(Composite):
         self._check_common_point([Units.of([np.zeros(shape)], [(1,)]) for shape in shapes])
 
     @cached_property
-    def mixed(self) -> bool:
-        """Whether members have different units."""
-        return any(isinstance(member, Per) for member in self.members)
+    def kinds(self) -> list[Per]:
+        """Where each member has units of a kind of its own, one set for each kind; else none."""
+        return [kind for kind in _by_kind(self.members) if isinstance(kind, Per)]
 
     @property
     def has_normal_form(self) -> bool:
@@ -119,20 +114,15 @@ class AllOf(Composite):
         """A truth value for each unit: its own, or that of all units of its matrix where a set is one of matrices."""
         if not any(member.whole for member in self.members):
             return true
-        groups = self.members[0].reported_units(units.count) if self.whole and not self.mixed else 1
+        groups = self.members[0].reported_units(units.count) if self.whole and not self.kinds else 1
         return units.alike(true, groups)
 
     def check_room(self, units: Units) -> None:
-        """Checks that the sets have a point in common, for units of this size.
-
-        Raises:
-            SetError: they have none.
-        """
         weights = Units.of([np.zeros(part.shape) for part in units.parts], units.axes)
         pairs = zip(units.parts, units.axes, strict=True)
         shapes = [[n if axis in span else 1 for axis, n in enumerate(part.shape)] for part, span in pairs]
         one = Units.of([np.zeros(shape) for shape in shapes], units.axes)
-        whole = self.mixed or self.matrix or not self._fits(one)
+        whole = bool(self.kinds) or self.matrix or not self._fits(one)
         self._check_common_point([weights if whole else one])
 
     def _fits(self, units: Units) -> bool:
@@ -144,10 +134,7 @@ class AllOf(Composite):
         return True
 
     def _check_common_point(self, zeros: Sequence[Units]) -> None:
-        """Projects zeros, and raises where no result is inside.
-
-        Sets whose common point depends on the weights are not checked.
-        """
+        """Projects zeros, and raises where no result is inside and the common point doesn't depend on the weights."""
         parts = list(parts_of(self))
         unknown = any(isinstance(part, (Custom, Where, On)) or part.center is not None for part in parts)
         if unknown or self.changes or not self.convex:
@@ -162,45 +149,27 @@ class AllOf(Composite):
             if nearest < 1e-6:
                 return
         if nearest < math.inf:
-            raise SetError(
-                "The intersection is empty: its sets have no point in common",
-                repr(self),
-                where=f"units of {' or '.join(str(units.size) for units in zeros)} entries; the nearest try is outside "
-                f"of one by {nearest:.3g}",
-                instead="wider bounds",
-            )
+            wrong = "The intersection is empty: its sets have no point in common"
+            sizes = " or ".join(str(units.size) for units in zeros)
+            where = f"units of {sizes} entries; the nearest try is outside of one by {nearest:.3g}"
+            raise SetError(wrong, repr(self), where=where, instead="wider bounds")
 
     # Where members have different units, a report has those of one kind after those of the other.
 
-    def _counts(self, count_of: Callable[[Per], int]) -> dict[Any, int]:
-        """How many units there are of each kind."""
-        counts: dict[Any, int] = {}
-        for member in self.members:
-            if isinstance(member, Per):
-                counts[member.key] = max(counts.get(member.key, 0), count_of(member))
-        return counts
-
     def reported_units(self, units: int) -> int:
-        if not self.mixed:
-            return super().reported_units(units)
-        return sum(self._counts(lambda member: member.reported_units(units)).values())
+        return sum(kind.reported_units(units) for kind in self.kinds) or super().reported_units(units)
 
     def edges(self, laid: Laid) -> list[Edge]:
-        if not self.mixed:
-            return super().edges(laid)
-        counts = self._counts(lambda member: member.count(laid))
-        members = [member for member in self.members if isinstance(member, Per)]
-        return [_among(counts, member.key, edge) for member in members for edge in member.edges(laid)]
+        counts = [kind.count(laid) for kind in self.kinds]
+        edges = [_among(counts, i, edge) for i, kind in enumerate(self.kinds) for edge in kind.edges(laid)]
+        return edges or super().edges(laid)
 
     def _finite(self, laid: Laid, count: int) -> Array:
-        if not self.mixed:
-            return super()._finite(laid, count)
-        first = {member.key: member for member in reversed(self.members) if isinstance(member, Per)}
-        counts = self._counts(lambda member: member.count(laid))
-        return namespace(laid.rows).concatenate([first[key]._finite(laid, n) for key, n in counts.items()])
+        finite = [kind._finite(laid, kind.count(laid)) for kind in self.kinds]
+        return namespace(laid.rows).concatenate(finite) if finite else super()._finite(laid, count)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        return np.sqrt(np.reshape(taken.total(np.square), (-1,))) if self.mixed else super().multiplier(units, taken)
+        return np.sqrt(np.reshape(taken.total(np.square), (-1,))) if self.kinds else super().multiplier(units, taken)
 
     def rebuilt(self, members: Sequence[Set]) -> Set:
         made = copy.copy(self)  # without `__init__`, whose checks can't read the tensors of a compiled step
@@ -208,8 +177,8 @@ class AllOf(Composite):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes that are copied and pickled: all but the methods, which are computed again."""
-        return {name: value for name, value in vars(self).items() if name not in ("mixed", "method", "weighted_method")}
+        """The attributes that are copied and pickled: all but those that are computed from the members."""
+        return {name: value for name, value in vars(self).items() if name not in ("kinds", "method", "weighted_method")}
 
 
 @registered
@@ -222,29 +191,27 @@ class Intersection(AllOf):
     - one after the other where that is exact: a cone (NonNeg, Monotone, Symmetric...) and then a
       ball about 0; an orthant and then L1Ball, a symmetric Box or Sparse; boxes; Monotone and then
       a Box, SumTo or L1Ball; Symmetric and then a norm of the spectrum;
-    - sets of bounds (NonNeg, Box, Fixed...), linear rows (SumTo, Simplex, Halfspace, Hyperplane),
-      balls and 1-norms about one centre together, by their normal form: one multiplier per unit for
-      each row and norm, found by Newton's method to rounding, as a rule in 3 to 20 steps and in 250
-      at most;
-    - else Dykstra's algorithm, 1,000 rounds over the sets at most, until the rounds change nothing
-      but rounding; then projections in turn until every set holds.
+    - sets of bounds, linear rows, balls and 1-norms about one centre together, by their normal
+      form: one multiplier per unit for each row and norm, found by Newton's method to rounding;
+    - else Dykstra's algorithm, until its rounds change nothing but rounding; then projections in
+      turn until every set holds.
 
     A set that isn't convex (UnitNorm, Sparse, Grid...) has no nearest point that could be found in
-    general: the sets are projected on in turn, 500 rounds at most, until all hold. The result is in
-    the intersection, where that is found, and exact for Sparse with an orthant or a ball.
+    general: the sets are projected on in turn, 500 rounds at most. The result is in the
+    intersection, where that is found, and exact for Sparse with an orthant or a ball.
 
     Args:
-        sets: two or more; intersections among them are taken apart. One axis holds for all of them.
-            Where axes differ, or `per` names units, each set has its own units, and one that looks
-            at each entry by itself those of another.
+        sets: two or more; intersections among them are taken apart. Where axes differ, or `per`
+            names units, each set has its own units, and one that looks at each entry by itself
+            those of another; else one axis holds for all of them.
 
     Raises:
         SetError: fewer than two sets, a Joint, or sets that have no point in common (where they
             have different units, when the plan is made).
 
     Cost: that of the sets, one after the other; for m multipliers 2 m + m^2 sums over the unit and
-    a few systems of m unknowns in each step; for Dykstra's algorithm 1,000 rounds over the sets at
-    most, twice. A unit that is inside every set stays bit for bit.
+    a few systems of m unknowns in each step, as a rule 3 to 20 and 250 at most; for Dykstra's
+    algorithm 1,000 rounds over the sets at most, twice. A unit inside every set stays bit for bit.
 
     Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex
     sets in Hilbert spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's
@@ -259,13 +226,9 @@ class Intersection(AllOf):
 
     def __init__(self, *sets: Set) -> None:
         flat = [inner for given in sets for inner in (given.sets if isinstance(given, Intersection) else (given,))]
-        wrong = [inner for inner in flat if not isinstance(inner, Set) or isinstance(inner, JointSet)]
-        if wrong or len(flat) < 2:
-            raise SetError(
-                "An intersection is not made of two or more sets, or one of them is a Joint",
-                f"sets={shown(sets)}",
-                instead="Joint(a & b)",
-            )
+        if len(flat) < 2 or any(not isinstance(inner, Set) or isinstance(inner, JointSet) for inner in flat):
+            wrong = "An intersection is not made of two or more sets, or one of them is a Joint"
+            raise SetError(wrong, f"sets={shown(sets)}", instead="Joint(a & b)")
         self.made_of(*by_units(flat))
 
     @property
@@ -287,17 +250,11 @@ class Intersection(AllOf):
 
 @dataclass(frozen=True)
 class Method:
-    """How an intersection is projected on.
-
-    Attributes:
-        project: from units to units.
-        words: what it does and gives.
-        keeps: whether a unit that is inside comes back bit for bit by itself.
-    """
+    """How an intersection is projected on."""
 
     project: Projection
-    words: str
-    keeps: bool = False
+    words: str  # what it does and gives
+    keeps: bool = False  # whether a unit that is inside comes back bit for bit by itself
 
 
 def method_of(members: Sequence[Set], *, weighted: bool = False) -> Method:
@@ -334,25 +291,23 @@ def _by_kind(members: Sequence[Set]) -> list[Set]:
         if not isinstance(member, Per):
             return list(members)
         kinds.setdefault(member.key, []).append(member)
-    return [same[0] if len(same) == 1 else same[0].rebuilt([_unchecked(same)]) for same in kinds.values()]
+    for same in kinds.values():
+        if len(same) > 1:
+            both = object.__new__(Intersection)  # without `__init__`, whose checks all members have passed
+            both.__dict__["members"] = tuple(member.set for member in same)
+            same[0] = same[0].rebuilt([both])
+    return [same[0] for same in kinds.values()]
 
 
-def _unchecked(members: Sequence[Per]) -> Intersection:
-    """The intersection of the sets in some members."""
-    made = object.__new__(Intersection)
-    made.__dict__["members"] = tuple(member.set for member in members)
-    return made
-
-
-def _among(counts: dict[Any, int], key: Any, edge: Edge) -> Edge:
+def _among(counts: Sequence[int], kind: int, edge: Edge) -> Edge:
     """An edge of the units of one kind as one of all that are reported; the others are far inside."""
     excess, slack = edge
-    xp, kinds = namespace(excess), list(counts)
-    others = [sum(counts[kind] for kind in some) for some in (kinds[: kinds.index(key)], kinds[kinds.index(key) + 1 :])]
+    xp = namespace(excess)
 
     def padded(values: Array, otherwise: float) -> Array:
-        before, after = (xp.repeat(xp.full_like(values[:1], otherwise), n) for n in others)
-        return xp.concatenate([before, repeated(values, counts[key]), after])
+        other = xp.full_like(values[:1], otherwise)
+        before, after = (xp.repeat(other, sum(some)) for some in (counts[:kind], counts[kind + 1 :]))
+        return xp.concatenate([before, repeated(values, counts[kind]), after])
 
     if not isinstance(excess, np.ndarray):  # who asks for violations only, of tensors, asks for no slack
         return padded(excess, -np.inf), slack
@@ -399,13 +354,7 @@ def _named(members: Sequence[Set]) -> str:
 
 
 def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> bool:
-    """Whether projecting on the intersection of `rest` and then on `last` gives the nearest point of all.
-
-    Args:
-        rest: the sets before the last one.
-        last: the last set.
-        weighted: whether the metric weighs each entry. Fewer pairs are exact then.
-    """
+    """Whether projecting on the intersection of `rest` and then on `last` gives the nearest point of all."""
     if (all(map(_orthant, rest)) and _solid(last)) or all(map(_box, [*rest, last])):
         return True
     first = rest[0] if len(rest) == 1 else None

@@ -32,55 +32,34 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import numbers_of_units, positive_integer
+from inbounds._errors import SetError
+from inbounds._sets.arguments import numbers_of_units, positive_integer, refused
 from inbounds._sets.set import ULPS, Edge, Set, registered
 from inbounds._types import Integer, Numbers
 
-STEPS = 100
-"""The limit of Newton's steps to a matrix of given sums: a few from close by, 20 to 60 from far away."""
-
-UNROLLED = 60
-"""The number of steps where PyTorch traces or vectorizes, and can't stop early."""
-
-ZOOM = 16.0
-"""The largest factor by which a matrix far from the set is enlarged between two steps."""
-
-ROUGH = 0.1
-"""What is wrong in all sums, as a share of what they add up to, at which a matrix is enlarged."""
-
-CLOSE = 1e-3
-"""The same, from which on full steps are taken."""
-
-GRAIN = 2.0**-20
-"""Float32 adds multiples of it exactly, up to a sum of 16."""
-
-LENGTHS = tuple(2.0**-k for k in range(9))
-"""The shares of a step that the line search tries."""
+STEPS = 100  # the limit of Newton's steps to a matrix of given sums: a few from close by, 20 to 60 from far away
+UNROLLED = 60  # the number of steps where PyTorch traces or vectorizes, and can't stop early
+ZOOM = 16.0  # the largest factor by which a matrix far from the set is enlarged between two steps
+ROUGH = 0.1  # what is wrong in all sums, as a share of what they add up to, at which a matrix is enlarged
+CLOSE = 1e-3  # the same, from which on full steps are taken
+GRAIN = 2.0**-20  # Float32 adds multiples of it exactly, up to a sum of 16
+LENGTHS = tuple(2.0**-k for k in range(9))  # the shares of a step that the line search tries
 
 
 class MatrixSet(Set):
-    """A set of the matrix that the units of a weight make, or of each matrix of a stack.
-
-    Attributes:
-        stack: how many matrices the units make, one block of units after the other.
-        square: whether a matrix has as many rows as columns.
-    """
+    """A set of the matrix that the units of a weight make, or of each matrix of a stack."""
 
     whole: ClassVar[bool] = True
     matrix: ClassVar[bool] = True
     allows_frozen: ClassVar[bool] = False
-    square: ClassVar[bool] = False
-    stack: int = 1
+    square: ClassVar[bool] = False  # whether a matrix has as many rows as columns
+    stack: int = 1  # how many matrices the units make, one block of units after the other
 
     @abstractmethod
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
-        """The nearest matrices, and for each, of shape (stack,), whether it is outside by more than the tolerance.
+        """The nearest to finite matrices of some units, and for each whether it is outside by more than the tolerance.
 
-        Args:
-            matrices: finite, of shape (stack, rows, columns).
-            units: what they were made of: for the weight's dtype, and whether a derivative may be
-                asked for.
+        They have the shape (stack, rows, columns), the second result (stack,).
         """
 
     @abstractmethod
@@ -90,19 +69,15 @@ class MatrixSet(Set):
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         if units.count % self.stack:
-            raise SetError(
-                "`stack` does not divide the number of units",
-                f"stack={self.stack}",
-                where=f"{self!r} on {units.count} units of {units.size} entries",
-                instead="stack=1, or the number of heads or gates",
-            )
+            wrong = "`stack` does not divide the number of units"
+            where = f"{self!r} on {units.count} units of {units.size} entries"
+            instead = "stack=1, or the number of heads or gates"
+            raise SetError(wrong, f"stack={self.stack}", where=where, instead=instead)
         if self.square and units.count // self.stack != units.size:
-            raise SetError(
-                f"{type(self).__name__} is for square matrices: as many units as entries of a unit",
-                f"{self.stack} of {units.count // self.stack} units by {units.size} entries",
-                where=repr(self),
-                instead="a square weight, or `stack` for several square ones side by side",
-            )
+            wrong = f"{type(self).__name__} is for square matrices: as many units as entries of a unit"
+            shape = f"{self.stack} of {units.count // self.stack} units by {units.size} entries"
+            instead = "a square weight, `stack` for several side by side, or Symmetric().per('window') for windows"
+            raise SetError(wrong, shape, where=repr(self), instead=instead)
 
     def reported_units(self, units: int) -> int:
         return self.stack
@@ -121,9 +96,6 @@ class MatrixSet(Set):
 
     def _matrices(self, rows: Array) -> Array:
         return namespace(rows).reshape(rows, (self.stack, -1, rows.shape[1]))
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
 
 def stack_of(owner: str, value: Any) -> int:
@@ -177,8 +149,7 @@ class Symmetric(_Subspace):
 
     Cost: about ten passes over the weight, some of them across its rows.
 
-    A zero matrix is inside. Numbers up to the largest don't overflow. A matrix with NaN or
-    infinities stays, and counts as violated.
+    A zero matrix is inside. A matrix with NaN or infinities stays, and counts as violated.
 
     Source: Higham, "Computing a nearest symmetric positive semidefinite matrix", 1988.
 
@@ -197,8 +168,7 @@ class SkewSymmetric(_Subspace):
 
     Recurrent weights that neither damp nor amplify, generators of rotations: exp(W) and the Cayley
     transform of such a W are orthogonal. The nearest one is (W - W^T) / 2, its diagonal exactly 0.
-    The violation is the largest
-    |w_ij + w_ji|.
+    The violation is the largest |w_ij + w_ji|.
 
     Args:
         stack: see `Symmetric`.
@@ -263,7 +233,7 @@ class Marginals(MatrixSet):
     couplings, assignments with capacities, tables with given margins. Rows are the units of the
     weight, columns the entries of a unit. The nearest one reaches 0 exactly, which Sinkhorn's
     scaling doesn't. The violation is the largest of -w_ij and of the distances of row and column
-    sums from their totals.
+    sums from their totals; the tolerance is 4 ulp of the largest sum.
 
     Args:
         rows: the sum of each row: a number for all, or an array with one for each; not negative.
@@ -274,20 +244,16 @@ class Marginals(MatrixSet):
         SetError: an argument is wrong; once both numbers of sums are known, the sums of rows and of
             columns don't add up to the same; on a bias.
 
-    The tolerance is 4 ulp of the largest sum.
-
-    Cost: for n rows or columns, whichever are fewer, at most 100 of Newton's steps, each a linear
+    Cost: for n rows or columns, whichever are fewer, 100 of Newton's steps at most, each a linear
     system of n unknowns (n^3) and some thirty passes; 3 to 10 from close by, as in training, 20 to
-    90 from far away. Then it is the nearest matrix, to rounding. Where the steps are used up, the
-    result is scaled until rows and columns sum to their totals all the same: in the set, and not
-    the nearest. That happens far away where sums differ by orders of magnitude. Where PyTorch
-    traces or vectorizes, 60 are taken, each time. A weight that is inside costs five passes.
+    90 from far away; where PyTorch traces or vectorizes, 60 each time. Where the steps are used up,
+    far away and with sums that differ by orders of magnitude, the result is scaled to the sums: in
+    the set, and not the nearest. A weight that is inside costs five passes.
 
     A zero matrix becomes the one with equal entries where all sums are equal, else the shortest.
-    Differences within a matrix are known to the rounding of its largest entry; with entries above
-    2^30 (2^59 in float64) of the largest sum, where that is all that counts, they are taken for so
-    large. Gradients are those of the zeros that the result has. A matrix with NaN or infinities
-    stays, and counts as violated.
+    Differences within a matrix are known to the rounding of its largest entry; entries above 2^30
+    (2^59 in float64) of the largest sum are taken for so large. Gradients are those of the zeros
+    that the result has. A matrix with NaN or infinities stays, and counts as violated.
 
     Source: Li, Sun and Toh, "On the efficient computation of a projector over the Birkhoff
     polytope", 2020; Cuturi, "Sinkhorn distances", 2013, for transport.
@@ -303,36 +269,29 @@ class Marginals(MatrixSet):
         self.stack = stack_of("Marginals", stack)
         for name, sums in (("rows", self.rows), ("columns", self.columns)):
             if not np.any(np.greater(sums, 0)):
-                raise SetError(f"`{name}` of Marginals are all 0", f"{name}={shown(sums)}", instead="Fixed(0.0)")
+                raise refused("Marginals", name, sums, "are all 0", "Fixed(0.0)")
         if np.ndim(self.rows) and np.ndim(self.columns):
             self._sums((1, np.size(self.rows), np.size(self.columns)))
 
     def _sums(self, shape: tuple[int, ...]) -> _Sums:
-        """The sums of matrices of shape (stack, rows, columns).
-
-        Raises:
-            SetError: they are others in number, or don't add up to the same.
-        """
+        """The sums of matrices of shape (stack, rows, columns), or an error where they don't fit."""
         given = zip(("rows", "columns"), (self.rows, self.columns), shape[1:], strict=True)
         wrong = [f"{name}.shape={np.shape(sums)}" for name, sums, n in given if np.ndim(sums) and np.size(sums) != n]
+        where = f"{self!r} on a matrix of {shape[1]} rows and {shape[2]} columns"
         if wrong:
-            raise SetError(
-                "An array doesn't fit the matrix: one number for each row, or column",
-                ", ".join(wrong),
-                where=f"{self!r} on a matrix of {shape[1]} rows and {shape[2]} columns",
-                instead=f"arrays of shape ({shape[1]},) and ({shape[2]},)",
-            )
+            text = "An array doesn't fit the matrix: one number for each row, or column"
+            instead = f"arrays of shape ({shape[1]},) and ({shape[2]},)"
+            raise SetError(text, ", ".join(wrong), where=where, instead=instead)
         rows = np.broadcast_to(np.reshape(self.rows, (-1, 1)), (shape[1], 1))
         columns = np.broadcast_to(np.reshape(self.columns, (1, -1)), (1, shape[2]))
-        total = rows.sum()
-        if abs(columns.sum() - total) > 1e-6 * total:
-            raise SetError(
-                "The sums of the rows and of the columns don't add up to the same",
-                f"{total:g} and {columns.sum():g}",
-                where=f"{self!r} on a matrix of {shape[1]} rows and {shape[2]} columns",
-                instead=f"columns that add up to {total:g}",
-            )
-        return _Sums(rows, columns * (total / columns.sum()))
+        total, other = rows.sum(), columns.sum()
+        if abs(other - total) > 1e-6 * total:
+            text = "The sums of the rows and of the columns don't add up to the same"
+            instead = f"columns that add up to {total:g}"
+            raise SetError(text, f"{total:g} and {other:g}", where=where, instead=instead)
+        columns = columns * (total / other)
+        unit = float(2.0 ** np.floor(np.log2(max(rows.max(), columns.max()))))
+        return _Sums(rows / unit, columns / unit, unit)
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
@@ -358,9 +317,8 @@ class Marginals(MatrixSet):
         xp, sums = namespace(matrices), self._sums(tuple(matrices.shape))
         largest = xp.max(xp.abs(matrices), axis=(1, 2), keepdims=True)
         size = without_gradient(xp.clip(largest, sums.unit, HUGE))
-        return (size * _largest(*_defects(matrices / size, sums.of(matrices), sums.unit / size)))[
-            :, 0, 0
-        ]  # they could overflow
+        defects = _defects(matrices / size, sums.of(matrices), sums.unit / size)  # they could overflow
+        return (size * _largest(*defects))[:, 0, 0]
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
         below = namespace(rows).max(-self._matrices(rows), axis=(1, 2))
@@ -412,22 +370,11 @@ class DoublyStochastic(Marginals):
 
 @dataclass(frozen=True)
 class _Sums:
-    """The sums of rows and columns.
+    """The sums of rows and columns."""
 
-    Attributes:
-        rows: of each row, of shape (n, 1), in units.
-        columns: of each column, of shape (1, m), in units.
-        unit: a power of 2.
-    """
-
-    rows: np.ndarray[Any, Any]
-    columns: np.ndarray[Any, Any]
-    unit: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.unit:
-            unit = 2.0 ** np.floor(np.log2(max(self.rows.max(), self.columns.max())))
-            vars(self).update(rows=self.rows / unit, columns=self.columns / unit, unit=float(unit))
+    rows: np.ndarray[Any, Any]  # of each row, of shape (n, 1), in units
+    columns: np.ndarray[Any, Any]  # of each column, of shape (1, m), in units
+    unit: float  # a power of 2, so that the largest sum is 1 to 2
 
     @property
     def transposed(self) -> _Sums:
@@ -498,8 +445,7 @@ def _start(matrices: Array, sums: _Sums) -> tuple[Array, Array]:
 def _defects(matrices: Array, wanted: _Wanted, share: Array | float = 1.0) -> tuple[Array, Array]:
     """The sums of rows and of columns less a share of those wanted, to less than an ulp of 1.
 
-    Entries are split into multiples of `GRAIN`, whose sums are exact, and a small rest; so are the
-    sums that are wanted into what the dtype holds, and a rest.
+    Entries are split into multiples of `GRAIN`, whose sums are exact, and a small rest.
     """
     xp = namespace(matrices)
     coarse = without_gradient(xp.floor(matrices / GRAIN) * GRAIN)
@@ -512,8 +458,7 @@ def _defects(matrices: Array, wanted: _Wanted, share: Array | float = 1.0) -> tu
 def _shifts(mask: Array, rows: Array, columns: Array, ridge: Array) -> tuple[Array, Array]:
     """The a and b for which `mask * (a 1^T + 1 b^T)` has these sums of rows and columns, nearly.
 
-    A ridge makes them unique. It is larger than the rounding of the system, whose diagonal exceeds
-    the sum of its row by positive terms only.
+    A ridge, which is larger than the rounding of the system, makes them unique.
     """
     xp = namespace(mask)
     counts, over = xp.sum(mask, axis=2, keepdims=True), transposed(mask)
@@ -529,13 +474,9 @@ def _shifts(mask: Array, rows: Array, columns: Array, ridge: Array) -> tuple[Arr
 
 
 def _length(z: Array, shift: Array, fall: Array, total: Array) -> Array:
-    """The share of a step that is taken: the largest of `LENGTHS` at which the slope is not clearly above 0.
+    """The share that is taken of a step to `z - shift`: the largest at which the slope is not clearly above 0.
 
-    Args:
-        z: the matrices.
-        shift: the step, which is subtracted.
-        fall: minus the slope of the dual function at the beginning; along the step the slope rises.
-        total: the slope, were no entry above 0.
+    The slope of the dual function is `-fall` at first, and would be `total`, were no entry above 0.
     """
     xp = namespace(z)
     lengths = constant(z, np.reshape(LENGTHS, (-1, 1, 1, 1)))

@@ -43,33 +43,16 @@ from inbounds._arrays.units import Units
 from inbounds._sets.declaration import KINDS, Declaration, Kind, Values, clip
 from inbounds._sets.one_row import nearest_on_one_row
 
-TURNS, UNROLLED = 250, 40
-"""At most so many looks at the multipliers, as a rule 3 to 20; where PyTorch exports or vectorizes,
-so many."""
-
-OVERSHOOT = 0.1
-"""A step is taken where the dual falls at its end by no more than this share of its rise at the
-beginning."""
-
-DAMPING, LEAST, MOST, BY = 1e-2, 1e-12, 1e6, 8.0
-"""The damping of Newton's method at first, at least and at most, and what it is multiplied by after
-a bad step."""
-
-PASSES = 2
-"""So often the multipliers that are to be 0 after a step are found anew."""
-
-REACH = 4.0
-"""A ball's multiplier, and 1, grow to at most so many times what they are."""
+TURNS, UNROLLED = 250, 40  # the limit of looks at the multipliers, 3 to 20 as a rule; where PyTorch can't stop early
+OVERSHOOT = 0.1  # how much the dual may fall at the end of a step, as a share of its rise at the beginning
+DAMPING, LEAST, MOST = 1e-2, 1e-12, 1e6  # the damping of Newton's method at first, at least and at most
+BY = 8.0  # what it is multiplied by after a bad step
+PASSES = 2  # so often the multipliers that are to be 0 after a step are found anew
+REACH = 4.0  # a ball's multiplier, and 1, grow to at most so many times what they are
 
 
 def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:
-    """The units at the nearest points of a declared set, in their metric; entries of units with NaN may be anywhere.
-
-    Args:
-        units: of any parts.
-        declaration: what is declared of them.
-        whole: whether it is declared of all units together.
-    """
+    """The units at the nearest points of a set declared of each, or of the whole; those with NaN may be anywhere."""
     one = units.together(whole)
     if not declaration.rows:
         return one.map(clip, declaration.low, declaration.high).apart(units)
@@ -99,11 +82,6 @@ def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:
     return units.with_rows(xp.reshape(y, (-1, units.size)))
 
 
-def _least_radius(dtype: str) -> float:
-    """What the radius of a ball counts as at least, as a share of a unit's largest entry: less vanishes in sums."""
-    return math.pow(epsilon(dtype), 0.8)
-
-
 def _nearest(
     x: Array,
     costs: Array | None,
@@ -113,16 +91,11 @@ def _nearest(
     given: Sequence[tuple[Array, Array, Array]],
     static: tuple[tuple[Kind, ...], bool],
 ) -> Array:
-    """The nearest rows, computed with entries of the size of 1.
+    """The nearest rows to x, computed with entries of the size of 1.
 
-    Args:
-        x: rows.
-        costs: the metric, in rows; None: the Euclidean one.
-        moves: 1 for entries that may move, else 0; None: all may.
-        low: the lower bounds.
-        high: the upper bounds.
-        given: of each row of the declaration, in order of `KINDS`, its weights, level and centre.
-        static: their kinds; and whether a derivative is wanted.
+    `moves` is 1 for entries that may move, else 0. Of each row of the declaration, in order of
+    `KINDS`, `given` has the weights, level and centre, and `static` the kind, and whether a
+    derivative is wanted.
     """
     kinds, differentiable = static
     xp = namespace(x)
@@ -146,19 +119,12 @@ def _nearest(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What there is to see at some multipliers.
+    """What there is to see at some multipliers."""
 
-    Attributes:
-        exceeded: by how much each row is exceeded, of shape (units, K).
-        matrix: minus the Hessian of the dual, of shape (units, K, K).
-        solved: whether all rows but the first ball are within rounding; of shape (units, 1).
-        over: by how much that ball is exceeded, 0 where it is within rounding; of shape (units, 1).
-    """
-
-    exceeded: Array
-    matrix: Array
-    solved: Array
-    over: Array
+    exceeded: Array  # by how much each row is exceeded, of shape (units, K)
+    matrix: Array  # minus the Hessian of the dual, of shape (units, K, K)
+    solved: Array  # whether all rows but the first ball are within rounding; of shape (units, 1)
+    over: Array  # by how much that ball is exceeded, 0 where it is within rounding; of shape (units, 1)
 
 
 class _Problem:
@@ -177,7 +143,7 @@ class _Problem:
         self.equal = constant(x, [[float(kind == "equal") for kind in kinds]]) > 0
         self.first_ball = constant(x, [[float(i == starts[2] and kind == "ball") for i, kind in enumerate(kinds)]])
         level = xp.concatenate([level + xp.zeros_like(x[:, :1]) for _, level, _ in rows], axis=1)
-        self.radius = xp.maximum(level, _least_radius(dtype_of(x)))
+        self.radius = xp.maximum(level, math.pow(epsilon(dtype_of(x)), 0.8))  # less would vanish in sums
         self.half = 1 - 0.5 * is_ball
         self.one = constant(x, np.eye(len(kinds)))
         squares = xp.sum(self.weights * self.weights, axis=2)
@@ -191,10 +157,7 @@ class _Problem:
         return self.xp.stack([array + like for array in arrays], axis=1)
 
     def entries(self, z: Array, x: Array | None = None) -> tuple[Array, Array, Array]:
-        """The entries y at some multipliers; how fast each moves against its pull, 0 where it is held; their rounding.
-
-        The last is the size of the numbers that an entry is made of.
-        """
+        """The entries at some multipliers; how fast each moves against its pull; the size of what it is made of."""
         xp = self.xp
         x = self.x if x is None else x
         by = z[:, :, None] * self.weights
@@ -257,7 +220,6 @@ class _Problem:
         return solve(matrix, right[:, :, None])[:, :, 0]
 
     def look(self, z: Array) -> _Seen:
-        """What there is to see at some multipliers."""
         xp = self.xp
         y, speed, size = self.entries(z)
         exceeded, gradient = self.exceeded(y)
@@ -268,10 +230,10 @@ class _Problem:
         return _Seen(exceeded, self.hessian(gradient, speed), solved, self.of_ball(wrong))
 
     def step(self, z: Array, exceeded: Array, matrix: Array) -> Array:
-        """Newton's step of all but the first ball's multiplier, along which the dual rises, to what is allowed.
+        """Newton's step of all but the first ball's multiplier, to what is allowed.
 
-        It is the maximum of the quadratic model over all that is allowed, if a few passes over its
-        active set find that; else of the one multiplier that has the largest alone.
+        It is the maximum of the quadratic model over what is allowed, if a few passes over its
+        active set find that; else of the one multiplier along which it rises most.
         """
         xp = self.xp
         bounded = ~self.equal & (self.first_ball == 0)
@@ -297,10 +259,7 @@ class _Problem:
         return xp.where(rise(step) >= rise(alone), step, alone)
 
     def turn_of_ball(self, z: Array, seen: _Seen, low: Array, high: Array) -> Array:
-        """The multipliers with a step of the first ball's, between a lower and an upper bound of it.
-
-        The inverse of the length is nearly linear in it. The others go along, to first order.
-        """
+        """The multipliers with a step of the first ball's, in which the inverse of the length is nearly linear."""
         xp = self.xp
         coupling = xp.sum(seen.matrix * self.first_ball[:, None], axis=2)
         held = (self.first_ball > 0) | (self.idle(z) & (seen.exceeded <= 0))
@@ -321,12 +280,7 @@ class _Problem:
         return self.allowed(z + (self.first_ball - tilt) * (new - multiplier))
 
     def multipliers(self) -> Array:
-        """The solution.
-
-        With the multiplier of the first ball as it is, those of all else are found by Newton's
-        method, damped as by Levenberg and Marquardt: where all entries are held, the Hessian is 0.
-        Then that of the ball takes a step.
-        """
+        """The solution: by Newton's method, damped as by Levenberg and Marquardt, between steps of the first ball's."""
         xp = self.xp
         zero = xp.zeros_like(self.x[:, :1])
 

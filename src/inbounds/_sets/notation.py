@@ -17,9 +17,7 @@ from inbounds._sets.scaled import Scaled
 from inbounds._sets.set import Set
 from inbounds._sets.together import Together
 
-FEW = 4
-"""Arrays of at most so many entries are written out."""
-
+FEW = 4  # arrays of at most so many entries are written out
 _SYMBOLS = (
     (r"\|(\w)\|", "‖\\1‖"),
     (r"\bsum of w\b", "Σ wᵢ"),

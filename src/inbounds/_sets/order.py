@@ -14,7 +14,6 @@ import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
-    SMALLEST_NORMAL,
     Array,
     at_once,
     cast,
@@ -24,21 +23,14 @@ from inbounds._arrays.ops import (
     iterate,
     namespace,
     without_gradient,
-    working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes
-from inbounds._sets.set import Set, registered
+from inbounds._sets.arguments import axes, boolean
+from inbounds._sets.set import Set, finite_rows, registered
 from inbounds._types import Axis, Bool
 
-LARGE = 2.0**64
-"""Rows with larger entries are scaled down for sums, which could overflow. Rows with entries all
-below its inverse are scaled up, since means could vanish."""
-
-FEW = 4
-"""Up to this many entries are counted one by one. On small units that takes a fifth less time than a
-binary search."""
+LARGE = 2.0**64  # rows are scaled down above it, where sums could overflow, and up below its inverse
+FEW = 4  # up to this many entries are counted one by one, which a binary search of small units is slower than
 
 
 @registered
@@ -55,14 +47,12 @@ class Monotone(Set):
             last axis fastest.
 
     Cost: the same for all values. Halves of a unit are merged log2(n) times, each a few passes over
-    the weight and a binary search of at most log2(n)^2 steps for each pair of halves, which
-    together look at 6 entries per entry. Nothing iterates to a tolerance. An eager step skips
-    merges with nothing out of order.
+    the weight and binary searches of log2(n)^2 steps at most. An eager step skips merges with
+    nothing out of order.
 
     Units in order come back bit for bit, and a result is in order exactly: pooled entries are the
-    same number, the mean to rounding. A zero unit is inside. A unit with NaN or infinities stays
-    and counts as violated. float16 and bfloat16 are pooled in float32. The derivative of pooled
-    entries is that of their mean.
+    same number, the mean to rounding, with its derivative. A zero unit is inside. A unit with NaN
+    or infinities stays and counts as violated. float16 and bfloat16 are pooled in float32.
 
     Source: Ayer et al., "An empirical distribution function for sampling with incomplete
     information", 1955; Best and Chakravarti, "Active set algorithms for isotonic regression", 1990.
@@ -76,21 +66,14 @@ class Monotone(Set):
     allows_frozen: ClassVar[bool] = False
 
     def __init__(self, increasing: Bool = True, axis: Axis = None) -> None:
-        if not isinstance(increasing, (bool, np.bool_)):
-            raise SetError(
-                "`increasing` of Monotone is neither True nor False",
-                f"increasing={shown(increasing)}",
-                instead="Monotone(increasing=False) for entries that fall",
-            )
-        self.increasing = bool(increasing)
+        instead = "Monotone(increasing=False) for entries that fall"
+        self.increasing = boolean("Monotone", "increasing", increasing, instead)
         self.axis = axes("Monotone", axis)
 
     def _project(self, units: Units) -> Units:
         rows, mask = units.rows(), units.mask_rows()
         xp = namespace(rows)
-        seen = xp.isfinite(rows) if mask is None else xp.isfinite(rows) | ~mask
-        finite = xp.all(seen, axis=1, keepdims=True)
-        entries = xp.where(finite & xp.isfinite(rows), rows, xp.zeros_like(rows))
+        finite, entries = finite_rows(rows, mask)
         rising = entries if self.increasing else -entries
         costs = units.metric_rows()
         if mask is None:
@@ -109,9 +92,6 @@ class Monotone(Set):
             return 0 * rows[:, 0] - np.inf
         steps = rows[:, 1:] - rows[:, :-1]
         return xp.max(-steps if self.increasing else steps, axis=1)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """The entries that the mask marks, one after the other; a row with fewer of them goes on in steady steps."""
@@ -148,19 +128,14 @@ def _isotonic(rows: Array, costs: Array | None, differentiable: bool) -> Array:
 
 
 def _merged(pairs: Array, costs: Array | None, share: Array, differentiable: bool) -> Array:
-    """Pairs of halves, each in order by itself, as wholes in order: the nearest.
+    """Pairs of halves, of shape (units, pairs, size), each in order by itself, as wholes in order: the nearest.
 
     What exceeds a level on the left, and what falls short of it on the right, becomes that level,
     which is the mean of what becomes it. Entry i of the left, counted from the middle, is above the
     level if it is above the mean of the entries up to it and of those that are less than it on the
     right; entry i of the right is below the level if it is below the mean of the entries before it
-    and of those that are above the level on the left.
-
-    Args:
-        pairs: of shape (units, pairs, size), the halves side by side.
-        costs: of the entries, the weights of the mean; None: all the same.
-        share: what entries are multiplied by before they are added up, so that nothing overflows.
-        differentiable: whether the level gets its derivative.
+    and of those that are above the level on the left. Entries are added up times `share`, so that
+    nothing overflows.
     """
     xp = namespace(pairs)
     half = pairs.shape[2] // 2
@@ -225,11 +200,7 @@ def _less(rising: Array, numbers: Array) -> Array:
 def _leading(holds: Callable[[Array], Array], size: int, none: Array) -> Array:
     """How many of `size` entries satisfy a condition that holds up to some entry and not beyond: a binary search.
 
-    Args:
-        holds: for indices, whether the entries there satisfy it.
-        size: how many entries there are.
-        none: zeros, one integer for each search; few entries are all looked at, which takes one
-            along the last axis.
+    For indices, `holds` says where it does; `none` is a zero, an integer, for each search.
     """
     xp = namespace(none)
     if size <= FEW and none.shape[-1] == 1:

@@ -8,26 +8,28 @@ serves every set and every kind, and sets with different units can meet in an in
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import Array, namespace
-from inbounds._arrays.units import Axes, Units
-from inbounds._arrays.views import View, WeightLayout
+from inbounds._arrays.ops import Array
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes, View, WeightLayout
 from inbounds._errors import SetError, shown
-from inbounds._sets.composite import Composite, bracketed, contains, parts_of, with_argument
+from inbounds._sets.arguments import refused
+from inbounds._sets.composite import Composite, bracketed, contains, parts_of
 from inbounds._sets.custom import Custom
+from inbounds._sets.equal import Equal
 from inbounds._sets.joint import JointSet
-from inbounds._sets.matrices import MatrixSet
-from inbounds._sets.set import Edge, Set, registered
-from inbounds._types import Inputs, Kind, Mask
+from inbounds._sets.matrices import MatrixSet, Symmetric
+from inbounds._sets.set import Edge, Set, registered, with_argument
+from inbounds._types import Inputs, Integer, Kind, Mask, MaskName
 
-KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates")
+Seen = TypeVar("Seen", Units, Laid)
+KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates", "window")
 
 
 @registered
@@ -41,17 +43,20 @@ class Per(Composite):
     - "weight": the whole weight is one unit.
     - "heads": a unit is one head of an attention.
     - "gates": a unit is one gate of an LSTM, a GRU or a ConvLSTM, with all of its columns.
+    - "window": a unit is the window of a convolution, of one channel and one filter.
 
-    Of a set of matrices, each head or gate is a matrix of the layer's units, as with `stack`.
+    Of a set of matrices, each head or gate is a matrix of the layer's units, as with `stack`; a
+    window is a matrix for `Symmetric`.
 
     Args:
         set: of vectors, entries or matrices, without an axis.
-        kind: one of the five. On rows, without a layer, units are rows and inputs are columns.
+        kind: one of the six. On rows, without a layer, units are rows and inputs are columns.
 
     Raises:
         SetError: the kind is none of these, or the set has an axis, is a callable or a Joint, or is
             one of a whole weight (`FrobeniusNorm`, `GroupL1Ball`), whose units make no difference;
-            when the plan is made, a weight has no inputs, heads or gates.
+            when the plan is made, a weight has no inputs, heads, gates or window, or the window
+            isn't square for `Symmetric`.
 
     Cost: that of the set. A view copies nothing.
 
@@ -68,19 +73,14 @@ class Per(Composite):
     couples_units = True
     has_normal_form = False
     axis = None
-    views: tuple[View, ...] = ()
-    """Of each weight how it is seen; empty where the weights are not known."""
-    spanning: Set
-    """The set whose own units are seen where the kind is "units"."""
+    views: tuple[View, ...] = ()  # of each weight how it is seen; empty where the weights are not known
+    spanning: Set  # the set whose own units are seen where the kind is "units"
 
     def __init__(self, set: Set, kind: Kind) -> None:  # noqa: A002  # the word of the library
         code = "MaxNorm(1.0).per('inputs')"
         if not isinstance(kind, str) or kind not in KINDS:
-            names = ", ".join(map(repr, KINDS[:-1]))
-            raise SetError(
-                f"`kind` of per is not {names} or {KINDS[-1]!r}", f"kind={shown(kind)}", where=f"{set!r}.per(...)",
-                instead=code,
-            )  # fmt: skip
+            wrong = f"is not {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}"
+            raise refused("per", "kind", kind, wrong, code, where=f"{set!r}.per(...)")
         parts = list(parts_of(set)) if isinstance(set, Set) else []
         if not parts or contains(set, (JointSet, Custom, Per)):
             wrong = "`per` is given no set, or a callable, or one that has its units"
@@ -104,22 +104,20 @@ class Per(Composite):
         if self.views:
             return self
         views = tuple(self._view(layout) for layout in layouts)
-        counts = [_count(view) for view in views]
+        counts = [view.count for view in views]
         if len(set(counts)) > 1:
-            raise SetError(
-                f"Weights have different numbers of {self.kind}, and so no units together",
-                " and ".join(map(str, counts)),
-                where=f"{self!r} on weights of shape {' and '.join(str(one.shape) for one in layouts)}",
-                instead="a set for each weight",
-            )
+            wrong = f"Weights have different numbers of {self.kind}, and so no units together"
+            where = f"{self!r} on weights of shape {' and '.join(str(one.shape) for one in layouts)}"
+            raise SetError(wrong, " and ".join(map(str, counts)), where=where, instead="a set for each weight")
         if self.set.centers and any(view.shape != one.shape for view, one in zip(views, layouts, strict=True)):
-            raise SetError(
-                'The centre "current" is not known by gates',
-                repr(self),
-                instead=f"an array of shape {views[0].shape} as `center`",
-            )
-        matrices = self.set.matrix and self.kind in ("heads", "gates", "inputs")
-        inner = _with_stack(self.set, views[0].shape[_counting(views[0])[0]]) if matrices else self.set
+            wrong = 'The centre "current" is not known by gates'
+            raise SetError(wrong, repr(self), instead=f"an array of shape {views[0].shape} as `center`")
+        pairs = zip(views, layouts, strict=True)
+        inner = self.set.laid_out([_seen_layout(view, layout) for view, layout in pairs])
+        if self.set.matrix and self.kind in ("heads", "gates", "inputs"):
+            inner = _with_stack(inner, views[0].units[0])
+        if self.kind == "window":
+            inner = _of_window(inner, views[0].span)
         made = self.rebuilt([inner])
         made.__dict__["views"] = views
         return made
@@ -133,24 +131,20 @@ class Per(Composite):
             return View(layout.shape, tuple(range(len(layout.shape))))
         if self.kind in ("units", "weight"):
             return View(layout.shape, tuple(sorted(self.spanning.span(layout.shape, layout.fan_in))))
-        if (found := layout.counted(self.kind)) is None:
+        if self.kind == "window" and layout.window:
+            return View(layout.shape, tuple(range(layout.window)))
+        if self.kind == "window" or (found := layout.counted(self.kind)) is None:
             known = [kind for kind in ("heads", "gates", "inputs") if layout.counted(kind)]
-            raise SetError(
-                f"The layer's layout knows no {self.kind} of this weight",
-                repr(self),
-                where=f"a weight of shape {layout.shape}",
-                instead=f"per({(known or ['weight'])[0]!r}), or an `axis` in the set",
-            )
+            wrong = f"The layer's layout knows no {self.kind} of this weight"
+            instead = f"per({(known or ['weight'])[0]!r}), or an `axis` in the set"
+            raise SetError(wrong, repr(self), where=f"a weight of shape {layout.shape}", instead=instead)
         shape, axis = found
         spanned = range(len(shape)) if not self.set.matrix else layout.fan_in or ()
         view = View(shape, tuple(one for one in spanned if one != axis))
-        if self.set.matrix and (not view.axes or _counting(view)[0] != axis):
-            raise SetError(
-                f"The {self.kind} of this weight are no matrices of the layer's units, one after the other",
-                repr(self),
-                where=f"a weight of shape {layout.shape}",
-                instead=f"{self.set!r}, for the whole weight",
-            )
+        if self.set.matrix and (not view.axes or view.counting[0] != axis):
+            wrong = f"The {self.kind} of this weight are no matrices of the layer's units, one after the other"
+            where = f"a weight of shape {layout.shape}"
+            raise SetError(wrong, repr(self), where=where, instead=f"{self.set!r}, for the whole weight")
         return view
 
     @property
@@ -160,63 +154,59 @@ class Per(Composite):
         of_whole = own.whole and not own.matrix
         return ("weight", False, None) if of_whole else (self.kind, own.matrix, own.axis)
 
-    def where(self, mask: Mask) -> Set:
-        """The set for the marked entries of each unit; the mask broadcasts to the weight."""
-        return self.rebuilt([self.set.where(mask)])
+    def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
+        return self.rebuilt([self.set.where(mask, width)])
 
     def on(self, inputs: Inputs) -> Set:
-        """The set for those weights of each unit only that come from some inputs of the layer."""
         return self.rebuilt([self.set.on(inputs)])
 
     def scaled(self, schedule: Callable[[Any], Any]) -> Set:
-        """The set times a factor that follows the steps of training."""
         return self.rebuilt([self.set.scaled(schedule)])
 
     def count(self, laid: Laid) -> int:
         """How many units a report has of these weights."""
-        own = self._own(laid)
-        return own.set.reported_units(laid.seen(own.views).rows.shape[0])
+        inner, (seen,) = self._inside(laid)
+        return inner.reported_units(seen.rows.shape[0])
 
     def reported_units(self, units: int) -> int:
-        return self.set.reported_units(_count(self.views[0])) if self.views else 1
+        return self.set.reported_units(self.views[0].count) if self.views else 1
 
     def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         return tuple(range(len(shape)))
 
     def check_fit(self, units: Units) -> None:
-        own = self._own(units)
-        own.set.check_fit(_seen(units, own.views))
+        inner, (seen,) = self._inside(units)
+        inner.check_fit(seen)
 
     def check_room(self, units: Units) -> None:
-        own = self._own(units)
-        own.set.check_room(_seen(units, own.views))
+        inner, (seen,) = self._inside(units)
+        inner.check_room(seen)
 
     def _project(self, units: Units) -> Units:
-        own = self._own(units)
-        view = _seen(units, own.views)
-        return _unseen(own.set.nearest(view.comparable(own.set.couples_units)), units)
+        inner, (seen,) = self._inside(units)
+        return inner.nearest(seen.comparable(inner.couples_units)).unseen(units)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        own = self._own(units)
-        return _unseen(own.set.reduced(_seen(units, own.views), _seen(gradient, own.views)), units)
+        inner, (seen, slope) = self._inside(units, gradient)
+        return inner.reduced(seen, slope).unseen(units)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        own = self._own(units)
-        return own.set.multiplier(_seen(units, own.views), _seen(taken, own.views))
+        inner, (seen, normal) = self._inside(units, taken)
+        return inner.multiplier(seen, normal)
 
     def edges(self, laid: Laid) -> list[Edge]:
-        own = self._own(laid)
-        return own.set.edges(laid.seen(own.views))
+        inner, (seen,) = self._inside(laid)
+        return inner.edges(seen)
 
     def _finite(self, laid: Laid, count: int) -> Array:
-        own = self._own(laid)
-        return own.set._finite(laid.seen(own.views), count)
+        inner, (seen,) = self._inside(laid)
+        return inner._finite(seen, count)
 
-    def _own(self, of: Units | Laid) -> Per:
-        """The set on these weights: without a layer, inputs lie along the last axis of a unit."""
-        shapes = of.shapes if isinstance(of, Laid) else [tuple(part.shape) for part in of.parts]
-        pairs = zip(shapes, of.axes, strict=True)
-        return self.laid_out([WeightLayout(shape, span, max(span, default=None)) for shape, span in pairs])
+    def _inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
+        """The set in it, and units or rows as it sees them; without a layer, inputs lie along a unit's last axis."""
+        seen = () if self.views else given[0].views
+        own = self.laid_out([WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in seen])
+        return own.set, [one.seen(own.views) for one in given]
 
     def __repr__(self) -> str:
         return f"{bracketed(self.set)}.per({self.kind!r})"
@@ -240,21 +230,14 @@ def by_units(sets: Sequence[Set]) -> list[Set]:
     """The members of an intersection: where sets have different units, each with its own; else as they are.
 
     A set that looks at each entry by itself has the units of the first that doesn't.
-
-    Raises:
-        SetError: a set is made of sets of different units, and is no intersection.
     """
     axes = {given.axis for given in sets if given.axis is not None}
     if len(axes) < 2 and not any(contains(given, (Per,)) for given in sets):
         return list(sets)
     for given in sets:
         if contains(given, (Per,)) and not isinstance(given, Per):
-            raise SetError(
-                "A set whose units are those of `per` is in another one, and meets a third",
-                shown(given),
-                where=repr(list(sets)),
-                instead="a.where(mask).per('inputs') & b",
-            )
+            wrong = "A set whose units are those of `per` is in another one, and meets a third"
+            raise SetError(wrong, shown(given), where=repr(list(sets)), instead="a.where(mask).per('inputs') & b")
     first = next((given for given in sets if not given.separable), sets[0])
     return [given if isinstance(given, Per) else OwnUnits(given, first if given.separable else given) for given in sets]
 
@@ -278,12 +261,11 @@ def _stacked(parts: Sequence[Set]) -> bool:
     return any(isinstance(part, MatrixSet) and part.stack > 1 for part in parts)
 
 
-def _counting(view: View) -> list[int]:
-    return [axis for axis in range(len(view.shape)) if axis not in view.axes]
-
-
-def _count(view: View) -> int:
-    return math.prod(view.shape[axis] for axis in _counting(view))
+def _seen_layout(view: View, layout: WeightLayout) -> WeightLayout:
+    """What the axes of a view are; those that count gates and heads are alike."""
+    if view.shape == layout.shape:
+        return layout
+    return replace(layout, shape=view.shape, heads=len(view.shape) - 2, gates=0)
 
 
 def _with_stack(given: Set, count: int) -> Set:
@@ -293,30 +275,18 @@ def _with_stack(given: Set, count: int) -> Set:
     return with_argument(given, "stack", count) if isinstance(given, MatrixSet) else given
 
 
-def _seen(units: Units, views: Sequence[View]) -> Units:
-    """The same units by other ones: a view for each part."""
-
-    def arrays(given: Any, like: Sequence[Array]) -> Any:
-        if given is None:
-            return None
-        return tuple(
-            piece
-            if piece is None or tuple(part.shape) == view.shape
-            else namespace(piece).reshape(namespace(piece).broadcast_to(piece, tuple(part.shape)), view.shape)
-            for piece, part, view in zip(given, like, views, strict=True)
+def _of_window(given: Set, window: tuple[int, ...]) -> Set:
+    """A set for the windows of a convolution, of which a symmetric one has equal entries."""
+    if isinstance(given, Composite):
+        return given.rebuilt([_of_window(member, window) for member in given.members])
+    if not given.matrix:
+        return given
+    if not isinstance(given, Symmetric) or len(window) != 2 or window[0] != window[1]:
+        raise SetError(
+            "The window of a convolution is no matrix, but for Symmetric a square one",
+            f"{given!r}.per('window')",
+            where=f"a window of shape {window}",
+            instead="Symmetric().per('window') for a window such as (3, 3)",
         )
-
-    return replace(
-        units,
-        parts=arrays(units.parts, units.parts),
-        axes=tuple(view.axes for view in views),
-        masks=arrays(units.masks, units.parts),
-        metric=arrays(units.metric, units.parts),
-        moved_from=arrays(units.moved_from, units.parts),
-    )
-
-
-def _unseen(view: Units, units: Units) -> Units:
-    """Units as they were before they were seen otherwise, with the entries of the view."""
-    pairs = zip(view.parts, units.parts, strict=True)
-    return units.with_parts([namespace(x).reshape(x, tuple(like.shape)) for x, like in pairs])
+    labels = np.arange(window[0] ** 2).reshape(window)
+    return Equal(np.minimum(labels, labels.T))

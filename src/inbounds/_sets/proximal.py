@@ -12,24 +12,13 @@ from collections.abc import Callable
 from inbounds._arrays.ops import Array, epsilon, iterate, namespace, repeat, working_dtype
 from inbounds._arrays.units import Units, joined
 
-MOST = 2000
-"""The limit of steps."""
-
-UNROLLED = 3
-"""The number of steps where PyTorch exports or vectorizes, and can't stop early."""
-
-LIVE = 40
-"""The number of plain steps from the result that are differentiated."""
+MOST = 2000  # the limit of steps
+UNROLLED = 3  # the number of steps where PyTorch exports or vectorizes, and can't stop early
+LIVE = 40  # the number of plain steps from the result that are differentiated
 
 
 def in_steps(project: Callable[[Units], Units], units: Units, *, couples: bool) -> Units:
-    """The units at the nearest point in their metric; what is inside stays.
-
-    Args:
-        project: on the set, in the Euclidean metric.
-        units: with costs of at most 1.
-        couples: whether the set looks at all units together.
-    """
+    """The units, with costs of at most 1, at the nearest point in their metric; what is inside stays."""
     xp = namespace(units.parts[0])
     costs = units.costs
     plain = units.costing(None)

@@ -19,42 +19,9 @@ min_max_norm = MinMaxNorm
 non_neg = NonNeg
 unit_norm = UnitNorm
 
-__all__ = [
-    "Box",
-    "Custom",
-    "DoublyStochastic",
-    "Equal",
-    "Fixed",
-    "FrobeniusNorm",
-    "Grid",
-    "GroupL1Ball",
-    "GroupSparse",
-    "Halfspace",
-    "Hyperplane",
-    "Joint",
-    "L1Ball",
-    "LowRank",
-    "Marginals",
-    "MaxNorm",
-    "MinMaxNorm",
-    "Monotone",
-    "NonNeg",
-    "NonPos",
-    "NuclearNorm",
-    "Orthogonal",
-    "PositiveSemidefinite",
-    "Simplex",
-    "SkewSymmetric",
-    "Sparse",
-    "SpectralNorm",
-    "SumTo",
-    "Symmetric",
-    "Tied",
-    "Together",
-    "UnitNorm",
-    "ZeroDiagonal",
-    "max_norm",
-    "min_max_norm",
-    "non_neg",
-    "unit_norm",
-]
+__all__ = ["Box", "Custom", "DoublyStochastic", "Equal", "Fixed", "FrobeniusNorm", "Grid"]
+__all__ += ["GroupL1Ball", "GroupSparse", "Halfspace", "Hyperplane", "Joint", "L1Ball", "LowRank"]
+__all__ += ["Marginals", "MaxNorm", "MinMaxNorm", "Monotone", "NonNeg", "NonPos", "NuclearNorm"]
+__all__ += ["Orthogonal", "PositiveSemidefinite", "Simplex", "SkewSymmetric", "Sparse"]
+__all__ += ["SpectralNorm", "SumTo", "Symmetric", "Tied", "Together", "UnitNorm", "ZeroDiagonal"]
+__all__ += ["max_norm", "min_max_norm", "non_neg", "unit_norm"]

@@ -14,8 +14,9 @@ from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace, ulps
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.composite import Composite, bracketed, contains, parts_of
+from inbounds._errors import SetError
+from inbounds._sets.arguments import refused
+from inbounds._sets.composite import Composite, bracketed, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.joint import JointSet
@@ -29,8 +30,7 @@ class Scaled(Composite):
     A bound that tightens, or loosens, as training goes on: `MaxNorm(1).scaled(schedule)` with a
     schedule from 4 to 1 bounds the norm by 4 at first and by 1 in the end. A cone (NonNeg,
     Monotone...) is the same at every scale. After n steps of the optimizer the set is that of step
-    n, also in the audit; where no Keras optimizer counts steps, it is that of step 0, `at(step)`
-    gives that of any other.
+    n, also in the audit; where no Keras optimizer counts steps, it is that of step 0, see `at`.
 
     Args:
         set: without a centre; not a callable.
@@ -56,67 +56,32 @@ class Scaled(Composite):
     """
 
     def __init__(self, set: Set, schedule: Callable[[Any], Any]) -> None:  # noqa: A002  # the word of the library
-        if (
-            not isinstance(set, Set)
-            or contains(set, (JointSet, Custom))
-            or any(part.center is not None for part in parts_of(set))
-        ):
-            raise SetError(
-                "A set that is a callable, a Joint, or has a centre can't be scaled",
-                f"{set!r}.scaled(...)",
-                instead="Joint(MaxNorm(1.0).scaled(schedule))",
-            )
+        parts = list(parts_of(set)) if isinstance(set, Set) else []
+        if not parts or any(isinstance(part, (JointSet, Custom)) or part.center is not None for part in parts):
+            wrong = "A set that is a callable, a Joint, or has a centre can't be scaled"
+            raise SetError(wrong, f"{set!r}.scaled(...)", instead="Joint(MaxNorm(1.0).scaled(schedule))")
         if not callable(schedule):
-            raise SetError(
-                "`schedule` of scaled is not a callable from a step to a factor",
-                f"schedule={shown(schedule)}",
-                where=f"{set!r}.scaled(...)",
-                instead="a schedule of keras.optimizers.schedules",
-            )
-        self.set = set
-        self.schedule = schedule
-        self.members = (set,)
-        self.at(0)
+            wrong, instead = "is not a callable from a step to a factor", "a schedule of keras.optimizers.schedules"
+            raise refused("scaled", "schedule", schedule, wrong, instead, where=f"{set!r}.scaled(...)")
+        self.set, self.members, self.schedule = set, (set,), schedule
+        self.factor = self._factor_at(0)
 
     changes = True
 
     def at(self, step: Any) -> Set:
+        return _Multiple(self.set.at(step), self._factor_at(step))
+
+    def _factor_at(self, step: Any) -> Any:
+        """The factor after so many steps: a number, or a tensor in a compiled step."""
         factor = self.schedule(step)
-        if is_concrete(factor):
-            factor = float(keras.ops.convert_to_numpy(factor))
-            if not 0 < factor < math.inf:
-                raise SetError(
-                    "`schedule` of scaled gave a factor that is not finite and above 0",
-                    f"{factor:g} at step {int(step)}",
-                    where=repr(self),
-                    instead="a schedule that ends above 0",
-                )
-        return _Multiple(self.set.at(step), factor)
-
-    def _project(self, units: Units) -> Units:
-        return self.at(0).nearest(units)
-
-    def declaration(self, units: Units) -> Declaration:
-        return self.at(0).declaration(units)
-
-    def edges(self, laid: Laid) -> list[Edge]:
-        return self.at(0).edges(laid)
-
-    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        return self.at(0)._tolerance(dtype, size)
-
-    def _config(self) -> dict[str, Any]:
-        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("set", "schedule")}
-
-    def __repr__(self) -> str:
-        return f"{bracketed(self.set)}.scaled({_said(self.schedule)})"
-
-
-class _Multiple(Composite):
-    """What a `Scaled` is at one step: its set times a number, or a tensor in a compiled step. It is never saved."""
-
-    def __init__(self, set: Set, factor: Any) -> None:  # noqa: A002  # the word of the library
-        self.set, self.factor, self.members = set, factor, (set,)
+        if not is_concrete(factor):
+            return factor
+        factor = float(keras.ops.convert_to_numpy(factor))
+        if not 0 < factor < math.inf:
+            wrong = "`schedule` of scaled gave a factor that is not finite and above 0"
+            instead = "a schedule that ends above 0"
+            raise SetError(wrong, f"{factor:g} at step {int(step)}", where=repr(self), instead=instead)
+        return factor
 
     def _project(self, units: Units) -> Units:
         by = [self._factor(part) for part in units.parts]
@@ -136,20 +101,36 @@ class _Multiple(Composite):
 
     def edges(self, laid: Laid) -> list[Edge]:
         factor = self._factor(laid.rows)
-        inner = replace(laid, rows=laid.rows / factor)
-        edges = [(excess * factor, slack * factor) for excess, slack in self.set.edges(inner)]
+        inner = self.set.edges(replace(laid, rows=laid.rows / factor))
+        edges = [(excess * factor, slack * factor) for excess, slack in inner]
         if not isinstance(laid.rows, np.ndarray):
             return edges
-        largest = np.abs(laid.known).max(axis=1)
-        return [
-            (excess, slack + ulps(largest.reshape(len(excess), -1).max(axis=1), laid.dtype)) for excess, slack in edges
-        ]
+        sizes = np.abs(laid.known).max(axis=1)
+        return [(edge, slack + ulps(sizes.reshape(len(edge), -1).max(axis=1), laid.dtype)) for edge, slack in edges]
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         return float(self.factor) * self.set._tolerance(dtype, size)
 
     def _factor(self, like: Array) -> Array:
         return self.factor if isinstance(self.factor, float) else cast(self.factor, dtype_of(like))
+
+    def _config(self) -> dict[str, Any]:
+        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("set", "schedule")}
+
+    def __repr__(self) -> str:
+        return f"{bracketed(self.set)}.scaled({_said(self.schedule)})"
+
+
+class _Multiple(Scaled):
+    """What a `Scaled` is at one step. It is never saved."""
+
+    changes = False
+
+    def __init__(self, set: Set, factor: Any) -> None:  # noqa: A002  # the word of the library
+        self.set, self.factor, self.members = set, factor, (set,)
+
+    def at(self, step: Any) -> Set:
+        return self
 
     def __repr__(self) -> str:
         factor = f"{float(self.factor):g}" if is_concrete(self.factor) else "..."

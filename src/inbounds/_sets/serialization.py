@@ -12,11 +12,8 @@ import numpy as np
 from inbounds._errors import FEW, SetError, shown
 from inbounds._sets.arguments import GivenAxes
 
-READABLE = 64
-"""Arrays of at most so many entries are saved entry by entry."""
-
-PACKED = ("bool", "float32", "float64")
-"""The dtypes of arrays in a config."""
+READABLE = 64  # arrays of at most so many entries are saved entry by entry
+PACKED = ("bool", "float32", "float64")  # the dtypes of arrays in a config
 
 
 def comparison_key(value: Any) -> Any:
@@ -29,7 +26,7 @@ def comparison_key(value: Any) -> Any:
         return tuple(sorted((name, comparison_key(inner)) for name, inner in value.items()))
     cls = type(value)
     if (
-        "__eq__" in {name for base in cls.__mro__[:-1] for name in vars(base)}  # it has an equality of its own
+        cls.__eq__ is not object.__eq__  # type: ignore[comparison-overlap]  # it has an equality of its own
         or not hasattr(cls, "get_config")
         or (cls.get_config is keras.constraints.Constraint.get_config and vars(value))
     ):
@@ -57,11 +54,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(owner: str, name: str, value: Any) -> Any:
-    """An argument from a config.
-
-    Raises:
-        SetError: it is an array that can't be read.
-    """
+    """An argument from a config; an error where it is an array that can't be read."""
     if isinstance(value, dict) and "base64" in value:
         try:
             dtype = PACKED[PACKED.index(value["dtype"])]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import html
 import inspect
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid, constant_mask
 from inbounds._arrays.ops import (
     MANTISSA_BITS,
+    SMALLEST_NORMAL,
     Array,
     cast,
     constant,
@@ -34,50 +36,47 @@ from inbounds._arrays.ops import (
     without_gradient,
     working_dtype,
 )
-from inbounds._arrays.units import Axes, Units
-from inbounds._arrays.views import WeightLayout
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes, WeightLayout
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.declaration import Declaration, Values
 from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
 from inbounds._sets.training import NAMES, Training
-from inbounds._types import Constraint, Every, Gradient, Inputs, Kind, Latent, Mask, Metric, Numbers, Rows, Step
+from inbounds._types import (
+    Constraint,
+    Every,
+    Gradient,
+    Inputs,
+    Integer,
+    Kind,
+    Latent,
+    Mask,
+    MaskName,
+    Metric,
+    Numbers,
+    Rows,
+    Step,
+)
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
 
-ULPS = 4
-"""What rounding may cost where no sum is compared with a bound, in units in the last place."""
-
-CURRENT = "current"
-"""The centre that `constrain` replaces with the weights as they are."""
-
-CLASSES: dict[str, Any] = {}
-"""The classes of sets by name. Operators make sets of classes that are built on this module, and
-are found here."""
-
-Edge = tuple[Array, Any]
-"""How far each unit exceeds a bound, above 0 outside, and how much of that counts as rounding."""
+ULPS = 4  # what rounding may cost where no sum is compared with a bound, in units in the last place
+CLASSES: dict[str, Callable[..., Set]] = {}  # by name; operators make sets of classes that import this module
+Edge = tuple[Array, Any]  # how far each unit exceeds a bound, above 0 outside, and how much of that counts as rounding
+Exact = np.ndarray[Any, Any]  # an array of NumPy
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What an audit finds of some units, one number for each.
+    """What an audit finds of some units, one number for each."""
 
-    Attributes:
-        excess: above 0 outside, 0 on the boundary, below 0 inside; the largest over the set's
-            bounds; infinity where an entry is not finite.
-        slack: how much of it counts as rounding; the largest over the bounds.
-        outside: whether some bound is exceeded by more than its rounding.
-        active: whether some bound is met, to its rounding.
-        rows: the units as they were measured, one a row.
-    """
-
-    excess: np.ndarray[Any, Any]
-    slack: np.ndarray[Any, Any]
-    outside: np.ndarray[Any, Any]
-    active: np.ndarray[Any, Any]
-    rows: np.ndarray[Any, Any]
+    excess: Exact  # above 0 outside, 0 on the boundary, below 0 inside; infinity where an entry is not finite
+    slack: Exact  # how much of it counts as rounding; of both the largest over the set's bounds
+    outside: Exact  # whether some bound is exceeded by more than its rounding
+    active: Exact  # whether some bound is met, to its rounding
+    rows: Exact  # the units as they were measured, one a row
 
 
 class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has no types
@@ -87,36 +86,20 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     makes them.
     """
 
-    axis: Axes | None = None
-    """The axes that a unit spans where the user says so; None: the layer's, see `span`."""
-    center: Any = None
-    """What the set is moved by: a number or an array for the weight; None: nothing. "current" until
-    constrained."""
-    training: Training = Training()
-    """How steps of training treat it, see `in_training`."""
-    changes: bool = False
-    """Whether the set is another one as training goes on; see `at`."""
-    whole: ClassVar[bool] = False
-    """Whether the set is one of a whole weight, all its units together."""
-    matrix: ClassVar[bool] = False
-    """Whether it is the matrix that the units make which the set holds for."""
+    axis: Axes | None = None  # the axes that a unit spans where the user says so; None: the layer's, see `span`
+    center: Any = None  # a number or an array that the set is moved by; None: nothing; "current" until constrained
+    training: Training = Training()  # how steps of training treat it, see `in_training`
+    changes: bool = False  # whether the set is another one as training goes on, see `at`
+    whole: ClassVar[bool] = False  # whether it is a set of all units of a weight together
+    matrix: ClassVar[bool] = False  # whether it is a set of the matrix that the units make
     convex: ClassVar[bool] = True
-    has_boundary: ClassVar[bool] = True
-    """Whether it can be told if a unit lies on the boundary."""
-    exact_in_metric: ClassVar[bool] = False
-    """Whether `_project` heeds the metric of the units."""
-    has_faces: ClassVar[bool] = False
-    """Whether its boundary is made of the flat faces of a 1-norm, which steps of one size drag
-    along."""
-    allows_frozen: ClassVar[bool] = True
-    """Whether the free entries of a unit can make up for those that are frozen."""
-    of_each_unit: ClassVar[tuple[str, ...]] = ()
-    """The arguments that may be arrays with one number for each unit."""
-    needs_latent: ClassVar[bool] = False
-    """Whether training stalls without latent weights, see `Training`."""
-    undone_steps: ClassVar[str] = ""
-    """Which steps of training the projection undoes, in words, so that a weight may never move;
-    empty: none."""
+    has_boundary: ClassVar[bool] = True  # whether it can be told if a unit lies on the boundary
+    exact_in_metric: ClassVar[bool] = False  # whether `_project` heeds the metric of the units
+    has_faces: ClassVar[bool] = False  # whether it has the flat faces of a 1-norm, which steps of one size drag along
+    allows_frozen: ClassVar[bool] = True  # whether free entries of a unit can make up for those that are frozen
+    of_each_unit: ClassVar[tuple[str, ...]] = ()  # the arguments that may be arrays with one number for each unit
+    needs_latent: ClassVar[bool] = False  # whether training stalls without latent weights, see `Training`
+    undone_steps: ClassVar[str] = ""  # which steps the projection undoes, so that a weight may never move, in words
 
     namespace = staticmethod(namespace)
     """Returns the module with the operations for an array: NumPy, or those of the backend."""
@@ -129,25 +112,20 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     @abstractmethod
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        """For each row how far it is outside: above 0 outside, 0 on the boundary, below 0 inside.
+        """For each finite row, a unit of shape `span`, how far it is outside: 0 on the boundary, below 0 inside."""
 
-        Args:
-            rows: finite, of shape (units, size).
-            span: the shape of one unit in its weight; its product is `size`.
-        """
-
-    @abstractmethod
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        """What an audit takes for inside: how far from the set, from rounding, a step may leave a unit of that size."""
+        """How far from the set rounding may leave a unit of that size; here of entries that are moved exactly.
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
-        """For each row the size of the numbers that are compared with the bound, where the bound doesn't limit it.
-
-        There rounding is measured at it. 0: the bound limits it, unless the set has a centre.
+        XLA takes numbers below the smallest normal one for 0.
         """
+        return SMALLEST_NORMAL[working_dtype(dtype)]
+
+    def _magnitude(self, rows: Exact, span: tuple[int, ...]) -> Any:
+        """For each row the size at which rounding is measured; 0 where the bound limits it."""
         return 0.0
 
-    def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
+    def _hidden(self, rows: Array, mask: Exact, laid: Laid) -> Array:
         """Rows in which the entries outside of a mask don't count for `_excess`."""
         xp = namespace(rows)
         return xp.where(constant_mask(rows, mask), rows, xp.zeros_like(rows))
@@ -177,7 +155,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     @property
     def has_normal_form(self) -> bool:
         """Whether it is made of bounds on entries, linear rows, balls and 1-norms, which `declaration` gives."""
-        return False
+        return type(self).declaration is not Set.declaration
 
     def declaration(self, units: Units) -> Declaration:
         """What it asks of the rows of units, for intersections; only of sets that say `has_normal_form`."""
@@ -205,22 +183,21 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def __bool__(self) -> bool:
         """Always an error: `a and b` would be one of the two, and the other would be lost."""
-        raise SetError(
-            "A set is neither true nor false, so that `and`, `or`, `not` and `if` can't drop one",
-            f"bool({self!r})",
-            where="your code, or `enable_lora` of Keras, which takes no layer that has a constraint",
-            instead="a & b for both sets, `constraint is not None` to ask whether there is one",
-        )
+        wrong = "A set is neither true nor false, so that `and`, `or`, `not` and `if` can't drop one"
+        where = "your code, or `enable_lora` of Keras, which takes no layer that has a constraint"
+        instead = "a & b for both sets, `constraint is not None` to ask whether there is one"
+        raise SetError(wrong, f"bool({self!r})", where=where, instead=instead)
 
-    def where(self, mask: Mask) -> Set:
+    def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
         """The set for those entries only that a mask marks; the others are neither seen nor changed.
 
         Args:
             mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a
-                unit.
+                unit. Or "causal", where input i and unit j have i <= j, or "banded", abs(i - j) <=
+                width; "not causal" and "not banded" mark the others.
+            width: of a band.
         """
-        made: Set = CLASSES["Where"](self, mask)
-        return made
+        return CLASSES["Where"](self, mask, width)
 
     def on(self, inputs: Inputs) -> Set:
         """The set for those weights only that come from some inputs of the layer.
@@ -229,18 +206,16 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             inputs: indices of input features (Dense), channels (convolutions) or tokens
                 (Embedding).
         """
-        made: Set = CLASSES["On"](self, inputs)
-        return made
+        return CLASSES["On"](self, inputs)
 
     def per(self, kind: Kind) -> Set:
         """The set for units of another kind than the layer's output units.
 
         Args:
-            kind: "units", "inputs", "weight", "heads" or "gates", of which the layout of the layer
-                knows the axes.
+            kind: "units", "inputs", "weight", "heads", "gates" or "window", of which the layout of
+                the layer knows the axes.
         """
-        made: Set = CLASSES["Per"](self, kind)
-        return made
+        return CLASSES["Per"](self, kind)
 
     def scaled(self, schedule: Callable[[Any], Any]) -> Set:
         """The set times a factor that follows the steps of training, so that a bound can tighten or loosen.
@@ -249,31 +224,18 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step
                 to a factor.
         """
-        made: Set = CLASSES["Scaled"](self, schedule)
-        return made
+        return CLASSES["Scaled"](self, schedule)
 
     def at(self, step: Step) -> Set:
         """The set as it is after so many steps of training, a number or a tensor; most sets are always the same."""
         return self
 
     def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
-        """The set as it applies to weights of a layer: with the axes that the kind of `per` means, for each weight.
-
-        Raises:
-            SetError: a weight has no such axis.
-        """
+        """The set with the axes that the kind of `per` means, for each weight; an error where there are none."""
         return self
 
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
-        """The set as it applies to weights of a layer: with the inputs of `on` as a mask.
-
-        Args:
-            shapes: of the weights.
-            inputs: for each, the axis that counts the layer's inputs; None where there is none.
-
-        Raises:
-            SetError: the weights have no such axis, or fewer inputs.
-        """
+        """The set for weights of some shapes, each with the axis that counts the layer's inputs, or None."""
         return self
 
     @property
@@ -285,17 +247,12 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The set with the centre "current" replaced by these values."""
         if not self.centers:
             return self
-        arguments = {name: getattr(self, name) for name in self.argument_names()}
-        return type(self)(**(arguments | {"center": current}))
+        return with_argument(self, "center", current)
 
     # The engine, for sets and what puts them to work.
 
     def nearest(self, units: Units) -> Units:
-        """The nearest units in the set: `_project`, about the centre where there is one.
-
-        In the metric of the units where there is one and the set is convex; a set that isn't is
-        projected on in the Euclidean one, unless it says otherwise.
-        """
+        """The nearest units in the set, about its centre, and in their metric where the set is convex or heeds it."""
         if units.metric is not None and not self.exact_in_metric:
             if self.convex and not self.separable:
                 return in_steps(self.nearest, units, couples=self.couples_units)
@@ -304,44 +261,34 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             return self._project(units)
         centers = self.centers_of(units)
         shifted = units.about(centers)
-        moved = self._project(shifted)
-        return units.map(
-            lambda x, new, old, c: namespace(x).where((new == old) | (new != new), x, c + new),
-            moved,
-            shifted,
-            centers,
-        )
+
+        def back(x: Array, new: Array, old: Array, c: Array) -> Array:
+            return namespace(x).where((new == old) | (new != new), x, c + new)
+
+        return units.map(back, self._project(shifted), shifted, centers)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         """What the set leaves of a gradient at some units, for an optimizer to see: see `reduced`."""
         return difference(self.nearest, units, gradient, together=self.couples_units, by_entry=self.separable)
 
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+    def multiplier(self, units: Units, taken: Units) -> Exact:
         """For each thing that a report counts, the fall of the loss for each unit by which its bound is loosened.
 
-        Here, of bounds on single entries all are loosened at once; any other set is widened by a
-        distance on all sides.
-
-        Args:
-            units: in the set, of NumPy.
-            taken: the normal of the set that it takes of the descent direction, in units of the
-                same parts.
+        Here, all bounds on single entries are loosened at once; any other set is widened on all
+        sides. `taken` is the normal of the set, at `units`, in the direction of descent.
         """
         if self.separable:
             return self._by_count(taken.sum(np.abs))
-        length: np.ndarray[Any, Any] = np.sqrt(self._by_count(taken.total(np.square)))
-        return length
+        return np.asarray(np.sqrt(self._by_count(taken.total(np.square))))
 
-    def _by_scale(self, units: Units, taken: Units, size: Bound) -> np.ndarray[Any, Any]:
+    def _by_scale(self, units: Units, taken: Units, size: Bound) -> Exact:
         """`multiplier` of the size of a set that is this size times another one, about its centre."""
         about = units if self.center is None else units.about(self.centers_of(units))
-        scaled: np.ndarray[Any, Any] = self._by_count(taken.total(lambda n, x: n * x, about)) / size
-        return scaled
+        return self._by_count(taken.total(lambda n, x: n * x, about)) / size
 
-    def _by_count(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _by_count(self, numbers: Exact) -> Exact:
         """One number for each unit, added up to one for each thing that a report counts."""
-        sums: np.ndarray[Any, Any] = np.sum(np.reshape(numbers, (self.reported_units(numbers.size), -1)), axis=1)
-        return sums
+        return np.asarray(np.sum(np.reshape(numbers, (self.reported_units(numbers.size), -1)), axis=1))
 
     def edges(self, laid: Laid) -> list[Edge]:
         """For each bound of the set how far units exceed it, and how much of that counts as inside."""
@@ -370,12 +317,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return ULPS * ulps(self._magnitude(laid.known, laid.span), laid.dtype) + tolerance
 
     def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
-        """How far each unit of some weights is outside, in float64.
-
-        Args:
-            weights: variables or arrays that make the units together.
-            axes: for each weight, the axes that one unit spans.
-        """
+        """How far each unit that some weights make together is outside, in float64; for each, the axes of a unit."""
         return self._measured(Laid.of_weights(weights, axes))
 
     def _measured(self, laid: Laid) -> Measured:
@@ -415,12 +357,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def _check_center(self) -> None:
         if self.centers:
-            raise SetError(
-                "The centre is not known yet: the weights become it when a model is constrained",
-                f"center={self.center!r}",
-                where=repr(self),
-                instead="inbounds.constrain(model, rules), or give the values as `center`",
-            )
+            wrong = "The centre is not known yet: the weights become it when a model is constrained"
+            instead = "inbounds.constrain(model, rules), or give the values as `center`"
+            raise SetError(wrong, f"center={self.center!r}", where=repr(self), instead=instead)
 
     # The doors.
 
@@ -467,9 +406,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         with quiet(rows):
             edges = [excess for excess, _ in self.edges(laid)]
         count = max(excess.shape[0] for excess in edges)
-        worst = xp.zeros_like(edges[0][:1])
-        for excess in edges:
-            worst = xp.maximum(worst, repeated(excess, count))
+        worst = functools.reduce(xp.maximum, [repeated(excess, count) for excess in edges], xp.zeros_like(edges[0][:1]))
         return xp.where(self._finite(laid, count), worst, xp.full_like(worst, float("inf")))
 
     def tolerance(self, dtype: str, rows: Rows | None = None) -> Any:
@@ -486,11 +423,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             A float, or an array of shape (units,) where rows are given.
         """
         if dtype not in MANTISSA_BITS:
-            raise SetError(
-                "`dtype` is none of " + ", ".join(MANTISSA_BITS),
-                f"dtype={shown(dtype)}",
-                instead="tolerance('float32')",
-            )
+            wrong = "`dtype` is none of " + ", ".join(MANTISSA_BITS)
+            raise SetError(wrong, f"dtype={shown(dtype)}", instead="tolerance('float32')")
         if rows is None:
             return self._tolerance(dtype)
         laid = Laid.of_weights([_checked_rows(self, rows)], [(1,)])
@@ -511,45 +445,29 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             return cast(own.nearest(units).parts[0], dtype_of(weight))
 
     def span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
-        """The axes that one unit of a weight spans.
-
-        Args:
-            shape: of the weight.
-            fan_in: the axes that the layer sums over for one of its units; None where the layer
-                isn't known, () where the weight has no fan-in (a bias, a scale).
-
-        Returns:
-            All axes for a set of a whole weight. An explicit `axis` wins. Else the layer's fan-in;
-            a weight without one is a single unit, unless the set looks at entries one by one.
-            Without a layer: every axis but the last.
-
-        Raises:
-            SetError: an explicit axis is not one of the weight.
-        """
+        """The axes that one unit of a weight spans: the explicit `axis`, or those of `layer_span`."""
         rank = len(shape)
         if self.axis is not None:
-            if any(not -rank <= axis < rank for axis in self.axis) or len({a % rank for a in self.axis}) < len(
-                self.axis
-            ):
-                raise SetError(
-                    f"`axis` names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}",
-                    f"axis={self.axis}",
-                    where=f"{self!r} on a weight of shape {shape}",
-                    instead="leave it out: the layer knows its units",
-                )
+            if len({axis % rank for axis in self.axis if -rank <= axis < rank}) < len(self.axis):
+                wrong = f"`axis` names an axis that the weight hasn't, or one twice: it has {-rank} to {rank - 1}"
+                where = f"{self!r} on a weight of shape {shape}"
+                instead = "leave it out: the layer knows its units"
+                raise SetError(wrong, f"axis={self.axis}", where=where, instead=instead)
             return tuple(axis % rank for axis in self.axis)
         return self.layer_span(shape, fan_in)
 
     def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
-        """As `span`, with no explicit axis."""
+        """The axes that one unit of a weight spans, with no explicit axis.
+
+        All of them for a set of a whole weight. Else the layer's fan-in; () is that of a bias or
+        scale, which is a single unit unless the set looks at entries one by one. None, without a
+        layer: every axis but the last.
+        """
         rank = len(shape)
         if self.matrix and (rank < 2 or fan_in == ()):
-            raise SetError(
-                f"{type(self).__name__} is a set of matrices, and this weight has no units with a fan-in",
-                f"a weight of shape {shape}",
-                where=repr(self),
-                instead="a rule for kernels, such as '**/kernel'",
-            )
+            wrong = f"{type(self).__name__} is a set of matrices, and this weight has no units with a fan-in"
+            instead = "a rule for kernels, such as '**/kernel'"
+            raise SetError(wrong, f"a weight of shape {shape}", where=repr(self), instead=instead)
         if (self.whole and not self.matrix) or (not fan_in and not self.entrywise and (rank < 2 or fan_in == ())):
             return tuple(range(rank))
         if fan_in is not None:
@@ -557,46 +475,35 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return tuple(range(rank - 1)) if rank > 1 else ()
 
     def check_fit(self, units: Units) -> None:
-        """That the set's arguments fit these units.
-
-        Raises:
-            SetError: an array of the set has another shape.
-        """
+        """Raises where an argument of the set doesn't fit these units."""
         if self.center is not None and not self.centers:
             units.place(self.center)
         for name in self.of_each_unit:
             units.numbers(getattr(self, name))
 
     def check_room(self, units: Units) -> None:  # most sets have a point for units of any size
-        """That the set has a point, for units of this size.
-
-        Raises:
-            SetError: it is empty.
-        """
+        """Raises where the set has no point for units of this size."""
 
     def _checked_metric(self, rows: Array, metric: Array) -> Array:
         if tuple(np.shape(metric)) != tuple(rows.shape):
-            raise SetError(
-                "`metric` doesn't have the shape of `rows`",
-                f"metric.shape={tuple(np.shape(metric))}",
-                where=f"rows of shape {tuple(rows.shape)}",
-                instead="metric=None for the Euclidean norm",
-            )
+            wrong = "`metric` doesn't have the shape of `rows`"
+            where = f"rows of shape {tuple(rows.shape)}"
+            instead = "metric=None for the Euclidean norm"
+            raise SetError(wrong, f"metric.shape={tuple(np.shape(metric))}", where=where, instead=instead)
         xp = namespace(rows)
         metric = without_gradient(constant(cast(rows, working_dtype(dtype_of(rows))), metric))
         good = xp.isfinite(metric) & (metric > 0)
         if is_concrete(good) and not bool(xp.all(good)):
-            raise SetError(
-                "`metric` is not finite and above 0 everywhere",
-                f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
-                where=f"rows of shape {tuple(rows.shape)}",
-                instead="a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm",
-            )
+            wrong = "`metric` is not finite and above 0 everywhere"
+            received = f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not"
+            instead = "a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm"
+            raise SetError(wrong, received, where=f"rows of shape {tuple(rows.shape)}", instead=instead)
         return metric
 
     # A value: arguments, equality, repr, saving.
 
     @classmethod
+    @functools.cache
     def argument_names(cls) -> tuple[str, ...]:
         """The names of the constructor's arguments; each is an attribute too."""
         return tuple(inspect.signature(cls).parameters)
@@ -608,29 +515,20 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Set:
-        """The set with these arguments.
-
-        Raises:
-            SetError: the config, which may come from a file, holds something else than the set's
-                arguments and how it is trained.
-        """
+        """The set with these arguments; an error where the config, which may come from a file, holds others."""
         arguments = {name: value for name, value in config.items() if name not in NAMES}
         if unknown := sorted(arguments.keys() - set(cls.argument_names())):
-            raise SetError(
-                f"{cls.__name__} has no argument {unknown[0]!r}",
-                f"{unknown[0]}={shown(arguments[unknown[0]])}",
-                where=f"the config of {cls.__name__}, as saved with a model",
-                instead=" or ".join((*cls.argument_names(), *NAMES)),
-            )
+            wrong = f"{cls.__name__} has no argument {unknown[0]!r}"
+            where = f"the config of {cls.__name__}, as saved with a model"
+            instead = " or ".join((*cls.argument_names(), *NAMES))
+            raise SetError(wrong, f"{unknown[0]}={shown(arguments[unknown[0]])}", where=where, instead=instead)
         try:
             made = cls._of_config(arguments)
         except (TypeError, KeyError) as error:
-            raise SetError(
-                f"{cls.__name__} can't be made of its config: {error}",
-                shown(config),
-                where=f"the config of {cls.__name__}, as saved with a model",
-                instead=f"all of {', '.join(cls.argument_names())}",
-            ) from error
+            wrong = f"{cls.__name__} can't be made of its config: {error}"
+            where = f"the config of {cls.__name__}, as saved with a model"
+            instead = f"all of {', '.join(cls.argument_names())}"
+            raise SetError(wrong, shown(config), where=where, instead=instead) from error
         return made._trained(f"{made!r} in a saved plan", {name: config[name] for name in NAMES if name in config})
 
     def _config(self) -> dict[str, Any]:
@@ -666,14 +564,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self) or (hasattr(type(self), name) and name not in self.argument_names()):
-            raise AttributeError(
-                explain(
-                    "A set can't be changed: a compiled training step would not see it",
-                    f"{name}={value!r}",
-                    where=repr(self),
-                    instead="make a new set and call inbounds.constrain(model, rules) again",
-                )
-            )
+            wrong = "A set can't be changed: a compiled training step would not see it"
+            instead = "make a new set and call inbounds.constrain(model, rules) again"
+            raise AttributeError(explain(wrong, f"{name}={value!r}", where=repr(self), instead=instead))
         super().__setattr__(name, value)
 
     def _repr_html_(self) -> str:
@@ -720,20 +613,28 @@ def _intersection(one: Any, other: Any, where: str) -> Set:
     sets = [of_keras(given) for given in (one, other)]
     for given in sets:
         if not isinstance(given, Set):
-            raise SetError(
-                "`&` meets something that is not a set",
-                shown(given),
-                where=where,
-                instead="Custom(fn), which makes a set of a callable",
-            )
-    made: Set = CLASSES["Intersection"](*sets)
-    return made
+            wrong = "`&` meets something that is not a set"
+            raise SetError(wrong, shown(given), where=where, instead="Custom(fn), which makes a set of a callable")
+    return CLASSES["Intersection"](*sets)
 
 
 def registered(cls: SetClass) -> SetClass:
     """Registers a set for saving, as `inbounds>Name`."""
     CLASSES[cls.__name__] = cls
     return keras.saving.register_keras_serializable("inbounds")(cls)  # type: ignore[no-any-return]
+
+
+def with_argument(given: Set, name: str, value: Any) -> Set:
+    """A set that takes an argument, with another value of it."""
+    return type(given)(**({one: getattr(given, one) for one in given.argument_names()} | {name: value}))
+
+
+def finite_rows(rows: Array, mask: Array | None) -> tuple[Array, Array]:
+    """Whether all entries of each row that a mask marks are finite, and the rows with 0 for what isn't."""
+    xp = namespace(rows)
+    good = xp.isfinite(rows)
+    finite = xp.all(good if mask is None else good | ~mask, axis=1, keepdims=True)
+    return finite, xp.where(finite & good, rows, xp.zeros_like(rows))
 
 
 def repeated(excess: Array, count: int) -> Array:
@@ -746,11 +647,9 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
     rows = keras.ops.convert_to_tensor(rows) if isinstance(rows, keras.Variable) else rows
     shape = getattr(rows, "shape", None)
     if shape is None or len(shape) != 2:
-        raise SetError(
-            "The rows don't have the shape (units, size), one unit a row",
-            f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}",
-            instead="np.reshape(rows, (1, -1)) for one unit",
-        )
+        wrong = "The rows don't have the shape (units, size), one unit a row"
+        instead = "np.reshape(rows, (1, -1)) for one unit"
+        raise SetError(wrong, f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}", instead=instead)
     _check_float(owner, rows)
     owner.check_fit(Units.of([rows], [(1,)]))
     return rows
@@ -758,9 +657,6 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
 
 def _check_float(owner: Set, weight: Any) -> None:
     if dtype_of(weight) not in MANTISSA_BITS:
-        raise SetError(
-            "The weight is not of floating point numbers: " + ", ".join(MANTISSA_BITS),
-            f"dtype={dtype_of(weight)}",
-            where=f"{owner!r} on a weight of shape {tuple(weight.shape)}",
-            instead="keras.ops.cast(weight, 'float32')",
-        )
+        wrong = "The weight is not of floating point numbers: " + ", ".join(MANTISSA_BITS)
+        where = f"{owner!r} on a weight of shape {tuple(weight.shape)}"
+        raise SetError(wrong, f"dtype={dtype_of(weight)}", where=where, instead="keras.ops.cast(weight, 'float32')")

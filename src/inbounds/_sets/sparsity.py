@@ -17,16 +17,13 @@ from inbounds._arrays.ops import (
     iterate,
     namespace,
     without_gradient,
-    working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError
-from inbounds._sets.arguments import axes, positive_integer
-from inbounds._sets.set import Set, registered
+from inbounds._sets.arguments import at_most, axes, positive_integer
+from inbounds._sets.set import Set, finite_rows, registered
 from inbounds._types import Axis, Integer
 
-FEW = 32
-"""So many of the largest entries are faster taken than bisected for."""
+FEW = 32  # so many of the largest entries are faster taken than bisected for
 
 
 @registered
@@ -46,8 +43,7 @@ class Sparse(Set):
             units.
 
     Cost: a selection, no sort: 3 to 30 passes over the weight. NumPy partitions, PyTorch takes the
-    k largest, JAX and TensorFlow bisect the magnitudes, by counting, at most 200 times: until
-    exactly k are above the middle.
+    k largest, JAX and TensorFlow bisect the magnitudes, at most 200 times.
 
     Of entries equal in magnitude the first in the unit stay. -0.0 counts as 0. A zero unit is
     inside. A unit with NaN or infinities stays and counts as violated. The violation is the
@@ -72,34 +68,30 @@ class Sparse(Set):
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
-        if self.k > units.size:
-            raise SetError(
-                "`k` of Sparse is above the size of a unit",
-                f"k={self.k}",
-                where=f"{self!r} on {units.count} units of {units.size} entries",
-                instead=f"k={units.size}, or less",
-            )
+        where = f"{units.count} units of {units.size} entries"
+        at_most(self, "k", units.size, "the size of a unit", where)
 
     def _project(self, units: Units) -> Units:
         rows, mask = units.rows(), units.mask_rows()
         xp = namespace(rows)
-        seen = xp.isfinite(rows) if mask is None else xp.isfinite(rows) | ~mask
-        finite = xp.all(seen, axis=1, keepdims=True)
-        sizes = xp.abs(without_gradient(xp.where(finite & xp.isfinite(rows), rows, xp.zeros_like(rows))))
+        finite, entries = finite_rows(rows, mask)
+        sizes = xp.abs(without_gradient(entries))
         if mask is not None:
             sizes = xp.where(mask, sizes, -xp.ones_like(sizes))
         kept = largest(sizes, self.k) | (sizes <= 0) | ~finite
         return units.with_rows(xp.where(kept, rows, xp.zeros_like(rows)))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        xp = namespace(rows)
-        if self.k >= rows.shape[1]:
-            return 0 * rows[:, 0] - np.inf
-        most = xp.sort(xp.abs(rows), axis=1)[:, rows.shape[1] - self.k - 1]
-        return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
+        return too_many(namespace(rows).abs(rows), self.k)
 
-    def _tolerance(self, dtype: str, size: int = 1) -> float:
-        return SMALLEST_NORMAL[working_dtype(dtype)]
+
+def too_many(sizes: Array, k: int) -> Array:
+    """The largest number of each row besides k larger ones; where there is none, below 0."""
+    xp = namespace(sizes)
+    if k >= sizes.shape[1]:
+        return 0 * sizes[:, 0] - np.inf
+    most = xp.sort(sizes, axis=1)[:, sizes.shape[1] - k - 1]
+    return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
 
 
 def largest(sizes: Array, k: int) -> Array:

@@ -1,4 +1,4 @@
-"""Sets of matrices told by their spectrum: SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite.
+"""Sets of matrices by their spectrum: SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite.
 
 The nearest matrix keeps the singular vectors of the given one and changes its singular values only.
 
@@ -52,20 +52,14 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, center_of, number, positive_integer
+from inbounds._sets.arguments import at_most, axes, center_of, number, positive_integer, refused
 from inbounds._sets.matrices import MatrixSet, SquareSet, stack_of
 from inbounds._sets.reduced import SHARE
 from inbounds._sets.set import ULPS, registered
 from inbounds._types import Axis, Center, Integer, Number
 
-AIM = 3
-"""Computed singular vectors are orthogonal to within `AIM + 2 sqrt(n)` epsilons. Projections aim so
-far below a bound."""
-
-OFF = 8
-"""The relative error of a computed singular value is less than this many epsilons, or less than
-`AIM + 2 sqrt(n)` of them."""
+AIM = 3  # projections aim `AIM + 2 sqrt(n)` epsilons below a bound: singular vectors are orthogonal to within that
+OFF = 8  # the relative error of a singular value is less than so many epsilons, or than those of the aim
 
 
 class _Spectral(MatrixSet):
@@ -106,17 +100,21 @@ class _Spectral(MatrixSet):
             return cast(self._beyond(singular_values(matrices)), dtype_of(matrices))
 
 
+class _AtItsSize(MatrixSet):
+    """Sets without a size of their own: rounding is measured at the largest singular value."""
+
+    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+        return np.linalg.norm(self._matrices(rows), 2, axis=(1, 2))
+
+
 class _Shrinking(_Spectral):
     """Sets for which some singular values stay and others are replaced by smaller ones."""
 
     @abstractmethod
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
-        """The singular values of the nearest matrices, and their derivatives, all of shape (stack, k).
+        """The singular values of the nearest matrices over `_unit`, and their derivatives, from the ascending `values`.
 
-        Args:
-            values: those of the matrices, ascending up to rounding.
-            scale: of shape (stack, 1), by which they are divided; the new ones by its `_unit`.
-            dtype: of the weight.
+        Those are the singular values of the matrices over `scale`, of shape (stack, 1).
         """
 
     def _unit(self, scale: Array) -> Array:
@@ -138,7 +136,7 @@ class _Shrinking(_Spectral):
         new, slope = self._changed(spectrum.values, scale, units.dtype)
         outside = self._outside(fixed, spectrum.values * scale, units)
         # A value with a vector that is not resolved stays or becomes 0.
-        rows = (new * xp.maximum(slope, spectrum.told))[:, :, None] * spectrum.right
+        rows = (new * xp.maximum(slope, spectrum.resolved))[:, :, None] * spectrum.right
         unit = self._unit(scale)
         nearest = xp.matmul(spectrum.left, rows) * unit[:, :, None]
         if units.differentiable:
@@ -157,13 +155,15 @@ class _Ball(_Shrinking):
 
     def __init__(self, max_value: Number, axis: Axis = None, center: Center = None, stack: Integer = 1) -> None:
         name = type(self).__name__
-        self.max_value = _positive(name, max_value)
+        self.max_value = number(name, "max_value", max_value, low=0)
+        if self.max_value == 0:
+            instead = f"{name}(max_value=1.0), or Fixed(0) for a matrix of zeros"
+            raise refused(name, "max_value", max_value, "is not a number above 0", instead)
         self.axis = axes(name, axis)
         self.center = center_of(name, center)
         self.stack = stack_of(name, stack)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the norm."""
         return self._by_scale(units, taken, self.max_value)
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
@@ -185,10 +185,7 @@ class _Ball(_Shrinking):
         return self._beyond(np.linalg.svd(self._matrices(rows), compute_uv=False)) + self.max_value
 
     def _margin(self, values: Array, dtype: str) -> float:
-        """The relative distance below the bound at which projections aim, so that rounding doesn't lead above it.
-
-        Without float64 it is so large that the error of the judgement fits in as well.
-        """
+        """The relative distance below the bound at which projections aim; without float64 the judgement errs too."""
         computed = dtype_of(values)
         if computed == "float32" and not has_float64():
             return 2 * self._off(values.shape[1], computed)
@@ -227,17 +224,16 @@ class SpectralNorm(_Ball):
         stack: how many matrices the units make, one block of units after the other: the gates of a
             recurrent layer.
 
-    Cost: an SVD, and 3 products of matrices. In training a matrix whose Gram matrix shows that it
-    is inside costs that product only. NumPy is decomposed in float64. TensorFlow, which can't
-    vectorize an SVD, takes eigenvectors of the Gram matrix and 7 products, once more, 3 times at
-    most, for each factor of 64 (in float64 16384) by which the largest singular value exceeds the
-    bound.
+    Cost: an SVD, and 3 products of matrices; in training a matrix whose Gram matrix shows that it
+    is inside costs that product only. TensorFlow, which can't vectorize an SVD, takes eigenvectors
+    of the Gram matrix and 7 products, once more, 3 times at most, for each factor of 64 (in float64
+    16384) by which the largest singular value exceeds the bound. NumPy is decomposed in float64.
 
     A zero matrix is inside. Singular values below the bound stay; equal ones are no special case.
     What ends up at the bound is aimed 3 + 2 sqrt(n) epsilons of float32 (float64) below it, for n
     rows or columns, whichever are fewer, so that the tolerance of float32 is 4 ulp at every size;
-    on JAX without float64 twice as far. A large matrix within a few ulp of the bound may be moved
-    by as much. NaN and infinities stay, and count as violated.
+    on JAX without float64 twice as far. A large matrix within a few ulp of the bound may be moved by
+    as much. NaN and infinities stay, and count as violated.
 
     Source: Lefkimmiatis, Ward and Unser, "Hessian Schatten-norm regularization for linear inverse
     problems", 2013; Sedghi, Gupta and Long, "The singular values of convolutional layers", 2019.
@@ -361,7 +357,7 @@ class NuclearNorm(_Ball):
 
     def _moved(self, spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
         xp = namespace(step)
-        above = slope * spectrum.told
+        above = slope * spectrum.resolved
         along = xp.sum(spectrum.right * xp.matmul(transposed(spectrum.left), step), axis=2)
         threshold = xp.sum(above * along, axis=1, keepdims=True) / xp.maximum(xp.sum(above, axis=1, keepdims=True), 1.0)
         with_threshold = (above * threshold)[:, :, None] * spectrum.right
@@ -387,11 +383,10 @@ class Orthogonal(_Spectral):
     of two products of matrices each: 3 to 5, 8 at most. For others an SVD as in `NuclearNorm`, once
     more each where singular values are 0, and these steps after it. NumPy is decomposed in float64.
 
-    A matrix with singular values of 0 has many nearest points: it goes to the one of them that is
-    nearest to the matrix with ones on its diagonal; so does a matrix of zeros, which becomes that.
-    Where these are many still, to one of them. The gradient, which grows as singular values vanish,
-    is 0 along those that are 0. Rounding is measured at 1, and estimated from above when it is
-    decided what is inside: a matrix of more than 1000 rows that is off by 2 to 4 ulp may be moved
+    A matrix with singular values of 0 has many nearest points: it goes to one of those that are
+    nearest to the matrix with ones on its diagonal; a matrix of zeros becomes that. The gradient,
+    which grows as singular values vanish, is 0 along those that are 0. Rounding is measured at 1,
+    and estimated from above: a matrix of more than 1000 rows that is off by 2 to 4 ulp may be moved
     by as much. NaN and infinities stay, and count as violated.
 
     Source: Higham, "Computing the polar decomposition, with applications", 1986; Bjorck and Bowie,
@@ -443,7 +438,7 @@ class Orthogonal(_Spectral):
 
 
 @registered
-class LowRank(_Shrinking):
+class LowRank(_AtItsSize, _Shrinking):
     """{W : rank W <= rank}, the whole matrix. Not convex.
 
     For weights that are to be factored into two thin ones, and adapters. The nearest matrix keeps
@@ -487,13 +482,8 @@ class LowRank(_Shrinking):
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         rows, columns = units.count // self.stack, units.size
-        if self.rank > min(rows, columns):
-            raise SetError(
-                "`rank` of LowRank is above the number of rows or of columns",
-                f"rank={self.rank}",
-                where=f"{self!r} on a matrix of shape ({rows}, {columns})",
-                instead=f"rank={min(rows, columns)}, or less",
-            )
+        where = f"a matrix of shape ({rows}, {columns})"
+        at_most(self, "rank", min(rows, columns), "the number of rows or of columns", where)
 
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
         kept = self._kept(values)
@@ -506,16 +496,13 @@ class LowRank(_Shrinking):
         kept = constant(values, np.arange(values.shape[1]) >= values.shape[1] - self.rank)
         return kept + namespace(values).zeros_like(values)
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
-        return np.linalg.norm(self._matrices(rows), 2, axis=(1, 2))
-
     def _beyond(self, values: Array) -> Array:
         others = values[:, self.rank :]
         return top(others) if others.shape[1] else 0 * largest(values)
 
 
 @registered
-class PositiveSemidefinite(SquareSet):
+class PositiveSemidefinite(_AtItsSize, SquareSet):
     """{W : W = W^T and x^T W x >= 0 for every x}, the whole matrix, square: symmetric, no negative eigenvalue.
 
     For kernels, covariances, metrics and recurrent weights with an energy. The nearest such matrix
@@ -562,9 +549,6 @@ class PositiveSemidefinite(SquareSet):
                 nearest = nearest + xp.matmul(xp.matmul(vectors, share * inner), transposed(vectors))
             return cast(nearest, dtype_of(matrices)), excess > _slack(size, units.dtype)
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
-        return np.linalg.norm(self._matrices(rows), 2, axis=(1, 2))
-
     def _excess_of_matrices(self, matrices: Array) -> Array:
         xp = namespace(matrices)
         with exact_products(matrices):
@@ -575,17 +559,6 @@ class PositiveSemidefinite(SquareSet):
             along = xp.sum(vectors * xp.matmul(symmetric, vectors), axis=1)
             below = cast(xp.max(-along / xp.sum(vectors * vectors, axis=1), axis=1) * scale[:, 0], dtype_of(matrices))
         return xp.maximum(xp.max(xp.abs(matrices - transposed(matrices)), axis=(1, 2)), below)
-
-
-def _positive(owner: str, value: Any) -> float:
-    result = number(owner, "max_value", value, low=0)
-    if result == 0:
-        raise SetError(
-            f"`max_value` of {owner} is not a number above 0",
-            f"max_value={shown(value)}",
-            instead=f"{owner}(max_value=1.0), or Fixed(0) for a matrix of zeros",
-        )
-    return result
 
 
 def _slack(sizes: Array, dtype: str) -> Array:

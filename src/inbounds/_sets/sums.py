@@ -29,8 +29,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._errors import SetError, shown
-from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units
+from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units, refused
 from inbounds._sets.declaration import Declaration, Kind, Row
 from inbounds._sets.dykstra import repeated
 from inbounds._sets.one_row import nearest_on_one_row
@@ -38,12 +37,8 @@ from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Edge, Set, registered
 from inbounds._types import Axis, Center, Numbers
 
-STEPS = 64
-"""At most so many looks at a threshold. Newton's method takes 4 to 8; from the ninth on each third
-halves a bracket."""
-
-UNROLLED = 12
-"""Looks where none can be left out: where PyTorch exports or vectorizes."""
+STEPS = 64  # the limit of looks at a threshold. Newton's method takes 4 to 8; after 8 each third halves a bracket
+UNROLLED = 12  # looks where PyTorch can't stop early
 
 
 class Linear(Set):
@@ -51,19 +46,13 @@ class Linear(Set):
 
     exact_in_metric: ClassVar[bool] = True
     equal: bool
-    slope: Any
-    """The normal, and the offset, over the normal's largest entry."""
-    level: Bound
-    largest: float
-    """The normal's largest entry, in size."""
+    largest: float  # the normal's largest entry, in size
+    slope: Any  # the normal over it
+    level: Bound  # the offset over it
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
         units.entries(self.slope)
-
-    @property
-    def has_normal_form(self) -> bool:
-        return True
 
     def declaration(self, units: Units) -> Declaration:
         kind: Kind = "equal" if self.equal else "most"
@@ -177,11 +166,8 @@ class _WithNormal(Linear):
         self.axis = axes(name, axis)
         self.largest = float(np.max(np.abs(self.normal), initial=0.0))
         if self.largest == 0:
-            raise SetError(
-                f"`normal` of {name} has no entry that is not 0",
-                f"normal={shown(normal)}",
-                instead=f"{name}(normal=[1.0, -1.0], offset=0.0)",
-            )
+            instead = f"{name}(normal=[1.0, -1.0], offset=0.0)"
+            raise refused(name, "normal", normal, "has no entry that is not 0", instead)
         self.slope, self.level = self.normal / self.largest, in_a_row(self.offset / self.largest)
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
@@ -243,8 +229,21 @@ class Hyperplane(_WithNormal):
     equal = True
 
 
+class OfTotal(Set):
+    """A set whose entries, in size, add up to a level, by which the set is scaled."""
+
+    level: Bound
+
+    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
+        return Judgement(size, dtype).tolerated(self.level)
+
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        """That of the level."""
+        return self._by_scale(units, taken, self.level)
+
+
 @registered
-class Simplex(Set):
+class Simplex(OfTotal):
     """{w : w >= 0, sum of w = total}, each unit: shares of a whole.
 
     Mixing weights, attention that is fixed, convex combinations of inputs. Unlike a softmax it
@@ -276,10 +275,6 @@ class Simplex(Set):
         self.level = in_a_row(self.total)
         self.axis = axes("Simplex", axis)
 
-    @property
-    def has_normal_form(self) -> bool:
-        return True
-
     def declaration(self, units: Units) -> Declaration:
         return Declaration((Row("equal", units.numbers(self.level)),), low=0.0)
 
@@ -300,16 +295,9 @@ class Simplex(Set):
         below = namespace(rows).max(-rows, axis=1)
         return [*super()._edges(rows, laid), (below, SMALLEST_NORMAL[working_dtype(laid.dtype)])]
 
-    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        return Judgement(size, dtype).tolerated(self.level)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the total."""
-        return self._by_scale(units, taken, self.level)
-
 
 @registered
-class L1Ball(Set):
+class L1Ball(OfTotal):
     """{w : |w|_1 <= radius}, each unit: the sum of the entries' sizes is bounded.
 
     Few large weights rather than many small ones: the nearest unit has entries that are exactly 0.
@@ -342,10 +330,6 @@ class L1Ball(Set):
         self.axis = axes("L1Ball", axis)
         self.center = center_of("L1Ball", center)
 
-    @property
-    def has_normal_form(self) -> bool:
-        return True
-
     def declaration(self, units: Units) -> Declaration:
         return Declaration((Row("diamond", units.numbers(self.level), center=self.center_values(units)),))
 
@@ -365,13 +349,6 @@ class L1Ball(Set):
         xp = namespace(rows)
         return xp.sum(xp.abs(rows), axis=1) - constant(rows, self.level)
 
-    def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        return Judgement(size, dtype).tolerated(self.level)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the radius."""
-        return self._by_scale(units, taken, self.level)
-
     def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return 0.0 if self.center is None else np.sum(np.abs(rows), axis=1)
 
@@ -385,17 +362,11 @@ def _beyond(rows: Array, slope: Array, level: np.ndarray[Any, Any]) -> Array:
 
 
 def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: bool) -> Units:
-    """The reduced gradient of a set whose entries, or their sizes, are lowered by a threshold to add up to a total.
+    """The reduced gradient of a set whose entries, or if `signed` their sizes, are lowered to add up to a total.
 
     The point after a step `e g` has the entries of x - e g less e t in size, or 0, for one t a
     unit. That is looked for in x / e - g: entries at 0, which a threshold on x - e g would lose in
     rounding, are compared with it exactly.
-
-    Args:
-        units: where the gradient is taken.
-        gradient: the gradient, in units of the same parts.
-        total: the sum of sizes; with `signed` the largest.
-        signed: whether entries keep their sign and it is their sizes that are lowered.
     """
     xp = namespace(units.parts[0])
     e, usable = reach(units, gradient, NEAR)
@@ -441,18 +412,10 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
 def _by_tangents(
     beyond: Callable[[Array], tuple[Array, Array]], low: Array, high: Array, moved: Array
 ) -> tuple[Array, Array]:
-    """For each unit the number at which a sum of positive parts, which falls and is convex in it, is 0.
+    """For each unit the number from low to high at which a sum, which falls and is convex in it, is 0; its fall there.
 
-    And how fast the sum falls there. The tangent at any number meets 0 below the solution: a lower
-    bound that only rises. It ends where the entries that are left are those of the tangent. Where
-    entries let it rise slowly, halving the bracket between it and the lowest number that was too
-    high brings it near in logarithmically many steps.
-
-    Args:
-        beyond: how far the sum is above 0 at a number, and how fast it falls there.
-        low: a number for each unit that is not above the solution.
-        high: one that is not below it.
-        moved: of which units the answer matters.
+    The tangent at any number, which `beyond` gives, meets 0 below the solution: a lower bound that
+    only rises. Where it rises slowly, halving the bracket brings it near.
     """
     xp = namespace(low)
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from inbounds._errors import SetError, shown
+from inbounds._sets.arguments import boolean, names, refused
 from inbounds._sets.equal import Equal
 from inbounds._sets.joint import JointSet
 from inbounds._sets.set import Set, registered
@@ -39,10 +40,9 @@ class Together(JointSet):
             axis; `name` is not a string.
 
     One optimizer steps the weights where the result is to be the constrained optimum. With several,
-    all weights are projected after the step of each of them, and the plan says that the gradient is
-    not reduced. After `load_model`, `fit` and `constrain` know all weights of the model; a loop of
-    your own knows those that its optimizer steps, so call `constrain(model)` before it where some
-    are frozen or have another optimizer. A centre is saved with each of the layers.
+    all weights are projected after the step of each of them, and the gradient is not reduced. After
+    `load_model`, a loop of your own knows those that its optimizer steps, so call `constrain(model)`
+    before it where others are frozen or have another optimizer. A centre is saved with each layer.
 
     Cost: that of the inner set over all the weights; nothing is copied for norms and sums.
 
@@ -60,13 +60,10 @@ class Together(JointSet):
     def __init__(self, inner: Set, name: str | None = None) -> None:
         super().__init__(inner)
         if inner.matrix:
-            raise SetError(
-                "Together is given a set of matrices, and its weights form a vector",
-                f"inner={shown(inner)}",
-                instead=self.example,
-            )
+            wrong = "Together is given a set of matrices, and its weights form a vector"
+            raise SetError(wrong, f"inner={shown(inner)}", instead=self.example)
         if name is not None and not isinstance(name, str):
-            raise SetError("`name` of Together is not a string", f"name={shown(name)}", instead="name='encoder'")
+            raise refused("Together", "name", name, "is not a string", "name='encoder'")
         self.name = name
 
     def __repr__(self) -> str:
@@ -110,17 +107,8 @@ class Tied(Together):
     example = 'Tied("encoder/kernel", "decoder/kernel")'
 
     def __init__(self, *weights: str, transpose: Bool = False) -> None:
-        if len(weights) < 2 or len(set(weights)) < len(weights) or not all(isinstance(one, str) for one in weights):
-            raise SetError(
-                "`weights` of Tied are not two or more different strings",
-                f"weights={shown(weights)}",
-                instead=self.example,
-            )
-        if not isinstance(transpose, (bool, np.bool_)):
-            raise SetError(
-                "`transpose` of Tied is not a boolean", f"transpose={shown(transpose)}", instead="transpose=True"
-            )
-        self.weights, self.transpose = weights, bool(transpose)
+        self.weights = names("Tied", "weights", weights, "strings", self.example)
+        self.transpose = boolean("Tied", "transpose", transpose, "transpose=True")
         JointSet.__init__(self, Equal([0] * len(weights)))
 
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
@@ -143,11 +131,9 @@ class Tied(Together):
         return Together(Equal(np.concatenate([place.ravel(), *[other.ravel()] * (len(shapes) - 1)])))
 
     def rebuilt(self, members: Sequence[Set]) -> NoReturn:
-        raise SetError(
-            "A Tied takes no `where`, `on` or `&`: its labels follow from the shapes of its weights",
-            repr(self),
-            instead="Together(Equal([0, 1, 0, 1]) & NonNeg()), with a label for each entry of all weights",
-        )
+        wrong = "A Tied takes no `where`, `on` or `&`: its labels follow from the shapes of its weights"
+        instead = "Together(Equal([0, 1, 0, 1]) & NonNeg()), with a label for each entry of all weights"
+        raise SetError(wrong, repr(self), instead=instead)
 
     def __and__(self, other: Any) -> NoReturn:
         self.rebuilt(())

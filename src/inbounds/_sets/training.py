@@ -12,40 +12,22 @@ from inbounds._types import Gradient, Interval, Latent, Metric
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How steps of training treat a set.
+    """How steps of training treat a set, see `constrain`."""
 
-    Attributes:
-        metric: the norm in which the projection after a step is nearest: "auto", "optimizer" or
-            "euclidean", see `constrain`.
-        every: the number of steps between projections, or "epoch".
-        gradient: what the optimizer sees: the "reduced" gradient or the "full" one.
-        latent: whether the optimizer steps latent weights. Those are the weights before their
-            projection: steps that the projection would undo add up in them, and the layer uses
-            their nearest point. "auto": where the set `needs_latent`.
-    """
-
-    metric: Metric = "auto"
-    every: Interval = 1
-    gradient: Gradient = "reduced"
-    latent: Latent = "auto"
+    metric: Metric = "auto"  # the norm in which the projection after a step is nearest
+    every: Interval = 1  # the number of steps between projections, or "epoch"
+    gradient: Gradient = "reduced"  # what the optimizer sees, or the "full" one
+    latent: Latent = "auto"  # whether it steps the weights before their projection; "auto": where the set needs it
 
     @classmethod
     def checked(cls, owner: str, options: dict[str, Any], error: type[InboundsError] = SetError) -> Training:
-        """The options by name; those that are missing have their default.
-
-        Raises:
-            SetError: an option is none of what it may be; `error` replaces the class, but for
-                `every`.
-        """
+        """The options by name, or their defaults; an error where one is none of what it may be."""
         given = vars(cls()) | options
         for name, choices in (("metric", get_args(Metric)), ("gradient", get_args(Gradient)), ("latent", _LATENT)):
             if not any(isinstance(given[name], type(choice)) and given[name] == choice for choice in choices):
                 *others, last = map(repr, choices)
-                raise error(
-                    f"`{name}` of {owner} is not {', '.join(others)} or {last}",
-                    f"{name}={shown(given[name])}",
-                    instead=f"{name}={others[0]}",
-                )
+                wrong = f"`{name}` of {owner} is not {', '.join(others)} or {last}"
+                raise error(wrong, f"{name}={shown(given[name])}", instead=f"{name}={others[0]}")
         return cls(**given | {"every": interval(owner, given["every"], "steps", "every=100")})
 
 

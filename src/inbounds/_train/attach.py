@@ -13,7 +13,7 @@ import keras
 from inbounds._arrays.ops import Array, as_written, is_concrete, is_sharded, no_gradient, to_numpy
 from inbounds._arrays.units import Units
 from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, explain, shown
-from inbounds._model.plan import Entry, Plan, Treatment
+from inbounds._model.plan import Entry, Plan
 from inbounds._model.rules import guess_warning, resolve
 from inbounds._model.weights import Weight, weights_of
 from inbounds._sets.set import Set
@@ -27,7 +27,7 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.optimizer_hooks import take_up
 from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
-from inbounds._train.step_projections import Read, StepState, decide, projection_of
+from inbounds._train.step_projections import decide, projection_of
 from inbounds._train.taken_plans import without_latents
 from inbounds._train.unsaved_sets import unsaved_sets
 from inbounds._train.weight_access import exclusive_access
@@ -94,16 +94,9 @@ def constrain(
     if text := guess_warning(plan.entries):
         warnings.warn(text, LayoutWarning, stacklevel=2)
     for weight_paths, why in unsaved_sets(model, plan):
-        warnings.warn(
-            explain(
-                "A .keras file does not carry the whole plan",
-                weight_paths,
-                where=why,
-                instead="call constrain again with the same rules after loading",
-            ),
-            PlanNotSavedWarning,
-            stacklevel=2,
-        )
+        wrong = "A .keras file does not carry the whole plan"
+        instead = "call constrain again with the same rules after loading"
+        warnings.warn(explain(wrong, weight_paths, where=why, instead=instead), PlanNotSavedWarning, stacklevel=2)
     return plan
 
 
@@ -121,15 +114,12 @@ def _constrain(model: Any, rules: Any, options: dict[str, Any]) -> Plan:
         treatment=partial(_treatment, model),
     )
     if not plan.entries:
-        raise RuleError(
-            "Nothing is constrained: there are no rules, and no layer was given a set of inbounds",
-            f"rules={shown(rules)}",
-            where=f"{type(model).__name__} {model.name!r}",
-            instead="inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)})",
-        )
+        wrong = "Nothing is constrained: there are no rules, and no layer was given a set of inbounds"
+        instead = "inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)})"
+        raise RuleError(wrong, f"rules={shown(rules)}", where=f"{type(model).__name__} {model.name!r}", instead=instead)
     _check_no_other_plan(model)
     _check_latents_can_be_added(model, plan)
-    values = _projected_entries(model, plan.entries, read=_numpy_or_dtensor)
+    values = _projected_entries(model, plan.entries, in_numpy=True)
     _restore_given_constraints(model)
     assign(values)
     for entry in plan.entries:
@@ -156,12 +146,9 @@ def _check_latents_can_be_added(model: Any, plan: Plan) -> None:
     for entry in plan.entries:
         built = [optimizer for optimizer in optimizers_stepping(model, entry.variables) if optimizer.built]
         if any(without_latents(optimizer, [decide(entry, built)]) for optimizer in built):
-            raise RuleError(
-                "Latent weights can't be added within a fit on JAX, which holds the optimizer's variables",
-                f"latent={entry.training.latent!r}",
-                where=repr(entry),
-                instead="constrain before the fit, or constrain(model, rules, latent=False)",
-            )
+            wrong = "Latent weights can't be added within a fit on JAX, which holds the optimizer's variables"
+            instead = "constrain before the fit, or constrain(model, rules, latent=False)"
+            raise RuleError(wrong, f"latent={entry.training.latent!r}", where=repr(entry), instead=instead)
 
 
 def _check_no_other_plan(model: Any) -> None:
@@ -169,39 +156,34 @@ def _check_no_other_plan(model: Any) -> None:
     for weight in weights_of(model):
         constraint = weight.variable.constraint
         if isinstance(constraint, AttachedSet) and constraint.model not in (None, model):
-            raise RuleError(
-                "A weight is in the plan of another model",
-                f"{weight.path}, which the plan of {constraint.model.name!r} holds",
-                where=f"{constraint!r}, and now a plan of {model.name!r}",
-                instead=f"inbounds.release(other), where other is the model {constraint.model.name!r}, "
-                "or one plan for the model that has all",
-            )
+            other, wrong = f"{constraint.model.name!r}", "A weight is in the plan of another model"
+            received = f"{weight.path}, which the plan of {other} holds"
+            where = f"{constraint!r}, and now a plan of {model.name!r}"
+            release = f"inbounds.release(other), where other is the model {other}"
+            instead = f"{release}, or one plan for the model that has all"
+            raise RuleError(wrong, received, where=where, instead=instead)
 
 
-def _projected_entries(
-    model: Any, entries: Sequence[Entry], read: Read = keras.ops.convert_to_tensor
-) -> list[tuple[Any, Any]]:
-    """The variables of some entries, frozen ones too, with their projected values."""
+def _projected_entries(model: Any, entries: Sequence[Entry], *, in_numpy: bool = False) -> list[tuple[Any, Any]]:
+    """The variables of some entries, frozen ones too, with their projected values: in NumPy nothing is compiled."""
+
+    def read(variable: Any) -> Array:
+        as_it_is = not in_numpy or is_sharded(variable.value)
+        return (keras.ops.convert_to_tensor if as_it_is else keras.ops.convert_to_numpy)(variable)
+
     pairs = []
     with no_gradient():
         for entry in entries:
-            state = StepState(steps_taken(model, entry))
-            pairs += projection_of(entry, include_frozen=True).projected_values(read, state)
+            pairs += projection_of(entry, include_frozen=True).projected_values(read, steps_taken(model, entry))
     return pairs
 
 
-def _numpy_or_dtensor(variable: Any) -> Array:
-    """The value of a variable in NumPy, which compiles nothing; a DTensor stays one."""
-    value = variable.value
-    return value if is_sharded(value) else keras.ops.convert_to_numpy(variable)
-
-
-def _treatment(model: Any, entry: Entry) -> Treatment:
-    """How the model's current optimizers treat an entry. On TensorFlow the gradient of an Embedding is sparse."""
+def _treatment(model: Any, entry: Entry) -> tuple[str, str, str]:
+    """`Plan.treatment` of a model. On TensorFlow the gradient of an Embedding is sparse."""
     embedding = any(isinstance(weight.layer, keras.layers.Embedding) for weight in entry.weights)
     sparse_gradient = embedding and keras.backend.backend() == "tensorflow"
     one = decide(entry, optimizers_stepping(model, entry.variables), sparse_gradient=sparse_gradient)
-    return Treatment(one.metric_words, one.full_gradient_reason, one.latent_words)
+    return one.metric_words, one.full_gradient_reason, one.latent_words
 
 
 def check_backend(wanted: str, wrong: str, others: Mapping[str, str]) -> None:
@@ -214,12 +196,9 @@ def check_interval(entries: Sequence[Entry], loop: str, instead: str) -> None:
     """Checks that no entry is projected at the end of epochs, which the loop doesn't know."""
     for entry in entries:
         if entry.training.every == "epoch":
-            raise RuleError(
-                f"every='epoch' can't be used with {loop}, which counts no epochs",
-                "every='epoch'",
-                where=repr(entry),
-                instead=f"constrain(model, rules, every=100), or inbounds.{instead} at the end of each epoch",
-            )
+            wrong = f"every='epoch' can't be used with {loop}, which counts no epochs"
+            instead = f"constrain(model, rules, every=100), or inbounds.{instead} at the end of each epoch"
+            raise RuleError(wrong, "every='epoch'", where=repr(entry), instead=instead)
 
 
 @exclusive_access()
@@ -255,11 +234,9 @@ def project(model: Model) -> None:
     """
     values = _projected_entries(model, entries_in_force(model))
     if any(is_concrete(variable.value) and not is_concrete(value) for variable, value in values):
-        raise RuleError(
-            "`project` can't assign to the variables of a model in a function that jax.jit traces",
-            f"model={model.name!r} in a traced function",
-            instead="inbounds.stateless_project(model, values), which returns what it projects",
-        )
+        wrong = "`project` can't assign to the variables of a model in a function that jax.jit traces"
+        instead = "inbounds.stateless_project(model, values), which returns what it projects"
+        raise RuleError(wrong, f"model={model.name!r} in a traced function", instead=instead)
     assign(values)
 
 

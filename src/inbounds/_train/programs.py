@@ -16,15 +16,15 @@ import keras
 import numpy as np
 
 from inbounds._arrays.ops import Array, dense, namespace
-from inbounds._arrays.units import Axes, Units
+from inbounds._arrays.units import Units
+from inbounds._arrays.views import Axes
 from inbounds._sets.composite import contains
 from inbounds._sets.intersection import AllOf
 from inbounds._sets.set import Set
 from inbounds._train.optimizers import in_tensorflow_strategy
 from inbounds._types import Step
 
-SMALLEST = 1 << 15
-"""Units with fewer numbers aren't worth the start of a program."""
+SMALLEST = 1 << 15  # units with fewer numbers aren't worth the start of a program
 
 
 def nearest(applied: Set, units: Units) -> Units:

@@ -1,10 +1,11 @@
-"""`stateless_project` and `stateless_reduce`: pure functions of values, for functional loops."""
+"""Functions of values, for functional loops: `stateless_reduce`, `stateless_project`, and `optax_wrap` of both."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -12,6 +13,7 @@ from inbounds._arrays.ops import (
     MANTISSA_BITS,
     Array,
     as_written,
+    branch,
     dtype_of,
     no_gradient,
     without_gradient,
@@ -19,9 +21,10 @@ from inbounds._arrays.ops import (
 )
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
+from inbounds._train.attach import check_backend, check_interval
 from inbounds._train.attached_sets import entries_in_force
-from inbounds._train.step_projections import StepState, decide
-from inbounds._types import Model, Step
+from inbounds._train.step_projections import StepProjection, decide
+from inbounds._types import Model, OptaxOptimizer, Step
 
 
 @as_written
@@ -64,35 +67,13 @@ def stateless_project(
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
         >>> values = stateless_project(model, [10 * v for v in model.trainable_variables])
     """
-    _check_no_latents(entries_in_force(model))
-    return project_values(model, trainable_variables, metric, step)
-
-
-def project_values(model: Any, trainable_variables: Any, metric: Any = None, step: Any = None) -> list[Array]:
-    """`stateless_project` for a caller who keeps latent weights."""
-    entries, variables = entries_in_force(model), model.trainable_variables
-    values = _checked(variables, trainable_variables, "trainable_variables")
-    diagonals = _checked(variables, [None] * len(variables) if metric is None else metric, "metric", optional=True)
-    result = dict(zip(values, trainable_variables, strict=True))
-    with no_gradient():
-        for projection in map(decide, entries):
-            count = _given_count(projection.entry, step, "stateless_project(model, values, step=count)")
-            state = StepState(count, partial(_given_metric, projection.entry.variables, diagonals))
-            projected = projection.projected_values(partial(given_value, values), state)
-            result |= {id(variable): without_gradient(value) for variable, value in projected}
-    return list(result.values())
-
-
-def _check_no_latents(entries: Sequence[Entry]) -> None:
-    for projection in map(decide, entries):
-        if projection.latent:
-            raise RuleError(
-                "A function of values keeps no latent weights, without which small steps are lost",
-                f"latent={projection.entry.training.latent!r}",
-                where=repr(projection.entry),
-                instead="constrain(model, rules, latent=False), and step the values as they are before "
-                "`stateless_project` (docs/loops.md), or lose those steps",
-            )
+    projections = _projections(model)
+    for entry in (one.entry for one in projections if one.latent):
+        wrong = "A function of values keeps no latent weights, without which small steps are lost"
+        before = "step the values as they are before `stateless_project` (docs/loops.md), or lose those steps"
+        instead = f"constrain(model, rules, latent=False), and {before}"
+        raise RuleError(wrong, f"latent={entry.training.latent!r}", where=repr(entry), instead=instead)
+    return _projected(projections, model, trainable_variables, metric, step)
 
 
 @as_written
@@ -126,19 +107,49 @@ def stateless_reduce(
         >>> values = [v.value for v in model.trainable_variables]
         >>> gradients = stateless_reduce(model, values, [keras.ops.ones_like(value) for value in values])
     """
-    entries, variables = entries_in_force(model), model.trainable_variables
+    projections, variables = _projections(model), model.trainable_variables
     values = _checked(variables, trainable_variables, "trainable_variables")
     tensors = _checked(variables, gradients, "gradients", optional=True)
     result = dict(zip(tensors, gradients, strict=True))
     with no_gradient():
-        for projection in map(decide, entries):
+        for projection in projections:
             if not projection.full_gradient_reason:
                 count = _given_count(projection.entry, step, "stateless_reduce(model, values, gradients, step=count)")
-                result |= projection.reduced_gradients(tensors, partial(given_value, values), count)
+                result |= projection.reduced_gradients(tensors, partial(_given_value, values), count)
     return list(result.values())
 
 
-def given_value(values: Mapping[int, Any], variable: Any) -> Array:
+def _projections(model: Any) -> list[StepProjection]:
+    return list(map(decide, entries_in_force(model)))
+
+
+def _projected(
+    projections: Sequence[StepProjection], model: Any, given: Any, metric: Any = None, step: Any = None
+) -> list[Array]:
+    """`stateless_project`, also for a caller who keeps latent weights."""
+    variables = model.trainable_variables
+    values = _checked(variables, given, "trainable_variables")
+    diagonals = _checked(variables, [None] * len(variables) if metric is None else metric, "metric", optional=True)
+    result = dict(zip(values, given, strict=True))
+
+    def read_metric(entry: Entry) -> list[Array] | None:
+        unknown = any(diagonals.get(id(variable), ()) is None for variable in entry.variables)
+        if unknown or entry.training.metric == "euclidean":
+            return None
+        return [
+            diagonals[id(v)] if id(v) in diagonals else keras.ops.ones(v.shape, working_dtype(dtype_of(v)))
+            for v in entry.variables
+        ]
+
+    with no_gradient():
+        for projection in projections:
+            count = _given_count(projection.entry, step, "stateless_project(model, values, step=count)")
+            pairs = projection.projected_values(partial(_given_value, values), count, read_metric(projection.entry))
+            result |= {id(variable): without_gradient(value) for variable, value in pairs}
+    return list(result.values())
+
+
+def _given_value(values: Mapping[int, Any], variable: Any) -> Array:
     """The value given for a variable, or else the model's."""
     return keras.ops.convert_to_tensor(values.get(id(variable), variable))
 
@@ -146,23 +157,9 @@ def given_value(values: Mapping[int, Any], variable: Any) -> Array:
 def _given_count(entry: Entry, step: Any, instead: str) -> Any:
     """The number of steps, which a set that changes with them needs."""
     if entry.set.changes and step is None:
-        raise RuleError(
-            "The set changes with the steps of training, and `step` doesn't say how many there were",
-            "step=None",
-            where=repr(entry),
-            instead=instead,
-        )
+        wrong = "The set changes with the steps of training, and `step` doesn't say how many there were"
+        raise RuleError(wrong, "step=None", where=repr(entry), instead=instead)
     return 0 if step is None else step
-
-
-def _given_metric(variables: Sequence[Any], diagonals: Mapping[int, Any]) -> list[Array] | None:
-    """The metric of some variables from the diagonals that the caller gave; None: Euclidean."""
-    if any(diagonals.get(id(variable), ()) is None for variable in variables):
-        return None
-    return [
-        diagonals[id(v)] if id(v) in diagonals else keras.ops.ones(v.shape, working_dtype(dtype_of(v)))
-        for v in variables
-    ]
 
 
 def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool = False) -> dict[int, Any]:
@@ -171,11 +168,8 @@ def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool 
     instead = f"{'[None] * len(model.trainable_variables)' if optional else values} to begin with"
     if not isinstance(given, (list, tuple)) or len(given) != len(variables):
         received = f"{len(given)} values" if isinstance(given, (list, tuple)) else type(given).__name__
-        raise RuleError(
-            f"`{name}` is not a list with one value for each of model.trainable_variables, in their order",
-            f"{received} for {len(variables)} variables",
-            instead=instead,
-        )
+        wrong = f"`{name}` is not a list with one value for each of model.trainable_variables, in their order"
+        raise RuleError(wrong, f"{received} for {len(variables)} variables", instead=instead)
     tensors: dict[int, Any] = {}
     for variable, value in zip(variables, given, strict=True):
         if value is None and optional:
@@ -185,12 +179,167 @@ def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool 
         shape, dtype = tuple(tensor.shape), dtype_of(tensor)
         right_dtype = dtype == dtype_of(variable) if name == "trainable_variables" else dtype in MANTISSA_BITS
         if shape != tuple(variable.shape) or not right_dtype:
-            raise RuleError(
-                f"A value in `{name}` has another shape or dtype than its variable, in the order of"
-                " model.trainable_variables",
-                f"shape={shape}, dtype={dtype}",
-                where=f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}",
-                instead=instead,
-            )
+            order = "in the order of model.trainable_variables"
+            wrong = f"A value in `{name}` has another shape or dtype than its variable, {order}"
+            where = f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}"
+            raise RuleError(wrong, f"shape={shape}, dtype={dtype}", where=where, instead=instead)
         tensors[id(variable)] = tensor
     return tensors
+
+
+class Wrapped(NamedTuple):
+    """The state of `optax_wrap`."""
+
+    inner: Any  # the inner optimizer's state
+    count: Any  # the number of steps taken
+    latents: Any  # the latent weights of each value, None for a value without them
+
+
+def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
+    """Wraps an optimizer of optax so that its updates stay inside a model's sets, on JAX.
+
+    The rest of the loop stays the same, and any optimizer converges to the constrained optimum. The
+    optimizer sees reduced gradients, see `stateless_reduce`, and the values that its update leads
+    to are projected, see `stateless_project`. An entry that the projection doesn't move keeps its
+    update bit for bit.
+
+    The updates are for `optax.apply_updates`. Transformations of gradients (clipping,
+    `optax.MultiSteps`, `optax.apply_if_finite`) may wrap this one; transformations of updates
+    belong inside it. Values in an optimizer's state, such as the averages of
+    `optax.contrib.schedule_free`, aren't projected. Steps are counted, for `constrain(every=n)` and
+    for sets that change with the steps. The plan is looked up at each update; a step compiled by
+    `jax.jit` keeps the plan of its trace.
+
+    The sum of a value and its update is rounded. An entry that loses most of its size in one step
+    may end up to one rounding of its old value short of the projected value. Balls, boxes and sums
+    allow for that within an audit's tolerance. Entries under `Monotone`, whose order is exact, may
+    be out of order by that much until the next step; so may units be outside that `every` let grow
+    to a multiple of their bound.
+
+    Latent weights (see `constrain`) are in the state; the optimizer steps them, and the update leads
+    to their nearest point.
+
+    Args:
+        model: a built Keras model or layer with a plan, or with sets given to its layers.
+        optimizer: an `optax.GradientTransformation`. One that searches along a line, as
+            `optax.lbfgs` does, compares gradients with losses; it is refused in its first update,
+            by its `value_fn`.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs` for lists or tuples in the order of
+        `model.trainable_variables`. Its `update` needs the values, and passes other arguments on.
+
+    Raises:
+        RuleError: the backend is not JAX, optax isn't installed, `optimizer` is not one of optax,
+            the model has no plan, or `every` is "epoch". In an update: the values are missing or
+            don't match the model's variables, the optimizer searches along a line, or the state was
+            made before a set with latent weights.
+
+    Example:
+        >>> optimizer = optax_wrap(model, optax.adam(1e-3))  # doctest: +SKIP
+        >>> state = optimizer.init([v.value for v in model.trainable_variables])  # doctest: +SKIP
+    """
+    _check_optax(optimizer)
+    import jax.numpy as jnp
+    import optax
+
+    _interval(model)
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> Wrapped:
+        keeping = {id(v) for one in _projections(model) if one.latent for v in one.free_variables}
+        variables = zip(params, model.trainable_variables, strict=True)
+        latents = tuple(jnp.array(value, copy=True) if id(v) in keeping else None for value, v in variables)
+        return Wrapped(inner.init(params), jnp.zeros([], "int32"), latents)
+
+    def update(updates: Any, state: Wrapped, params: Any = None, **extra: Any) -> tuple[Any, Wrapped]:
+        """Optax passes these arguments by name."""
+        _check_update(params, extra)
+        every, count, projections = _interval(model), optax.safe_increment(state.count), _projections(model)
+        like = tuple if isinstance(updates, tuple) else list
+        gradients = like(stateless_reduce(model, params, updates, step=count))
+        starts = _starts([one for one in projections if one.latent], model, params, state)
+        steps, inner_state = inner.update(gradients, state.inner, like(starts), **extra)
+        steps = [
+            _round_to_dtype(u.astype(jnp.promote_types(u.dtype, x.dtype))) for x, u in zip(params, steps, strict=True)
+        ]
+        moved = list(map(_apply_update, starts, steps))
+        projected = partial(_projected, projections, model, moved, step=count)
+        ends = projected() if every == 1 else branch(count % every == 0, projected, lambda: moved)
+        latents = tuple(None if old is None else new for old, new in zip(state.latents, moved, strict=True))
+        return like(map(_update_towards, params, steps, ends)), Wrapped(inner_state, count, latents)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _starts(latent: Sequence[StepProjection], model: Any, params: Sequence[Array], state: Wrapped) -> list[Array]:
+    """The values from which the inner optimizer steps: latent weights in place of those that have them."""
+    ids = list(map(id, model.trainable_variables))
+    values, latents = dict(zip(ids, params, strict=True)), dict(zip(ids, state.latents, strict=True))
+    starts = dict(values)
+    for projection in latent:
+        missing = [variable for variable in projection.free_variables if latents[id(variable)] is None]
+        if missing:
+            wrong = "The state of optax_wrap has no latent weights: it is older than the set"
+            received = f"latent={projection.entry.training.latent!r} for {missing[0].path}"
+            instead = "state = optimizer.init(values) after constrain(model, rules), or latent=False"
+            raise RuleError(wrong, received, where=repr(projection.entry), instead=instead)
+        started = projection.starts(partial(_given_value, values), lambda v: latents[id(v)], state.count)
+        starts |= {id(variable): start for variable, start in started}
+    return list(starts.values())
+
+
+def _update_towards(value: Array, update: Array, end: Array) -> Array:
+    """The update from `value` to `end`; the given update where it already leads there."""
+    import jax.numpy as jnp
+
+    towards = _round_to_dtype((end - value).astype(update.dtype))
+    result = _apply_update(value, towards)
+    overshoots = jnp.where(towards > 0, result > end, result < end)
+    towards = jnp.where(overshoots, jnp.nextafter(towards, jnp.zeros_like(towards)), towards)
+    return jnp.where(_apply_update(value, update) == end, update, towards)
+
+
+def _apply_update(value: Array, update: Array) -> Array:
+    """The value after `optax.apply_updates`."""
+    return _round_to_dtype((value + update).astype(value.dtype))
+
+
+def _round_to_dtype(x: Array) -> Array:
+    """`x` rounded to its dtype: within a compiled step XLA may keep more digits."""
+    import jax
+
+    kind = jax.numpy.finfo(x.dtype)
+    return jax.lax.reduce_precision(x, int(kind.nexp), int(kind.nmant))
+
+
+def _interval(model: Any) -> int:
+    """The number of steps between projections, which all sets of a plan share."""
+    entries = entries_in_force(model)
+    check_interval(entries, "optax", "stateless_project")
+    return int(entries[0].training.every)
+
+
+def _check_optax(optimizer: Any) -> None:
+    others = {
+        "torch": "project_after(model, optimizer)",
+        "tensorflow": "project(model) after the step, or a Keras optimizer",
+    }
+    check_backend("jax", "optax_wrap is for optax, and the backend is not JAX", others)
+    if importlib.util.find_spec("optax") is None:
+        wrong = "optax_wrap is for optax, which isn't installed"
+        raise RuleError(wrong, "no module 'optax'", instead="pip install optax")
+    import optax
+
+    if not isinstance(optimizer, optax.GradientTransformation):
+        wrong = "optax_wrap is not given an optimizer of optax"
+        raise RuleError(wrong, f"optimizer={optimizer!r}", instead="optax_wrap(model, optax.adam(1e-3))")
+
+
+def _check_update(params: Any, extra: Mapping[str, Any]) -> None:
+    if params is None:
+        wrong = "An update of optax_wrap needs the values that it leads from"
+        raise RuleError(wrong, "params=None", instead="optimizer.update(gradients, state, values)")
+    if "value_fn" in extra:
+        wrong = "The optimizer can't be given reduced gradients: it compares gradients with losses along a line"
+        raise RuleError(wrong, "value_fn", instead="optax.lbfgs(1e-2, linesearch=None), or another optimizer")

@@ -1,11 +1,8 @@
 """What inbounds keeps on a Keras optimizer: one attribute, which holds a `TakenPlan`.
 
-For a Monitor it holds a variable with the squared norms of the full and the reduced gradient. On JAX
-a compiled step returns only the variables that the optimizer lists, so this one is listed there. It
-isn't saved.
-
-Latent weights are variables of the optimizer like its slots: they have the weight's dtype and
-layout, are listed on every backend, and are saved, see `optimizer_files`.
+Latent weights are variables of the optimizer like its slots, with the weight's dtype and layout,
+and are saved, see `optimizer_hooks`. For a Monitor there is a variable with the squared norms of
+gradients, which isn't saved, and is listed on JAX, where a step returns only what is listed.
 """
 
 from __future__ import annotations
@@ -28,27 +25,22 @@ _ATTRIBUTE = "_inbounds"
 
 @dataclass(eq=False)
 class TakenPlan:
-    """A plan as an optimizer has taken it up.
+    """A plan as an optimizer has taken it up."""
 
-    Attributes:
-        stacks: how the steps treat each set, in stacks that are projected together.
-        signature: what the projections were decided from; None: nothing is decided yet.
-        frozen_values: frozen weights with their values, which a compiled step of JAX holds.
-        latents: the latent weights, by the index of their variable in the optimizer.
-        measures_gradients: whether the steps measure the gradients.
-        gradient_norms: the variable with the squared norms of the last gradient, reduced and full.
-        averages: averages that were projected in the model's place, with their own values.
-        hidden: the constraints taken off the variables during a step, so that Keras calls none.
-        threads: those within a step. A strategy of TensorFlow runs it in one for each replica.
-    """
-
+    # How the steps treat each set, in stacks that are projected together, and what that was decided from.
     stacks: list[list[StepProjection]] = field(default_factory=list)
     signature: Any = None
+    # Frozen weights with their values, which a compiled step of JAX holds.
     frozen_values: list[tuple[Any, Any]] = field(default_factory=list)
+    # The latent weights, by the index of their variable in the optimizer.
     latents: dict[int, Any] = field(default_factory=dict)
+    # Whether steps measure the gradient, and the variable with its squared norms, reduced and full.
     measures_gradients: bool = False
     gradient_norms: Any = None
+    # Averages that were projected in the model's place, with their own values.
     averages: list[tuple[Any, Any]] = field(default_factory=list)
+    # The constraints taken off the variables during a step, so that Keras calls none, and the
+    # threads within a step: a strategy of TensorFlow runs it in one for each replica.
     hidden: list[tuple[Any, AttachedSet]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
 
@@ -70,20 +62,14 @@ def taken_plan(optimizer: Any) -> TakenPlan:
 
 
 def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
-    """Adds the latent weights that projections ask for to a built optimizer. They are NaN until its first step.
-
-    Raises:
-        RuleError: some are missing in a function of values, which can't be given more variables.
-    """
+    """Adds the latent weights that projections ask for to a built optimizer. They are NaN until its first step."""
     latents = taken_plan(optimizer).latents
     for index, variable in without_latents(optimizer, projections):
         if in_stateless_scope():
-            raise RuleError(
-                "Latent weights can't be added to an optimizer within a function of its variables' values",
-                f"latent=True or 'auto' for {variable.path}",
-                where=f"{type(optimizer).__name__}, which was built before the set was there",
-                instead="constrain(model, rules) before optimizer.build(variables), or latent=False",
-            )
+            wrong = "Latent weights can't be added to an optimizer within a function of its variables' values"
+            where = f"{type(optimizer).__name__}, which was built before the set was there"
+            instead = "constrain(model, rules) before optimizer.build(variables), or latent=False"
+            raise RuleError(wrong, f"latent=True or 'auto' for {variable.path}", where=where, instead=instead)
         nan = keras.initializers.Constant(float("nan"))
         latents[index] = optimizer.add_variable_from_reference(variable, "latent", nan)
 
@@ -119,8 +105,3 @@ def add_gradient_norms(optimizer: Any) -> None:
     if keras.backend.backend() == "jax":
         optimizer._variables.append(taken.gradient_norms)
     taken.signature = taken.signature if taken.stacks else None  # so that the next step is hooked
-
-
-def gradient_norms_of(optimizer: Any) -> Any:
-    """The variable with the squared norms of the last gradient, reduced and full, or None."""
-    return taken_plan(optimizer).gradient_norms

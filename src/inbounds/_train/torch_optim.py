@@ -1,7 +1,4 @@
-"""`project_after`: projects after each step of an optimizer of `torch.optim`.
-
-The readers here read the metrics of PyTorch's optimizers, as `metrics` does for Keras'.
-"""
+"""`project_after`: projects after each step of an optimizer of `torch.optim`, whose metric it reads."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import keras
@@ -30,15 +26,12 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.metrics import METRICS, OptimizerMetric
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
-from inbounds._train.step_projections import StepProjection, StepState, decide, signature
+from inbounds._train.step_projections import StepProjection, decide, signature
 from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
 
-LATENT = "latent"
-"""Under which name an optimizer's state holds latent weights. `state_dict` saves them with the rest."""
-
-MIN_RATE_RATIO = 1e-6
-"""The metric treats smaller learning rates as this share of the largest one."""
+LATENT = "latent"  # under which name an optimizer's state holds latent weights, which `state_dict` saves
+MIN_RATE_RATIO = 1e-6  # the metric treats smaller learning rates as this share of the largest one
 
 
 def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
@@ -83,15 +76,13 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
     import torch
 
     entries = entries_in_force(model)
-    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own = _groups(optimizer)
     weights = [weight for entry in entries for weight in entry.weights]
     if not any(id(weight.variable.value) in own for weight in weights):
-        raise RuleError(
-            "The optimizer steps no weight of the plan",
-            f"{type(optimizer).__name__} with {len(own)} parameters, none of them in the plan",
-            where=", ".join(weight.path for weight in weights),
-            instead="torch.optim.Adam(model.parameters()), made after the model was built",
-        )
+        wrong = "The optimizer steps no weight of the plan"
+        received = f"{type(optimizer).__name__} with {len(own)} parameters, none of them in the plan"
+        instead = "torch.optim.Adam(model.parameters()), made after the model was built"
+        raise RuleError(wrong, received, where=", ".join(weight.path for weight in weights), instead=instead)
     check_interval(entries, "torch.optim", "project(model)")
     METRICS.update({getattr(torch.optim, name): metric for name, metric in _METRICS.items()})
     _refuse_lbfgs(optimizer, [one for one in map(decide, entries) if not one.full_gradient_reason])
@@ -106,10 +97,7 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
 
 
 def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
-    """Wraps an optimizer's step so that its weights are projected where it raises.
-
-    PyTorch has no hook for that. The step stays a bound method, which PyTorch's schedulers wrap.
-    """
+    """Wraps an optimizer's step, for which PyTorch has no hook where it raises, as a method that schedulers wrap."""
     step = optimizer.step
 
     @functools.wraps(step)
@@ -127,12 +115,7 @@ def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
 
 
 class _StepHook:
-    """The hook on the steps of one optimizer.
-
-    Attributes:
-        variables: the variables of the model.
-        steps: the number of steps taken.
-    """
+    """The hook on the steps of one optimizer, which counts them, with the variables of the model."""
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self.variables = variables
@@ -168,9 +151,8 @@ class _StepHook:
             gradients = {id(v): as_descent(v, v.value.grad) for v in self.variables}
             with no_gradient():
                 for stack in reducing:
-                    reduced = reduce_stack(stack, gradients, lambda v: v.value.detach(), self.steps + 1)
-                    variables = [variable for one in stack for variable in one.entry.variables]
-                    for variable in (v for v in variables if id(v) in reduced):
+                    reduced = reduce_stack(stack, gradients, read, self.steps + 1)
+                    for variable in (v for one in stack for v in one.entry.variables if id(v) in reduced):
                         parameter = variable.value
                         original.setdefault(id(parameter), (parameter, parameter.grad))
                         parameter.grad = as_descent(variable, reduced[id(variable)])
@@ -178,17 +160,20 @@ class _StepHook:
         def read(variable: Any) -> Any:
             return variable.value.detach()
 
+        def read_latent(variable: Any) -> Any:
+            return optimizer.state[variable.value].get(LATENT) if variable.value in optimizer.state else None
+
         def start() -> None:
             with no_gradient():
                 for one in latent:
-                    assign(one.starts(read, partial(_latent_of, optimizer), self.steps))
+                    assign(one.starts(read, read_latent, self.steps))
 
         def closure_with_reduced_gradients() -> Any:
             restore()
             stepped = [(v, read(v).clone()) for one in latent for v in one.entry.variables]
             with no_gradient():
                 for one in latent:
-                    assign(one.projected_values(read, StepState(self.steps, concrete=True)))
+                    assign(one.projected_values(read, self.steps, None, True))
             loss = closure()
             reduce()
             with no_gradient():
@@ -229,40 +214,27 @@ class _StepHook:
                     project_stack(stack, self.steps, stepped)
 
 
-def _latent_of(optimizer: Any, variable: Any) -> Any:
-    """The latent weight of a variable; None before its first step."""
-    return optimizer.state[variable.value].get(LATENT) if variable.value in optimizer.state else None
-
-
 def _check_torch(optimizer: Any) -> None:
     others = {"jax": "stateless_project(model, values) in the step", "tensorflow": "project(model) after the step"}
     check_backend("torch", "project_after is for torch.optim, and the backend is not PyTorch", others)
     import torch
 
     if isinstance(optimizer, keras.optimizers.Optimizer):
-        raise RuleError(
-            "project_after is given an optimizer of Keras, which is hooked without it",
-            f"optimizer={optimizer!r}",
-            instead="inbounds.constrain(model, rules) alone",
-        )
+        wrong = "project_after is given an optimizer of Keras, which is hooked without it"
+        raise RuleError(wrong, f"optimizer={optimizer!r}", instead="inbounds.constrain(model, rules) alone")
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise RuleError(
-            "project_after is not given an optimizer of torch.optim",
-            f"optimizer={optimizer!r}",
-            instead="project_after(model, torch.optim.Adam(model.parameters()))",
-        )
+        wrong = "project_after is not given an optimizer of torch.optim"
+        instead = "project_after(model, torch.optim.Adam(model.parameters()))"
+        raise RuleError(wrong, f"optimizer={optimizer!r}", instead=instead)
 
 
 def _refuse_lbfgs(optimizer: Any, reducing: Sequence[StepProjection]) -> None:
     import torch
 
     if reducing and isinstance(optimizer, torch.optim.LBFGS):
-        raise RuleError(
-            "LBFGS can't be given reduced gradients: it compares gradients with losses along a line",
-            "gradient='reduced'",
-            where=repr(reducing[0].entry),
-            instead="constrain(model, rules, gradient='full'), or another optimizer",
-        )
+        wrong = "LBFGS can't be given reduced gradients: it compares gradients with losses along a line"
+        instead = "constrain(model, rules, gradient='full'), or another optimizer"
+        raise RuleError(wrong, "gradient='reduced'", where=repr(reducing[0].entry), instead=instead)
 
 
 def _is_trained(entry: Entry) -> bool:
@@ -270,12 +242,10 @@ def _is_trained(entry: Entry) -> bool:
     trained = [weight for weight in entry.weights if weight.variable.trainable]
     frozen = [weight for weight in trained if not weight.variable.value.requires_grad]
     if frozen and len(frozen) < len(trained):
-        raise RuleError(
-            "A weight of a Joint is frozen by `requires_grad`, so that the others don't know it",
-            f"requires_grad=False, trainable=True for {frozen[0].path}",
-            where=repr(entry),
-            instead="variable.trainable = False, or layer.trainable = False",
-        )
+        wrong = "A weight of a Joint is frozen by `requires_grad`, so that the others don't know it"
+        received = f"requires_grad=False, trainable=True for {frozen[0].path}"
+        instead = "variable.trainable = False, or layer.trainable = False"
+        raise RuleError(wrong, received, where=repr(entry), instead=instead)
     return len(frozen) < len(trained)
 
 
@@ -306,38 +276,32 @@ def _rmsprop(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
     return moment.sqrt() + group["eps"]
 
 
-def _sgd(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return None
-
-
 @dataclass(frozen=True)
 class _TorchMetric(OptimizerMetric):
     """The metric of a class of optimizers of PyTorch. Its reader is a `Reader` of this module."""
 
     def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
         """The diagonals right after a step; `gradients` holds the parameter of each stepped variable and its group."""
-        trained = [given for variable, given in zip(variables, gradients, strict=True) if variable.trainable]
-        if any(given is None for given in trained):
+        trained = {id(v): given for v, given in zip(variables, gradients, strict=True) if v.trainable}
+        if any(given is None for given in trained.values()):
             return None
-        rates = [float(group["lr"]) for _, group in trained]
-        rates_differ = len(set(rates)) > 1
-        if self.reader is _sgd and not rates_differ:
+        read = {key: self.reader(optimizer.state.get(one, {}), group) for key, (one, group) in trained.items()}
+        rates = {key: float(group["lr"]) for key, (_, group) in trained.items()}
+        differ = len(set(rates.values())) > 1
+        if not differ and all(diagonal is None for diagonal in read.values()):
             return None
         diagonals = []
-        for variable, given in zip(variables, gradients, strict=True):
-            diagonal = keras.ops.ones(variable.shape, working_dtype(dtype_of(variable)))
-            if variable.trainable:
-                parameter, group = given
-                read = self.reader(optimizer.state.get(parameter, {}), group)
-                diagonal = diagonal if read is None else cast(read, dtype_of(diagonal))
-                rate = max(float(group["lr"]), MIN_RATE_RATIO * max(rates))
-                diagonal = diagonal / rate if rates_differ else diagonal
+        for variable in variables:
+            dtype, found = working_dtype(dtype_of(variable)), read.get(id(variable))
+            diagonal = keras.ops.ones(variable.shape, dtype) if found is None else cast(found, dtype)
+            if differ and id(variable) in rates:
+                diagonal = diagonal / max(rates[id(variable)], MIN_RATE_RATIO * max(rates.values()))
             diagonals.append(diagonal)
         return diagonals
 
 
-_METRICS = {
-    "SGD": _TorchMetric(_sgd),
+_METRICS = {  # by the names of the classes in `torch.optim`
+    "SGD": _TorchMetric(lambda state, group: None),
     "Adam": _TorchMetric(_adam),
     "AdamW": _TorchMetric(_adam),
     "NAdam": _TorchMetric(_adam),
@@ -346,7 +310,6 @@ _METRICS = {
     "RMSprop": _TorchMetric(_rmsprop, averages_gradients=False),
     "Adagrad": _TorchMetric(lambda state, group: state["sum"].sqrt() + group["eps"], averages_gradients=False),
 }
-"""The metrics by the names of the classes in `torch.optim`."""
 
 
 def _groups(optimizer: Any) -> Mapping[int, tuple[Any, Mapping[str, Any]]]:

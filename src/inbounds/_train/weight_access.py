@@ -23,23 +23,13 @@ from inbounds._model.weights import variables_of
 
 @dataclass(eq=False)
 class WeightAccess:
-    """One access of one thread to some weights.
-
-    Attributes:
-        kind: "fit"; "step": a step of a fit or of a custom loop; "exclusive": a call that changes a
-            plan or reads the weights.
-        what: the name of the call, for errors.
-        variables: returns the weights.
-        instead: for an exclusive access, what to do where another thread fits the weights.
-        sync: for a fit, writes the values trained so far to the variables.
-        thread: the thread that has the access.
-    """
+    """One access of one thread to some weights: a fit, a step, or exclusive, to change a plan or read the weights."""
 
     kind: Literal["fit", "step", "exclusive"]
-    what: str
+    what: str  # the name of the call, for errors
     variables: Callable[[], Iterable[Any]]
-    instead: str = ""
-    sync: Callable[[], Any] = lambda: None
+    instead: str = ""  # for an exclusive access, what to do where another thread fits the weights
+    sync: Callable[[], Any] = lambda: None  # for a fit, writes the values trained so far to the variables
     thread: threading.Thread = field(default_factory=threading.current_thread)
 
 
@@ -52,11 +42,10 @@ _accesses_changed = threading.Condition()
 def run_with_access(
     access: WeightAccess, function: Callable[[], Result], after_error: Callable[[], Any] = lambda: None
 ) -> Result:
-    """The result of a function that accesses weights.
+    """The result of a function that accesses weights; where it raises, `after_error` puts them inside.
 
-    Where the function raises, `after_error` puts the weights inside, before other threads may
-    access them; where it fails, the error gets a note. A KeyboardInterrupt may come between any two
-    operations, also within `_end`, which is then called again.
+    A KeyboardInterrupt may come between any two operations, also within `_end`, which is then
+    called again.
     """
     resume_recording = recording_again()
     try:
@@ -80,11 +69,9 @@ def _begin(access: WeightAccess) -> None:
     with _accesses_changed:
         if access.kind == "exclusive":
             for fit in _conflicts(access, "fit"):
-                raise RuleError(
-                    f"`{access.what}` can't be called while another thread fits the model",
-                    f"{access.what} in thread {access.thread.name!r}, {fit.what} in thread {fit.thread.name!r}",
-                    instead=access.instead,
-                )
+                wrong = f"`{access.what}` can't be called while another thread fits the model"
+                received = f"{access.what} in thread {access.thread.name!r}, {fit.what} in thread {fit.thread.name!r}"
+                raise RuleError(wrong, received, instead=access.instead)
             _accesses.append(access)
             _accesses_changed.wait_for(lambda: not _conflicts(access, "step", "exclusive"))
         else:
@@ -145,11 +132,9 @@ def check_weights_exist(model: Any) -> None:
         if access.thread is threading.current_thread():
             access.sync()
     if any(map(has_lost_value, variables_of(model))):
-        raise RuleError(
-            "The weights of the model are gone: on JAX, Keras loses a model whose compiled step is interrupted",
-            f"model={model.name!r}",
-            instead="keras.models.load_model(path) where ModelCheckpoint saved, or fit again with BackupAndRestore",
-        )
+        wrong = "The weights of the model are gone: on JAX, Keras loses a model whose compiled step is interrupted"
+        instead = "keras.models.load_model(path) where ModelCheckpoint saved, or fit again with BackupAndRestore"
+        raise RuleError(wrong, f"model={model.name!r}", instead=instead)
 
 
 def has_lost_value(variable: Any) -> bool:
