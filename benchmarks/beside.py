@@ -38,9 +38,7 @@ def in_turns(rounds, **runs):
 
 def python(*arguments):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return lambda: subprocess.run(
-        [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment
-    )
+    return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def starts(rounds):
@@ -72,7 +70,9 @@ def large_model(rounds):
         paths = {"free": Path(folder) / "free.keras", "ours": Path(folder) / "ours.keras"}
         once = in_turns(rounds, constrain=lambda: ib.constrain(ours, rules), audit=lambda: ib.audit(ours))
         save = in_turns(rounds, free=lambda: free.save(paths["free"]), ours=lambda: ours.save(paths["ours"]))
-        load = in_turns(rounds, **{name: lambda path=path: keras.saving.load_model(path) for name, path in paths.items()})
+        load = in_turns(
+            rounds, **{name: lambda path=path: keras.saving.load_model(path) for name, path in paths.items()}
+        )
     return {
         f"`constrain`, {LAYERS} layers": f"{once['constrain']:.2f} s",
         f"`audit`, {LAYERS} layers": f"{once['audit']:.2f} s",
@@ -107,7 +107,9 @@ def memory():
             ("audit", lambda model=model: ib.audit(model)),
         ):
             most = peak(run, size)
-            found[f"peak memory of `{name}`, {owner!r}, over the weight"] = "not known" if most is None else f"{most:.1f}"
+            found[f"peak memory of `{name}`, {owner!r}, over the weight"] = (
+                "not known" if most is None else f"{most:.1f}"
+            )
     return found
 
 

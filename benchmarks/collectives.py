@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import inbounds as ib
-from inbounds._train.step_projections import StepState, projection_of
+from inbounds._train.step_projections import projection_of
 
 SETS = {
     "Box": ib.Box(-0.1, 0.1),
@@ -71,8 +71,8 @@ def compiled(rule_set, sharding, metric, inputs, units):
     def step(values, costs):
         given = {id(variable): value for variable, value in zip(variables, values, strict=True)}
         known = metric == "optimizer" and entry.set.exact_in_metric
-        state = StepState(read_metric=lambda: costs) if known else StepState()
-        return [value for _, value in projection_of(entry).projected_values(lambda v: given[id(v)], state)]
+        state = (0, costs if known else None)
+        return [value for _, value in projection_of(entry).projected_values(lambda v: given[id(v)], *state)]
 
     args = [
         jax.ShapeDtypeStruct(v.shape, "float32", sharding=place) for v, place in zip(variables, places, strict=True)

@@ -61,19 +61,14 @@ SETS: dict[str, tuple[Any, ...]] = {
     ),
     "Box(-0.2, 0.2)": ({KERNEL: ib.Box(-0.2, 0.2)}, lambda w, b: [w >= -0.2, w <= 0.2]),
     "SpectralNorm(2)": ({KERNEL: ib.SpectralNorm(2.0)}, lambda w, b: [cp.sigma_max(w) <= 2]),
-    "MaxNorm(1) & MaxNorm(0.3).per('inputs')": (
-        {KERNEL: ib.MaxNorm(1.0) & ib.MaxNorm(0.3).per("inputs")},
-        lambda w, b: [*columns(w, cp.norm, 1), *columns(w.T, cp.norm, 0.3)],
-    ),
-    "Marginals(1, 10 / 64)": (
-        {KERNEL: ib.Marginals(1, 10 / 64)},
-        lambda w, b: [w >= 0, cp.sum(w, axis=0) == 1, cp.sum(w, axis=1) == 10 / 64],
-    ),
 }
 
 RADII = np.linspace(0.5, 1.5, 10)
 MIRRORED = np.arange(64).reshape(8, 8)[:, ::-1].ravel()
 """Of each pixel of a digit, the one on the other side."""
+
+ACROSS = np.abs(np.subtract.outer(np.arange(64), np.arange(10)))
+"""Of each entry of the kernel how far it is from the diagonal."""
 
 QUARTERS = "pqrs"
 """The layers that see two lines of a digit each."""
@@ -106,6 +101,18 @@ GROUPS: dict[str, tuple[Any, ...]] = {
     "Hyperplane & MaxNorm(3), of all": (
         {KERNEL: ib.Hyperplane(np.ones((64, 10)), 5.0, axis=(0, 1)) & ib.MaxNorm(3.0, axis=(0, 1))},
         lambda w, b: [cp.sum(w) == 5, cp.norm(w, "fro") <= 3],
+    ),
+    'MaxNorm(1) & MaxNorm(0.3).per("inputs")': (
+        {KERNEL: ib.MaxNorm(1.0) & ib.MaxNorm(0.3).per("inputs")},
+        lambda w, b: [*columns(w, cp.norm, 1), *columns(w.T, cp.norm, 0.3)],
+    ),
+    "Marginals(1, 10 / 64)": (
+        {KERNEL: ib.Marginals(1, 10 / 64)},
+        lambda w, b: [w >= 0, cp.sum(w, axis=0) == 1, cp.sum(w, axis=1) == 10 / 64],
+    ),
+    'Fixed(0).where("not banded", 40) & MaxNorm(1)': (
+        {KERNEL: ib.Fixed(0.0).where("not banded", 40) & ib.MaxNorm(1.0)},
+        lambda w, b: [w[ACROSS > 40] == 0, *columns(w, cp.norm, 1)],
     ),
 }
 TABLES = {"columns": SETS, "groups": GROUPS}

@@ -21,12 +21,17 @@ ROOT = Path(__file__).parent.parent
 STORED, PAGE = ROOT / "benchmarks" / "performance.json", ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- measured by benchmarks/run.py -->\n", "<!-- end -->\n"
 BACKENDS = {"jax": "JAX", "torch": "PyTorch", "tensorflow": "TensorFlow"}
-WORKLOADS = {"mlp": "784-512x4-10", "many": "41 Dense(32)", "conv": "3 Conv2D(32) on 28 x 28"}
+WORKLOADS = {
+    "mlp": "784-512x4-10",
+    "many": "41 Dense(32)",
+    "conv": "3 Conv2D(32) on 28 x 28",
+    "matrices": "784-512x4-10, sets of matrices",
+}
 VERSIONED = {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow-cpu"}
 
 
-def measured(backend: str, arguments: list[str]) -> dict[str, dict]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "step_time.py"), "--json", *arguments]
+def measured(backend: str, script: str, arguments: list[str]) -> dict[str, dict]:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--json", *arguments]
     environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     print(f"+ KERAS_BACKEND={backend} {' '.join(command[1:])}", file=sys.stderr, flush=True)
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -64,6 +69,12 @@ def tables(found: dict[str, dict]) -> str:
     return text
 
 
+def beside(backend: str, found: dict[str, str]) -> str:
+    """A table of what inbounds costs beside steps, on one backend."""
+    rows = "".join(f"| {name} | {value} |\n" for name, value in found.items())
+    return f"\n**Beside steps**, on {BACKENDS[backend]}.\n\n| | |\n|---|---|\n{rows}"
+
+
 def slower(found: dict[str, dict], stored: dict[str, dict]) -> list[str]:
     """Where a step takes over 10 % more than what is stored, or reads or writes more."""
     worse = []
@@ -90,16 +101,18 @@ def main() -> int:
     if options.backend and not options.check:
         parser.error("--backend goes with --check: the page has every backend, of one run")
     backends = options.backend or [name for name in BACKENDS if importlib.util.find_spec(name)]
-    found = {backend: measured(backend, arguments) for backend in backends}
+    found = {backend: measured(backend, "step_time.py", arguments) for backend in backends}
     if options.check:
         worse = slower(found, json.loads(STORED.read_text()))
         print("\n".join(worse) or "No step is slower than in benchmarks/performance.json.")
         return 1 if worse else 0
     STORED.write_text(json.dumps(found, indent=1) + "\n")
+    backend = "torch" if "torch" in found else backends[0]
+    text = tables(found) + beside(backend, measured(backend, "beside.py", []))
     page = PAGE.read_text()
     before, after = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(before + BEGIN + f"\n{machine()}\n" + tables(found) + "\n" + END + after)
-    print(tables(found))
+    PAGE.write_text(before + BEGIN + f"\n{machine()}\n" + text + "\n" + END + after)
+    print(text)
     return 0
 
 

@@ -5,6 +5,7 @@ their numbers of steps, so that what a fit does once doesn't count. Medians of t
 in which everything is compiled. One backend a process, or all by `benchmarks/run.py`:
 
     KERAS_BACKEND=jax python benchmarks/step_time.py
+    KERAS_BACKEND=jax python benchmarks/step_time.py --models groups --rounds 5
 """
 
 import argparse
@@ -91,13 +92,45 @@ MATRICES = {
     "SpectralNorm, every=10": kernels(ib.SpectralNorm(1.0), ("auto", 10, "reduced")),
 }
 
+GROUPS = {
+    "free": {},
+    'Equal("symmetric")': ib.Equal("symmetric"),
+    "Together(FrobeniusNorm)": ib.Together(ib.FrobeniusNorm(20.0)),
+    "Together(L1Ball)": ib.Together(ib.L1Ball(5000.0)),
+    "Tied": None,
+    "GroupL1Ball": ib.GroupL1Ball(200.0),
+    "GroupSparse": ib.GroupSparse(256),
+    'MaxNorm.per("inputs")': ib.MaxNorm(0.5).per("inputs"),
+    'MaxNorm & MaxNorm.per("inputs")': ib.MaxNorm(1.0) & ib.MaxNorm(0.5).per("inputs"),
+    'Fixed(0).where("not causal")': ib.Fixed(0.0).where("not causal"),
+    "MaxNorm(array)": None,
+    "Marginals": ib.Marginals(1.0, 1.0),  # takes minutes
+}
+"""Sets of groups of entries and of weights together, on the kernels of the MLP."""
+
+SQUARE = ("Tied", "MaxNorm(array)", "Marginals")
+"""Those on the three kernels between hidden layers."""
+
 MODELS = {
     "mlp": (mlp, 45, VECTORS),
     "many": (many, 45, VECTORS),
     "conv": (conv, 10, VECTORS),
     "matrices": (mlp, 25, MATRICES),
+    "groups": (mlp, 45, GROUPS),
 }
 """With the steps of the long fit, and how it is constrained."""
+
+
+def ruled(owner, name, model):
+    """The model with a set of `GROUPS`."""
+    kernels = [layer.kernel for layer in model.layers[name in SQUARE : 4 if name in SQUARE else 5]]
+    if name == "Tied":
+        rules = [ib.Tied(*(kernel.path for kernel in kernels))]
+    else:
+        owner = ib.MaxNorm(np.linspace(0.5, 1.5, 512)) if owner is None else owner
+        rules = [(kernel, owner) for kernel in kernels]
+    ib.constrain(model, rules)
+    return model
 
 
 def compiled(build, arguments):
@@ -148,7 +181,7 @@ def bytes_of_step(model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--models", nargs="*", default=[one for one in MODELS if one != "groups"], choices=list(MODELS))
     parser.add_argument("--variants", nargs="*", help="all where left out")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
     options = parser.parse_args()
@@ -156,7 +189,10 @@ def main():
     for name in options.models:
         build, steps, variants = MODELS[name]
         chosen = [one for one in variants if one == "free" or one in (options.variants or variants)]
-        models = {variant: compiled(build, variants[variant]) for variant in chosen}
+        ruled_by = {one: variants[one] for one in chosen if variants is GROUPS and one != "free"}
+        models = {one: compiled(build, {} if one in ruled_by else variants[one]) for one in chosen}
+        for variant, owner in ruled_by.items():
+            ruled(owner, variant, models[variant])
         rng = np.random.default_rng(0)
         x = rng.normal(size=(BATCH * steps, *models["free"].input_shape[1:])).astype("float32")
         y = rng.normal(size=(BATCH * steps, models["free"].output_shape[-1])).astype("float32")

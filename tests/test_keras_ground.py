@@ -317,6 +317,7 @@ def test_variables_in_lists_of_a_layer_are_its_own():
     assert [v.name for v in layer._trainable_variables] == ["a", "b"]
 
 
+@pytest.mark.once
 def test_convolutional_lstm_cells_are_where_they_were_and_own_the_weights():
     """Else ConvLSTM1D to 3D would have no layout: `layout._register_keras`."""
     from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
@@ -327,6 +328,7 @@ def test_convolutional_lstm_cells_are_where_they_were_and_own_the_weights():
     assert [v.name for v in layer.cell._trainable_variables] == ["kernel", "recurrent_kernel", "bias"]
 
 
+@pytest.mark.once
 def test_functional_and_sequential_models_can_be_told_from_subclassed_ones():
     """Else it could not be said what a file loses: `unsaved_sets._saved_layers`."""
     from keras.src.models.functional import Functional
@@ -367,6 +369,7 @@ CONSTRAINED = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", list(CONSTRAINED))
 def test_a_layers_constraint_argument_is_an_attribute_named_after_its_weight_and_saved(name):
     """Else a plan would not be saved with the model: `weights.Weight.constraint_argument` and `carry`."""
@@ -388,6 +391,7 @@ def test_a_layers_constraint_argument_is_an_attribute_named_after_its_weight_and
         assert variable.constraint == ib.MaxNorm(number + 1.0)
 
 
+@pytest.mark.once
 def test_a_recurrent_layers_arguments_are_read_only_properties_of_its_cells():
     """Else `attach._set_layer_argument` would set an attribute that is not the one that is saved."""
     layer = keras.layers.LSTM(2)
@@ -460,6 +464,7 @@ def test_a_quantized_layer_names_its_mode_and_stores_integers_beside_their_scale
         assert name != "EinsumDense" or tuple(layer.original_kernel_shape) == (4, 2)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["Dense", "EinsumDense", "Embedding", "Conv1D", "Conv2D", "Conv3D"])
 def test_an_adapter_is_two_weights_named_after_theirs_and_their_share(name):
     """Else `weights` would not find the sum, nor `rules.why_unenforceable` that there is one."""

@@ -13,11 +13,8 @@ from typing import Any
 
 import numpy as np
 
-FEW = 16
-"""Arrays of at most so many entries are printed entry by entry, as code."""
-
-LONG = 240
-"""Values are cut off after so many characters."""
+FEW = 16  # arrays of at most so many entries are printed entry by entry, as code
+LONG = 240  # values are cut off after so many characters
 
 
 def printable(text: str, *, lines: bool = False) -> str:

@@ -98,6 +98,9 @@ Rows: TypeAlias = Tensor | Nested[Number | Tensor]
 Mask: TypeAlias = Bool | Tensor | Nested[Bool | Tensor]
 """An array of booleans."""
 
+MaskName: TypeAlias = Literal["causal", "not causal", "banded", "not banded"]
+"""A mask by the inputs and units of a layer."""
+
 Inputs: TypeAlias = Integer | Sequence[Integer] | np.ndarray[Any, Any]
 """An index, or several."""
 
@@ -107,7 +110,7 @@ Axis: TypeAlias = Integer | Sequence[Integer] | None
 Center: TypeAlias = Numbers | Literal["current"] | None
 """Numbers, "current", or None."""
 
-Kind: TypeAlias = Literal["units", "inputs", "weight", "heads", "gates"]
+Kind: TypeAlias = Literal["units", "inputs", "weight", "heads", "gates", "window"]
 """A kind of units of a layer."""
 
 Step: TypeAlias = Number | Tensor

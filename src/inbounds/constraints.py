@@ -85,11 +85,8 @@ def without_arguments(given: str | type[Any]) -> Any:
     if cls is not Constraint and cls is getattr(keras.constraints, name, None):
         cls = SETS[name]
     if inspect.signature(cls).parameters:
-        raise SetError(
-            f"{name} takes arguments, and a {'name' if isinstance(given, str) else 'class'} alone has none",
-            shown(given),
-            instead=call_of(cls),
-        )
+        wrong = f"{name} takes arguments, and a {'name' if isinstance(given, str) else 'class'} alone has none"
+        raise SetError(wrong, shown(given), instead=call_of(cls))
     return cls()
 
 
@@ -121,9 +118,6 @@ def get(identifier: str | dict[str, Any] | type[Any] | Callable[[Any], Any] | No
         try:
             return identifier()
         except TypeError as error:
-            raise SetError(
-                f"{identifier.__name__} needs arguments ({error})",
-                f"identifier={identifier!r}",
-                instead=call_of(identifier),
-            ) from error
+            wrong = f"{identifier.__name__} needs arguments ({error})"
+            raise SetError(wrong, f"identifier={identifier!r}", instead=call_of(identifier)) from error
     return keras.constraints.get(identifier)

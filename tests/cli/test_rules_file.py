@@ -116,6 +116,7 @@ def test_code_that_is_no_set_is_an_error_and_is_never_run(text, said):
         ib.Joint(ib.L1Ball(1).on(inputs=[0, 2])),
         ib.MaxNorm(1, center="current"),
         ib.Monotone().where([[True], [False]]) & ib.Box(-1, 1),
+        ib.Fixed(0.0).where("not causal") & ib.Fixed(0.0).where("not banded", width=2),
         (ib.NonNeg() & ib.MaxNorm(1)).per("heads") & ib.MaxNorm(2).where([True, False]).per("inputs"),
     ],
     ids=repr,

@@ -5,7 +5,7 @@ Its arguments are the metric and the sharding of each fit, as in `optimizer/data
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["KERAS_BACKEND"] = "jax"
 
 import json

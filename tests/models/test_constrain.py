@@ -153,16 +153,6 @@ def test_a_rule_wins_over_a_layers_argument(digits):
 # Ways of training.
 
 
-def test_project_holds_a_loop_without_a_keras_optimizer():
-    model = functional()
-    ib.constrain(model, KERNELS)
-    for variable in model.trainable_variables:
-        variable.assign(numbers(variable).astype("float32") + 1)
-    assert not inside(lengths(model), BOUND)
-    ib.project(model)
-    assert on_bound(lengths(model), BOUND)
-
-
 def test_project_works_on_arguments_alone_and_projects_frozen_weights_too():
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, kernel_constraint=ib.MaxNorm(BOUND))])
     model.layers[0].trainable = False

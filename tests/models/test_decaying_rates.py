@@ -12,7 +12,7 @@ import repetition
 SIZE, UNITS = 120, 6
 NORMAL = np.random.default_rng(1).standard_normal(SIZE)
 MASK = np.random.default_rng(2).uniform(size=(SIZE, 1)) < 0.6
-STEPS = 60 if repetition.everything else 24
+STEPS = 60 if repetition.everything else 12
 HALVING = keras.optimizers.schedules.CosineDecay(1.0, STEPS, alpha=0.5)
 
 

@@ -57,6 +57,24 @@ def test_a_name_is_for_the_window_of_a_convolution_and_each_channel_by_itself(gr
     np.testing.assert_allclose(numbers(by_itself), expected, rtol=0, atol=1e-6)
 
 
+def test_the_windows_of_a_convolution_are_units():
+    model, kernel = built(LAYERS.Conv2D(4, 3, name="conv"), 6, 6, 2)
+    before = numbers(kernel)
+    for given in (ib.Symmetric(), ib.Symmetric() & ib.SumTo(0.0)):
+        (entry,) = ib.constrain(model, {"conv/kernel": given.per("window")})
+        assert entry.units == 8
+        expected = (before + before.swapaxes(0, 1)) / 2
+        expected -= expected.mean(axis=(0, 1)) * (given != ib.Symmetric())
+        np.testing.assert_allclose(numbers(kernel), expected, rtol=0, atol=1e-6)
+        assert ib.check(model).rows[0].units == 8
+    for wrong, layer in ((ib.Orthogonal(), LAYERS.Conv2D(2, 3)), (ib.Symmetric(), LAYERS.Conv2D(2, (3, 2)))):
+        other, _ = built(layer, 6, 6, 2)
+        with pytest.raises(ib.RuleError, match="is no matrix, but for Symmetric a square one"):
+            ib.constrain(other, {"*/kernel": wrong.per("window")})
+    with pytest.raises(ib.RuleError, match="knows no window of this weight"):
+        ib.constrain(model, {"conv/bias": ib.MaxNorm(1.0).per("window")})
+
+
 def test_equal_entries_train_and_are_saved(tmp_path):
     model, kernel = built(LAYERS.Conv1D(2, 3, name="conv"), 8, 2)
     model.compile(keras.optimizers.Adam(0.1), "mse")
@@ -115,10 +133,13 @@ def test_the_inputs_of_a_convolution_are_its_channels_and_its_units_the_filters(
     assert np.array_equal(numbers(few(before.astype("float32"))), kept)
 
 
-def test_heads_are_labels_and_latent_weights_keep_those_that_are_out():
+HEADS = {"name": ib.GroupSparse(1, "heads"), "labels": ib.GroupSparse(1, np.arange(3)[None, :, None], axis=(0, 1, 2))}
+
+
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+def test_heads_are_a_name_or_labels_and_latent_weights_keep_those_that_are_out(heads):
     model, kernel = built(LAYERS.EinsumDense("abc,cde->abde", (None, 3, 2), name="heads"), 5, 4)
     model.compile(keras.optimizers.SGD(1e-3), "mse")
-    heads = ib.GroupSparse(1, np.arange(3)[None, :, None], axis=(0, 1, 2))
     (entry,) = ib.constrain(model, {"heads/kernel": heads}, latent=True)
     assert entry.units == 1
     chance = np.random.default_rng(0)
@@ -127,6 +148,22 @@ def test_heads_are_labels_and_latent_weights_keep_those_that_are_out():
     assert np.count_nonzero(np.linalg.norm(kernel, axis=(0, 2))) == 1
     latent = next(numbers(v) for v in model.optimizer.variables if "latent" in v.path)
     assert np.count_nonzero(np.linalg.norm(latent.reshape(kernel.shape), axis=(0, 2))) > 1
+
+
+def test_gates_lie_beside_each_other_in_a_kernel():
+    model, kernel = built(LAYERS.LSTM(3, name="lstm"), 5, 2)
+    norms = np.linalg.norm(numbers(kernel).reshape(2, 4, 3), axis=(0, 2))
+    gates, bound = ib.GroupL1Ball(6.0, "gates"), ib.MaxNorm(1.0)
+    taken = (norms.sum() - 6) / 4
+    assert norms.min() > taken > 0
+    expected = numbers(kernel).reshape(2, 4, 3) * ((norms - taken) / norms)[:, None]
+    ib.constrain(model, {"lstm_cell/kernel": gates, "recurrent_kernel": ib.GroupSparse(1, "gates") & bound})
+    np.testing.assert_allclose(numbers(kernel), expected.reshape(2, 12), rtol=1e-5)
+    kept = np.linalg.norm(numbers(model.layers[0].cell.recurrent_kernel).reshape(3, 4, 3), axis=(0, 2))
+    assert np.count_nonzero(kept) == 1
+    assert ib.check(model).rows[0].units == 1
+    with pytest.raises(ib.SetError, match="`groups` of GroupL1Ball are the gates of a layer, which no axis"):
+        gates.project(np.ones((2, 2)))
 
 
 MATRICES = {"toeplitz": lambda i, j, n: i - j, "circulant": lambda i, j, n: (i - j) % n}
@@ -155,6 +192,7 @@ def test_a_name_is_for_the_matrix_of_a_kernel_or_two_axes(groups):
         ({"kernel": ib.Equal([0, 1])}, "`groups` don't fit the units"),
         ({"kernel": ib.GroupL1Ball(1.0, [0, 1])}, "`groups` don't fit the units"),
         ({"bias": ib.GroupL1Ball(1.0)}, "are the inputs of a layer, which no axis of the weight counts"),
+        ({"kernel": ib.GroupSparse(1, "heads")}, "are the heads of a layer, which no axis of the weight counts"),
         ({"kernel": ib.GroupSparse(7)}, "`k` of GroupSparse is above the number of groups"),
         ({"kernel": ib.Equal("circulant")}, "is for a square matrix"),
         ({"bias": ib.Equal("toeplitz")}, "this weight has no units with a fan-in"),
@@ -175,8 +213,8 @@ def test_groups_that_the_weight_lacks_are_errors(rule, said):
         ),
         (lambda: ib.Equal(1), "`groups` of Equal is not an array of labels"),
         (lambda: ib.GroupL1Ball(0), "`radius` of GroupL1Ball is not above 0"),
-        (lambda: ib.GroupL1Ball(1, "rows"), '`groups` of GroupL1Ball is not "inputs" or "units"'),
-        (lambda: ib.GroupSparse(1, axis=0), '`groups` of GroupSparse is not "inputs" or "units", without an axis'),
+        (lambda: ib.GroupL1Ball(1, "rows"), "`groups` of GroupL1Ball is not one of inputs, units, heads, gates"),
+        (lambda: ib.GroupSparse(1, axis=0), "`groups` of GroupSparse is not one of .*, without an axis"),
         (lambda: ib.GroupSparse(0), "`k` of GroupSparse is not a positive integer"),
     ],
 )

@@ -11,6 +11,7 @@ from models.measure import inside, norms, numbers, on_bound
 pytestmark = pytest.mark.by_turns
 
 BOUND = 0.6
+STEPS = 100
 
 
 def problem():
@@ -34,8 +35,8 @@ def compiled(model, optimizer):
     return model
 
 
-def trained(model, steps, data=None):
-    """So many steps with all data, as one epoch: 400 epochs of one step take TensorFlow a minute."""
+def trained(model, steps=STEPS, data=None):
+    """So many steps with all data, as one epoch: 100 epochs of one step take TensorFlow long."""
     batch = data or problem()
     model.fit((batch for _ in range(steps)), steps_per_epoch=steps, shuffle=False, verbose=0)
     return model
@@ -59,6 +60,12 @@ def gap_of(model, joint=False):
 
 
 o = keras.optimizers
+
+
+def falling():
+    return o.schedules.CosineDecay(0.1, STEPS, alpha=1e-3)
+
+
 ADAPTIVE = {
     "Adam": lambda rate: o.Adam(rate),
     "RMSprop": lambda rate: o.RMSprop(rate),
@@ -73,10 +80,10 @@ ADAPTIVE = {
 def test_training_ends_at_the_constrained_optimum_and_without_the_metric_it_does_not(name):
     ends = {}
     for metric in ("optimizer", "euclidean"):
-        schedule = o.schedules.CosineDecay(0.02, 400, alpha=1e-3)
+        schedule = falling()
         model = network(ADAPTIVE[name](schedule))
         ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full", metric=metric)
-        ends[metric] = gap_of(trained(model, 400))
+        ends[metric] = gap_of(trained(model))
         ib.check(model)
     assert ends["optimizer"] < 0.02
     assert ends["euclidean"] > 0.1
@@ -139,17 +146,17 @@ def test_a_model_compiled_again_is_projected_in_the_metric_of_the_new_optimizer(
     model = network("sgd")
     ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full")
     trained(model, 2)
-    compiled(model, o.Adam(o.schedules.CosineDecay(0.02, 400, alpha=1e-3)))
-    assert gap_of(trained(model, 400)) < 0.02
+    compiled(model, o.Adam(falling()))
+    assert gap_of(trained(model)) < 0.02
 
 
 def test_the_choice_of_the_euclidean_metric_is_saved(tmp_path):
-    model = network(o.Adam(o.schedules.CosineDecay(0.02, 300, alpha=1e-3)))
+    model = network(o.Adam(falling()))
     ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full", metric="euclidean")
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
-    compiled(loaded, o.Adam(o.schedules.CosineDecay(0.02, 300, alpha=1e-3)))
-    assert gap_of(trained(loaded, 300)) > 0.1
+    compiled(loaded, o.Adam(falling()))
+    assert gap_of(trained(loaded)) > 0.1
     again = ib.constrain(loaded, gradient="full")  # the choice is made anew
     assert "Adam" in str(again)
 
@@ -168,13 +175,13 @@ def metric_of_halved(optimizer, variable, gradient):
 
 def test_an_unknown_optimizer_is_euclidean_and_says_so_until_its_metric_is_registered():
     kind = type("Halved", (Halved,), {})
-    model = network(kind(0.1))
+    model = network(kind(0.3))
     plan = ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND)}, gradient="full")
     assert "Euclidean: that of Halved is not known, see register_metric" in str(plan)
-    assert gap_of(trained(model, 300)) > 0.05
+    assert gap_of(trained(model)) > 0.05
     ib.register_metric(kind, metric_of_halved, "twice for odd entries")
     assert "Halved: twice for odd entries" in str(plan)
-    assert gap_of(trained(model, 300)) < 0.02
+    assert gap_of(trained(model)) < 0.02
 
 
 def three(optimizer, variable, gradient):
@@ -290,10 +297,10 @@ def lions_step(optimizer, gradient, kept, taken):
     return 1e-3 * np.sign(pushed), np.abs(pushed), (momentum,)
 
 
-STEPS = {"adam": (keras.optimizers.Adam, adams_step), "lion": (keras.optimizers.Lion, lions_step)}
+BY_HAND = {"adam": (keras.optimizers.Adam, adams_step), "lion": (keras.optimizers.Lion, lions_step)}
 
 
-@pytest.mark.parametrize(("kind", "step"), STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize(("kind", "step"), BY_HAND.values(), ids=BY_HAND)
 def test_small_steps_end_near_the_nearest_point_in_the_metric(kind, step):
     held = wide(kind(1e-3))
     kernel, kept, off, off_without_metric = held.layers[0].kernel, (0.0, 0.0), 0.0, 0.0

@@ -59,7 +59,7 @@ def ready(optimizer, owner=None, model=None):
     model = model or table()
     rng = np.random.default_rng(1)
     model.set_weights([rng.normal(0, 0.5, w.shape).astype("float32") for w in model.weights])
-    model.compile(optimizer, "mse")
+    model.compile(optimizer, "mse", jit_compile=False)  # XLA takes seconds for each
     if owner is not None:
         ib.constrain(model, {"table/*": owner})
     return model
@@ -80,8 +80,14 @@ ALIKE = pytest.mark.repeats("name") if BACKEND != "tensorflow" else pytest.mark.
 """Elsewhere all gradients are dense."""
 
 
+LONG = ("RMSprop with momentum", "Adadelta", "Ftrl")
+"""Each takes TensorFlow seconds to trace, for models with sparse gradients and with dense ones."""
+
+
 @ALIKE
-@pytest.mark.parametrize("name", [*LEAVING, *MOVING])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.repetition] * (n in LONG)) for n in (*LEAVING, *MOVING)]
+)
 def test_training_is_that_of_dense_gradients(name):
     """Where a batch uses a word once: of several, Keras on TensorFlow adds up the squares in place of the gradients."""
     make = (LEAVING | MOVING)[name]

@@ -219,7 +219,7 @@ def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
         for scale in SCALES * count:
             rows = PLACES[drawn % len(PLACES)](case, rng.standard_normal(shape) * scale)
             drawn += 1
-            if not repetition.everything and drawn % 13:
+            if not repetition.everything and drawn % 29:
                 continue
             solve = solve or solver(case.program, shape)
             expected, exact_enough = solve(rows)
@@ -235,7 +235,7 @@ def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
             sure += exact_enough
             instances += 1
     assert drawn >= 200
-    assert instances >= drawn // 13
+    assert instances >= drawn // 29
     assert sure >= instances / 3 or not repetition.everything  # how often differs between machines
 
 
@@ -345,7 +345,10 @@ def both(case: Case) -> Callable[[Any], Any]:
     return lambda rows: (case.set.project(rows), case.set.violation(rows))
 
 
-UNROLLED = (*("Box-L1Ball", "Box-SumTo", "Marginals", "GroupL1Ball-labels", "Halfspace-MaxNorm", "L1Ball-MaxNorm"),)
+UNROLLED = (
+    *("Box-L1Ball", "Box-SumTo", "GroupL1Ball-labels", "Halfspace-MaxNorm", "Halfspace-cone", "Hyperplane"),
+    *("L1Ball-MaxNorm", "Marginals", "SumTo"),
+)
 """Sets whose loops PyTorch writes out when it traces, for up to half a minute. The law of `vmap` has them too."""
 
 TRACED_LONG = (
@@ -432,7 +435,7 @@ any_rows = array_shapes(min_dims=2, max_dims=2, max_side=5).flatmap(
 @of_numpy
 @every_set
 def test_laws_hold_for_any_numbers(case: Case) -> None:
-    @settings(deadline=None, derandomize=True, max_examples=60 if repetition.everything else 20, database=None)
+    @settings(deadline=None, derandomize=True, max_examples=60 if repetition.everything else 10, database=None)
     @given(any_rows)
     def holds(rows: Any) -> None:
         (shape,) = case.shapes((len(rows), rows.shape[1]))

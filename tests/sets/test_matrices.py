@@ -63,7 +63,7 @@ def test_a_weight_is_square(make: Make) -> None:
     assert text == (
         f"{make.__name__} is for square matrices: as many units as entries of a unit. "
         f"Received: 1 of 2 units by 3 entries. Where: {make()!r}. "
-        "Instead: a square weight, or `stack` for several square ones side by side."
+        "Instead: a square weight, `stack` for several side by side, or Symmetric().per('window') for windows."
     )
     assert "2 of 3 units by 6 entries" in raised(lambda: make(stack=2)(np.ones((6, 6))))
     assert "1 of 3 units by 4 entries" in raised(lambda: make()(np.ones((2, 2, 1, 3))))
@@ -195,7 +195,7 @@ def inputs(n: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("n", [2, 17, 128])
+@pytest.mark.parametrize("n", [2, 17, pytest.param(128, marks=pytest.mark.repetition)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_permutation_is_farther_in_the_direction_moved(n: int, dtype: str) -> None:
     # This proves a point of the set the nearest: permutations are the corners of the set.

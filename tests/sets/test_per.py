@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import inbounds as ib
+from inbounds._arrays.views import WeightLayout
 from inbounds.testing import check_rows
 from sets.solver import solver, weighted_solver
 from sets.tensors import BACKEND, EPSILON, array, exact, gradient, of_numpy, same_bits
@@ -114,6 +115,20 @@ def test_a_report_counts_the_units_of_each_kind() -> None:
     assert (ib.NonNeg() & ib.MaxNorm(1).per("inputs")).how == "exact: NonNeg, then MaxNorm"
 
 
+def test_a_mask_with_a_name_is_by_the_inputs_and_units_of_each_head_and_gate() -> None:
+    causal, banded = ib.Fixed(0.0).where("not causal"), ib.NonNeg().where("banded", width=1)
+    i, j = np.indices((3, 4))
+    for layout, copies in ((WeightLayout((3, 16), (0,), gates=4), (1, 4)), (WeightLayout((2, 3, 4), (1,), heads=0), 1)):
+        for owner, marked in ((causal, i > j), (banded, abs(i - j) <= 1)):
+            expected = np.broadcast_to(np.tile(marked, copies), layout.shape)
+            np.testing.assert_array_equal(np.broadcast_to(owner.laid_out([layout]).mask, layout.shape), expected)
+    both = causal & ib.MaxNorm(1).per("inputs")
+    found = both.project(drawn(0))  # units are rows
+    np.testing.assert_array_equal(found != 0, np.tri(4, 5) > 0)
+    np.testing.assert_allclose(found, (ib.MaxNorm(1).per("inputs")).project(np.tril(drawn(0))))
+    np.testing.assert_array_equal(causal.violation(drawn(0)), np.abs(np.triu(drawn(0), 1)).max(axis=1))
+
+
 # Marginals.
 
 
@@ -165,7 +180,10 @@ def test_doubly_stochastic_is_a_case_of_it() -> None:
 @pytest.mark.parametrize(
     ("bad", "text"),
     [
-        (lambda: ib.MaxNorm(1).per("columns"), "`kind` of per is not 'units', 'inputs', 'weight', 'heads' or 'gates'"),
+        (
+            lambda: ib.MaxNorm(1).per("columns"),
+            "`kind` of per is not 'units', 'inputs', 'weight', 'heads', 'gates' or 'window'",
+        ),
         (lambda: ib.MaxNorm(1, axis=0).per("inputs"), "A set has an `axis`, and so its units"),
         (lambda: ib.MaxNorm(1).per("inputs").per("heads"), "or one that has its units"),
         (lambda: ib.FrobeniusNorm(1).per("inputs"), "a set of a whole weight, or a stack"),
@@ -173,6 +191,14 @@ def test_doubly_stochastic_is_a_case_of_it() -> None:
         (lambda: ib.MaxNorm(1).per("heads").project(np.ones((2, 3))), "The layer's layout knows no heads"),
         (lambda: ib.Orthogonal().per("inputs").project(np.ones((2, 3))), "are no matrices of the layer's units"),
         (lambda: (ib.MaxNorm(1) & ib.MaxNorm(1).per("inputs")).where([[True]]) & ib.NonNeg(), "and meets a third"),
+        (
+            lambda: ib.NonNeg().where("lower"),
+            "or one of causal, not causal, banded, not banded.",
+        ),
+        (lambda: ib.NonNeg().where("banded"), "`width` of where is not an integer of 0 or more"),
+        (lambda: ib.NonNeg().where("causal", 1), "Received: mask='causal', width=1."),
+        (lambda: ib.NonNeg().where("causal")(np.ones((2, 2, 2))), "with one axis of inputs and one of units"),
+        (lambda: ib.NonNeg().where("not banded", 3).project(np.ones((2, 2))), "'not banded' marks no entry"),
         (lambda: ib.Marginals([1, 2], [1, 1]), "don't add up to the same. Received: 3 and 2."),
         (lambda: ib.Marginals(1, 1).project(np.ones((2, 3))), "don't add up to the same. Received: 2 and 3."),
         (lambda: ib.Marginals([1, 2], 1).project(np.ones((3, 3))), "one number for each row, or column"),

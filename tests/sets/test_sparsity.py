@@ -98,3 +98,9 @@ def test_k_is_at_most_the_size_of_a_unit() -> None:
     ):
         Sparse(7).project(np.ones((2, 6)))
     assert same_bits(Sparse(6).project(np.ones((2, 6))), np.ones((2, 6)))
+
+
+def test_a_radius_far_below_the_weights_keeps_the_largest_groups() -> None:
+    rows = array(np.array([[3.0, 0.5], [4.0, 0.0]]) * 2e37, "float32", LIBRARIES[-1])
+    np.testing.assert_allclose(exact(ib.GroupL1Ball(1.0).project(rows)), [[0.6, 0], [0.8, 0]], rtol=1e-6)
+    np.testing.assert_allclose(exact(ib.GroupL1Ball(1.0, "units").project(rows)), [[0, 0], [1, 0]], rtol=1e-6)

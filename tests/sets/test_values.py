@@ -26,6 +26,7 @@ OTHERS = [
     ib.Joint(ib.MaxNorm(2), weights=["kernel", "recurrent_kernel", "bias"]),
     ib.Custom(clip01, axis=0),
     ib.MaxNorm(1).per("inputs"),
+    ib.MaxNorm(1).where("banded", width=np.int64(2)),
     (ib.NonNeg() & ib.MaxNorm(1)).per("heads"),
     ib.Joint(ib.MaxNorm(1).per("gates")),
     ib.NonNeg() & ib.MaxNorm(1) & ib.MaxNorm(2).per("inputs"),
@@ -51,13 +52,10 @@ def assert_same(a: ib.Set, b: ib.Set) -> None:
     assert repr(a) == repr(b)
 
 
+@pytest.mark.once
 @every_set
-def test_its_repr_is_the_code_that_makes_it(owner: ib.Set) -> None:
+def test_it_is_a_value_which_prints_as_its_code_is_saved_and_never_changes(owner: ib.Set) -> None:
     assert_same(eval(repr(owner), dict(PUBLIC)), owner)
-
-
-@every_set
-def test_keras_knows_it_as_a_constraint_and_saves_it(owner: ib.Set) -> None:
     assert isinstance(owner, keras.constraints.Constraint)
     assert keras.constraints.get(owner) is owner
     saved = through_json(keras.saving.serialize_keras_object(owner))
@@ -66,6 +64,13 @@ def test_keras_knows_it_as_a_constraint_and_saves_it(owner: ib.Set) -> None:
     assert_same(type(owner).from_config(through_json(owner.get_config())), owner)
     assert_same(ib.constraints.deserialize(through_json(ib.constraints.serialize(owner))), owner)
     assert_same(ib.constraints.get(through_json(ib.constraints.serialize(owner))), owner)
+    before = repr(owner)
+    for name in {*type(owner).argument_names(), *vars(owner), "axis", "convex"}:
+        with pytest.raises(AttributeError):
+            setattr(owner, name, 0.5)
+    assert repr(owner) == before
+    with pytest.raises(ib.SetError, match="a & b"):
+        bool(owner)
 
 
 def test_equality_is_by_arguments() -> None:
@@ -113,15 +118,6 @@ def test_other_arguments_make_another_set(other: Any) -> None:
 )
 def test_its_repr_is_short(owner: ib.Set, text: str) -> None:
     assert repr(owner) == text
-
-
-@every_set
-def test_it_can_not_be_changed(owner: ib.Set) -> None:
-    before = repr(owner)
-    for name in {*type(owner).argument_names(), *vars(owner), "axis", "convex"}:
-        with pytest.raises(AttributeError):
-            setattr(owner, name, 0.5)
-    assert repr(owner) == before
 
 
 def test_the_error_of_a_change_says_what_to_do() -> None:
@@ -219,12 +215,6 @@ def test_large_arrays_are_compared_by_value() -> None:
     assert len({a, b, ib.Joint(ib.Box(low.astype("float32"), 1))}) == 2
     mask = np.eye(9) > 0
     assert ib.NonNeg().where(mask) == ib.NonNeg().where(mask.copy()) != ib.NonNeg().where(~mask)
-
-
-@every_set
-def test_it_has_no_truth_value(owner: ib.Set) -> None:
-    with pytest.raises(ib.SetError, match="a & b"):
-        bool(owner)
 
 
 def test_a_large_array_is_no_wall() -> None:

@@ -1,11 +1,10 @@
 """Decompositions of stacks of matrices: singular values, orthonormal rows and derivatives.
 
 NumPy arrays are decomposed by LAPACK's SVD in float64, the reference; tensors by their library's
-SVD in their own precision. TensorFlow can't vectorize an SVD, and XLA there takes 16 seconds for one
-of 256 x 256 on a CPU. There, eigenvectors of the smaller Gram matrix, which take 0.2, and matrix
-products take its place, at 2 to 4 times the cost of an SVD without XLA. A Gram matrix resolves
-only singular values near its largest, so the smaller ones are decomposed again among themselves
-(`_taken_apart`), and the result is made orthonormal by Newton-Schulz steps.
+SVD in their own precision. TensorFlow can't vectorize an SVD, and XLA takes 16 seconds for one of
+256 x 256 on a CPU. There, eigenvectors of the smaller Gram matrix, which take 0.2, take its place.
+They resolve only singular values near the largest, so that the smaller ones are decomposed again
+among themselves (`_taken_apart`), and Newton-Schulz steps make the result orthonormal.
 """
 
 from __future__ import annotations
@@ -38,21 +37,15 @@ PLAIN = 1e10
 """Matrices with a largest entry between 1 / PLAIN and PLAIN need no scaling: squares neither
 overflow nor vanish."""
 
-PASSES = 4
-"""The largest number of Gram matrices that are decomposed."""
+PASSES = 4  # the largest number of Gram matrices that are decomposed
 
 APART = {"float32": 2.0**-6, "float64": 2.0**-14}
 """The share of the largest singular value down to which one Gram matrix resolves the others.
 `PASSES` of them resolve all singular values above rounding."""
 
-SMALL_ANGLE = 0.01
-"""The largest angle for which a rotation is computed to first order."""
-
-NEAR = 0.7
-"""Matrices W with W W^T this near to the identity are made orthogonal by Newton-Schulz steps."""
-
-STEPS = 8
-"""The number of Newton-Schulz steps from `NEAR` to the last bit of float64."""
+SMALL_ANGLE = 0.01  # the largest angle for which a rotation is computed to first order
+NEAR = 0.7  # matrices W with W W^T this near to the identity are made orthogonal by Newton-Schulz steps
+STEPS = 8  # the number of Newton-Schulz steps from `NEAR` to the last bit of float64
 
 
 class Spectrum(NamedTuple):
@@ -61,7 +54,7 @@ class Spectrum(NamedTuple):
     left: Array  # orthogonal matrices of shape (stack, k, k), the left singular vectors as columns
     values: Array  # of shape (stack, k), the singular values, ascending up to rounding
     right: Array  # of shape (stack, k, n), the right singular vectors as rows
-    told: Array  # of shape (stack, k), 1 where the right singular vector is resolved, else 0
+    resolved: Array  # of shape (stack, k), 1 where the right singular vector is resolved, else 0
 
 
 def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floor: Any = None) -> Spectrum:
@@ -77,29 +70,26 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
         least = rounding if fully else xp.maximum(rounding, enough)
         left, rows, apart = _taken_apart(matrices, least)
         values = _lengths(rows)
-        told = apart * cast(values > least, dtype)
+        resolved = apart * cast(values > least, dtype)
         right = rows * ratio(xp.ones_like(values), values)[:, :, None]
-        right = xp.where(told[:, :, None] > 0, orthonormal(right * told[:, :, None], told), right)
+        right = xp.where(resolved[:, :, None] > 0, orthonormal(right * resolved[:, :, None], resolved), right)
         # Near rounding, unresolved singular values may add up to more than `enough`, and count as 0.
-        values = xp.where((told == 0) & (enough > 0) & (rounding > enough / 4), 0 * values, values)
+        values = xp.where((resolved == 0) & (enough > 0) & (rounding > enough / 4), 0 * values, values)
     else:
         left, values, right = (np.linalg if xp is np else keras.ops).svd(matrices, full_matrices=False)
         left, values, right = (xp.flip(x, axis=axis) for x, axis in ((left, 2), (values, 1), (right, 1)))
-        told = cast(values > rounding, dtype)
+        resolved = cast(values > rounding, dtype)
     # Near rounding, u^T W v is more exact.
     along = xp.sum(left * xp.matmul(matrices, transposed(right)), axis=1)
-    values = xp.where(told > 0, values, xp.minimum(values, xp.maximum(along, 0)))
-    return Spectrum(left, values, right, told)
+    values = xp.where(resolved > 0, values, xp.minimum(values, xp.maximum(along, 0)))
+    return Spectrum(left, values, right, resolved)
 
 
 def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
-    """The derivative, along a step, of matrices whose singular values a map makes `new` (Daleckii and Krein).
-
-    It consists of divided differences of the map, and of its slope where two values are equal.
-    """
+    """The derivative, along a step, of matrices whose singular values a map makes `new` (Daleckii and Krein)."""
     xp = namespace(step)
-    left, old, right, told = spectrum
-    right = right * told[:, :, None]
+    left, old, right, resolved = spectrum
+    right = right * resolved[:, :, None]
     across = xp.matmul(transposed(left), step)
     inner = xp.matmul(across, transposed(right))
     mirrored = transposed(inner)
@@ -110,15 +100,12 @@ def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Arr
     turn = ratio(new[:, :, None] + new[:, None, :], old[:, :, None] + old[:, None, :])
     moved = change * (inner + mirrored) / 2 + turn * (inner - mirrored) / 2
     beside = across - xp.matmul(inner, right)
-    share = xp.where(told > 0, ratio(new, old), slope)
+    share = xp.where(resolved > 0, ratio(new, old), slope)
     return xp.matmul(left, xp.matmul(moved, right) + share[:, :, None] * beside)
 
 
 def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
-    """The nearest matrices with orthonormal rows, the spectrum and the scale of the matrices.
-
-    See `Orthogonal` for rank-deficient matrices. The spectrum and the scale are for the derivative.
-    """
+    """The nearest matrices with orthonormal rows, see `Orthogonal`; for the derivative, the spectrum and the scale."""
     xp = namespace(matrices)
     count, size = matrices.shape[1:]
     scale = scale_of(matrices)
@@ -128,7 +115,7 @@ def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
     generic = xp.cos(0.7 * numbers[:count, None] * numbers)
 
     def product(spectrum: Spectrum) -> Array:
-        return xp.matmul(spectrum.left, spectrum.right * spectrum.told[:, :, None])
+        return xp.matmul(spectrum.left, spectrum.right * spectrum.resolved[:, :, None])
 
     def complete(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         """Fills missing directions with those nearest the diagonal, then a generic matrix."""
@@ -169,30 +156,24 @@ def off_identity(matrices: Array, precise: float) -> Array:
     return branch(xp.all(clear), lambda: length, precisely)
 
 
-def orthonormal(rows: Array, told: Array | None = None) -> Array:
-    """The orthonormal rows nearest to almost orthonormal ones, by Newton-Schulz steps.
-
-    Rows that are not resolved, by `told`, become 0.
-    """
+def orthonormal(rows: Array, resolved: Array | None = None) -> Array:
+    """The orthonormal rows nearest to almost orthonormal ones, by Newton-Schulz steps; 0 for those not resolved."""
     xp = namespace(rows)
-    told = xp.ones_like(rows[:, :, 0]) if told is None else told
+    resolved = xp.ones_like(rows[:, :, 0]) if resolved is None else resolved
     near = epsilon(dtype_of(rows)) ** 0.5 / 2
 
     def step(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         (rows,) = state
         gram = _gram(rows)
-        off = gram - _identity(rows) * told[:, :, None]
+        off = gram - _identity(rows) * resolved[:, :, None]
         return (1.5 * rows - 0.5 * xp.matmul(gram, rows),), xp.sum(off * off, axis=(1, 2)) > near**2
 
     (rows,) = iterate(step, (rows,), STEPS)
-    return rows * ratio(told, _lengths(rows))[:, :, None]
+    return rows * ratio(resolved, _lengths(rows))[:, :, None]
 
 
 def singular_values(matrices: Array) -> Array:
-    """Singular values, descending up to rounding, computed and differentiated as u^T W v.
-
-    The error is of second order in the error of u and v.
-    """
+    """Singular values, descending up to rounding, as u^T W v, with an error of second order in that of u and v."""
     xp = namespace(matrices)
     matrices = in_working_precision(matrices)
     wide = transposed(matrices) if matrices.shape[1] > matrices.shape[2] else matrices
@@ -206,10 +187,7 @@ def singular_values(matrices: Array) -> Array:
 
 
 def scale_of(matrices: Array) -> Array:
-    """The divisors of matrices, of shape (stack, 1), so that squares neither overflow nor vanish.
-
-    1 where no division is needed.
-    """
+    """The divisors of matrices, of shape (stack, 1), with which squares neither overflow nor vanish; 1 if unneeded."""
     xp = namespace(matrices)
     largest = xp.clip(xp.max(xp.abs(matrices), axis=(1, 2)), 1 / HUGE, HUGE)
     plain = (largest > 1 / PLAIN) & (largest < PLAIN)
@@ -222,10 +200,9 @@ def in_working_precision(x: Array) -> Array:
 
 
 def judged(matrices: Array, judge: Callable[[Array], Array]) -> Array:
-    """The result of `judge` on the singular values of tensors, ascending, in float64.
+    """The result of `judge` on the singular values of tensors, ascending, in float64, in NumPy if tensors can't be.
 
-    Where tensors can't be float64, NumPy computes them. They are the roots of the eigenvalues of a
-    Gram matrix, which float64 resolves to single precision or better.
+    A Gram matrix in float64 resolves them to single precision or better.
     """
     if not has_float64():
         wide = to_numpy(matrices)
@@ -336,10 +313,7 @@ def _lengths(rows: Array) -> Array:
 
 
 def _added(x: Array) -> Array:
-    """The sums along the last of three axes.
-
-    XLA adds one term after the other and loses bits of long sums; there, the sum has two stages.
-    """
+    """The sums along the last of three axes, in two stages where XLA would add one term after the other."""
     xp = namespace(x)
     if xp is np or is_eager_torch(x):
         return xp.sum(x, axis=2)

@@ -17,8 +17,7 @@ import numpy as np
 
 from inbounds._arrays.ops import MANTISSA_BITS, SMALLEST_EXPONENT, epsilon, ulp, ulps, working_dtype
 
-Bound = float | np.ndarray[Any, Any]
-"""One number for all units, or an array with one for each."""
+Bound = float | np.ndarray[Any, Any]  # one number for all units, or an array with one for each
 
 
 def span_of(bound: Bound) -> tuple[float, float]:
@@ -35,17 +34,11 @@ def finite_bound(low: Bound, high: Bound) -> Bound:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a sum or a norm over a unit is compared with a bound.
+    """How a sum or a norm over a unit is compared with a bound."""
 
-    Attributes:
-        size: the number of entries of a unit.
-        dtype: the dtype of the weights; sums are computed in its `working_dtype`.
-        root: whether the number is the root of a sum of squares, which has half the error of a sum.
-    """
-
-    size: int
-    dtype: str
-    root: bool = False
+    size: int  # the number of entries of a unit
+    dtype: str  # of the weights; sums are computed in its `working_dtype`
+    root: bool = False  # whether it is the root of a sum of squares, which has half the error of a sum
 
     def held(self, bound: Bound) -> Bound:
         """How far beyond the bound, or each of several, a training step leaves a unit alone."""

@@ -17,8 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import keras
 import numpy as np
 
-Array = Any
-"""A NumPy array or a tensor of Keras' backend."""
+Array = Any  # a NumPy array or a tensor of Keras' backend
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -26,11 +25,8 @@ Result = TypeVar("Result")
 MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 """The explicit bits of the significand, in which a unit in the last place is measured."""
 
-HUGE = 2.0**120
-"""The largest scale: near the largest float32, and its inverse is still a normal number."""
-
-BLOCK = 32
-"""How many numbers `blocked_sum` leaves to the backend to add in any order."""
+HUGE = 2.0**120  # the largest scale: near the largest float32, and its inverse is still a normal number
+BLOCK = 32  # how many numbers `blocked_sum` leaves to the backend to add in any order
 
 SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 """The smallest normal number of each working dtype. XLA takes smaller numbers for 0."""
@@ -171,11 +167,7 @@ def keras_numpy_dtype(dtype: str) -> Any:
 
 
 def is_sharded(x: Array) -> bool:
-    """Whether `x` is a DTensor of PyTorch, which is distributed over processes.
-
-    Operations on it communicate as needed, but Python sees only the part of its own process. Call
-    `whole` before reading values.
-    """
+    """Whether `x` is a DTensor of PyTorch, of which Python reads only the part of its process, see `whole`."""
     tensors = sys.modules.get("torch.distributed.tensor")  # not imported: there are no DTensors
     return tensors is not None and isinstance(x, tensors.DTensor)
 
@@ -243,11 +235,7 @@ def is_concrete(x: Array) -> bool:
 
 
 def as_written(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`fn`, excluded from AutoGraph, as Keras' own functions are.
-
-    In a user's `tf.function`, AutoGraph would rewrite everything that `fn` calls, with warnings
-    about code that it can't read.
-    """
+    """`fn`, excluded from AutoGraph, which would rewrite all that it calls in a user's `tf.function`, with warnings."""
     if keras.backend.backend() != "tensorflow":
         return fn
     import tensorflow as tf
@@ -265,19 +253,12 @@ def iterate(
     unrolled: int = 0,
     unfinished: Array | None = None,
 ) -> State:
-    """Repeats `step` from state to state while some unit is unfinished, at most `limit` times.
+    """Repeats `step` from state to state while it says that some unit is unfinished, at most `limit` times.
 
     A step must leave finished units as they are, up to rounding: where PyTorch exports or
-    vectorizes and no value can be read, `unrolled` steps are taken. `torch.compile` leaves the loop
-    to Python. Nothing is differentiated; other tensors that the step reads must be
-    `without_gradient`.
-
-    Args:
-        step: from a state to the next state and which units are then unfinished.
-        state: the first state.
-        limit: the largest number of steps.
-        unrolled: the number of steps where no value can be read; 0 for `limit`.
-        unfinished: which units are unfinished at first; None for the first step to tell.
+    vectorizes and no value can be read, `unrolled` steps are taken, or `limit`. `torch.compile`
+    leaves the loop to Python. Nothing is differentiated; other tensors that the step reads must be
+    `without_gradient`. Without `unfinished`, the first step tells which units are.
     """
     if is_eager_torch(state[0]) and _TORCH.torch.compiler.is_compiling():
         left_to_python = _TORCH.torch.compiler.disable(iterate)
@@ -305,11 +286,7 @@ def iterate(
 
 
 def at_once(fn: Callable[..., Array], *arrays: Array | None, static: Any) -> Array:
-    """`fn(*arrays, static)`, compiled on JAX as one program.
-
-    For functions of so many operations that JAX would take seconds to compile each on its own,
-    again for each shape, in eager calls, their derivatives and `vmap`.
-    """
+    """`fn(*arrays, static)`, on JAX as one program, where each operation would take seconds to compile on its own."""
     jitted = namespace(arrays[0]) is not np and keras.backend.backend() == "jax"
     return _jitted(fn, len(arrays))(*arrays, static) if jitted else fn(*arrays, static)
 
@@ -324,8 +301,7 @@ def _jitted(fn: Callable[..., Array], arrays: int) -> Any:
 def branch(true: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     """The result of one of two functions that return arrays alike, in a compiled step too.
 
-    Where PyTorch traces or vectorizes and the test can't be read, `no()` is taken, which must be
-    right in both cases.
+    Where PyTorch can't read the test, `no()` is taken, which must be right in both cases.
     """
     if is_concrete(true):
         return yes() if bool(whole(true)) else no()
@@ -333,12 +309,7 @@ def branch(true: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
 
 
 def solve(matrices: Array, right: Array) -> Array:
-    """The solutions of linear systems.
-
-    Args:
-        matrices: of shape (count, size, size), none singular.
-        right: the right-hand sides, of shape (count, size, columns).
-    """
+    """The solutions of linear systems, of shapes (count, size, size) and (count, size, columns)."""
     return (np.linalg.solve if namespace(matrices) is np else keras.ops.solve)(matrices, right)
 
 
@@ -366,10 +337,7 @@ def no_gradient() -> AbstractContextManager[Any]:
 
 
 def recording_again() -> Callable[[], Any]:
-    """A function that restores whether PyTorch records gradients now.
-
-    An interrupt can leave a `no_grad` on forever.
-    """
+    """A function that restores whether PyTorch records gradients now: an interrupt can leave a `no_grad` on forever."""
     if keras.backend.backend() != "torch":
         return lambda: None
     import torch
@@ -379,10 +347,7 @@ def recording_again() -> Callable[[], Any]:
 
 
 def quiet(x: Array) -> AbstractContextManager[Any]:
-    """A context without NumPy's warnings of overflow, division by 0 and invalid values.
-
-    Sets compare and select, so such values give the right result.
-    """
+    """A context without NumPy's warnings of values that sets compare and select rightly."""
     return np.errstate(over="ignore", invalid="ignore", divide="ignore") if namespace(x) is np else nullcontext()
 
 

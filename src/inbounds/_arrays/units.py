@@ -36,8 +36,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.views import Axes, View
 from inbounds._errors import SetError
 
-Placed = Any
-"""A number, an array, or a tuple with one array per part: see `Units.place`."""
+Placed = Any  # a number, an array, or a tuple with one array per part: see `Units.place`
 
 
 LEAST = 1e-3
@@ -50,45 +49,34 @@ docs/optimizers.md compares floors."""
 class Units:
     """Units that lie in several arrays, each along its own axes.
 
-    Attributes:
-        parts: the arrays, in the dtype they are computed in.
-        axes: for each part, the axes that one unit spans; the other axes count the units, in the
-            same order in every part.
-        free: for each part, whether a projection may change it. A frozen part still belongs to the
-            unit.
-        dtype: the dtype of the weights that the parts come from, in which an ulp is measured.
-        concrete: whether Python can read the values and take a shorter path: in an eager step that
-            is not traced, vectorized or differentiated.
-        differentiable: whether a derivative may be asked for, so that a projection found by
-            iteration must be given one.
-        masks: for each part, which entries belong to the unit, as an array that broadcasts against
-            the part; None for all. Other entries are neither read nor changed.
-        metric: for each part, the positive weight of each entry in the norm in which nearest is
-            meant, `sum metric * (y - x)^2`; None for the Euclidean norm.
-        moved_from: the parts before a centre was subtracted, which set the size of their rounding;
-            None without a centre.
-        training: whether these are weights after a training step. In a metric, the nearest point of
-            a ball is then found only to the root of rounding, since the next step corrects the
-            rest. The result is still inside the set.
-        beside: how many times the same shapes lie side by side, as if they were stacked, with the
-            parts of one after those of the other.
-
     One number per unit is an array of shape `shape`, the first part's shape without its axes, and
     with an axis of length `beside` in front where that isn't 1. A length that TensorFlow doesn't
     know while tracing is -1 there and in `count`, as `reshape` takes it. There is at most one such
     length.
     """
 
-    parts: tuple[Array, ...]
-    axes: tuple[Axes, ...]
-    free: tuple[bool, ...]
-    dtype: str
+    parts: tuple[Array, ...]  # the arrays, in the dtype they are computed in
+    axes: tuple[Axes, ...]  # of each part those that one unit spans; the others count units, in the same order
+    free: tuple[bool, ...]  # for each part, whether a projection may change it; frozen ones still belong to the unit
+    dtype: str  # of the weights that the parts come from, in which an ulp is measured
+    # Whether Python can read the values and take a shorter path: in an eager step that is not
+    # traced, vectorized or differentiated.
     concrete: bool = False
+    # Whether a derivative may be asked for, so that an iteration must be given one.
     differentiable: bool = False
+    # For each part, which entries belong to the unit, as an array that broadcasts against the part;
+    # None for all. Other entries are neither read nor changed.
     masks: tuple[Array | None, ...] = ()
+    # For each part, the positive weight of each entry in the norm in which nearest is meant,
+    # `sum metric * (y - x)^2`; None for the Euclidean norm.
     metric: tuple[Array, ...] | None = None
+    # The parts before a centre was subtracted, which set the size of their rounding.
     moved_from: tuple[Array, ...] | None = None
+    # Whether these are weights after a training step. In a metric, the nearest point of a ball is
+    # then found only to the root of rounding, inside the set: the next step corrects the rest.
     training: bool = False
+    # How many times the same shapes lie side by side, as if they were stacked, the parts of one
+    # after those of the other.
     beside: int = 1
 
     @classmethod
@@ -166,11 +154,7 @@ class Units:
         return any(mask is not None for mask in self.masks)
 
     def sum(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
-        """The sum over each unit of `fn(entries, *per_unit)`.
-
-        An argument is one number per unit, or other units over the same parts, which are passed
-        entry by entry.
-        """
+        """The sum over each unit of `fn(entries, *per_unit)`, of numbers per unit or units over the same parts."""
         return self._reduced(namespace(self.parts[0]).sum, 0.0, fn, per_unit, lambda a, b: a + b)
 
     def total(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
@@ -198,10 +182,7 @@ class Units:
         return self._but(parts=tuple(parts))
 
     def scaled(self, moved: Array, *factors: Array) -> Units:
-        """The units multiplied by per-unit factors where `moved`; the other units as they are.
-
-        Each factor is 1 where a unit isn't moved.
-        """
+        """The units multiplied by per-unit factors, which are 1 where a unit isn't `moved` and stays as it is."""
         if is_eager_torch(self.parts[0]):  # multiplying by 1 is exact and faster than a mask
             return self.map(lambda x, *by: reduce(lambda a, b: a * b, by, x), *factors)
         return self.map(
@@ -266,14 +247,10 @@ class Units:
         return LEAST if self.training else 1e-30
 
     def comparable(self, together: bool) -> Units:
-        """The units with their metric divided by its largest entry, which changes no nearest point.
+        """The units with their metric divided by its largest entry, of all units together or of each.
 
-        Entries are raised to the floor `least`. Where the largest entry is 0 or not finite, the
-        metric is Euclidean.
-
-        Args:
-            together: whether to divide all units by one number, for a set that couples them; else
-                each by its own.
+        That changes no nearest point. Entries are raised to the floor `least`. Where the largest
+        entry is 0 or not finite, the metric is Euclidean.
         """
         costs = self.costs
         free = None if costs is None else costs.only(free=True)
@@ -309,6 +286,27 @@ class Units:
         """The units with the axes of `like`, from which `together` made one unit."""
         return self._but(axes=like.axes)
 
+    def seen(self, views: Sequence[View]) -> Units:
+        """The same entries by other units: a view for each part."""
+
+        def arrays(given: Any) -> Any:
+            if given is None:
+                return None
+            return tuple(
+                piece
+                if piece is None or tuple(part.shape) == view.shape
+                else namespace(piece).reshape(namespace(piece).broadcast_to(piece, tuple(part.shape)), view.shape)
+                for piece, part, view in zip(given, self.parts, views, strict=True)
+            )
+
+        given = {name: arrays(getattr(self, name)) for name in ("parts", "masks", "metric", "moved_from")}
+        return self._but(axes=tuple(view.axes for view in views), **given)
+
+    def unseen(self, like: Units) -> Units:
+        """The units of `like`, with the entries of these, which were `seen` from them."""
+        pairs = zip(self.parts, like.parts, strict=True)
+        return like.with_parts([namespace(x).reshape(x, tuple(old.shape)) for x, old in pairs])
+
     def where(self, mask: Placed) -> Units:
         """The units with a mask, see `place`: other entries are neither read nor changed."""
         masks = []
@@ -331,10 +329,7 @@ class Units:
         return self.with_parts([part if free else namespace(part).zeros_like(part) for part, free in parts])
 
     def alike(self, told: Array, groups: int) -> Array:
-        """For each unit, whether `told` is true of all units of its group.
-
-        Groups lie one after the other.
-        """
+        """For each unit, whether `told` is true of all units of its group; groups lie one after the other."""
         xp = namespace(self.parts[0])
         every = xp.all(xp.reshape(told, (groups, -1)), axis=1, keepdims=True)
         return xp.reshape(xp.broadcast_to(every, (groups, self.count // groups)), self.shape)
@@ -448,13 +443,8 @@ class Units:
     def place(self, value: Placed) -> tuple[Array, ...]:
         """Values for the weights as one array per part that broadcasts against it.
 
-        Args:
-            value: a number; with one part, an array that broadcasts to it; with several, one value
-                for each entry of a unit, or rows of shape (count, size); or a tuple with one array
-                per part.
-
-        Raises:
-            SetError: the value fits none of these.
+        The value is a number; with one part an array that broadcasts to it; with several one value
+        for each entry of a unit, or rows; or a tuple with one array per part.
         """
         if isinstance(value, tuple):
             return value
@@ -485,35 +475,22 @@ class Units:
         )
 
     def numbers(self, value: float | np.ndarray[Any, Any]) -> Array | float:
-        """One number for all units, or an array with one for each, of shape `shape`.
-
-        Args:
-            value: a number, or an array of shape (count,) or `shape`.
-
-        Raises:
-            SetError: the array has another shape.
-        """
+        """One number for all units, or an array with one for each, given as (count,) or `shape`, of shape `shape`."""
         if not isinstance(value, np.ndarray) or not value.shape:
             return float(value)
         if self.count >= 0 and value.shape not in ((self.count,), self.shape):
-            raise SetError(
-                "An array doesn't fit the units: one number for each",
-                f"shape={value.shape}",
-                where=f"{self.count} units of {self.size} entries",
-                instead=f"give a number, or an array of shape ({self.count},)",
-            )
+            wrong = "An array doesn't fit the units: one number for each"
+            where = f"{self.count} units of {self.size} entries"
+            instead = f"give a number, or an array of shape ({self.count},)"
+            raise SetError(wrong, f"shape={value.shape}", where=where, instead=instead)
         return constant(self.parts[0], np.reshape(value, self.shape))
 
     def entries(self, value: Array) -> tuple[Array, ...]:
         """Values for the entries of a unit as one array per part that broadcasts against it.
 
-        Args:
-            value: a number; an array with one value for each entry of a unit, part after part; with
-                one part, an array that broadcasts to the part's axes of a unit, or one with as many
-                axes as the part, which broadcasts to it; with several, rows of shape (count, size).
-
-        Raises:
-            SetError: the array fits none of these.
+        The value is a number; an array with one value for each entry of a unit, part after part;
+        with one part an array that broadcasts to the part's axes of a unit, or with as many axes as
+        the part to that; with several rows.
         """
         shape = tuple(getattr(value, "shape", ()))
         if not shape:
@@ -537,12 +514,10 @@ class Units:
         elif len(spans) == 1 and _broadcasts(shape, spans[0]):
             pieces = [value.reshape((1,) * (len(spans[0]) - len(shape)) + shape)]
         else:
-            raise SetError(
-                "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it",
-                f"shape={shape}",
-                where=f"units of {self.size} entries, of shape {' and '.join(map(str, spans))}",
-                instead=f"give a number, or an array of shape ({self.size},)",
-            )
+            wrong = "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it"
+            where = f"units of {self.size} entries, of shape {' and '.join(map(str, spans))}"
+            instead = f"give a number, or an array of shape ({self.size},)"
+            raise SetError(wrong, f"shape={shape}", where=where, instead=instead)
         return tuple(self._along(piece, i) for i, piece in enumerate(pieces))
 
     def _along(self, piece: Array, i: int) -> Array:

@@ -63,6 +63,7 @@ class WeightLayout:
     inputs: int | None = None  # the axis that counts the layer's inputs
     heads: int | None = None  # the axis that counts the heads of an attention
     gates: int = 0  # how many gates lie side by side along the last axis
+    window: int = 0  # how many of the first axes are the window of a convolution
 
     @classmethod
     def guessed(cls, shape: tuple[int, ...]) -> WeightLayout:

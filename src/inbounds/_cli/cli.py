@@ -124,10 +124,8 @@ def _project(options: argparse.Namespace) -> int:
             os.replace(written, target.resolve())
     except OSError as error:
         raise _write_error(target, error) from error
-    moved = {
-        printable(weight.path): _distance(new, old)
-        for weight, old, new in zip(model.weights, given, projected, strict=True)
-    }
+    trios = zip(model.weights, given, projected, strict=True)
+    moved = {printable(weight.path): _distance(new, old) for weight, old, new in trios}
     _print_report(_comparison(f"Projection of {after.model}, before -> after", before, after, moved))
     print(f"\nWritten: {printable(str(target))}")
     return 0 if after.ok else 1

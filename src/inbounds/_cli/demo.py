@@ -25,8 +25,7 @@ from inbounds._model.table import Table
 
 Array = np.ndarray[Any, Any]
 
-KINDS = ("nothing", "Keras", "inbounds")
-"""What keeps the weights of a model inside."""
+KINDS = ("nothing", "Keras", "inbounds")  # what keeps the weights of a model inside
 
 PAGES, PICTURE = {"Keras": "keras.html", "inbounds": "inbounds.html"}, "convergence.png"
 """What the demo writes: audits of the convolutional model, and the losses of the logistic regression."""

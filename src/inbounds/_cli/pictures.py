@@ -29,11 +29,8 @@ from inbounds.constraints import (
     UnitNorm,
 )
 
-COLUMNS, ROWS = 33, 17
-"""A character is twice as high as it is wide."""
-
-INSIDE_BELOW = 0.1
-"""A character is inside the set if the violation there is below this, about half a column."""
+COLUMNS, ROWS = 33, 17  # a character is twice as high as it is wide
+INSIDE_BELOW = 0.1  # a character is inside the set if the violation there is below this, about half a column
 
 
 def text_picture(drawing: Drawing) -> str:

@@ -1,12 +1,8 @@
 """Layouts: which axes of a layer's weights make a unit.
 
-A layout gives, for each weight of a layer by its name, the axes that one unit spans: those that
-the layer sums over to compute one output feature. A weight without such axes (a bias, a scale) has
-the layout (). Layers that Keras doesn't ship register their layout.
-
-For a weight that no layout names, the units are guessed, every axis but the last, with a warning.
-For a layer that wraps a model of another framework, nothing is guessed: its axes may have another
-order.
+A unit spans the axes that the layer sums over to compute one output feature; a bias or a scale has
+none. For a weight that no layout names, the units are guessed, every axis but the last, with a
+warning, unless the layer wraps a model of another framework, whose axes may have another order.
 """
 
 from __future__ import annotations
@@ -37,6 +33,8 @@ class Layout:
             `on` and `per`. A weight that is left out has no single such axis.
         heads: weight name -> the axis of the heads of an attention, for `per`.
         gates: how many gates each weight has side by side along its last axis, for `per`.
+        window: how many axes the window of a convolution has, the first ones of each weight that
+            has more, for `per`.
     """
 
     spans: Mapping[str, Sequence[int]]
@@ -46,6 +44,7 @@ class Layout:
     inputs: Mapping[str, int] = field(default_factory=dict)
     heads: Mapping[str, int] = field(default_factory=dict)
     gates: int = 0
+    window: int = 0
 
     def __post_init__(self) -> None:
         for spans in (self.spans, self.joint_spans):
@@ -71,7 +70,8 @@ class Layout:
         """What the axes of a weight are."""
         fan_in = self.span(name, shape, joint=joint)
         fan_in = () if fan_in is None and len(shape) < 2 else fan_in
-        return WeightLayout(shape, fan_in, self.inputs.get(name), self.heads.get(name), self.gates)
+        window = self.window if len(shape) > self.window else 0
+        return WeightLayout(shape, fan_in, self.inputs.get(name), self.heads.get(name), self.gates, window)
 
 
 LayoutFunction = Callable[[Any], "Layout | Mapping[str, Sequence[int]]"]
@@ -117,14 +117,10 @@ def layout_of(layer: Any) -> Layout:
     return found if isinstance(found, Layout) else Layout(dict(found))
 
 
-FOREIGN_WRAPPERS = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
-"""Layers of Keras that wrap a model of another framework."""
-
-
 def wraps_foreign_model(layer: Any) -> bool:
     """Whether a layer wraps a model of another framework, whose axes may have another order."""
-    names = [name for name in FOREIGN_WRAPPERS if hasattr(keras.layers, name)]
-    return isinstance(layer, tuple(getattr(keras.layers, name) for name in names))
+    names = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
+    return isinstance(layer, tuple(getattr(keras.layers, name) for name in names if hasattr(keras.layers, name)))
 
 
 def _torch_module(layer: Any) -> Layout:
@@ -146,18 +142,21 @@ def _torch_module(layer: Any) -> Layout:
 def _convolutions(rank: int) -> dict[str, LayoutFunction | Layout]:
     """The layouts of the convolutions over a window of so many axes, which are the first of each kernel."""
     window = tuple(range(rank))
-    conv = Layout({"kernel": (*window, rank), "bias": ()}, inputs={"kernel": rank})
+    conv = Layout({"kernel": (*window, rank), "bias": ()}, inputs={"kernel": rank}, window=rank)
     in_groups = replace(conv, inputs={})  # in each group, an index is that of another channel
     why = "its filters feed the pointwise kernel, which has the bias"
     return {
         f"Conv{rank}D": lambda layer: conv if layer.groups == 1 else in_groups,
-        f"Conv{rank}DTranspose": Layout({"kernel": (*window, rank + 1), "bias": ()}, inputs={"kernel": rank + 1}),
-        f"DepthwiseConv{rank}D": Layout({"kernel": window, "bias": ()}, inputs={"kernel": rank}),
+        f"Conv{rank}DTranspose": replace(
+            conv, spans={"kernel": (*window, rank + 1), "bias": ()}, inputs={"kernel": rank + 1}
+        ),
+        f"DepthwiseConv{rank}D": replace(conv, spans={"kernel": window, "bias": ()}),
         f"SeparableConv{rank}D": Layout(
             {"depthwise_kernel": window, "pointwise_kernel": (*window, rank), "bias": ()},
             roles={"kernel": "pointwise_kernel"},
             apart={"depthwise_kernel": why},
             inputs={"depthwise_kernel": rank},
+            window=rank,
         ),
     }
 
@@ -165,7 +164,7 @@ def _convolutions(rank: int) -> dict[str, LayoutFunction | Layout]:
 def _conv_recurrent(layer: Any) -> Layout:
     fan_in = tuple(range(len(layer.kernel.shape) - 1))
     spans = {"kernel": fan_in, "recurrent_kernel": fan_in, "bias": ()}
-    return Layout(spans, inputs={"kernel": fan_in[-1]}, gates=4)
+    return Layout(spans, inputs={"kernel": fan_in[-1]}, gates=4, window=len(fan_in) - 1)
 
 
 # The gates share the last axis, so that a unit is a column of one gate.

@@ -24,8 +24,7 @@ from inbounds._sets.per import Per
 from inbounds._sets.set import Set, with_argument
 from inbounds._sets.together import Tied
 
-ConstraintOf = Callable[[Any], Any]
-"""From a variable to the constraint that its layer was given for it, or None."""
+ConstraintOf = Callable[[Any], Any]  # from a variable to the constraint that its layer was given for it, or None
 
 
 def resolve(model: Any, rules: Any, constraint_of: ConstraintOf, *, strict: bool = True) -> Plan:
@@ -84,6 +83,9 @@ def _plan(
     entries: list[Entry] = []
     free: list[tuple[Weight, str]] = []
     joined: set[tuple[int, Set]] = set()
+    of_layer: dict[int, list[Weight]] = {}
+    for weight in weights:
+        of_layer.setdefault(id(weight.layer), []).append(weight)
     for weight in weights:
         assignment = assignments.get(id(weight.variable))
         if assignment is None or not isinstance(assignment.set, Set):
@@ -92,7 +94,8 @@ def _plan(
             entries.append(_entry(assignment, [weight]))
         elif (key := (0 if given.across_layers else id(weight.layer), given)) not in joined:
             joined.add(key)
-            entries.append(_entry(assignment, *_members(weight, assignment, weights, assignments, partial)))
+            near = weights if given.across_layers else of_layer[id(weight.layer)]
+            entries.append(_entry(assignment, *_members(weight, assignment, near, assignments, partial)))
     if strict:
         _check_enforceable(entries)
     joints = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
@@ -198,9 +201,8 @@ def _members(
     named = [[w for w in members if path_matches(name, w.path)] for name in given.weights]
     numbers = list(map(len, named))
     if max(numbers) > 1 or sum(numbers) < len(members) or not (partial or all(numbers)):
-        taken = (
-            f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in zip(given.weights, named, strict=True)
-        )
+        pairs = zip(given.weights, named, strict=True)
+        taken = (f"{name}: {', '.join(map(str, found)) or 'none'}" for name, found in pairs)
         wrong = "Each name of a Tied is to take one weight, and the Tied no others"
         instead = f"[{given!r}] in the rules, and no later rule for these weights"
         raise RuleError(wrong, "; ".join(taken), where=f"{given!r} on {', '.join(map(str, members))}", instead=instead)
@@ -210,16 +212,13 @@ def _members(
 def _joint_members(
     weight: Weight, assignment: Assignment, weights: Sequence[Weight], assignments: Mapping[int, Assignment]
 ) -> tuple[list[Weight], str]:
-    """The weights of a layer that make one vector per unit under a Joint, and a note on those that don't."""
+    """Those of a layer's weights that make one vector per unit under a Joint, and a note on those that don't."""
     joint: Joint = assignment.set
     layer = weight.layer
     layout = layout_of(layer)
-    own = {w.name: w for w in weights if w.layer is layer}
+    own = {w.name: w for w in weights}
     members, missing = [], []
-
-    def conflict(wrong: str, received: str, instead: str) -> RuleError:
-        return RuleError(wrong, received, where=f"{joint!r} on {weight.path}", instead=instead)
-
+    where = f"{joint!r} on {weight.path}"
     for name in joint.weights:
         member = own.get(layout.roles.get(name, name))
         theirs = assignments.get(id(member.variable)) if member else None
@@ -228,35 +227,25 @@ def _joint_members(
         elif theirs is not None and theirs.set == joint:
             members.append(member)
         elif theirs is not None and isinstance(theirs.set, Joint) and not (theirs.is_rule or assignment.is_rule):
-            raise conflict(
-                "Two different Joints are given to one layer, and one names a weight that has the other",
-                f"{theirs.set!r} on {member.path}",
-                "the same Joint for all the weights that it names, such as Joint(a & b)",
-            )
+            wrong = "Two different Joints are given to one layer, and one names a weight that has the other"
+            instead = "the same Joint for all the weights that it names, such as Joint(a & b)"
+            raise RuleError(wrong, f"{theirs.set!r} on {member.path}", where=where, instead=instead)
         elif theirs is not None:
             missing.append(f"{name} obeys {theirs.set!r}")
         elif member.quantized:
-            raise conflict(
-                "A Joint names a weight that is quantized, which no step can move",
-                member.path,
-                "inbounds.release(model), or constrain the model before it is quantized",
-            )
+            wrong = "A Joint names a weight that is quantized, which no step can move"
+            instead = "inbounds.release(model), or constrain the model before it is quantized"
+            raise RuleError(wrong, member.path, where=where, instead=instead)
         else:
-            raise conflict(
-                "A Joint names a weight that was not given it",
-                f"none for {member.path}",
-                f"constrain(model, {{{layer.name!r}: {joint!r}}}), or the same Joint for {name} too",
-            )
+            wrong = "A Joint names a weight that was not given it"
+            instead = f"constrain(model, {{{layer.name!r}: {joint!r}}}), or the same Joint for {name} too"
+            raise RuleError(wrong, f"none for {member.path}", where=where, instead=instead)
     given = [w for w in own.values() if id(w.variable) in assignments and assignments[id(w.variable)].set == joint]
     if unnamed := [w for w in given if w not in members]:
-        raise RuleError(
-            "A Joint was given to a weight that it doesn't name",
-            f"{joint!r} on {unnamed[0].path}",
-            where=f"{type(layer).__name__} with the weights {', '.join(own)}",
-            instead=f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit"
-            if len(own) > 1
-            else repr(joint.inner),
-        )
+        wrong, where = "A Joint was given to a weight that it doesn't name", f"the weights {', '.join(own)}"
+        instead = f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit"
+        instead, where = instead if len(own) > 1 else repr(joint.inner), f"{type(layer).__name__} with {where}"
+        raise RuleError(wrong, f"{joint!r} on {unnamed[0].path}", where=where, instead=instead)
     return members, ", ".join(missing) + (": the set holds for the rest" if missing else "")
 
 

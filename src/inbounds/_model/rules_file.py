@@ -51,10 +51,7 @@ EXAMPLE = 'a table [rules] with "**/kernel" = "MaxNorm(2.0)", or [layers] with D
 
 
 def read_rules(path: Path, model: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """The rules of a file, and its settings, for `constrain(model, rules, **settings)`.
-
-    The names in [layers] refer to the layers of this model.
-    """
+    """The rules of a file, with the layers of this model, and its settings, for `constrain`."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -72,9 +69,8 @@ def read_rules(path: Path, model: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
             instead = " or ".join(similar_or_first(entry, (*TABLES, *NAMES)))
             raise FileError(wrong, f"{entry} = {shown(content)}", where=str(path), instead=instead)
         if not isinstance(content, dict):
-            raise FileError(
-                f"[{entry}] is not a table", f"{entry} = {shown(content)}", where=str(path), instead=EXAMPLE
-            )
+            wrong = f"[{entry}] is not a table"
+            raise FileError(wrong, f"{entry} = {shown(content)}", where=str(path), instead=EXAMPLE)
         for key, value in content.items():
             where = f"{path}, [{entry}], {key}"
             selectors = [key] if entry == "rules" else _layer_selectors(key, model, where)
@@ -101,9 +97,8 @@ def parse_set(text: str) -> Set:
 
 def _rule_set(value: Any, where: str) -> Set:
     if not isinstance(value, str):
-        raise FileError(
-            "A rule is not the code of a set in quotes", shown(value), where=where, instead='"MaxNorm(max_value=1.5)"'
-        )
+        wrong = "A rule is not the code of a set in quotes"
+        raise FileError(wrong, shown(value), where=where, instead='"MaxNorm(max_value=1.5)"')
     with raised_as(FileError, f"In: {where}"):
         return parse_set(value)
 
@@ -161,9 +156,8 @@ def _called(
     try:
         return fn(*values, **named)
     except TypeError as error:
-        raise SetError(
-            f"{fn.__name__} doesn't take these arguments: {error}", ast.unparse(node), where=where, instead=instead
-        ) from error
+        wrong = f"{fn.__name__} doesn't take these arguments: {error}"
+        raise SetError(wrong, ast.unparse(node), where=where, instead=instead) from error
 
 
 def _argument(node: ast.expr) -> Any:
@@ -184,9 +178,8 @@ def _argument(node: ast.expr) -> Any:
             return float(text)  # sets print an infinite bound so
         case ast.Name() | ast.Call() | ast.BinOp(op=ast.BitAnd()):
             return _set_of(node)
-    raise SetError(
-        "An argument is not a number, a string, None, a list, or a set", ast.unparse(node), instead="NonNeg()"
-    )
+    wrong = "An argument is not a number, a string, None, a list, or a set"
+    raise SetError(wrong, ast.unparse(node), instead="NonNeg()")
 
 
 def _set_class(name: str) -> type[Set]:
@@ -198,6 +191,5 @@ def _set_class(name: str) -> type[Set]:
 
 
 def _not_a_set_error(text: str) -> SetError:
-    return SetError(
-        "This is not the code of a set", shown(text), instead="MaxNorm(max_value=1.5), NonNeg, or Joint(MaxNorm(1.0))"
-    )
+    wrong = "This is not the code of a set"
+    return SetError(wrong, shown(text), instead="MaxNorm(max_value=1.5), NonNeg, or Joint(MaxNorm(1.0))")

@@ -1,8 +1,7 @@
 """Selectors: which weights a rule selects, and the set that it assigns to each of them.
 
 A selector is a glob on the end of a weight's path, a variable, a callable(layer, variable), a
-layer, its name, or a class of layers. A rule that selects nothing is an error; its text lists
-similar names.
+layer, its name, or a class of layers. A rule that selects nothing is an error with similar names.
 """
 
 from __future__ import annotations
@@ -92,11 +91,8 @@ def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -
         return printable(selector.name), [layer for layer in layers if layer is selector], []
     if isinstance(selector, str):
         ends = partial(path_matches, selector)
-        chosen = [
-            layer
-            for layer in layers
-            if selector in _names(layer) or ends(str(getattr(layer, "path", None) or "")) or ends(layer.name)
-        ]
+        paths = {id(one): (one.name, str(getattr(one, "path", None) or "")) for one in layers}
+        chosen = [one for one in layers if selector in _names(one) or any(map(ends, paths[id(one)]))]
         return printable(selector), chosen, [weight for weight in weights if ends(str(weight.variable.path))]
     if isinstance(selector, Tied):
         return "Tied", [], [w for w in weights if any(path_matches(name, w.path) for name in selector.weights)]
@@ -137,7 +133,6 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
             wrong, code = "A plain set for a layer doesn't say which of its weights it is for", _as_code(value)
             if "kernel" in names and chosen_set.axis is None and not contains(chosen_set, (Custom, JointSet)):
                 also = f", or Joint({code}) for kernel and bias as one vector"
-        wrong = wrong
         where = f"the weights {', '.join(names) or 'none'}"
         raise RuleError(wrong, f"{source}: {shown(value)}", where=where, instead=_of_one_weight(owned, code) + also)
     assignments = {}
@@ -146,12 +141,10 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
         if weight.name in {roles.get(name, name) for name in chosen_set.weights}:
             assignments[id(weight.variable)] = Assignment(chosen_set, source)
     if not assignments:
-        raise _no_match_error(
-            f"No layer that the rule selects has any of the weights {', '.join(chosen_set.weights)}",
-            f"{source}: {shown(value)}",
-            similar_or_first(chosen_set.weights[0], names),
-            _of_one_weight(owned, repr(chosen_set.inner)),
-        )
+        wrong = f"No layer that the rule selects has any of the weights {', '.join(chosen_set.weights)}"
+        received = f"{source}: {shown(value)}"
+        instead = _of_one_weight(owned, repr(chosen_set.inner))
+        raise _no_match_error(wrong, received, similar_or_first(chosen_set.weights[0], names), instead)
     return assignments
 
 
@@ -165,12 +158,9 @@ def _mapping_assignments(
         matching = [weight for weight in owned if weight.name == name]
         if not matching:
             near = similar_or_first(str(name), sorted({weight.name for weight in owned}))
-            raise _no_match_error(
-                f"No layer that the rule selects has a weight {name!r}",
-                received,
-                near,
-                f"{{{near[0]!r}: {_as_code(given)}}}" if near else "layers that have weights",
-            )
+            wrong = f"No layer that the rule selects has a weight {name!r}"
+            instead = f"{{{near[0]!r}: {_as_code(given)}}}" if near else "layers that have weights"
+            raise _no_match_error(wrong, received, near, instead)
         chosen_set = _as_set(given, f"{source}: {name}")
         if isinstance(chosen_set, Joint):
             wrong = "A Joint is for a whole layer, and this is the rule of one of its weights"
@@ -209,9 +199,8 @@ def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
         return value
     if callable(value):
         return Custom(value)
-    raise RuleError(
-        "A rule's value is not a set or a callable from tensor to tensor", f"{source}: {shown(value)}", instead=instead
-    )
+    wrong = "A rule's value is not a set or a callable from tensor to tensor"
+    raise RuleError(wrong, f"{source}: {shown(value)}", instead=instead)
 
 
 # Errors of selectors that select nothing.

@@ -21,8 +21,7 @@ from inbounds._errors import printable
 
 WIDTH = 120
 
-NARROWEST = 12
-"""The width to which columns of text may fold."""
+NARROWEST = 12  # the width to which columns of text may fold
 
 _NO_BREAK = "\u00a0"
 

@@ -1,13 +1,11 @@
 """The weights of a model, each with the layer that owns it, its name in that layer, and what the layer computes with.
 
-Keras has no public way to list nested layers. The private attributes that do it are used in this
-module only and pinned by `tests/test_keras_ground.py`. Nor has Keras a way from a variable to its
-layer, so that `hook_layers` notes the layer where a weight is made.
+Only this module uses the private attributes of Keras that list nested layers. Keras has no way from
+a variable to its layer, so that `hook_layers` notes the layer where a weight is made.
 
 The effective weight, with which a layer computes, may not be the weight that it stores. With LoRA
 it is the stored one plus the adapter's product; quantized, it is the stored integers divided by
-their scale. It is computed in NumPy in float64 and rounded once. `tests/models/test_audit.py`
-compares it with what Keras' layers compute.
+their scale. It is computed in NumPy in float64 and rounded once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """`audit` turns a model into a Report. It only reads.
 
-An audit computes in float64 from the current weights, with its own layout of rows, and looks for
-what enforces a set on the variables. It uses neither the projections nor the plan of a training
-step.
+It computes in float64 from the current weights, with its own layout of rows, and looks for what
+enforces a set on the variables, without the projections or the plan of a training step.
 """
 
 from __future__ import annotations
@@ -38,14 +37,9 @@ from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Model, Rules, Selector
 from inbounds._version import __version__
 
-MOST_BARS = 64
-"""The numbers that a row keeps of its units, for a plot."""
-
-MOST_SORTED = 4096
-"""Of more entries, a sample is sorted for a plot."""
-
-LARGEST_MATRIX = 512
-"""The longest shorter side of a matrix whose singular values are found for a plot."""
+MOST_BARS = 64  # the numbers that a row keeps of its units, for a plot
+MOST_SORTED = 4096  # of more entries, a sample is sorted for a plot
+LARGEST_MATRIX = 512  # the longest shorter side of a matrix whose singular values are found for a plot
 
 
 @exclusive_access(
@@ -128,31 +122,23 @@ def check(
     if not report.constrained:
         raise nothing_constrained_error(model, report)
     bad = [row for row in report.constrained if row.status != "holds"]
-    if bad:
-        worst = max(bad, key=lambda row: (row.violated > 0, row.violation))
-        where = " + ".join(worst.paths)
-        by = f", {worst.violated} of {quantity(worst.units, 'unit')} by up to {worst.violation:.3g}" * (
-            worst.violated > 0
-        )
-        text = f"{worst.set} on {where} is {worst.status}{by}"
-        others = f"; it is the worst of {len(bad)} that don't hold" if len(bad) > 1 else ""
-        notes = f" {worst.note}." if worst.note else ""
-        raise ConstraintViolation(f"{text}{others}.{notes}{_suggestion(model, worst, rules)}\n{report}", report)
-    return report
+    if not bad:
+        return report
+    worst = max(bad, key=lambda row: (row.violated > 0, row.violation))
+    by = f", {worst.violated} of {quantity(worst.units, 'unit')} by up to {worst.violation:.3g}"
+    text = f"{worst.set} on {' + '.join(worst.paths)} is {worst.status}{by if worst.violated else ''}"
+    others = f"; it is the worst of {len(bad)} that don't hold" if len(bad) > 1 else ""
+    notes = f" {worst.note}." if worst.note else ""
+    raise ConstraintViolation(f"{text}{others}.{notes}{_suggestion(model, worst, rules)}\n{report}", report)
 
 
 def nothing_constrained_error(model: Any, report: Report) -> ConstraintViolation:
     """The error for a model without any set, with a line of code that constrains it."""
     trained = [weight for weight in weights_of(model) if weight.created_trainable]
     line = f"inbounds.constrain(model, {{'**/{trained[0].name}': inbounds.MaxNorm(2.0)}})" if trained else ""
-    return ConstraintViolation(
-        explain(
-            "Nothing is constrained: no weight of the model has a set",
-            f"model {report.model!r} with {quantity(len(report.rows), 'weight')}",
-            instead=line,
-        ),
-        report,
-    )
+    wrong = "Nothing is constrained: no weight of the model has a set"
+    received = f"model {report.model!r} with {quantity(len(report.rows), 'weight')}"
+    return ConstraintViolation(explain(wrong, received, instead=line), report)
 
 
 def _suggestion(model: Any, row: Row, rules: Any) -> str:
@@ -204,9 +190,8 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
         return _unmeasured_row(entry.paths, code, note, entry.set, entry.source)
     measured = entry.applied.at(step).measure([one.effective_value() for one in entry.weights], entry.axes)
     violation, outside = np.maximum(measured.excess, 0.0), measured.outside
-    view = entry.views[0]
-    unit_shape = view.units if view.count == violation.size else violation.shape
-    worst = np.unravel_index(int(np.argmax(np.where(outside, violation, 0))), unit_shape) if outside.any() else None
+    view, largest = entry.views[0], int(np.argmax(np.where(outside, violation, 0)))
+    worst = np.unravel_index(largest, view.units if view.count == violation.size else violation.shape)
     status: Status = "violated" if outside.any() else "unenforced" if reason else "holds"
     used = [f"{one.name} is {one.effective_description}" for one in entry.weights if not one.is_stored]
     notes = [entry.note, entry.lost_steps, f"at step {step}" * entry.set.changes, *used, reason]
@@ -216,7 +201,7 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
         units=int(violation.size),
         violated=int(outside.sum()),
         violation=float(violation.max(initial=0.0)),
-        worst_unit=None if worst is None else tuple(int(i) for i in worst),
+        worst_unit=tuple(int(i) for i in worst) if outside.any() else None,
         active=float(np.mean(measured.active)) if entry.set.has_boundary else math.nan,
         tolerance=float(measured.slack.max(initial=0.0)),
         status=status,
@@ -265,11 +250,8 @@ def _unenforced_reason(entry: Entry) -> str:
         moving += ["the adapter" for weight in entry.weights if weight.adapted]
         return f"nothing keeps the units inside while {' and '.join(moving)} trains" if moving else ""
     reasons = [f"{weight.name}: {reason}" for weight in entry.weights if (reason := why_unenforceable(weight))]
-    if all(weight.variable.constraint is None for weight in entry.weights):
-        reasons.append(
-            "declared, but Keras applies only what a variable has: the argument was set after the layer was built"
-        )
-    return "; ".join(reasons)
+    late = "declared, but Keras applies only what a variable has: the argument was set after the layer was built"
+    return "; ".join(reasons + [late] * all(weight.variable.constraint is None for weight in entry.weights))
 
 
 def _declared_row(weight: Weight, declared: Any, reason: str, weights: Sequence[Weight], *, accepted: bool) -> Row:
@@ -286,8 +268,7 @@ def _declared_row(weight: Weight, declared: Any, reason: str, weights: Sequence[
         return _unmeasured_row((weight.path,), code, str(error), constraint, source)
     along, note = _along_fan_in(constraint, weight, span, weights)
     row = _set_row(replace(entry, note=note), code, _unenforced_reason(entry))
-    intended = accepted or isinstance(declared, Set)
-    if along is None or row.status != "holds" or intended:
+    if along is None or row.status != "holds" or accepted or isinstance(declared, Set):
         return row
     return replace(row, status="misaligned", excess=_bars(along.excess))
 
@@ -306,10 +287,8 @@ def _along_fan_in(
     value = weight.effective_value()
     measured = constraint.measure([value], [span])
     outside = int(np.sum(measured.outside))
-    note = (
-        f"axis {constraint.axis} is not the layer's fan-in {span}: of its {quantity(measured.excess.size, 'unit')} "
-        f"{outside} are outside"
-    )
+    units = quantity(measured.excess.size, "unit")
+    note = f"axis {constraint.axis} is not the layer's fan-in {span}: of its {units} {outside} are outside"
     if not outside:
         return None, note
     norm = np.sqrt(np.sum(np.square(to_numpy(value)), axis=span)).ravel()[np.argmax(measured.excess)]
@@ -323,8 +302,6 @@ def _along_fan_in(
 
 def _as_set(constraint: Any) -> Set:
     """A constraint of Keras as the equal set; any other callable as the set of its fixed points."""
-    if isinstance(constraint, Set):
-        return constraint
     try:
         found = of_keras(constraint)
     except SetError:

@@ -26,20 +26,11 @@ MEANINGS = {
 }
 """The statuses in the order in which a verdict counts them, and what they mean."""
 
-MOST_FAILURES = 20
-"""How many sets that don't hold are shown above the table, which has all."""
-
-WIDTH, HEIGHT = 128, 32
-"""The size of a plot."""
-
-TOP, BOTTOM = 4, 6
-"""The space over the highest bar, and the height of the lowest."""
-
-WIDEST = 8
-"""The largest distance between two bars."""
-
-FLAT = 32
-"""The number of tolerances that a plot spans at least, so that rounding looks flat."""
+MOST_FAILURES = 20  # how many sets that don't hold are shown above the table, which has all
+WIDTH, HEIGHT = 128, 32  # the size of a plot
+TOP, BOTTOM = 4, 6  # the space over the highest bar, and the height of the lowest
+WIDEST = 8  # the largest distance between two bars
+FLAT = 32  # the number of tolerances that a plot spans at least, so that rounding looks flat
 
 
 def html_page(report: Json) -> str:

@@ -20,11 +20,10 @@ from inbounds._report.report import Report
 from inbounds._sets.arguments import interval
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.optimizers import optimizers_stepping, steppers_of
-from inbounds._train.taken_plans import gradient_norms_of, measure_gradients
+from inbounds._train.taken_plans import measure_gradients, taken_plan
 from inbounds._types import Every
 
-Numbers = dict[str, list[float]]
-"""From "batch", "violation" and "active" to a number for each audit."""
+Numbers = dict[str, list[float]]  # from "batch", "violation" and "active" to a number for each audit
 
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
@@ -122,11 +121,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
             InboundsError: nothing has been audited yet, or matplotlib isn't installed.
         """
         if self.report is None:
-            raise InboundsError(
-                "There is nothing to draw: the Monitor has seen no training",
-                "Monitor.plot()",
-                instead="model.fit(x, y, callbacks=[monitor]) first",
-            )
+            wrong = "There is nothing to draw: the Monitor has seen no training"
+            raise InboundsError(wrong, "Monitor.plot()", instead="model.fit(x, y, callbacks=[monitor]) first")
         return history_figure(self.history, self.weights)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -195,23 +191,23 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
 
     def _find_not_finite(self) -> None:
         """Warns of weights with an entry that is NaN or infinite, once in each fit."""
-        found = [] if self.not_finite else [one for one in weights_of(self.model) if not _is_finite(one.variable)]
-        if found:
-            paths = [weight.path for weight in found]
-            self.not_finite = dict.fromkeys(paths, self._batches)
-            before = "" if self._last_finite is None else f"; all were finite after batch {self._last_finite}"
-            warnings.warn(
-                explain(
-                    f"Weights are not finite: {', '.join(paths[:3])}{f' and {len(paths) - 3} more' * (len(paths) > 3)}",
-                    f"{_not_finite(found[0].variable)} in the first of them",
-                    where=f"epoch {self._epoch + 1}, after batch {self._batches} of this Monitor{before}",
-                    instead="a smaller learning rate, or clipnorm=1.0 in the optimizer; check the data for NaN",
-                ),
-                NotFiniteWarning,
-                stacklevel=2,
-            )
-        elif not self.not_finite:
+        if self.not_finite:
+            return
+        found = [one for one in weights_of(self.model) if not _is_finite(one.variable)]
+        if not found:
             self._last_finite = self._batches
+            return
+        paths, values = [weight.path for weight in found], to_numpy(found[0].variable)
+        self.not_finite = dict.fromkeys(paths, self._batches)
+        before = "" if self._last_finite is None else f"; all were finite after batch {self._last_finite}"
+        entries = f"{int(np.sum(~np.isfinite(values)))} of {values.size} entries that are NaN or infinite"
+        text = explain(
+            f"Weights are not finite: {', '.join(paths[:3])}{f' and {len(paths) - 3} more' * (len(paths) > 3)}",
+            f"{entries} in the first of them",
+            where=f"epoch {self._epoch + 1}, after batch {self._batches} of this Monitor{before}",
+            instead="a smaller learning rate, or clipnorm=1.0 in the optimizer; check the data for NaN",
+        )
+        warnings.warn(text, NotFiniteWarning, stacklevel=2)
 
     def _find_unmoved(self, epoch: int) -> None:
         """Warns of weights that the steps of the epoch have not moved."""
@@ -250,22 +246,13 @@ def _is_finite(variable: Any) -> bool:
     return bool(keras.ops.convert_to_numpy(keras.ops.all(keras.ops.isfinite(variable))))
 
 
-def _not_finite(variable: Any) -> str:
-    values = to_numpy(variable)
-    return f"{int(np.sum(~np.isfinite(values)))} of {values.size} entries that are NaN or infinite"
-
-
 def _measure_gradients(model: Any) -> None:
     """Makes the steps of a model measure their gradients, and has them compiled again if needed."""
     replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
     if keras.distribution.distribution() is not None or replicas > 1:
-        raise RuleError(
-            "The stationarity is not measured on several devices",
-            "stationarity=True",
-            where=f"{type(model).__name__} {model.name!r}",
-            instead="inbounds.Monitor()",
-        )
-    not_measuring = [optimizer for optimizer in steppers_of(model) if gradient_norms_of(optimizer) is None]
+        wrong, where = "The stationarity is not measured on several devices", f"{type(model).__name__} {model.name!r}"
+        raise RuleError(wrong, "stationarity=True", where=where, instead="inbounds.Monitor()")
+    not_measuring = [optimizer for optimizer in steppers_of(model) if taken_plan(optimizer).gradient_norms is None]
     for optimizer in not_measuring:
         measure_gradients(optimizer)
     if not_measuring and model.train_function is not None:
@@ -274,7 +261,7 @@ def _measure_gradients(model: Any) -> None:
 
 def _stationarity(model: Any) -> float:
     """The norm of the last reduced gradient over that of the full one; NaN before a step."""
-    squares = [gradient_norms_of(optimizer) for optimizer in steppers_of(model)]
+    squares = [taken_plan(optimizer).gradient_norms for optimizer in steppers_of(model)]
     reduced, full = np.sum([np.full(2, np.nan) if pair is None else to_numpy(pair) for pair in squares], axis=0)
     return float(np.sqrt(reduced / full)) if full > 0 else float("nan")
 
@@ -287,9 +274,7 @@ def _is_unmoved(entry: Entry, old: np.ndarray[Any, Any], new: np.ndarray[Any, An
 
 def _step_count(model: Any, weight: Weight) -> int:
     """The number of steps that the optimizers of a weight have taken."""
-    return sum(
-        int(optimizer.iterations) for optimizer in optimizers_stepping(model, [weight.variable]) if optimizer.built
-    )
+    return sum(int(one.iterations) for one in optimizers_stepping(model, [weight.variable]) if one.built)
 
 
 def _learning_rate(model: Any, weight: Weight) -> float:
@@ -299,14 +284,7 @@ def _learning_rate(model: Any, weight: Weight) -> float:
 
 
 def _warn_unmoved(entry: Entry, weight: Weight, when: str) -> None:
-    warnings.warn(
-        explain(
-            f"No step has moved {weight.path}: {entry.lost_steps}; or its gradient is 0",
-            repr(entry.set),
-            where=when,
-            instead="constrain(model, rules, latent=True), a larger learning rate, or a set that follows smaller "
-            "steps: of a grid, a finer one",
-        ),
-        WeightNotMovedWarning,
-        stacklevel=2,
-    )
+    wrong = f"No step has moved {weight.path}: {entry.lost_steps}; or its gradient is 0"
+    finer = "a set that follows smaller steps: of a grid, a finer one"
+    instead = f"constrain(model, rules, latent=True), a larger learning rate, or {finer}"
+    warnings.warn(explain(wrong, repr(entry.set), where=when, instead=instead), WeightNotMovedWarning, stacklevel=2)

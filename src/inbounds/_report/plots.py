@@ -17,25 +17,17 @@ from inbounds._sets.set import Set
 Points = Sequence[tuple[float, float]]
 
 DEFAULT_POINTS: Points = ((1.5, 1.0), (-1.5, 0.5), (-0.5, -1.5), (1.0, -0.75))
-HALF_WIDTH = 2.0
-"""A picture of a set spans -HALF_WIDTH to HALF_WIDTH on both axes, unless the set is larger or smaller."""
+HALF_WIDTH = 2.0  # a picture of a set spans -HALF_WIDTH to HALF_WIDTH on both axes, unless the set is larger or smaller
 
 INSIDE, OUTSIDE, NEAREST = "#9ecae1", "#d95f02", "#08519c"
 
 LINE = 0.0125
 """How far around a set is drawn as the set, as a share of the half width, so that lines and points are seen."""
 
-FAR = 1e6
-"""Points so far away show how large a set is, unless it is unbounded."""
-
-MOST_ROWS = 12
-"""How many sets of a report are drawn."""
-
-MOST_NAMES = 8
-"""How many weights a legend names."""
-
-FLAT = 32
-"""The number of tolerances that a plot spans at least, so that rounding looks flat."""
+FAR = 1e6  # points so far away show how large a set is, unless it is unbounded
+MOST_ROWS = 12  # how many sets of a report are drawn
+MOST_NAMES = 8  # how many weights a legend names
+FLAT = 32  # the number of tolerances that a plot spans at least, so that rounding looks flat
 
 
 @dataclass(frozen=True)
@@ -101,11 +93,8 @@ def plot_set(set: Set, points: Points | None = None) -> Any:  # noqa: A002  # th
         1
     """
     if set.couples_units:
-        raise SetError(
-            "A set of whole weights has no picture: two entries show no more of it than a row",
-            repr(set),
-            instead="a set of vectors, such as inbounds.MaxNorm(1.0)",
-        )
+        wrong = "A set of whole weights has no picture: two entries show no more of it than a row"
+        raise SetError(wrong, repr(set), instead="a set of vectors, such as inbounds.MaxNorm(1.0)")
     half = HALF_WIDTH * _size(set)
     scaled = tuple((x * half / HALF_WIDTH, y * half / HALF_WIDTH) for x, y in DEFAULT_POINTS)
     given = scaled if points is None else tuple((float(x), float(y)) for x, y in points)
@@ -228,11 +217,8 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InboundsError(
-            "Nothing is drawn: matplotlib is not installed",
-            printable(str(error)),
-            instead='pip install "inbounds[plots]"',
-        ) from error
+        wrong = "Nothing is drawn: matplotlib is not installed"
+        raise InboundsError(wrong, printable(str(error)), instead='pip install "inbounds[plots]"') from error
     figure = Figure(figsize=(width, height), layout="constrained")
     figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]  # IPython looks for it
     return figure

@@ -72,25 +72,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where and when an audit was made.
+    """When and with which versions an audit was made, and of which file."""
 
-    Attributes:
-        date: in UTC, ISO 8601.
-        inbounds: its version.
-        keras: its version.
-        backend: its name and version.
-        python: its version.
-        file: the name of the model's file; empty if the model was not read from one.
-        sha256: the SHA-256 of that file, in hexadecimal.
-    """
-
-    date: str
+    date: str  # in UTC, ISO 8601
     inbounds: str
     keras: str
-    backend: str
+    backend: str  # its name and version
     python: str
-    file: str = ""
-    sha256: str = ""
+    file: str = ""  # its name; empty if the model was not read from one
+    sha256: str = ""  # of the file, in hexadecimal
 
 
 @dataclass(frozen=True)

@@ -115,12 +115,10 @@ class Custom(Set):
         seen = keras.ops.convert_to_tensor(weight) if namespace(weight) is np else weight
         result = self.fn(seen)
         if result is None or tuple(getattr(result, "shape", ())) != tuple(weight.shape):
-            raise SetError(
-                "The callable of a Custom did not return a tensor of the shape it was given",
-                f"fn={shown(self.fn)}, which returned "
-                + ("None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"),
-                where=f"a weight of shape {tuple(weight.shape)}",
-            )
+            returned = "None" if result is None else f"the shape {tuple(getattr(result, 'shape', ()))}"
+            wrong = "The callable of a Custom did not return a tensor of the shape it was given"
+            where = f"a weight of shape {tuple(weight.shape)}"
+            raise SetError(wrong, f"fn={shown(self.fn)}, which returned {returned}", where=where)
         if seen is weight:
             return cast(result, dtype_of(weight))
         # Entries that `fn` doesn't change keep their float64 value where the backend computes in float32.

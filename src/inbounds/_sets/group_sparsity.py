@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
+from inbounds._arrays.views import View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import at_most, axes, in_a_row, number_or_array, numbers_of_units, positive_integer
 from inbounds._sets.declaration import Declaration, Row
@@ -30,8 +32,9 @@ from inbounds._sets.sparsity import largest, too_many
 from inbounds._sets.sums import OfTotal
 from inbounds._types import Axis, Integer, Numbers
 
-NAMES = ("inputs", "units")  # the groups of a whole weight that have a name
-OfGroups: TypeAlias = Numbers | Literal["inputs", "units"]
+NAMES = ("inputs", "units", "heads", "gates")  # the groups of a whole weight that have a name
+ROOM = 2.0**100  # the largest entry in units of norms: a radius may be as much smaller, and more
+OfGroups: TypeAlias = Numbers | Literal["inputs", "units", "heads", "gates"]
 """Labels for the entries of a unit, or a name for the groups of a whole weight."""
 
 
@@ -40,12 +43,13 @@ class GroupSet(Set):
 
     Attributes:
         groups: labels, or a name.
-        inputs: the axis of the layer's inputs; None while the layer isn't known.
+        view: how the weight is seen, so that an axis that no unit spans counts groups; None while
+            the layer isn't known.
     """
 
     allows_frozen: ClassVar[bool] = False
     groups: Any
-    inputs: int | None = None
+    view: View | None = None
 
     def _of_groups(self, groups: Any, axis: Any) -> None:
         """Checks the arguments that all have, and keeps them."""
@@ -54,18 +58,18 @@ class GroupSet(Set):
         self.axis = axes(name, axis)
         if isinstance(self.groups, float) or (isinstance(groups, str) and (groups not in NAMES or axis is not None)):
             raise SetError(
-                f'`groups` of {name} is not "inputs" or "units", without an axis, or an array of labels',
+                f"`groups` of {name} is not one of {', '.join(NAMES)}, without an axis, or an array of labels",
                 f"groups={shown(groups)}, axis={axis}",
                 instead=f'{name}({self.argument_names()[0]}=1, groups="inputs")',
             )
 
     @abstractmethod
-    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
-        """Whether each group is moved, and what it is multiplied by.
+    def _shorter(self, norms: Array, unit: Array, units: Units) -> tuple[Array, Array]:
+        """Whether each group is moved, and its new norm.
 
         Args:
-            norms: of the groups, of shape (units, groups), over `size`; not finite where an entry isn't.
-            size: of each unit the largest entry, of shape (units, 1).
+            norms: of the groups, of shape (units, groups), over `unit`; not finite where an entry isn't.
+            unit: of each unit the number over which norms are given, of shape (units, 1).
             units: what they come from.
         """
 
@@ -83,23 +87,37 @@ class GroupSet(Set):
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return *super()._key, self.inputs
+        return *super()._key, self.view
+
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
+        """With the heads or gates of a layer."""
+        if not self.whole or self.groups not in ("heads", "gates"):
+            return self
+        return self._seen_by([layout.shape for layout in layouts], layouts[0].counted(self.groups))
 
     def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
         """With the axis of the inputs of a layer."""
-        if not self.whole or self.matrix:
+        if not self.whole or self.matrix or self.view is not None:
             return self
-        if len(shapes) > 1 or inputs[0] is None:
-            name = type(self).__name__
-            raise SetError(
-                f"`groups` of {name} are the inputs of a layer, which no axis of the weight counts",
-                f"groups={self.groups!r}",
-                where=f"weights of shape {' and '.join(map(str, shapes))}",
-                instead=f"{name}({self.argument_names()[0]}=1, groups=[0, 0, 1]), a label for each entry of a unit",
-            )
+        axis = inputs[0] if self.groups == "inputs" else None
+        return self._seen_by(shapes, None if axis is None else (shapes[0], axis))
+
+    def _seen_by(self, shapes: Sequence[tuple[int, ...]], counted: tuple[tuple[int, ...], int] | None) -> Set:
+        """With a shape of the weight in which an axis counts the groups."""
+        if len(shapes) > 1 or counted is None:
+            raise self._no_axis(shapes)
         other = copy.copy(self)
-        other.__dict__["inputs"] = inputs[0]
+        other.__dict__["view"] = _beside(*counted)
         return other
+
+    def _no_axis(self, shapes: Sequence[tuple[int, ...]]) -> SetError:
+        name = type(self).__name__
+        return SetError(
+            f"`groups` of {name} are the {self.groups} of a layer, which no axis of the weight counts",
+            f"groups={self.groups!r}",
+            where=f"weights of shape {' and '.join(map(str, shapes))}",
+            instead=f"{name}({self.argument_names()[0]}=1, groups=[0, 0, 1]), a label for each entry of a unit",
+        )
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units.together(self.whole))
@@ -109,10 +127,19 @@ class GroupSet(Set):
         """The number of groups of a unit; -1 where TensorFlow doesn't know it."""
         if not self.whole:
             return len(groups_of(type(self).__name__, self.groups, span_of(units)).table)
-        return units.count if self.matrix else units.parts[0].shape[self._axis_of_inputs(units.axes[0])] or -1
+        return units.count if self.matrix else self._seen(units).count
 
-    def _axis_of_inputs(self, span: tuple[int, ...]) -> int:
-        return max(span) if self.inputs is None else self.inputs  # of rows, without a layer
+    def _view(self, shape: tuple[int, ...], span: tuple[int, ...]) -> View:
+        if self.view is None and self.groups == "inputs":  # of rows, without a layer
+            return _beside(shape, max(span))
+        if self.view is not None and len(shape) == len(self.view.shape):
+            return replace(self.view, shape=shape)
+        if self.view is None or math.prod(shape) != math.prod(self.view.shape):
+            raise self._no_axis([shape])
+        return self.view
+
+    def _seen(self, units: Units) -> Units:
+        return units.seen([self._view(tuple(units.parts[0].shape), units.axes[0])])
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
@@ -124,23 +151,21 @@ class GroupSet(Set):
         some = ~(squares <= 0)  # or NaN; at 0 a root has no gradient
         squares = xp.where(some, squares, xp.ones_like(most))
         lengths, some, most, scale = (xp.reshape(one, by_unit) for one in (xp.sqrt(squares), some, most, scale))
-        size = xp.clip(xp.max(most, axis=1, keepdims=True), 1 / HUGE, HUGE)
-        share = xp.maximum(scale / size, SMALLEST_NORMAL[dtype_of(most)])  # so that none but zeros has the norm 0
-        moved, factor = self._factors(xp.where(some, share * lengths, xp.zeros_like(most)), size, units)
+        unit = xp.clip(xp.max(most, axis=1, keepdims=True) / ROOM, 1 / HUGE, HUGE)
+        share = xp.maximum(scale / unit, SMALLEST_NORMAL[dtype_of(most)])  # so that none but zeros has the norm 0
+        moved, norms = self._shorter(xp.where(some, share * lengths, xp.zeros_like(most)), unit, units)
+        new = norms * unit / lengths
 
-        def shortened(x: Array, moved: Array, factor: Array) -> Array:
-            return xp.where(moved, xp.where(factor > 0, x * factor, xp.zeros_like(x)), x)  # 0 has no sign
+        def shortened(x: Array, moved: Array, new: Array, scale: Array) -> Array:
+            return xp.where(moved, xp.where(new > 0, x / scale * new, xp.zeros_like(x)), x)  # 0 has no sign
 
-        return back(shortened, *(xp.reshape(one, grouped.shape) for one in (moved, factor)))
+        return back(shortened, *(xp.reshape(one, grouped.shape) for one in (moved, new, scale)))
 
     def _grouped(self, units: Units) -> tuple[Units, Callable[..., Units]]:
         """The groups as units; and what makes units of a function of entries and of numbers for the groups."""
         if self.whole:
-            grouped = units
-            if not self.matrix:
-                axis, shape = self._axis_of_inputs(units.axes[0]), units.parts[0].shape
-                grouped = replace(units, axes=(tuple(i for i in range(len(shape)) if i != axis),))
-            return grouped, lambda fn, *numbers: grouped.map(fn, *numbers).apart(units)
+            grouped = units if self.matrix else self._seen(units)
+            return grouped, lambda fn, *numbers: grouped.map(fn, *numbers).unseen(units)
         rows, mask, groups = units.rows(), units.mask_rows(), groups_of("", self.groups, span_of(units))
         xp = namespace(rows)
         entries = groups.gathered(rows if mask is None else xp.where(mask, rows, xp.zeros_like(rows)))
@@ -149,24 +174,27 @@ class GroupSet(Set):
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
         xp = namespace(rows)
-        within: tuple[int, ...] = (-1,)
         if not self.whole:
             entries = groups_of("", self.groups, laid.span).gathered(rows)
         elif self.matrix:
             entries = rows
         else:
             (view,) = laid.views
-            entries, axis = view.weight(rows), self._axis_of_inputs(view.axes)
-            within = tuple(i for i in range(len(view.shape)) if i != axis)
-        size = without_gradient(xp.max(xp.abs(entries), axis=within, keepdims=True))
+            entries = replace(laid, rows=rows).seen([self._view(view.shape, view.axes)]).rows
+        size = without_gradient(xp.max(xp.abs(entries), axis=-1, keepdims=True))
         size = xp.where(size > 0, xp.clip(size, 1 / HUGE, HUGE), xp.ones_like(size))
-        squares = xp.sum((entries / size) ** 2, axis=within, keepdims=True)
+        squares = xp.sum((entries / size) ** 2, axis=-1, keepdims=True)
         some = squares > 0
         norms = xp.where(some, size * xp.sqrt(xp.where(some, squares, xp.ones_like(squares))), squares)
         return [(self._beyond(xp.reshape(norms, (1 if self.whole else rows.shape[0], -1))), self._slack(laid))]
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return self._edges(rows, Laid.of_rows(rows))[0][0]
+
+
+def _beside(shape: tuple[int, ...], axis: int) -> View:
+    """A view whose units lie beside each other along an axis."""
+    return View(shape, tuple(i for i in range(len(shape)) if i != axis))
 
 
 @registered
@@ -182,13 +210,13 @@ class GroupL1Ball(OfTotal, GroupSet):
         radius: the largest sum of norms; above 0. With labels a number for all units, or an array
             with one for each.
         groups: for a whole weight, "inputs": a group is all that comes from one input of the layer,
-            see `on`; or "units": a group is a unit. Or labels, for each unit: an array of the
-            unit's shape or one with a label for each entry, see `Equal`.
+            see `on`; "units": a group is a unit; "heads" or "gates": see `per`. Or labels, for each
+            unit: an array of the unit's shape or one with a label for each entry, see `Equal`.
         axis: see `MaxNorm`; with labels.
 
     Raises:
-        SetError: an argument is wrong; once the weight is known, it has no axis of inputs, or the
-            labels don't fit its units.
+        SetError: an argument is wrong; once the weight is known, it has no inputs, heads or gates,
+            or the labels don't fit its units.
 
     On rows, without a layer, inputs are columns.
 
@@ -212,17 +240,16 @@ class GroupL1Ball(OfTotal, GroupSet):
         self.level = in_a_row(self.radius)
         self._of_groups(groups, axis)
 
-    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
+    def _shorter(self, norms: Array, unit: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(norms)
         lengths = Units.of([norms], [(1,)], differentiable=units.differentiable, concrete=units.concrete)
         held = self.level + Judgement(units.together(self.whole).size, units.dtype).held(self.level)
-        size = xp.reshape(size, lengths.shape)
-        level, ceiling = (xp.minimum(lengths.numbers(bound) / size, HUGE) for bound in (self.level, held))
+        unit = xp.reshape(unit, lengths.shape)
+        level, ceiling = (xp.minimum(lengths.numbers(bound) / unit, HUGE) for bound in (self.level, held))
         total = lengths.constants().total(xp.abs)
         moved = (total > ceiling) & xp.isfinite(total)
         shorter = nearest_on_one_row(lengths, Declaration((Row("diamond", level),)), moved).parts[0]
-        factor = shorter / xp.where(norms > 0, norms, xp.ones_like(norms))
-        return xp.expand_dims(moved, -1) & xp.isfinite(factor), factor
+        return xp.expand_dims(moved, -1) & xp.isfinite(shorter), shorter
 
     def _beyond(self, norms: Array) -> Array:
         return namespace(norms).sum(norms, axis=1) - constant(norms, self.level)
@@ -239,15 +266,14 @@ class GroupSparse(GroupSet):
 
     Args:
         k: how many groups may differ from 0; at most as many as there are.
-        groups: see `GroupL1Ball`: "inputs" or "units" of a whole weight, or labels for each unit.
-            The heads of an attention's kernel are labels over all of its axes: those of
-            `np.arange(heads)[None, :, None]`, with `axis=(0, 1, 2)` for (features, heads, dims).
+        groups: see `GroupL1Ball`: "inputs", "units", "heads" or "gates" of a whole weight, or
+            labels for each unit.
         axis: see `MaxNorm`; with labels.
 
     Raises:
         SetError: `k` is not a positive integer, or another argument is wrong; once the weight is
-            known, `k` is above the number of groups, it has no axis of inputs, or the labels don't
-            fit its units.
+            known, `k` is above the number of groups, it has no inputs, heads or gates, or the
+            labels don't fit its units.
 
     On rows, without a layer, inputs are columns.
 
@@ -282,7 +308,7 @@ class GroupSparse(GroupSet):
         where = f"{units.count} units of {units.size} entries, with {number} groups"
         at_most(self, "k", number if number >= 0 else self.k, "the number of groups", where)
 
-    def _factors(self, norms: Array, size: Array, units: Units) -> tuple[Array, Array]:
+    def _shorter(self, norms: Array, unit: Array, units: Units) -> tuple[Array, Array]:
         xp = namespace(norms)
         norms = without_gradient(norms)
         finite = xp.all(xp.isfinite(norms), axis=1, keepdims=True)

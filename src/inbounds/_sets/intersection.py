@@ -149,13 +149,10 @@ class AllOf(Composite):
             if nearest < 1e-6:
                 return
         if nearest < math.inf:
-            raise SetError(
-                "The intersection is empty: its sets have no point in common",
-                repr(self),
-                where=f"units of {' or '.join(str(units.size) for units in zeros)} entries; the nearest try is outside "
-                f"of one by {nearest:.3g}",
-                instead="wider bounds",
-            )
+            wrong = "The intersection is empty: its sets have no point in common"
+            sizes = " or ".join(str(units.size) for units in zeros)
+            where = f"units of {sizes} entries; the nearest try is outside of one by {nearest:.3g}"
+            raise SetError(wrong, repr(self), where=where, instead="wider bounds")
 
     # Where members have different units, a report has those of one kind after those of the other.
 
@@ -229,13 +226,9 @@ class Intersection(AllOf):
 
     def __init__(self, *sets: Set) -> None:
         flat = [inner for given in sets for inner in (given.sets if isinstance(given, Intersection) else (given,))]
-        wrong = [inner for inner in flat if not isinstance(inner, Set) or isinstance(inner, JointSet)]
-        if wrong or len(flat) < 2:
-            raise SetError(
-                "An intersection is not made of two or more sets, or one of them is a Joint",
-                f"sets={shown(sets)}",
-                instead="Joint(a & b)",
-            )
+        if len(flat) < 2 or any(not isinstance(inner, Set) or isinstance(inner, JointSet) for inner in flat):
+            wrong = "An intersection is not made of two or more sets, or one of them is a Joint"
+            raise SetError(wrong, f"sets={shown(sets)}", instead="Joint(a & b)")
         self.made_of(*by_units(flat))
 
     @property

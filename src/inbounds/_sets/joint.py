@@ -14,7 +14,7 @@ from inbounds._sets.arguments import names
 from inbounds._sets.composite import Composite, contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set, registered, with_argument
-from inbounds._types import Constraint, Inputs, Kind, Mask, Numbers
+from inbounds._types import Constraint, Inputs, Integer, Kind, Mask, MaskName, Numbers
 
 KERNEL_AND_BIAS = ("kernel", "bias")
 
@@ -22,8 +22,7 @@ KERNEL_AND_BIAS = ("kernel", "bias")
 class JointSet(Composite):
     """A set of vectors that several weights form: it is the inner one, of units that have several parts."""
 
-    example: ClassVar[str]
-    """Code that makes one."""
+    example: ClassVar[str]  # code that makes one
     across_layers: ClassVar[bool] = False
     """Whether all weights of a model that are given it form one unit; else those of each layer form theirs."""
 
@@ -33,13 +32,11 @@ class JointSet(Composite):
             wrong = f"{name} is not given a set of vectors, but a class, a callable, a Custom or a Joint"
             raise SetError(wrong, f"inner={shown(inner)}", instead=self.example)
         if inner.axis is not None:
-            raise SetError(
-                f"A set in a {name} has an `axis`, and the units of a {name} come from the layer",
-                f"inner={shown(inner)}",
-                instead=f"{name}({with_argument(inner, 'axis', None)!r})"
-                if "axis" in inner.argument_names()
-                else "leave `axis` out: the layer knows its units",
-            )
+            wrong = f"A set in a {name} has an `axis`, and the units of a {name} come from the layer"
+            instead = "leave `axis` out: the layer knows its units"
+            if "axis" in inner.argument_names():
+                instead = f"{name}({with_argument(inner, 'axis', None)!r})"
+            raise SetError(wrong, f"inner={shown(inner)}", instead=instead)
         self.inner = inner
         self.members = (inner,)
 
@@ -51,9 +48,9 @@ class JointSet(Composite):
             raise SetError(wrong, shown(other), where=f"{self!r} & ...", instead=f"{name}(a & b)")
         return self.rebuilt([self.inner & other.inner])
 
-    def where(self, mask: Mask) -> Set:
+    def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
         """The set for those entries of each vector only that a mask marks."""
-        return self.rebuilt([self.inner.where(mask)])
+        return self.rebuilt([self.inner.where(mask, width)])
 
     def on(self, inputs: Inputs) -> Set:
         """The set for those weights only that come from some inputs of a layer; a bias comes from none."""
@@ -77,13 +74,10 @@ class JointSet(Composite):
 
     def __call__(self, w: Numbers) -> Array:
         """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""
-        raise SetError(
-            f"A {type(self).__name__} can't be applied to one weight: it holds for several at once",
-            f"w={getattr(w, 'path', type(w).__name__)}",
-            where=repr(self),
-            instead="inbounds.constrain(model) once the model is built; inbounds.project(model) in loops "
-            "without a Keras optimizer",
-        )
+        wrong = f"A {type(self).__name__} can't be applied to one weight: it holds for several at once"
+        loops = "inbounds.project(model) in loops without a Keras optimizer"
+        instead = f"inbounds.constrain(model) once the model is built; {loops}"
+        raise SetError(wrong, f"w={getattr(w, 'path', type(w).__name__)}", where=repr(self), instead=instead)
 
 
 @registered

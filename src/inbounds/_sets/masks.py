@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Units
+from inbounds._arrays.views import WeightLayout
 from inbounds._errors import FEW, SetError, shown
 from inbounds._sets.composite import Composite, bracketed, contains
 from inbounds._sets.custom import Custom
@@ -19,7 +20,10 @@ from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.serialization import to_code
 from inbounds._sets.set import Edge, Set, registered
-from inbounds._types import Inputs, Mask
+from inbounds._types import Inputs, Integer, Mask, MaskName
+
+NAMES = get_args(MaskName)
+"""The masks that have a name."""
 
 
 @registered
@@ -33,11 +37,16 @@ class Where(Composite):
     Args:
         set: of vectors or entries; a set of a whole matrix has no meaning for some of its entries.
         mask: booleans that broadcast to the weight (on rows: to the rows); within a Joint, one for
-            each entry of a unit or one row for each unit.
+            each entry of a unit or one row for each unit. Or a name, for a weight in which each of
+            the layer's inputs i has one entry for each unit j: "causal" marks i <= j, "banded"
+            abs(i - j) <= width; "not causal" and "not banded" mark the others. Each head and each
+            gate has its own i and j.
+        width: how far from the diagonal a band reaches; 0 is the diagonal.
 
     Raises:
-        SetError: the mask isn't of booleans, marks nothing, or the set is one of a whole matrix or
-            a callable.
+        SetError: the mask isn't of booleans or a name, marks nothing, or the set is one of a whole
+            matrix or a callable; `width` is missing, or given without a band; when the plan is
+            made, of a name: the weight has several axes of inputs or of units, or none.
 
     Cost: that of the set, and a selection in every pass.
 
@@ -48,47 +57,106 @@ class Where(Composite):
     array([[ 0., -1.]])
     """
 
-    def __init__(self, set: Set, mask: Mask) -> None:  # noqa: A002  # the word of the library
+    width: int | None = None
+
+    def __init__(self, set: Set, mask: Mask | MaskName, width: Integer | None = None) -> None:  # noqa: A002  # the word of the library
         _check_inner("where", "mask", set)
-        marks = np.asarray(mask)
-        if marks.dtype != bool or not marks.any():
+        named = isinstance(mask, str)
+        marks: Any = mask if named else np.array(mask)
+        if not (mask in NAMES if named else marks.dtype == bool and marks.any()):
             raise SetError(
-                "`mask` of where is not an array of booleans of which some are True",
+                "`mask` of where is not an array of booleans of which some are True, or one of " + ", ".join(NAMES),
                 f"mask={shown(mask)}",
                 where=f"{set!r}.where(...)",
                 instead="where(np.array([True, True, False]))",
             )
-        marks = marks.copy()
-        marks.setflags(write=False)
-        self.set = set
-        self.mask: Any = marks
-        self.members = (set,)
+        if (named and "banded" in marks) != (isinstance(width, numbers.Integral) and width >= 0):
+            raise SetError(
+                "`width` of where is not an integer of 0 or more for a band, or None for other masks",
+                f"mask={shown(mask)}, width={shown(width)}",
+                where=f"{set!r}.where(...)",
+                instead='where("banded", width=2)',
+            )
+        if not named:
+            marks.setflags(write=False)
+        self.set, self.mask, self.members = set, marks, (set,)
+        self.width = width if width is None else int(width)
+
+    @property
+    def named(self) -> bool:
+        """Whether the mask depends on the units of the weight."""
+        return isinstance(self.mask, str)
+
+    @property
+    def entrywise(self) -> bool:
+        return self.set.entrywise and not self.named
+
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
+        laid = super().laid_out(layouts)
+        return Where(laid.set, self._named_mask(layouts)) if self.named else laid
+
+    def _named_mask(self, layouts: Sequence[WeightLayout]) -> np.ndarray[Any, Any]:
+        """The mask that a name means for a weight, in its shape or one that broadcasts to it."""
+        layout, rank = layouts[0], len(layouts[0].shape)
+        fan_in = range(rank - 1) if layout.fan_in is None else layout.fan_in
+        inputs, units = (
+            [axis for axis in range(rank) if (axis in fan_in) == within and axis != layout.heads]
+            for within in (True, False)
+        )
+        if len(layouts) > 1 or len(inputs) != 1 or len(units) != 1:
+            raise SetError(
+                f"The mask {self.mask!r} is for a weight with one axis of inputs and one of units",
+                repr(self),
+                where=f"weights of shape {' and '.join(str(one.shape) for one in layouts)}, inputs along {fan_in}",
+                instead="where(mask) with an array of booleans that broadcasts to the weight",
+            )
+        i, j = (
+            np.expand_dims(np.arange(layout.shape[axis]), [k for k in range(rank) if k != axis])
+            for (axis,) in (inputs, units)
+        )
+        j = j % (j.size // max(1, layout.gates))
+        marks = i <= j if self.width is None else abs(i - j) <= self.width
+        marks = ~marks if self.mask.startswith("not") else marks
+        if not marks.any():
+            raise SetError(
+                f"The mask {self.mask!r} marks no entry", repr(self), where=f"a weight of shape {layout.shape}"
+            )
+        return marks
+
+    def _marks(self, of: Units | Laid) -> Any:
+        """The mask; without a layer a name is by the units as they are."""
+        if not self.named:
+            return self.mask
+        return self._named_mask([WeightLayout(view.shape, view.axes) for view in of.views])
 
     def check_fit(self, units: Units) -> None:
-        self.set.check_fit(units.where(self.mask))
+        self.set.check_fit(units.where(self._marks(units)))
 
     def _project(self, units: Units) -> Units:
-        return self.set.nearest(units.where(self.mask)).everywhere(units)
+        return self.set.nearest(units.where(self._marks(units))).everywhere(units)
 
     def declaration(self, units: Units) -> Declaration:
-        return self.set.declaration(units).within(units.where(self.mask).marks)
+        return self.set.declaration(units).within(units.where(self._marks(units)).marks)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        marked = units.where(self.mask)
+        marked = units.where(self._marks(units))
         return self.set.reduced(marked, gradient.everywhere(marked)).everywhere(units)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        return self.set.multiplier(units.where(self.mask), taken.where(self.mask))
+        return self.set.multiplier(*(one.where(self._marks(units)) for one in (units, taken)))
 
     def edges(self, laid: Laid) -> list[Edge]:
-        return self.set.edges(laid.where(self.mask))
+        return self.set.edges(laid.where(self._marks(laid)))
 
     def _finite(self, laid: Laid, count: int) -> Array:
-        return self.set._finite(laid.where(self.mask), count)
+        return self.set._finite(laid.where(self._marks(laid)), count)
+
+    def _config(self) -> dict[str, Any]:
+        return {name: value for name, value in super()._config().items() if value is not None}
 
     def __repr__(self) -> str:
         mask = "..." if isinstance(self.mask, tuple) else to_code(self.mask)
-        return f"{bracketed(self.set)}.where({mask})"
+        return f"{bracketed(self.set)}.where({mask}{'' if self.width is None else f', width={self.width}'})"
 
 
 class _Marked(Where):

@@ -74,12 +74,10 @@ class MatrixSet(Set):
             instead = "stack=1, or the number of heads or gates"
             raise SetError(wrong, f"stack={self.stack}", where=where, instead=instead)
         if self.square and units.count // self.stack != units.size:
-            raise SetError(
-                f"{type(self).__name__} is for square matrices: as many units as entries of a unit",
-                f"{self.stack} of {units.count // self.stack} units by {units.size} entries",
-                where=repr(self),
-                instead="a square weight, or `stack` for several square ones side by side",
-            )
+            wrong = f"{type(self).__name__} is for square matrices: as many units as entries of a unit"
+            shape = f"{self.stack} of {units.count // self.stack} units by {units.size} entries"
+            instead = "a square weight, `stack` for several side by side, or Symmetric().per('window') for windows"
+            raise SetError(wrong, shape, where=repr(self), instead=instead)
 
     def reported_units(self, units: int) -> int:
         return self.stack
@@ -279,24 +277,21 @@ class Marginals(MatrixSet):
         """The sums of matrices of shape (stack, rows, columns), or an error where they don't fit."""
         given = zip(("rows", "columns"), (self.rows, self.columns), shape[1:], strict=True)
         wrong = [f"{name}.shape={np.shape(sums)}" for name, sums, n in given if np.ndim(sums) and np.size(sums) != n]
+        where = f"{self!r} on a matrix of {shape[1]} rows and {shape[2]} columns"
         if wrong:
-            raise SetError(
-                "An array doesn't fit the matrix: one number for each row, or column",
-                ", ".join(wrong),
-                where=f"{self!r} on a matrix of {shape[1]} rows and {shape[2]} columns",
-                instead=f"arrays of shape ({shape[1]},) and ({shape[2]},)",
-            )
+            text = "An array doesn't fit the matrix: one number for each row, or column"
+            instead = f"arrays of shape ({shape[1]},) and ({shape[2]},)"
+            raise SetError(text, ", ".join(wrong), where=where, instead=instead)
         rows = np.broadcast_to(np.reshape(self.rows, (-1, 1)), (shape[1], 1))
         columns = np.broadcast_to(np.reshape(self.columns, (1, -1)), (1, shape[2]))
-        total = rows.sum()
-        if abs(columns.sum() - total) > 1e-6 * total:
-            raise SetError(
-                "The sums of the rows and of the columns don't add up to the same",
-                f"{total:g} and {columns.sum():g}",
-                where=f"{self!r} on a matrix of {shape[1]} rows and {shape[2]} columns",
-                instead=f"columns that add up to {total:g}",
-            )
-        return _Sums(rows, columns * (total / columns.sum()))
+        total, other = rows.sum(), columns.sum()
+        if abs(other - total) > 1e-6 * total:
+            text = "The sums of the rows and of the columns don't add up to the same"
+            instead = f"columns that add up to {total:g}"
+            raise SetError(text, f"{total:g} and {other:g}", where=where, instead=instead)
+        columns = columns * (total / other)
+        unit = float(2.0 ** np.floor(np.log2(max(rows.max(), columns.max()))))
+        return _Sums(rows / unit, columns / unit, unit)
 
     def check_fit(self, units: Units) -> None:
         super().check_fit(units)
@@ -322,9 +317,8 @@ class Marginals(MatrixSet):
         xp, sums = namespace(matrices), self._sums(tuple(matrices.shape))
         largest = xp.max(xp.abs(matrices), axis=(1, 2), keepdims=True)
         size = without_gradient(xp.clip(largest, sums.unit, HUGE))
-        return (size * _largest(*_defects(matrices / size, sums.of(matrices), sums.unit / size)))[
-            :, 0, 0
-        ]  # they could overflow
+        defects = _defects(matrices / size, sums.of(matrices), sums.unit / size)  # they could overflow
+        return (size * _largest(*defects))[:, 0, 0]
 
     def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
         below = namespace(rows).max(-self._matrices(rows), axis=(1, 2))
@@ -380,12 +374,7 @@ class _Sums:
 
     rows: np.ndarray[Any, Any]  # of each row, of shape (n, 1), in units
     columns: np.ndarray[Any, Any]  # of each column, of shape (1, m), in units
-    unit: float = 0.0  # a power of 2
-
-    def __post_init__(self) -> None:
-        if not self.unit:
-            unit = 2.0 ** np.floor(np.log2(max(self.rows.max(), self.columns.max())))
-            vars(self).update(rows=self.rows / unit, columns=self.columns / unit, unit=float(unit))
+    unit: float  # a power of 2, so that the largest sum is 1 to 2
 
     @property
     def transposed(self) -> _Sums:

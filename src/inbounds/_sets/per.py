@@ -15,20 +15,21 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import Array, namespace
+from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import refused
 from inbounds._sets.composite import Composite, bracketed, contains, parts_of
 from inbounds._sets.custom import Custom
+from inbounds._sets.equal import Equal
 from inbounds._sets.joint import JointSet
-from inbounds._sets.matrices import MatrixSet
+from inbounds._sets.matrices import MatrixSet, Symmetric
 from inbounds._sets.set import Edge, Set, registered, with_argument
-from inbounds._types import Inputs, Kind, Mask
+from inbounds._types import Inputs, Integer, Kind, Mask, MaskName
 
 Seen = TypeVar("Seen", Units, Laid)
-KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates")
+KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates", "window")
 
 
 @registered
@@ -42,17 +43,20 @@ class Per(Composite):
     - "weight": the whole weight is one unit.
     - "heads": a unit is one head of an attention.
     - "gates": a unit is one gate of an LSTM, a GRU or a ConvLSTM, with all of its columns.
+    - "window": a unit is the window of a convolution, of one channel and one filter.
 
-    Of a set of matrices, each head or gate is a matrix of the layer's units, as with `stack`.
+    Of a set of matrices, each head or gate is a matrix of the layer's units, as with `stack`; a
+    window is a matrix for `Symmetric`.
 
     Args:
         set: of vectors, entries or matrices, without an axis.
-        kind: one of the five. On rows, without a layer, units are rows and inputs are columns.
+        kind: one of the six. On rows, without a layer, units are rows and inputs are columns.
 
     Raises:
         SetError: the kind is none of these, or the set has an axis, is a callable or a Joint, or is
             one of a whole weight (`FrobeniusNorm`, `GroupL1Ball`), whose units make no difference;
-            when the plan is made, a weight has no inputs, heads or gates.
+            when the plan is made, a weight has no inputs, heads, gates or window, or the window
+            isn't square for `Symmetric`.
 
     Cost: that of the set. A view copies nothing.
 
@@ -108,8 +112,12 @@ class Per(Composite):
         if self.set.centers and any(view.shape != one.shape for view, one in zip(views, layouts, strict=True)):
             wrong = 'The centre "current" is not known by gates'
             raise SetError(wrong, repr(self), instead=f"an array of shape {views[0].shape} as `center`")
-        matrices = self.set.matrix and self.kind in ("heads", "gates", "inputs")
-        inner = _with_stack(self.set, views[0].units[0]) if matrices else self.set
+        pairs = zip(views, layouts, strict=True)
+        inner = self.set.laid_out([_seen_layout(view, layout) for view, layout in pairs])
+        if self.set.matrix and self.kind in ("heads", "gates", "inputs"):
+            inner = _with_stack(inner, views[0].units[0])
+        if self.kind == "window":
+            inner = _of_window(inner, views[0].span)
         made = self.rebuilt([inner])
         made.__dict__["views"] = views
         return made
@@ -123,7 +131,9 @@ class Per(Composite):
             return View(layout.shape, tuple(range(len(layout.shape))))
         if self.kind in ("units", "weight"):
             return View(layout.shape, tuple(sorted(self.spanning.span(layout.shape, layout.fan_in))))
-        if (found := layout.counted(self.kind)) is None:
+        if self.kind == "window" and layout.window:
+            return View(layout.shape, tuple(range(layout.window)))
+        if self.kind == "window" or (found := layout.counted(self.kind)) is None:
             known = [kind for kind in ("heads", "gates", "inputs") if layout.counted(kind)]
             wrong = f"The layer's layout knows no {self.kind} of this weight"
             instead = f"per({(known or ['weight'])[0]!r}), or an `axis` in the set"
@@ -144,8 +154,8 @@ class Per(Composite):
         of_whole = own.whole and not own.matrix
         return ("weight", False, None) if of_whole else (self.kind, own.matrix, own.axis)
 
-    def where(self, mask: Mask) -> Set:
-        return self.rebuilt([self.set.where(mask)])
+    def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
+        return self.rebuilt([self.set.where(mask, width)])
 
     def on(self, inputs: Inputs) -> Set:
         return self.rebuilt([self.set.on(inputs)])
@@ -174,11 +184,11 @@ class Per(Composite):
 
     def _project(self, units: Units) -> Units:
         inner, (seen,) = self._inside(units)
-        return _unseen(inner.nearest(seen.comparable(inner.couples_units)), units)
+        return inner.nearest(seen.comparable(inner.couples_units)).unseen(units)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         inner, (seen, slope) = self._inside(units, gradient)
-        return _unseen(inner.reduced(seen, slope), units)
+        return inner.reduced(seen, slope).unseen(units)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         inner, (seen, normal) = self._inside(units, taken)
@@ -194,9 +204,9 @@ class Per(Composite):
 
     def _inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
         """The set in it, and units or rows as it sees them; without a layer, inputs lie along a unit's last axis."""
-        views = given[0].views
-        own = self.laid_out([WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in views])
-        return own.set, [one.seen(own.views) if isinstance(one, Laid) else _seen(one, own.views) for one in given]
+        seen = () if self.views else given[0].views
+        own = self.laid_out([WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in seen])
+        return own.set, [one.seen(own.views) for one in given]
 
     def __repr__(self) -> str:
         return f"{bracketed(self.set)}.per({self.kind!r})"
@@ -251,6 +261,13 @@ def _stacked(parts: Sequence[Set]) -> bool:
     return any(isinstance(part, MatrixSet) and part.stack > 1 for part in parts)
 
 
+def _seen_layout(view: View, layout: WeightLayout) -> WeightLayout:
+    """What the axes of a view are; those that count gates and heads are alike."""
+    if view.shape == layout.shape:
+        return layout
+    return replace(layout, shape=view.shape, heads=len(view.shape) - 2, gates=0)
+
+
 def _with_stack(given: Set, count: int) -> Set:
     """A set with so many matrices side by side."""
     if isinstance(given, Composite):
@@ -258,30 +275,18 @@ def _with_stack(given: Set, count: int) -> Set:
     return with_argument(given, "stack", count) if isinstance(given, MatrixSet) else given
 
 
-def _seen(units: Units, views: Sequence[View]) -> Units:
-    """The same units by other ones: a view for each part."""
-
-    def arrays(given: Any, like: Sequence[Array]) -> Any:
-        if given is None:
-            return None
-        return tuple(
-            piece
-            if piece is None or tuple(part.shape) == view.shape
-            else namespace(piece).reshape(namespace(piece).broadcast_to(piece, tuple(part.shape)), view.shape)
-            for piece, part, view in zip(given, like, views, strict=True)
+def _of_window(given: Set, window: tuple[int, ...]) -> Set:
+    """A set for the windows of a convolution, of which a symmetric one has equal entries."""
+    if isinstance(given, Composite):
+        return given.rebuilt([_of_window(member, window) for member in given.members])
+    if not given.matrix:
+        return given
+    if not isinstance(given, Symmetric) or len(window) != 2 or window[0] != window[1]:
+        raise SetError(
+            "The window of a convolution is no matrix, but for Symmetric a square one",
+            f"{given!r}.per('window')",
+            where=f"a window of shape {window}",
+            instead="Symmetric().per('window') for a window such as (3, 3)",
         )
-
-    return replace(
-        units,
-        parts=arrays(units.parts, units.parts),
-        axes=tuple(view.axes for view in views),
-        masks=arrays(units.masks, units.parts),
-        metric=arrays(units.metric, units.parts),
-        moved_from=arrays(units.moved_from, units.parts),
-    )
-
-
-def _unseen(view: Units, units: Units) -> Units:
-    """Units as they were before they were seen otherwise, with the entries of the view."""
-    pairs = zip(view.parts, units.parts, strict=True)
-    return units.with_parts([namespace(x).reshape(x, tuple(like.shape)) for x, like in pairs])
+    labels = np.arange(window[0] ** 2).reshape(window)
+    return Equal(np.minimum(labels, labels.T))

@@ -16,7 +16,7 @@ from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace, 
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError
 from inbounds._sets.arguments import refused
-from inbounds._sets.composite import Composite, bracketed, contains, parts_of
+from inbounds._sets.composite import Composite, bracketed, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.joint import JointSet
@@ -56,16 +56,10 @@ class Scaled(Composite):
     """
 
     def __init__(self, set: Set, schedule: Callable[[Any], Any]) -> None:  # noqa: A002  # the word of the library
-        if (
-            not isinstance(set, Set)
-            or contains(set, (JointSet, Custom))
-            or any(part.center is not None for part in parts_of(set))
-        ):
-            raise SetError(
-                "A set that is a callable, a Joint, or has a centre can't be scaled",
-                f"{set!r}.scaled(...)",
-                instead="Joint(MaxNorm(1.0).scaled(schedule))",
-            )
+        parts = list(parts_of(set)) if isinstance(set, Set) else []
+        if not parts or any(isinstance(part, (JointSet, Custom)) or part.center is not None for part in parts):
+            wrong = "A set that is a callable, a Joint, or has a centre can't be scaled"
+            raise SetError(wrong, f"{set!r}.scaled(...)", instead="Joint(MaxNorm(1.0).scaled(schedule))")
         if not callable(schedule):
             wrong, instead = "is not a callable from a step to a factor", "a schedule of keras.optimizers.schedules"
             raise refused("scaled", "schedule", schedule, wrong, instead, where=f"{set!r}.scaled(...)")

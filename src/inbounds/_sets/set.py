@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import html
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any, ClassVar, TypeVar
 
 import keras
@@ -44,7 +44,21 @@ from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
 from inbounds._sets.training import NAMES, Training
-from inbounds._types import Constraint, Every, Gradient, Inputs, Kind, Latent, Mask, Metric, Numbers, Rows, Step
+from inbounds._types import (
+    Constraint,
+    Every,
+    Gradient,
+    Inputs,
+    Integer,
+    Kind,
+    Latent,
+    Mask,
+    MaskName,
+    Metric,
+    Numbers,
+    Rows,
+    Step,
+)
 
 SetClass = TypeVar("SetClass", bound="type[Set]")
 
@@ -174,14 +188,16 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         instead = "a & b for both sets, `constraint is not None` to ask whether there is one"
         raise SetError(wrong, f"bool({self!r})", where=where, instead=instead)
 
-    def where(self, mask: Mask) -> Set:
+    def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
         """The set for those entries only that a mask marks; the others are neither seen nor changed.
 
         Args:
             mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a
-                unit.
+                unit. Or "causal", where input i and unit j have i <= j, or "banded", abs(i - j) <=
+                width; "not causal" and "not banded" mark the others.
+            width: of a band.
         """
-        return CLASSES["Where"](self, mask)
+        return CLASSES["Where"](self, mask, width)
 
     def on(self, inputs: Inputs) -> Set:
         """The set for those weights only that come from some inputs of the layer.
@@ -196,8 +212,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """The set for units of another kind than the layer's output units.
 
         Args:
-            kind: "units", "inputs", "weight", "heads" or "gates", of which the layout of the layer
-                knows the axes.
+            kind: "units", "inputs", "weight", "heads", "gates" or "window", of which the layout of
+                the layer knows the axes.
         """
         return CLASSES["Per"](self, kind)
 
@@ -390,7 +406,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         with quiet(rows):
             edges = [excess for excess, _ in self.edges(laid)]
         count = max(excess.shape[0] for excess in edges)
-        worst = reduce(xp.maximum, [repeated(excess, count) for excess in edges], xp.zeros_like(edges[0][:1]))
+        worst = functools.reduce(xp.maximum, [repeated(excess, count) for excess in edges], xp.zeros_like(edges[0][:1]))
         return xp.where(self._finite(laid, count), worst, xp.full_like(worst, float("inf")))
 
     def tolerance(self, dtype: str, rows: Rows | None = None) -> Any:
@@ -478,17 +494,16 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         metric = without_gradient(constant(cast(rows, working_dtype(dtype_of(rows))), metric))
         good = xp.isfinite(metric) & (metric > 0)
         if is_concrete(good) and not bool(xp.all(good)):
-            raise SetError(
-                "`metric` is not finite and above 0 everywhere",
-                f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not",
-                where=f"rows of shape {tuple(rows.shape)}",
-                instead="a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm",
-            )
+            wrong = "`metric` is not finite and above 0 everywhere"
+            received = f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not"
+            instead = "a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm"
+            raise SetError(wrong, received, where=f"rows of shape {tuple(rows.shape)}", instead=instead)
         return metric
 
     # A value: arguments, equality, repr, saving.
 
     @classmethod
+    @functools.cache
     def argument_names(cls) -> tuple[str, ...]:
         """The names of the constructor's arguments; each is an attribute too."""
         return tuple(inspect.signature(cls).parameters)
@@ -549,14 +564,9 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self) or (hasattr(type(self), name) and name not in self.argument_names()):
-            raise AttributeError(
-                explain(
-                    "A set can't be changed: a compiled training step would not see it",
-                    f"{name}={value!r}",
-                    where=repr(self),
-                    instead="make a new set and call inbounds.constrain(model, rules) again",
-                )
-            )
+            wrong = "A set can't be changed: a compiled training step would not see it"
+            instead = "make a new set and call inbounds.constrain(model, rules) again"
+            raise AttributeError(explain(wrong, f"{name}={value!r}", where=repr(self), instead=instead))
         super().__setattr__(name, value)
 
     def _repr_html_(self) -> str:

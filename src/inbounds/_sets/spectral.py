@@ -1,4 +1,4 @@
-"""Sets of matrices told by their spectrum: SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite.
+"""Sets of matrices by their spectrum: SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite.
 
 The nearest matrix keeps the singular vectors of the given one and changes its singular values only.
 
@@ -136,7 +136,7 @@ class _Shrinking(_Spectral):
         new, slope = self._changed(spectrum.values, scale, units.dtype)
         outside = self._outside(fixed, spectrum.values * scale, units)
         # A value with a vector that is not resolved stays or becomes 0.
-        rows = (new * xp.maximum(slope, spectrum.told))[:, :, None] * spectrum.right
+        rows = (new * xp.maximum(slope, spectrum.resolved))[:, :, None] * spectrum.right
         unit = self._unit(scale)
         nearest = xp.matmul(spectrum.left, rows) * unit[:, :, None]
         if units.differentiable:
@@ -232,7 +232,8 @@ class SpectralNorm(_Ball):
     A zero matrix is inside. Singular values below the bound stay; equal ones are no special case.
     What ends up at the bound is aimed 3 + 2 sqrt(n) epsilons of float32 (float64) below it, for n
     rows or columns, whichever are fewer, so that the tolerance of float32 is 4 ulp at every size;
-    on JAX without float64 twice as far. NaN and infinities stay, and count as violated.
+    on JAX without float64 twice as far. A large matrix within a few ulp of the bound may be moved by
+    as much. NaN and infinities stay, and count as violated.
 
     Source: Lefkimmiatis, Ward and Unser, "Hessian Schatten-norm regularization for linear inverse
     problems", 2013; Sedghi, Gupta and Long, "The singular values of convolutional layers", 2019.
@@ -356,7 +357,7 @@ class NuclearNorm(_Ball):
 
     def _moved(self, spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
         xp = namespace(step)
-        above = slope * spectrum.told
+        above = slope * spectrum.resolved
         along = xp.sum(spectrum.right * xp.matmul(transposed(spectrum.left), step), axis=2)
         threshold = xp.sum(above * along, axis=1, keepdims=True) / xp.maximum(xp.sum(above, axis=1, keepdims=True), 1.0)
         with_threshold = (above * threshold)[:, :, None] * spectrum.right

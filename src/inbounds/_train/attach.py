@@ -27,7 +27,7 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.optimizer_hooks import take_up
 from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
-from inbounds._train.step_projections import StepState, decide, projection_of
+from inbounds._train.step_projections import decide, projection_of
 from inbounds._train.taken_plans import without_latents
 from inbounds._train.unsaved_sets import unsaved_sets
 from inbounds._train.weight_access import exclusive_access
@@ -94,16 +94,9 @@ def constrain(
     if text := guess_warning(plan.entries):
         warnings.warn(text, LayoutWarning, stacklevel=2)
     for weight_paths, why in unsaved_sets(model, plan):
-        warnings.warn(
-            explain(
-                "A .keras file does not carry the whole plan",
-                weight_paths,
-                where=why,
-                instead="call constrain again with the same rules after loading",
-            ),
-            PlanNotSavedWarning,
-            stacklevel=2,
-        )
+        wrong = "A .keras file does not carry the whole plan"
+        instead = "call constrain again with the same rules after loading"
+        warnings.warn(explain(wrong, weight_paths, where=why, instead=instead), PlanNotSavedWarning, stacklevel=2)
     return plan
 
 
@@ -163,13 +156,12 @@ def _check_no_other_plan(model: Any) -> None:
     for weight in weights_of(model):
         constraint = weight.variable.constraint
         if isinstance(constraint, AttachedSet) and constraint.model not in (None, model):
-            raise RuleError(
-                "A weight is in the plan of another model",
-                f"{weight.path}, which the plan of {constraint.model.name!r} holds",
-                where=f"{constraint!r}, and now a plan of {model.name!r}",
-                instead=f"inbounds.release(other), where other is the model {constraint.model.name!r}, "
-                "or one plan for the model that has all",
-            )
+            other, wrong = f"{constraint.model.name!r}", "A weight is in the plan of another model"
+            received = f"{weight.path}, which the plan of {other} holds"
+            where = f"{constraint!r}, and now a plan of {model.name!r}"
+            release = f"inbounds.release(other), where other is the model {other}"
+            instead = f"{release}, or one plan for the model that has all"
+            raise RuleError(wrong, received, where=where, instead=instead)
 
 
 def _projected_entries(model: Any, entries: Sequence[Entry], *, in_numpy: bool = False) -> list[tuple[Any, Any]]:
@@ -182,8 +174,7 @@ def _projected_entries(model: Any, entries: Sequence[Entry], *, in_numpy: bool =
     pairs = []
     with no_gradient():
         for entry in entries:
-            state = StepState(steps_taken(model, entry))
-            pairs += projection_of(entry, include_frozen=True).projected_values(read, state)
+            pairs += projection_of(entry, include_frozen=True).projected_values(read, steps_taken(model, entry))
     return pairs
 
 

@@ -1,7 +1,4 @@
-"""Sets attached to variables, and their projection outside of training steps.
-
-An attached set is the variable's `constraint`, where optimizers and audits find it.
-"""
+"""Sets attached to variables, as their `constraint`, and their projection outside of training steps."""
 
 from __future__ import annotations
 
@@ -20,20 +17,15 @@ from inbounds._model.rules import resolve
 from inbounds._model.weights import remember_layer
 from inbounds._train.assignments import assign
 from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy
-from inbounds._train.step_projections import StepState, projection_of
+from inbounds._train.step_projections import projection_of
 
 
 class AttachedSet(keras.constraints.Constraint):  # type: ignore[misc]  # keras has no types
-    """The `constraint` of a variable while a plan is in force.
-
-    Attributes:
-        entry: the set with all its weights.
-        given: the constraint that the variable's layer was given, or None.
-    """
+    """The `constraint` of a variable while a plan is in force."""
 
     def __init__(self, entry: Entry, given: Any, model: Any = None) -> None:
-        self.entry = entry
-        self.given = given
+        self.entry = entry  # the set with all its weights
+        self.given = given  # the constraint that the variable's layer was given, or None
         self._model = None if model is None else weakref.ref(model)
 
     @property
@@ -80,10 +72,8 @@ def is_planned(entry: Entry) -> bool:
 
 def attached_entries(variables: Iterable[Any]) -> list[Entry]:
     """The entries attached to some variables, each once."""
-    attached = (
-        variable.constraint for variable in variables if isinstance(getattr(variable, "constraint", None), AttachedSet)
-    )
-    return list({id(constraint.entry): constraint.entry for constraint in attached}.values())
+    constraints = (getattr(variable, "constraint", None) for variable in variables)
+    return list({id(one.entry): one.entry for one in constraints if isinstance(one, AttachedSet)}.values())
 
 
 def entries_in_force(model: Any) -> tuple[Entry, ...]:
@@ -103,10 +93,10 @@ def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarra
     units inside. Returns the variables that moved, each with its previous value.
     """
     before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in entry.variables]
-    inside, applied = projection_of(entry).project(before, StepState(step_count)), entry.applied.at(step_count)
+    inside, applied = projection_of(entry).project(before, step_count), entry.applied.at(step_count)
     may_move = is_planned(entry) and not all(variable.trainable for variable in entry.variables)
     if may_move and applied.measure(inside, entry.axes).outside.any():
-        inside = projection_of(entry, include_frozen=True).project(before, StepState(step_count))
+        inside = projection_of(entry, include_frozen=True).project(before, step_count)
     trios = zip(entry.variables, before, inside, strict=True)
     moved = [(variable, old, new) for variable, old, new in trios if not np.array_equal(old, new, equal_nan=True)]
     with no_gradient():
@@ -117,8 +107,7 @@ def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarra
 def project_after_error(entries: Iterable[Entry], steps: Callable[[], int]) -> None:
     """Projects weights that a step may have left outside when it raised; `steps` counts the steps taken.
 
-    Skipped in a trace; for weights that several devices share, since the other devices may not get
-    here; and in a replica of TensorFlow, whose weights the end of the fit projects.
+    Not in a trace, nor weights that devices share, since the others may not get here.
     """
     if in_stateless_scope() or in_tensorflow_strategy():
         return

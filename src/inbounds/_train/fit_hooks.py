@@ -1,10 +1,8 @@
 """Hooks on Keras' fits: projections when a fit begins, evaluates, swaps averages, ends or raises.
 
 Every list of callbacks gets one more callback at its front, and behind it those that are
-`_called_first`. `SwapEMAWeights` is wrapped, so that swapped-in averages are projected. `fit` and
-`train_on_batch` are wrapped, so that their weights are projected where they raise, and their access
-is known to other threads. The hooks are on classes of Keras; `tests/test_keras_ground.py` pins what
-they rely on. Projections within steps are in `optimizer_hooks`.
+`_called_first`. `fit`, `train_on_batch` and `SwapEMAWeights` are wrapped. `tests/test_keras_ground.py`
+pins what the hooks rely on. Projections within steps are in `optimizer_hooks`.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import keras
 
 from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve_given
-from inbounds._model.weights import layers_of, own_weights, variables_of, wrap_method
+from inbounds._model.weights import layers_of, variables_of, wrap_method
 from inbounds._sets.set import Set
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
@@ -42,20 +40,15 @@ def hook_fits() -> None:
 
 
 _EPOCH_START = "_inbounds_epoch_start"
-"""Attribute of a model that JAX fits: its variables' values before the epoch's first step.
-
-Keras empties the variables before that step, and loses the values where its compilation is
-interrupted.
-"""
+"""Attribute of a model that JAX fits: the variables' values, which Keras loses if an interrupt stops the compiling."""
 
 
 def _train_with_access(
     kind: Literal["fit", "step"], train: Callable[..., Any], model: Any, *arguments: Any, **named: Any
 ) -> Any:
     """Runs `fit` or `train_on_batch`; where it raises, projects the weights."""
-    access = WeightAccess(
-        kind, train.__name__, lambda: variables_of(model), sync=getattr(model, "jax_state_sync", lambda: None)
-    )
+    sync = getattr(model, "jax_state_sync", lambda: None)
+    access = WeightAccess(kind, train.__name__, lambda: variables_of(model), sync=sync)
     return run_with_access(access, lambda: train(model, *arguments, **named), lambda: _project_interrupted(model))
 
 
@@ -75,11 +68,10 @@ def _project(model: Any, entries: Iterable[Entry]) -> list[tuple[Any, Any]]:
 
 
 class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
-    """Projects weights at moments of a fit that no step sees; does nothing without sets.
+    """Projects weights at moments of a fit that no step sees.
 
-    When a fit begins it projects all weights, frozen ones too, since they may have been set or
-    loaded. At the end of an epoch, before other callbacks save or inspect the model, and before an
-    evaluation it projects the weights that aren't projected in each step.
+    When a fit begins, those are all weights, which may have been loaded; before an evaluation and at
+    the end of an epoch, before other callbacks see it, those that aren't projected in each step.
     """
 
     _called_first = True
@@ -159,22 +151,16 @@ def _build_optimizer(model: Any) -> None:
 
 def _declared_entries(model: Any) -> list[Entry]:
     """The sets of a model's plan and of its layers' arguments, including those not attached yet."""
-    layers = layers_of(model)
-    constrained = {
-        id(weight.variable)
-        for weight in own_weights(layers)
-        if isinstance(weight.variable.constraint, (AttachedSet, Set))
-    }
-    entries = resolve_given(layers, current_constraint).entries if constrained else ()
-    return [entry for entry in entries if constrained.issuperset(id(weight.variable) for weight in entry.weights)]
+    constrained = {id(v) for v in variables_of(model) if isinstance(v.constraint, (AttachedSet, Set))}
+    entries = resolve_given(layers_of(model), current_constraint).entries if constrained else ()
+    return [entry for entry in entries if constrained.issuperset(map(id, entry.variables))]
 
 
 def _project_after_swap(swap: Callable[..., None], callback: Any) -> None:
-    """Swaps weights and their averages, then projects the weights.
+    """Swaps weights and their averages, and projects the weights.
 
-    Averages of weights inside a set may be outside: by rounding where it is convex, by more where
-    it isn't. An average projected in the model's place is restored when it is swapped back, so that
-    an evaluation doesn't change the training.
+    An average projected in the model's place is restored when it is swapped back, so that an
+    evaluation doesn't change the training.
     """
     swap(callback)
     model = callback.model
@@ -185,9 +171,6 @@ def _project_after_swap(swap: Callable[..., None], callback: Any) -> None:
         taken = taken_plan(optimizer)
         assign(taken.averages)
         moved = _project(model, attached_entries(optimizer._trainable_variables))
-        taken.averages = []
-        averages_of = dict(zip(map(id, optimizer._trainable_variables), averages, strict=True))
-        if not callback._ema_weights_in_model:  # Keras sets it after the swap: the averages are in
-            taken.averages = [
-                (averages_of[id(variable)], value) for variable, value in moved if id(variable) in averages_of
-            ]
+        own = dict(zip(map(id, optimizer._trainable_variables), averages, strict=True))
+        swapped_in = not callback._ema_weights_in_model  # Keras sets it after the swap
+        taken.averages = [(own[id(v)], value) for v, value in moved if swapped_in and id(v) in own]

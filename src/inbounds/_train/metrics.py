@@ -1,9 +1,8 @@
 """The metrics of Keras' optimizers, read from their state.
 
 An optimizer that steps entry by entry moves a weight by `-m / d`, where `d` is the diagonal of its
-metric. Projected in the norm `sum d (y - x)^2`, the constrained optimum is a fixed point of step
-and projection, see docs/optimizers.md. A reader may return `d` up to a factor common to a unit's
-entries, which leaves the nearest point unchanged.
+metric, see docs/optimizers.md. A reader may return `d` up to a factor common to a unit's entries,
+which leaves the nearest point unchanged.
 """
 
 from __future__ import annotations
@@ -171,10 +170,7 @@ def _lamb(optimizer: Any, variable: Any, gradient: Any) -> Any:
 
 
 def _adafactor(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """The root of the factored second moment, times the step's clipping, over the root mean square of the weight.
-
-    The clipping and the root mean square differ between the weights of a Joint.
-    """
+    """The root of the factored second moment, times the step's clipping, over the root mean square of the weight."""
     diagonal = keras.ops.sqrt(_slot(optimizer, "_v", variable))
     size, step_size = (_norm(x) / math.prod(variable.shape) ** 0.5 for x in (variable, gradient / diagonal))
     clipped = keras.ops.maximum(step_size / optimizer.clip_threshold, 1.0)
@@ -192,10 +188,7 @@ def _ftrl(optimizer: Any, variable: Any, gradient: Any) -> Any:
 
 
 def _lion(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """The absolute value of the interpolated momentum whose sign Lion takes.
-
-    The momentum has been updated since, so its previous value is recovered first.
-    """
+    """The size of the interpolated momentum whose sign Lion took, before it updated the momentum."""
     momentum, b1, b2 = _slot(optimizer, "_momentums", variable), optimizer.beta_1, optimizer.beta_2
     before = (momentum - (1 - b2) * keras.ops.cast(gradient, momentum.dtype)) / b2
     return keras.ops.abs(b1 * before + (1 - b1) * keras.ops.cast(gradient, momentum.dtype))

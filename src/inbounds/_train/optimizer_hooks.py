@@ -1,16 +1,12 @@
 """Hooks on Keras' optimizers that reduce gradients before each update and project weights after it.
 
 Keras calls a constraint for one variable at a time, after the moving average and on gradient
-accumulation steps too. The hook on `_backend_update_step` runs once per update, sees all variables,
-and runs before the moving average. That method is private to Keras, so only this module uses it,
-and `tests/test_keras_ground.py` pins what it relies on.
+accumulation steps too. The hook on `_backend_update_step`, which `tests/test_keras_ground.py` pins,
+runs once per update, sees all variables, and runs before the moving average.
 
-`hook_optimizers` wraps `build` and `apply` of every optimizer. An optimizer takes up a plan when it
-is built, or in its next step where the plan is newer. This covers models that are compiled before or
-after `constrain`, compiled again, loaded, cloned, or trained in a custom loop. On TensorFlow a
-custom loop may pass `variable.value`, which has no constraint that Keras could call.
-
-Where a step raises, its weights are projected and the variables' constraints restored.
+An optimizer takes up a plan when it is built, or in its next step where the plan is newer: so for
+models that are compiled before or after `constrain`, compiled again, loaded, cloned, or trained in
+a custom loop. Where a step raises, its weights are projected and the constraints restored.
 """
 
 from __future__ import annotations
@@ -42,9 +38,8 @@ from inbounds._train.attached_sets import (
     given_constraint,
     project_after_error,
 )
-from inbounds._train.optimizer_files import load_own_variables, save_own_variables
-from inbounds._train.optimizers import WRAPPERS
-from inbounds._train.sparse_updates import project_rows, updated_rows, updates_given_rows_only
+from inbounds._train.optimizers import WRAPPERS, with_inner
+from inbounds._train.sparse_updates import project_updated_rows, updates_given_rows_only
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
 from inbounds._train.step_projections import StepProjection, decide, projection_of, signature
 from inbounds._train.taken_plans import add_gradient_norms, add_latents, latent_of, taken_plan
@@ -53,20 +48,19 @@ from inbounds._train.weight_access import WeightAccess, run_with_access
 Stacks = Sequence[Sequence[StepProjection]]
 Gradients = Mapping[int, Any] | None
 
+LATENT_PREFIX = "latent"  # what the names of latent weights in a file begin with; Keras' own are numbers
+
 _hiding_lock = threading.Lock()
 _replica_state = threading.local()
-"""Values that one hook passes to a later one, in a replica's thread.
-
-They are the weights that the gradients belong to, and the gradients summed over replicas.
-"""
+"""What one hook passes to a later one of a replica: the weights at the gradients, and the sums of gradients."""
 
 
 def hook_optimizers() -> None:
     """Wraps Keras' optimizer class so that optimizers hook themselves. Runs once, on import."""
     wrap_method(keras.optimizers.Optimizer, "build", _build)
     wrap_method(keras.optimizers.Optimizer, "apply", _apply)
-    wrap_method(keras.optimizers.Optimizer, "save_own_variables", save_own_variables)
-    wrap_method(keras.optimizers.Optimizer, "load_own_variables", load_own_variables)
+    wrap_method(keras.optimizers.Optimizer, "save_own_variables", _save_own_variables)
+    wrap_method(keras.optimizers.Optimizer, "load_own_variables", _load_own_variables)
 
 
 def _build(build: Callable[..., None], optimizer: Any, variables: Sequence[Any]) -> None:
@@ -92,11 +86,43 @@ def _apply(apply: Callable[..., None], optimizer: Any, grads: Any, trainable_var
     _run_with_access(optimizer, run_step)
 
 
-def take_up(optimizer: Any) -> None:
-    """Decides how the steps of a built optimizer treat each set of its variables, and hooks them.
+def _save_own_variables(save: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:
+    """Saves an optimizer's variables and its latent weights, but none of the other variables added to it."""
+    with _added_variables_hidden(optimizer):
+        save(optimizer, store)
+    for index, latent in taken_plan(optimizer).latents.items():
+        store[f"{LATENT_PREFIX}{index}"] = keras.ops.convert_to_numpy(latent)
 
-    The sets are those of a plan and those given to layers as arguments.
-    """
+
+def _load_own_variables(load: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:
+    """Loads an optimizer's variables and its latent weights, which start anew where the file lacks them."""
+    stored = {key: store[key] for key in list(store.keys())}  # a store is no mapping
+    with _added_variables_hidden(optimizer):
+        load(optimizer, {key: value for key, value in stored.items() if not key.startswith(LATENT_PREFIX)})
+    for index, latent in taken_plan(optimizer).latents.items():
+        value = stored.get(f"{LATENT_PREFIX}{index}")
+        fits = value is not None and tuple(value.shape) == tuple(latent.shape)
+        assign([(latent, value if fits else np.full(latent.shape, np.nan))])
+
+
+@contextmanager
+def _added_variables_hidden(optimizer: Any) -> Iterator[None]:
+    """A context in which an optimizer, and those inside it, list none of the added variables."""
+    optimizers = with_inner(optimizer)
+    lists = [one._variables for one in optimizers]
+    for one in optimizers:
+        taken = taken_plan(one)
+        ours = [taken.gradient_norms, *taken.latents.values()]
+        vars(one)["_variables"] = [v for v in one._variables if not any(v is our for our in ours)]
+    try:
+        yield
+    finally:
+        for one, variables in zip(optimizers, lists, strict=True):
+            vars(one)["_variables"] = variables
+
+
+def take_up(optimizer: Any) -> None:
+    """Decides how the steps of a built optimizer treat each set of its variables, and hooks them."""
     if isinstance(optimizer, WRAPPERS):
         return
     taken, known = taken_plan(optimizer), [projection.entry for projection in taken_plan(optimizer).projections]
@@ -105,9 +131,7 @@ def take_up(optimizer: Any) -> None:
     for entry in entries:
         if entry not in known:
             _check_frozen_weights(entry)
-    decided = [
-        replace(decide(entry, [optimizer]), by_rows=updates_given_rows_only(optimizer, entry)) for entry in entries
-    ]
+    decided = [replace(decide(one, [optimizer]), by_rows=updates_given_rows_only(optimizer, one)) for one in entries]
     add_latents(optimizer, decided)
     stacks = stacks_of(decided)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}
@@ -117,9 +141,8 @@ def take_up(optimizer: Any) -> None:
         for name, hook in hooks.items():
             if getattr(vars(optimizer).get(name), "func", None) is hook.func:
                 del vars(optimizer)[name]
-    vars(taken).update(  # an interrupt can't halve it
-        stacks=stacks, signature=signature(optimizer, entries), frozen_values=_frozen_values(entries)
-    )
+    new, frozen = signature(optimizer, entries), _frozen_values(entries)
+    vars(taken).update(stacks=stacks, signature=new, frozen_values=frozen)  # an interrupt can't halve it
 
 
 def take_up_changes(optimizer: Any) -> bool:
@@ -137,19 +160,13 @@ def take_up_changes(optimizer: Any) -> bool:
 
 
 def update_compiled_constants(optimizer: Any) -> bool:
-    """Stores what a compiled step holds as constants, and returns whether that has changed.
-
-    The constants are the decisions and the values of frozen weights. Where they have changed, the
-    step has to be compiled again.
-    """
+    """Stores the decisions and the frozen weights that a compiled step holds, and returns whether they have changed."""
     if not optimizer.built or isinstance(optimizer, WRAPPERS):
         return False
     changed, taken = take_up_changes(optimizer), taken_plan(optimizer)
     old, taken.frozen_values = taken.frozen_values, _frozen_values(one.entry for one in taken.projections)
-    return changed or any(
-        not np.array_equal(before, value, equal_nan=True)
-        for (_, before), (_, value) in zip(old, taken.frozen_values, strict=True)
-    )
+    pairs = zip(old, taken.frozen_values, strict=True)
+    return changed or any(not np.array_equal(one[1], other[1], equal_nan=True) for one, other in pairs)
 
 
 def _attach_given_sets(variables: Sequence[Any]) -> None:
@@ -167,23 +184,14 @@ def _attach_given_sets(variables: Sequence[Any]) -> None:
 
 
 def _frozen_values(entries: Iterable[Entry]) -> list[tuple[Any, Any]]:
-    """The frozen weights of some entries with their values, on JAX; empty on the other backends.
-
-    A compiled step of JAX receives the trained variables only.
-    """
-    if keras.backend.backend() != "jax":
-        return []
-    frozen = [variable for entry in entries for variable in entry.variables if not variable.trainable]
+    """The frozen weights of some entries with their values, on JAX, whose compiled steps receive only trained ones."""
+    of_jax = entries if keras.backend.backend() == "jax" else ()
+    frozen = [variable for entry in of_jax for variable in entry.variables if not variable.trainable]
     return [(variable, keras.ops.convert_to_numpy(variable)) for variable in frozen]
 
 
 def _check_frozen_weights(entry: Entry) -> None:
-    """Checks that the trained weights of an entry can bring its units inside.
-
-    Raises:
-        RuleError: the frozen weights alone are outside. This only concerns sets given to layers:
-            `constrain` projects frozen weights too.
-    """
+    """Checks that the trained weights of a set given to layers can bring units inside: only plans move frozen ones."""
     frozen = [weight for weight in entry.weights if not weight.variable.trainable]
     if not frozen or len(frozen) == len(entry.weights) or not is_concrete(frozen[0].variable.value):
         return  # TensorFlow may build an optimizer in a traced function
@@ -199,10 +207,7 @@ def _check_frozen_weights(entry: Entry) -> None:
 
 @contextmanager
 def hidden_constraints(optimizer: Any) -> Iterator[None]:
-    """A context in which an optimizer's variables have no set for Keras to call as a constraint.
-
-    Where the body raises, the caller has to call `_restore_constraints`.
-    """
+    """A context that hides sets from Keras, which would call them; if the body raises, call `_restore_constraints`."""
     taken = taken_plan(optimizer)
     if not taken.stacks:
         yield
@@ -245,10 +250,7 @@ def _run_with_access(optimizer: Any, run: Callable[[], None]) -> None:
 
 
 def apply_weight_decay(optimizer: Any, variables: Any) -> None:
-    """Begins an update: puts latent weights in the weights' place, and applies weight decay.
-
-    Stores the weights as they were: the gradients belong to those.
-    """
+    """Begins an update: stores the weights at the gradients, puts latent ones in their place, and decays them."""
     vars(_replica_state).pop("seen", None)  # left by a step that raised
     overridden = type(optimizer)._apply_weight_decay is not keras.optimizers.Optimizer._apply_weight_decay
     decays, taken = overridden or optimizer.weight_decay is not None, taken_plan(optimizer)
@@ -285,11 +287,7 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
 
 
 def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
-    """On TensorFlow, sums the gradients over replicas and reduces them.
-
-    `backend_update_step` reads the metric from these sums: each replica's own gradients would give
-    a metric of its own.
-    """
+    """On TensorFlow, sums the gradients over replicas, from which the metric is read too, and reduces them."""
     summed = list(type(optimizer)._all_reduce_sum_gradients(optimizer, grads_and_vars))
     variables = [variable for _, variable in summed]
     _replica_state.gradients = _reduced(optimizer, [gradient for gradient, _ in summed], variables)
@@ -326,10 +324,9 @@ def _sum_of_squares(gradients: Iterable[Any]) -> Any:
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
-    """Runs the step, and projects where it overwrites the weights with their moving average.
+    """Runs the step, and projects where it overwrites weights with their moving average, which may be outside.
 
-    The average of weights inside a set is inside, unless the set is not convex, has become smaller,
-    or has weights that two optimizers step and average by turns.
+    It is where the set is not convex, has changed, or has weights that two optimizers average.
     """
     others = _other_optimizers_variables(optimizer)
     updates = others and (optimizer._iterations + 1) % optimizer.gradient_accumulation_steps == 0
@@ -339,19 +336,13 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
     assign((variable, keras.ops.where(updates, variable.value, value)) for variable, value in pairs)
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
         _store_latents(optimizer, where=(optimizer.iterations + 1) % optimizer.ema_overwrite_frequency == 0)
-        stacks = [
-            [one for one in stack if not one.entry.set.convex or one.entry.set.changes or one.shared]
-            for stack in taken_plan(optimizer).stacks
-        ]
-        project_when_due(optimizer, list(filter(None, stacks)), frequency=optimizer.ema_overwrite_frequency)
+        stacks = taken_plan(optimizer).stacks
+        due = [[p for p in stack if p.shared or p.entry.set.changes or not p.entry.set.convex] for stack in stacks]
+        project_when_due(optimizer, list(filter(None, due)), frequency=optimizer.ema_overwrite_frequency)
 
 
 def _other_optimizers_variables(optimizer: Any) -> list[Any]:
-    """On JAX with gradient accumulation, the weights of a Joint that another optimizer steps.
-
-    There Keras computes the update in every step and undoes it for the optimizer's own variables
-    only.
-    """
+    """The weights of a Joint whose updates Keras, accumulating gradients on JAX, doesn't undo: those of others."""
     if keras.backend.backend() != "jax" or not optimizer.gradient_accumulation_steps:
         return []
     own = set(map(id, optimizer._trainable_variables))
@@ -360,10 +351,7 @@ def _other_optimizers_variables(optimizer: Any) -> list[Any]:
 
 
 def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
-    """Ends `fit`, where Keras may overwrite the weights with their moving averages, and projects.
-
-    Weights that aren't projected in each step are projected here too.
-    """
+    """Ends `fit` with the moving averages, and projects those and the weights that aren't projected in each step."""
 
     def finalize() -> None:
         take_up_changes(optimizer)
@@ -393,13 +381,9 @@ def _as_variables(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
 
 
 def project_when_due(optimizer: Any, stacks: Stacks, gradients: Gradients = None, frequency: int = 1) -> None:
-    """Projects stacks in the steps in which they are due; on JAX and TensorFlow in compiled branches.
+    """Projects stacks in the steps in which they are due, of those that are multiples of `frequency`.
 
-    Args:
-        optimizer: the optimizer, which has not counted the current step yet.
-        stacks: the projections.
-        gradients: see `project_now`.
-        frequency: the number of steps between those in which any stack is due.
+    The optimizer has not counted the current step yet. JAX and TensorFlow compile branches.
     """
     eager, read = keras.backend.backend() == "torch", taken_plan(optimizer).value_of
     count = optimizer.iterations + 1 if stacks else 0
@@ -408,15 +392,15 @@ def project_when_due(optimizer: Any, stacks: Stacks, gradients: Gradients = None
         if every == "epoch":
             continue
         every = math.lcm(int(every), frequency)
-        if (rows := updated_rows(first, gradients)) is not None:
-            project_rows(first, rows, first.state_after(count, gradients))
-        elif every == 1 or (eager and bool(count % every == 0)):
+        if project_updated_rows(first, count, gradients):
+            continue
+        if every == 1 or (eager and bool(count % every == 0)):
             project_now(optimizer, stack, count, gradients)
         elif not eager:
             trained = [variable for variable in first.entry.variables if variable.trainable]
 
             def project(first: StepProjection = first) -> list[Any]:
-                return [value for _, value in first.projected_values(read, first.state_after(count, gradients))]
+                return [value for _, value in first.projected_values(read, *first.state_after(count, gradients))]
 
             def keep(trained: Sequence[Any] = trained) -> list[Any]:
                 return list(map(read, trained))
@@ -425,17 +409,12 @@ def project_when_due(optimizer: Any, stacks: Stacks, gradients: Gradients = None
 
 
 def project_now(optimizer: Any, stack: Sequence[StepProjection], count: Any, gradients: Gradients = None) -> None:
-    """Projects the weights of a stack and assigns them.
+    """Projects the weights of a stack, a single one but on PyTorch, after so many steps.
 
-    Args:
-        optimizer: the optimizer that steps the weights.
-        stack: the projections; a single one but on PyTorch.
-        count: the number of steps taken, including the current one.
-        gradients: the gradients of the current step by the ids of their variables; None outside of
-            steps, where projections are Euclidean.
+    Outside of steps there are no gradients, and projections are Euclidean.
     """
     if keras.backend.backend() == "torch":
         with no_gradient():
             project_stack(stack, count, gradients)
     else:
-        assign(stack[0].projected_values(taken_plan(optimizer).value_of, stack[0].state_after(count, gradients)))
+        assign(stack[0].projected_values(taken_plan(optimizer).value_of, *stack[0].state_after(count, gradients)))

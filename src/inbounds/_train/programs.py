@@ -24,8 +24,7 @@ from inbounds._sets.set import Set
 from inbounds._train.optimizers import in_tensorflow_strategy
 from inbounds._types import Step
 
-SMALLEST = 1 << 15
-"""Units with fewer numbers aren't worth the start of a program."""
+SMALLEST = 1 << 15  # units with fewer numbers aren't worth the start of a program
 
 
 def nearest(applied: Set, units: Units) -> Units:

@@ -18,7 +18,7 @@ from inbounds._sets.set import Set
 from inbounds._train.assignments import assign_rows
 from inbounds._train.attached_sets import is_planned
 from inbounds._train.optimizers import in_tensorflow_strategy
-from inbounds._train.step_projections import StepProjection, StepState
+from inbounds._train.step_projections import StepProjection
 
 _UPDATES_GIVEN_ROWS_ONLY: dict[type, Callable[[Any], bool]] = {
     keras.optimizers.SGD: lambda optimizer: not optimizer.momentum,
@@ -29,11 +29,9 @@ _UPDATES_GIVEN_ROWS_ONLY: dict[type, Callable[[Any], bool]] = {
 
 
 def updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
-    """Whether projecting the rows that a sparse gradient names is enough.
+    """Whether it is enough to project the rows that a sparse gradient names, since a plan has projected the others.
 
-    It isn't where other rows may have moved, or where the set changes with the steps, keeps latent
-    weights or treats rows differently. Nor is it for a set given as a layer's argument: no plan has
-    projected the other rows.
+    It isn't where other rows may move, or the set changes, keeps latent weights or tells rows apart.
     """
     return (
         keras.backend.backend() == "tensorflow"
@@ -49,27 +47,20 @@ def updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
     )
 
 
-def updated_rows(projection: StepProjection, gradients: Mapping[int, Any] | None) -> Any:
-    """The indices of the rows that a step has updated, where projecting those is enough; else None."""
+def project_updated_rows(projection: StepProjection, count: Any, gradients: Mapping[int, Any] | None) -> bool:
+    """Projects the rows that a step has updated, in its metric, and returns whether that is enough."""
     if gradients is None or not projection.by_rows or in_tensorflow_strategy():  # each replica has rows of its own
-        return None
+        return False
     gradient = gradients.get(id(projection.entry.variables[0]))
-    return gradient.indices if gradient is not None and is_sparse(gradient) else None
-
-
-def project_rows(projection: StepProjection, rows: Any, state: StepState) -> None:
-    """Projects some rows of an entry's only weight, in the metric of the step."""
+    if gradient is None or not is_sparse(gradient):
+        return False
     import tensorflow as tf
 
-    def read_metric() -> list[Any] | None:
-        diagonals = state.read_metric()
-        return None if diagonals is None else [tf.gather(diagonal, rows) for diagonal in diagonals]
-
-    def read(variable: Any) -> Any:
-        return tf.gather(variable.value, rows)
-
-    for variable, value in projection.projected_values(read, StepState(state.count, read_metric)):
+    rows, (_, metric, _) = gradient.indices, projection.state_after(count, gradients)
+    metric = metric and [tf.gather(diagonal, rows) for diagonal in metric]
+    for variable, value in projection.projected_values(lambda one: tf.gather(one.value, rows), count, metric):
         assign_rows(variable, rows, value)
+    return True
 
 
 def _treats_rows_alike(value: Any) -> bool:

@@ -14,10 +14,9 @@ import keras
 
 from inbounds._arrays.ops import Array, dtype_of
 from inbounds._train.assignments import assign, assign_at_once
-from inbounds._train.step_projections import Read, StepProjection, StepState
+from inbounds._train.step_projections import Read, StepProjection
 
-MAX_STACKED_SIZE = 1 << 15
-"""Only entries with fewer numbers are copied: above it the copies cost more than the calls."""
+MAX_STACKED_SIZE = 1 << 15  # only entries with fewer numbers are copied: above it the copies cost more than the calls
 
 
 def stacks_of(projections: Iterable[StepProjection]) -> list[list[StepProjection]]:
@@ -60,19 +59,18 @@ def reduce_stack(
 
 def project_stack(stack: Sequence[StepProjection], count: Any, stepped: Mapping[int, Any] | None) -> None:
     """Projects the entries of one stack. The arguments are those of `StepProjection.state_after`."""
-    first, states = stack[0], [projection.state_after(count, stepped) for projection in stack]
+    first = stack[0]
     if len(stack) == 1 or not any(first.free):
-        assign(first.projected_values(state=states[0]))
+        assign(first.projected_values(keras.ops.convert_to_tensor, *first.state_after(count, stepped)))
         return
     import torch
 
     values = [[variable.value for variable in one.entry.variables] for one in stack]
-    metrics, diagonals = [state.read_metric() for state in states], None
+    metrics, diagonals = [one.state_after(count, stepped)[1] for one in stack], None
     if any(metric is not None for metric in metrics):
         ones = [torch.ones_like(part, dtype=torch.float32) for part in values[0]]
         diagonals = _joined(stack, [metric or ones for metric in metrics])
-    state = StepState(count, lambda: diagonals, concrete=True)
-    projected = _as_one(stack).project(_joined(stack, values), state)
+    projected = _as_one(stack).project(_joined(stack, values), count, diagonals, True)
     assign_at_once(
         (variable, value)
         for one, of_entry in zip(stack, _parted(stack, projected), strict=True)

@@ -23,7 +23,7 @@ from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train.attach import check_backend, check_interval
 from inbounds._train.attached_sets import entries_in_force
-from inbounds._train.step_projections import StepProjection, StepState, decide
+from inbounds._train.step_projections import StepProjection, decide
 from inbounds._types import Model, OptaxOptimizer, Step
 
 
@@ -69,13 +69,10 @@ def stateless_project(
     """
     projections = _projections(model)
     for entry in (one.entry for one in projections if one.latent):
-        raise RuleError(
-            "A function of values keeps no latent weights, without which small steps are lost",
-            f"latent={entry.training.latent!r}",
-            where=repr(entry),
-            instead="constrain(model, rules, latent=False), and step the values as they are before "
-            "`stateless_project` (docs/loops.md), or lose those steps",
-        )
+        wrong = "A function of values keeps no latent weights, without which small steps are lost"
+        before = "step the values as they are before `stateless_project` (docs/loops.md), or lose those steps"
+        instead = f"constrain(model, rules, latent=False), and {before}"
+        raise RuleError(wrong, f"latent={entry.training.latent!r}", where=repr(entry), instead=instead)
     return _projected(projections, model, trainable_variables, metric, step)
 
 
@@ -136,7 +133,8 @@ def _projected(
     result = dict(zip(values, given, strict=True))
 
     def read_metric(entry: Entry) -> list[Array] | None:
-        if any(diagonals.get(id(variable), ()) is None for variable in entry.variables):
+        unknown = any(diagonals.get(id(variable), ()) is None for variable in entry.variables)
+        if unknown or entry.training.metric == "euclidean":
             return None
         return [
             diagonals[id(v)] if id(v) in diagonals else keras.ops.ones(v.shape, working_dtype(dtype_of(v)))
@@ -146,8 +144,7 @@ def _projected(
     with no_gradient():
         for projection in projections:
             count = _given_count(projection.entry, step, "stateless_project(model, values, step=count)")
-            state = StepState(count, partial(read_metric, projection.entry))
-            pairs = projection.projected_values(partial(_given_value, values), state)
+            pairs = projection.projected_values(partial(_given_value, values), count, read_metric(projection.entry))
             result |= {id(variable): without_gradient(value) for variable, value in pairs}
     return list(result.values())
 
@@ -182,13 +179,10 @@ def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool 
         shape, dtype = tuple(tensor.shape), dtype_of(tensor)
         right_dtype = dtype == dtype_of(variable) if name == "trainable_variables" else dtype in MANTISSA_BITS
         if shape != tuple(variable.shape) or not right_dtype:
-            raise RuleError(
-                f"A value in `{name}` has another shape or dtype than its variable, in the order of"
-                " model.trainable_variables",
-                f"shape={shape}, dtype={dtype}",
-                where=f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}",
-                instead=instead,
-            )
+            order = "in the order of model.trainable_variables"
+            wrong = f"A value in `{name}` has another shape or dtype than its variable, {order}"
+            where = f"{variable.path} of shape {tuple(variable.shape)} and dtype {dtype_of(variable)}"
+            raise RuleError(wrong, f"shape={shape}, dtype={dtype}", where=where, instead=instead)
         tensors[id(variable)] = tensor
     return tensors
 
@@ -333,9 +327,8 @@ def _check_optax(optimizer: Any) -> None:
     }
     check_backend("jax", "optax_wrap is for optax, and the backend is not JAX", others)
     if importlib.util.find_spec("optax") is None:
-        raise RuleError(
-            "optax_wrap is for optax, which isn't installed", "no module 'optax'", instead="pip install optax"
-        )
+        wrong = "optax_wrap is for optax, which isn't installed"
+        raise RuleError(wrong, "no module 'optax'", instead="pip install optax")
     import optax
 
     if not isinstance(optimizer, optax.GradientTransformation):

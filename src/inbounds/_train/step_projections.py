@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import keras
@@ -41,58 +41,23 @@ Read = Callable[[Any], Array]
 """Returns the value of a variable, as a tensor or a NumPy array: projections compute in its kind."""
 
 
-@dataclass(frozen=True)
-class StepState:
-    """What a projection knows of the training besides the values.
-
-    Attributes:
-        count: the number of steps taken, including the current one, for sets that change with them.
-        read_metric: reads the diagonal of the step's metric for each weight; None: Euclidean.
-        concrete: see `Units`.
-    """
-
-    count: Any = 0
-    read_metric: Callable[[], Sequence[Array] | None] = lambda: None
-    concrete: bool = False
-
-
-NO_STEP = StepState()
-
-
 @dataclass(frozen=True, eq=False)
 class StepProjection:
-    """How steps treat the set of one entry.
-
-    Attributes:
-        entry: the set and its weights.
-        axes: those of the entry.
-        free: for each weight, whether projections may move it.
-        optimizer: the optimizer that steps the weights; None: none is known.
-        metric: the optimizer's metric, in which projections are nearest; None: Euclidean.
-        metric_words: the metric in words, or why it is the Euclidean one.
-        sparse_metric: the metric of a step in which a gradient is sparse, and so not reduced.
-        full_gradient_reason: why the optimizer sees the full gradient, in words; empty if it sees
-            the reduced one.
-        latent: whether the optimizer steps latent weights, see `Training`.
-        latent_words: what the plan says of them; empty without them.
-        shared: whether the optimizer leaves some of the trained weights to another one.
-        by_rows: whether it is enough to project the rows that a sparse gradient names.
-        beside: how many weights alike it is for, side by side, see `Units`.
-    """
+    """How steps treat the set of one entry."""
 
     entry: Entry
-    axes: tuple[Axes, ...]
-    free: tuple[bool, ...]
-    optimizer: Any = None
-    metric: OptimizerMetric | None = None
-    metric_words: str = ""
-    sparse_metric: OptimizerMetric | None = None
-    full_gradient_reason: str = ""
-    latent: bool = False
-    latent_words: str = ""
-    shared: bool = False
-    by_rows: bool = False
-    beside: int = 1
+    axes: tuple[Axes, ...]  # those of the entry
+    free: tuple[bool, ...]  # for each weight, whether projections may move it
+    optimizer: Any = None  # the one that steps the weights; None: none is known
+    metric: OptimizerMetric | None = None  # the optimizer's, in which projections are nearest; None: Euclidean
+    metric_words: str = ""  # the metric in words, or why it is the Euclidean one
+    sparse_metric: OptimizerMetric | None = None  # that of a step with a sparse gradient, which isn't reduced
+    full_gradient_reason: str = ""  # why the optimizer sees the full gradient, in words; empty if it doesn't
+    latent: bool = False  # whether the optimizer steps latent weights, see `Training`
+    latent_words: str = ""  # what the plan says of them; empty without them
+    shared: bool = False  # whether the optimizer leaves some of the trained weights to another one
+    by_rows: bool = False  # whether it is enough to project the rows that a sparse gradient names
+    beside: int = 1  # how many weights alike it is for, side by side, see `Units`
 
     @cached_property
     def size(self) -> int:
@@ -105,13 +70,7 @@ class StepProjection:
         return [variable for variable, free in zip(self.entry.variables, self.free, strict=True) if free]
 
     def reduce(self, values: Sequence[Array], gradients: Sequence[Any], count: Any) -> list[Any]:
-        """The reduced gradients of the weights.
-
-        Args:
-            values: the values at which the gradients were taken.
-            gradients: the gradient of each weight; None for one that isn't stepped.
-            count: the number of steps, including the coming one.
-        """
+        """The reduced gradients, taken at these values, before a step; None for a weight that isn't stepped."""
         stepped = [gradient is not None for gradient in gradients]
         units = Units.of(values, self.axes, stepped, concrete=_is_eager(), beside=self.beside)
         parts = [
@@ -123,22 +82,21 @@ class StepProjection:
         pairs = zip(gradients, reduced.parts, strict=True)
         return [None if old is None else cast(part, dtype_of(old)) for old, part in pairs]
 
-    def project(self, values: Sequence[Array], state: StepState = NO_STEP) -> list[Array]:
-        """The projected values of the weights, in their dtypes."""
+    def project(
+        self, values: Sequence[Array], count: Any = 0, metric: Sequence[Array] | None = None, concrete: bool = False
+    ) -> list[Array]:
+        """The projected values of the weights, in their dtypes, after so many steps.
+
+        The metric holds the diagonal of each weight; see `Units` for `concrete`.
+        """
         if not any(self.free):
             return list(values)
-        diagonals = None if self.entry.training.metric == "euclidean" else state.read_metric()
+        training = metric is not None
         units = Units.of(
-            values,
-            self.axes,
-            self.free,
-            concrete=state.concrete,
-            metric=diagonals,
-            training=diagonals is not None,
-            beside=self.beside,
+            values, self.axes, self.free, concrete=concrete, metric=metric, training=training, beside=self.beside
         )
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
-            nearest = programs.run(programs.nearest, self.entry.applied, state.count, units)
+            nearest = programs.run(programs.nearest, self.entry.applied, count, units)
         parts = zip(values, nearest.parts, self.free, strict=True)
         return [cast(part, dtype_of(value)) if free else value for value, part, free in parts]
 
@@ -146,17 +104,11 @@ class StepProjection:
     # the optimizer's step, and stores the weights after it, before they are projected.
 
     def starts(self, read: Read, read_latent: Read, count: Any) -> list[tuple[Any, Array]]:
-        """The free variables with the values from which the optimizer steps: their latent weights.
+        """The free variables with the values from which the optimizer steps: their latent weights, where they have any.
 
-        A unit starts from its own values where those are no longer the nearest point of its latent
-        weights: someone has assigned others. So does each entry of a set that looks at entries one
-        by one.
-
-        Args:
-            read: see `Read`.
-            read_latent: returns the latent weight of a variable, NaN before the first step; None
-                where there is none.
-            count: the number of steps, without the coming one.
+        A unit, or an entry of a set that looks at each by itself, starts from its own values where
+        those are no longer the nearest point of its latent weights: NaN, or someone has assigned
+        others.
         """
         variables, values = self.entry.variables, list(map(read, self.entry.variables))
         stored = [read_latent(v) if free else None for v, free in zip(variables, self.free, strict=True)]
@@ -165,8 +117,7 @@ class StepProjection:
         latents = [value if latent is None else latent for value, latent in zip(values, stored, strict=True)]
 
         def started() -> list[Array]:
-            nearest = self.project(latents, StepState(count, concrete=_is_eager()))
-            return self._continued(values, latents, nearest)
+            return self._continued(values, latents, self.project(latents, count, concrete=_is_eager()))
 
         if self.entry.training.every == 1:
             starts = started()
@@ -174,9 +125,8 @@ class StepProjection:
             both = zip(values, latents, strict=True)
             same = reduce(operator.and_, [keras.ops.all(value == latent) for value, latent in both])
             starts = branch(same, lambda: values, started)
-        return [
-            pair for pair, latent in zip(zip(variables, starts, strict=True), stored, strict=True) if latent is not None
-        ]
+        trios = zip(variables, starts, stored, strict=True)
+        return [(variable, start) for variable, start, latent in trios if latent is not None]
 
     def _continued(self, values: Sequence[Array], latents: Sequence[Array], nearest: Sequence[Array]) -> list[Array]:
         """The latent weights where the values are their nearest point, but for rounding; else the values."""
@@ -197,10 +147,7 @@ class StepProjection:
         return [cast(part, dtype_of(value)) for part, value in zip(started.parts, values, strict=True)]
 
     def reduced_gradients(self, gradients: Mapping[int, Any], read: Read, count: Any) -> dict[int, Any]:
-        """The reduced gradients by the ids of the variables.
-
-        Empty where no gradient is known, or where one is sparse.
-        """
+        """The reduced gradients by the ids of the variables; empty where none is known, or one is sparse."""
         variables = self.entry.variables
         own = [gradients.get(id(variable)) for variable in variables]
         if all(gradient is None for gradient in own) or any(map(is_sparse, own)):
@@ -208,29 +155,23 @@ class StepProjection:
         reduced = self.reduce(list(map(read, variables)), own, count)
         return {id(v): gradient for v, gradient in zip(variables, reduced, strict=True) if gradient is not None}
 
-    def projected_values(
-        self, read: Read = keras.ops.convert_to_tensor, state: StepState = NO_STEP
-    ) -> list[tuple[Any, Any]]:
-        """The free variables with their projected values."""
+    def projected_values(self, read: Read = keras.ops.convert_to_tensor, *state: Any) -> list[tuple[Any, Any]]:
+        """The free variables with their projected values; `state` goes to `project`."""
         variables = self.entry.variables
-        values = self.project(list(map(read, variables)), state)
+        values = self.project(list(map(read, variables)), *state)
         return [(v, value) for v, value, free in zip(variables, values, self.free, strict=True) if free]
 
-    def state_after(self, count: Any, stepped: Mapping[int, Any] | None) -> StepState:
-        """The state right after a step of the optimizer.
+    def state_after(self, count: Any, stepped: Mapping[int, Any] | None) -> tuple[Any, Sequence[Array] | None, bool]:
+        """What `project` needs besides the values, right after a step of the optimizer.
 
-        Args:
-            count: see `StepState`.
-            stepped: by the ids of variables, what the metric's reader takes; for optimizers of
-                Keras the gradients. Variables that weren't stepped are missing. None: no step.
+        `stepped` has by the ids of the variables that were stepped what the metric's reader takes,
+        of optimizers of Keras the gradients; it is None outside of steps.
         """
         own = [] if stepped is None else [stepped.get(id(variable)) for variable in self.entry.variables]
         metric = self.sparse_metric if any(map(is_sparse, own)) else self.metric
-        concrete = _is_eager()
         if metric is None or stepped is None:
-            return StepState(count, concrete=concrete)
-        read_metric = partial(metric.diagonals, self.optimizer, self.entry.variables, own)
-        return StepState(count, read_metric, concrete)
+            return count, None, _is_eager()
+        return count, metric.diagonals(self.optimizer, self.entry.variables, own), _is_eager()
 
 
 def projection_of(entry: Entry, *, include_frozen: bool = False) -> StepProjection:
@@ -239,13 +180,7 @@ def projection_of(entry: Entry, *, include_frozen: bool = False) -> StepProjecti
 
 
 def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: bool = False) -> StepProjection:
-    """Decides how steps treat an entry.
-
-    Args:
-        entry: the set and its weights.
-        optimizers: the optimizers that step the weights; none if they aren't known.
-        sparse_gradient: whether the gradient is sparse, and therefore not reduced.
-    """
+    """Decides how the steps of some optimizers treat an entry; a gradient that is sparse isn't reduced."""
     words, metric = _metric(entry, optimizers, sparse_gradient)
     latent, latent_words = _latent(entry, optimizers)
     return replace(
@@ -281,10 +216,9 @@ def _metric(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> t
         return "the same in all: each entry by itself", None
     if entry.keeps_latent:
         return f"{EUCLIDEAN}: of latent weights", None
-    if not constraint.has_reduced_gradient and not constraint.exact_in_metric:
-        return f"{EUCLIDEAN}: the set is not convex", None
     if not constraint.exact_in_metric:
-        return f"{EUCLIDEAN}: in another the set has no formula", None
+        why = "in another the set has no formula" if constraint.has_reduced_gradient else "the set is not convex"
+        return f"{EUCLIDEAN}: {why}", None
     if not any(variable.trainable for variable in entry.variables):
         return "none: frozen, no step moves it", None
     if not optimizers:
@@ -307,13 +241,9 @@ def _projects_in_metric(entry: Entry, averages: bool) -> bool:
     """Whether the projection after a step is in the optimizer's metric, where that is known.
 
     With reduced gradients the Euclidean one ends at the constrained optimum as well, and takes
-    less. But steps of one size, as Lion's, drag a face along with them; and noise that is not
-    averaged away moves weights inwards, from where the way back isn't straight out in the Euclidean
-    metric.
-
-    Args:
-        entry: the set and its weights.
-        averages: whether the optimizer steps along an average of gradients, as momentum is.
+    less. But steps of one size, as Lion's, drag a face along with them; and noise that the
+    optimizer doesn't average away moves weights inwards, from where the way back isn't straight out
+    in the Euclidean metric.
     """
     constraint, training = entry.set, entry.training
     if training.metric == "euclidean" or constraint.separable or not constraint.exact_in_metric:
@@ -342,19 +272,14 @@ def _latent(entry: Entry, optimizers: Sequence[Any]) -> tuple[bool, str]:
     """Whether optimizers step latent weights of an entry, and what the plan says of it."""
     if not entry.keeps_latent or not any(variable.trainable for variable in entry.variables):
         return False, ""
-    own = [optimizer for optimizer in optimizers if _has_own_apply(optimizer)]
+    base = keras.optimizers.Optimizer
+    own = [one for one in optimizers if isinstance(one, base) and type(one).apply is not base.apply]  # no hook there
     why = f"{type(own[0]).__name__} has an `apply` of its own" if own else _shared(entry, optimizers)
     if why:
         return False, "; ".join(filter(None, [f"no latent weights: {why}", entry.set.undone_steps]))
     names = " or ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in optimizers))
     where = names or "an optimizer of Keras, `project_after` or `optax_wrap`"
     return True, f"latent weights beside the state of {where}"
-
-
-def _has_own_apply(optimizer: Any) -> bool:
-    """Whether an optimizer of Keras has an `apply` that no hook reaches."""
-    base = keras.optimizers.Optimizer
-    return isinstance(optimizer, base) and type(optimizer).apply is not base.apply
 
 
 def _shared(entry: Entry, optimizers: Sequence[Any]) -> str:

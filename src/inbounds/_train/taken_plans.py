@@ -1,11 +1,8 @@
 """What inbounds keeps on a Keras optimizer: one attribute, which holds a `TakenPlan`.
 
-For a Monitor it holds a variable with the squared norms of the full and the reduced gradient. On JAX
-a compiled step returns only the variables that the optimizer lists, so this one is listed there. It
-isn't saved.
-
-Latent weights are variables of the optimizer like its slots: they have the weight's dtype and
-layout, are listed on every backend, and are saved, see `optimizer_files`.
+Latent weights are variables of the optimizer like its slots, with the weight's dtype and layout,
+and are saved, see `optimizer_hooks`. For a Monitor there is a variable with the squared norms of
+gradients, which isn't saved, and is listed on JAX, where a step returns only what is listed.
 """
 
 from __future__ import annotations
@@ -108,8 +105,3 @@ def add_gradient_norms(optimizer: Any) -> None:
     if keras.backend.backend() == "jax":
         optimizer._variables.append(taken.gradient_norms)
     taken.signature = taken.signature if taken.stacks else None  # so that the next step is hooked
-
-
-def gradient_norms_of(optimizer: Any) -> Any:
-    """The variable with the squared norms of the last gradient, reduced and full, or None."""
-    return taken_plan(optimizer).gradient_norms

@@ -1,7 +1,4 @@
-"""`project_after`: projects after each step of an optimizer of `torch.optim`.
-
-The readers here read the metrics of PyTorch's optimizers, as `metrics` does for Keras'.
-"""
+"""`project_after`: projects after each step of an optimizer of `torch.optim`, whose metric it reads."""
 
 from __future__ import annotations
 
@@ -29,15 +26,12 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.metrics import METRICS, OptimizerMetric
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
-from inbounds._train.step_projections import StepProjection, StepState, decide, signature
+from inbounds._train.step_projections import StepProjection, decide, signature
 from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
 
-LATENT = "latent"
-"""Under which name an optimizer's state holds latent weights. `state_dict` saves them with the rest."""
-
-MIN_RATE_RATIO = 1e-6
-"""The metric treats smaller learning rates as this share of the largest one."""
+LATENT = "latent"  # under which name an optimizer's state holds latent weights, which `state_dict` saves
+MIN_RATE_RATIO = 1e-6  # the metric treats smaller learning rates as this share of the largest one
 
 
 def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
@@ -82,7 +76,7 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
     import torch
 
     entries = entries_in_force(model)
-    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own = _groups(optimizer)
     weights = [weight for entry in entries for weight in entry.weights]
     if not any(id(weight.variable.value) in own for weight in weights):
         wrong = "The optimizer steps no weight of the plan"
@@ -179,7 +173,7 @@ class _StepHook:
             stepped = [(v, read(v).clone()) for one in latent for v in one.entry.variables]
             with no_gradient():
                 for one in latent:
-                    assign(one.projected_values(read, StepState(self.steps, concrete=True)))
+                    assign(one.projected_values(read, self.steps, None, True))
             loss = closure()
             reduce()
             with no_gradient():
@@ -282,38 +276,32 @@ def _rmsprop(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
     return moment.sqrt() + group["eps"]
 
 
-def _sgd(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
-    return None
-
-
 @dataclass(frozen=True)
 class _TorchMetric(OptimizerMetric):
     """The metric of a class of optimizers of PyTorch. Its reader is a `Reader` of this module."""
 
     def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
         """The diagonals right after a step; `gradients` holds the parameter of each stepped variable and its group."""
-        trained = [given for variable, given in zip(variables, gradients, strict=True) if variable.trainable]
-        if any(given is None for given in trained):
+        trained = {id(v): given for v, given in zip(variables, gradients, strict=True) if v.trainable}
+        if any(given is None for given in trained.values()):
             return None
-        rates = [float(group["lr"]) for _, group in trained]
-        rates_differ = len(set(rates)) > 1
-        if self.reader is _sgd and not rates_differ:
+        read = {key: self.reader(optimizer.state.get(one, {}), group) for key, (one, group) in trained.items()}
+        rates = {key: float(group["lr"]) for key, (_, group) in trained.items()}
+        differ = len(set(rates.values())) > 1
+        if not differ and all(diagonal is None for diagonal in read.values()):
             return None
         diagonals = []
-        for variable, given in zip(variables, gradients, strict=True):
-            diagonal = keras.ops.ones(variable.shape, working_dtype(dtype_of(variable)))
-            if variable.trainable:
-                parameter, group = given
-                read = self.reader(optimizer.state.get(parameter, {}), group)
-                diagonal = diagonal if read is None else cast(read, dtype_of(diagonal))
-                rate = max(float(group["lr"]), MIN_RATE_RATIO * max(rates))
-                diagonal = diagonal / rate if rates_differ else diagonal
+        for variable in variables:
+            dtype, found = working_dtype(dtype_of(variable)), read.get(id(variable))
+            diagonal = keras.ops.ones(variable.shape, dtype) if found is None else cast(found, dtype)
+            if differ and id(variable) in rates:
+                diagonal = diagonal / max(rates[id(variable)], MIN_RATE_RATIO * max(rates.values()))
             diagonals.append(diagonal)
         return diagonals
 
 
-_METRICS = {
-    "SGD": _TorchMetric(_sgd),
+_METRICS = {  # by the names of the classes in `torch.optim`
+    "SGD": _TorchMetric(lambda state, group: None),
     "Adam": _TorchMetric(_adam),
     "AdamW": _TorchMetric(_adam),
     "NAdam": _TorchMetric(_adam),
@@ -322,7 +310,6 @@ _METRICS = {
     "RMSprop": _TorchMetric(_rmsprop, averages_gradients=False),
     "Adagrad": _TorchMetric(lambda state, group: state["sum"].sqrt() + group["eps"], averages_gradients=False),
 }
-"""The metrics by the names of the classes in `torch.optim`."""
 
 
 def _groups(optimizer: Any) -> Mapping[int, tuple[Any, Mapping[str, Any]]]:

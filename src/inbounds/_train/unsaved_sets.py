@@ -1,8 +1,9 @@
 """Finds the weights whose sets a `.keras` file would lose.
 
-Keras saves a layer's constraints with the layer's arguments, where a plan puts its sets. A set is
-lost if its weight has no such argument (the scale of an RMSNormalization), or if a user's code
-makes the layer again. To find out, each layer is made again from its own config.
+Keras saves a layer's constraints with its arguments. A set is lost if its weight has no such
+argument (the scale of an RMSNormalization), or if a user's code makes the layer again. To find out,
+a layer is made again from its own config; but not a layer of Keras that holds our sets in its
+arguments, since writing a config imports TensorFlow where that is installed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def unsaved_sets(model: Any, plan: Plan) -> list[tuple[str, str]]:
     for layer in _saved_layers(model):
         inside = {id(w.variable) for w in weights_of(layer)} & planned.keys()
         seen |= inside
-        if inside and (reason := _lost_in_config(layer, [planned[key] for key in inside])):
+        here = [planned[key] for key in inside]
+        if inside and not _saves_arguments(layer, here) and (reason := _lost_in_config(layer, here)):
             lost.append(reason)
     outside = [
         weight.path
@@ -55,15 +57,23 @@ def _saved_layers(model: Any) -> list[Any]:
         return [] if isinstance(model, keras.Model) else [model]
     if type(model).get_config not in (keras.Sequential.get_config, Functional.get_config):
         return []
-    return [
-        saved
-        for layer in model.layers
-        for saved in (_saved_layers(layer) if isinstance(layer, keras.Model) else [layer])
-    ]
+    parts = (_saved_layers(layer) if isinstance(layer, keras.Model) else [layer] for layer in model.layers)
+    return [layer for part in parts for layer in part]
 
 
-def _lost_in_config(layer: Any, planned: list[tuple[Any, Set]]) -> tuple[str, str] | None:
-    """The paths of planned weights whose sets a layer loses in its config, and why; None: none."""
+def _saves_arguments(layer: Any, planned: list[tuple[Weight, Set]]) -> bool:
+    """Whether a layer is one of Keras, as its config makes it, whose arguments hold the planned sets of inbounds."""
+    held = [weight.layer is layer and weight.declared_constraint == constraint for weight, constraint in planned]
+    kinds = {type(part) for _, constraint in planned for part in parts_of(constraint)}
+    ours = all(kind.__module__.startswith("inbounds.") and kind is not Custom for kind in kinds)
+    changing = any(constraint.changes for _, constraint in planned)
+    made_over = getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False)  # has other weights
+    plain = type(layer).__module__.startswith("keras.") and not made_over
+    return all(held) and ours and not changing and plain
+
+
+def _lost_in_config(layer: Any, planned: list[tuple[Weight, Set]]) -> tuple[str, str] | None:
+    """The paths of planned weights whose sets a layer's config loses, and why; None: none."""
     paths = ", ".join(weight.path for weight, _ in planned)
     state = random.getstate()  # initializers without a seed draw from it
     try:

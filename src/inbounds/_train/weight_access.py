@@ -42,11 +42,10 @@ _accesses_changed = threading.Condition()
 def run_with_access(
     access: WeightAccess, function: Callable[[], Result], after_error: Callable[[], Any] = lambda: None
 ) -> Result:
-    """The result of a function that accesses weights.
+    """The result of a function that accesses weights; where it raises, `after_error` puts them inside.
 
-    Where the function raises, `after_error` puts the weights inside, before other threads may
-    access them; where it fails, the error gets a note. A KeyboardInterrupt may come between any two
-    operations, also within `_end`, which is then called again.
+    A KeyboardInterrupt may come between any two operations, also within `_end`, which is then
+    called again.
     """
     resume_recording = recording_again()
     try:
