@@ -13,7 +13,7 @@ from instead import codes, run
 
 PACKAGE = Path(ib.__file__).parent
 TAKES_IT_LAST = {"interval", "_given_count", "_no_match_error"}
-"""Functions that are given the text by position."""
+"""Functions that are given the text by position; `refused` takes it as the fifth."""
 
 NOT_RUN = {"optimizer.update(gradients, state, values)": "an optimizer of optax_wrap; test_loops.py has such steps"}
 
@@ -26,6 +26,17 @@ def given():
                 yield from (keyword.value for keyword in node.keywords if keyword.arg == "instead")
                 if getattr(node.func, "id", None) in TAKES_IT_LAST:
                     yield node.args[-1]
+                if getattr(node.func, "id", None) == "refused":
+                    yield node.args[4]
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+                pairs = zip(node.targets[0].elts, getattr(node.value, "elts", ()), strict=False)
+                yield from (value for target, value in pairs if _is_instead(target))
+            elif isinstance(node, ast.Assign) and _is_instead(node.targets[0]):
+                yield node.value
+
+
+def _is_instead(target):
+    return isinstance(target, ast.Name) and target.id == "instead"
 
 
 def texts():
