@@ -37,21 +37,22 @@ def in_turns(rounds, **runs):
 
 
 def python(*arguments):
+    """What a new process of Python prints; it may read what another one has compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
+    return subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+IMPORT = "import time, keras; start = time.perf_counter(); import inbounds; print(time.perf_counter() - start)"
 
 
 def starts(rounds):
-    """The time of imports and of the command line."""
-    taken = in_turns(
-        rounds,
-        keras=python("-c", "import keras"),
-        ours=python("-c", "import keras, inbounds"),
-        version=python("-m", "inbounds_launcher", "--version"),
-        help=python("-m", "inbounds_launcher", "--help"),
-    )
+    """The time of the import, after that of Keras, and of the command line."""
+    python("-c", IMPORT)  # which compiles it
+    imports = [float(python("-c", IMPORT).stdout) for _ in range(rounds)]
+    command = "-m", "inbounds_launcher"
+    taken = in_turns(rounds, version=lambda: python(*command, "--version"), help=lambda: python(*command, "--help"))
     return {
-        "`import inbounds` after `import keras`": f"{1000 * (taken['ours'] - taken['keras']):.0f} ms",
+        "`import inbounds` after `import keras`": f"{1000 * statistics.median(imports):.0f} ms",
         "`inbounds --version`": f"{taken['version']:.2f} s",
         "`inbounds --help`": f"{taken['help']:.2f} s",
     }
