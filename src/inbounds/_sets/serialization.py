@@ -26,7 +26,7 @@ def comparison_key(value: Any) -> Any:
         return tuple(sorted((name, comparison_key(inner)) for name, inner in value.items()))
     cls = type(value)
     if (
-        cls.__eq__ is not object.__eq__  # type: ignore[comparison-overlap]  # it has an equality of its own
+        cls.__eq__ is not object.__eq__  # type: ignore[comparison-overlap]  # mypy binds one; it has an equality of its own
         or not hasattr(cls, "get_config")
         or (cls.get_config is keras.constraints.Constraint.get_config and vars(value))
     ):
