@@ -42,7 +42,7 @@ from inbounds._train.optimizers import WRAPPERS, with_inner
 from inbounds._train.sparse_updates import project_updated_rows, updates_given_rows_only
 from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
 from inbounds._train.step_projections import StepProjection, decide, projection_of, signature
-from inbounds._train.taken_plans import add_gradient_norms, add_latents, latent_of, taken_plan
+from inbounds._train.taken_plans import add_latents, add_measures, latent_of, taken_plan
 from inbounds._train.weight_access import WeightAccess, run_with_access
 
 Stacks = Sequence[Sequence[StepProjection]]
@@ -67,7 +67,7 @@ def _build(build: Callable[..., None], optimizer: Any, variables: Sequence[Any])
     """Builds an optimizer and has it take up the sets of its variables."""
     variables = variables_of_values(variables)
     build(optimizer, variables)
-    add_gradient_norms(optimizer)
+    add_measures(optimizer)
     take_up(optimizer)
 
 
@@ -112,7 +112,7 @@ def _added_variables_hidden(optimizer: Any) -> Iterator[None]:
     lists = [one._variables for one in optimizers]
     for one in optimizers:
         taken = taken_plan(one)
-        ours = [taken.gradient_norms, *taken.latents.values()]
+        ours = [*taken.measures.values(), *taken.latents.values()]
         vars(one)["_variables"] = [v for v in one._variables if not any(v is our for our in ours)]
     try:
         yield
@@ -135,7 +135,7 @@ def take_up(optimizer: Any) -> None:
     add_latents(optimizer, decided)
     stacks = stacks_of(decided)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}
-    if stacks or taken.measures_gradients:
+    if stacks or taken.measures:
         vars(optimizer).update(hooks)  # TensorFlow tracks what setattr sets
     else:
         for name, hook in hooks.items():
@@ -283,7 +283,14 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
     _store_latents(optimizer)
     grads = vars(_replica_state).pop("gradients", grads)
     gradients = dict(zip(map(id, _as_variables(optimizer, trainable_variables)), grads, strict=True))
-    project_when_due(optimizer, taken_plan(optimizer).stacks, gradients)
+    taken = taken_plan(optimizer)
+    moves = taken.measures.get("moves")
+    measured = optimizer._trainable_variables if moves is not None else []
+    before = [keras.ops.copy(taken.value_of(variable)) for variable in measured]
+    project_when_due(optimizer, taken.stacks, gradients)
+    if before:
+        moved = [_sum_of_squares([taken.value_of(v) - old]) for v, old in zip(measured, before, strict=True)]
+        assign([(moves, keras.ops.stack(moved))])
 
 
 def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
@@ -299,7 +306,8 @@ def _reduced(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any])
     seen, taken = vars(_replica_state).pop("seen", {}), taken_plan(optimizer)
     reducing = [stack for stack in taken.stacks if not stack[0].full_gradient_reason]
     others = [one for one in taken.projections if one.full_gradient_reason and not one.shared]
-    measured = [one for one in others if taken.gradient_norms is not None and one.entry.set.has_reduced_gradient]
+    norms = taken.measures.get("gradients")
+    measured = [one for one in others if norms is not None and one.entry.set.has_reduced_gradient]
 
     def read(variable: Any) -> Any:
         return seen[id(variable)] if id(variable) in seen else taken.value_of(variable)
@@ -310,12 +318,12 @@ def _reduced(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any])
     with no_gradient():
         for stack in reducing:
             result |= reduce_stack(stack, result, read, count)
-        if taken.gradient_norms is not None:
+        if norms is not None:
             all_reduced = dict(result)
             for projection in measured:
                 all_reduced |= projection.reduced_gradients(all_reduced, read, count)
-            norms = [_sum_of_squares(all_reduced.values()), _sum_of_squares(gradients)]
-            assign([(taken.gradient_norms, keras.ops.stack(norms))])
+            squares = [_sum_of_squares(all_reduced.values()), _sum_of_squares(gradients)]
+            assign([(norms, keras.ops.stack(squares))])
     return [result[key] for key in ids]
 
 
