@@ -69,10 +69,8 @@ def compiled(rule_set, sharding, metric, inputs, units):
     places = [NamedSharding(mesh, specs[len(v.shape) == 1]) for v in variables]
 
     def step(values, costs):
-        given = {id(variable): value for variable, value in zip(variables, values, strict=True)}
         known = metric == "optimizer" and entry.set.exact_in_metric
-        state = (0, costs if known else None)
-        return [value for _, value in projection_of(entry).projected_values(lambda v: given[id(v)], *state)]
+        return list(projection_of(entry).project(values, 0, costs if known else None))
 
     args = [
         jax.ShapeDtypeStruct(v.shape, "float32", sharding=place) for v, place in zip(variables, places, strict=True)

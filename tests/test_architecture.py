@@ -146,7 +146,6 @@ def test_one_module_assigns_to_variables_for_one_package():
     assert assigning() == {"_train.assignments"}
     assert importers("_train.assignments") <= set(of("_train"))
     assert importers("_train.optimizer_hooks") == {"__init__", "_train.attach", "_train.fit_hooks"}
-    assert importers("_train.sparse_updates") == {"_train.optimizer_hooks"}
 
 
 @pytest.mark.parametrize("name", [*of("_report"), "_cli.catalogue", "_cli.pictures"])

@@ -12,7 +12,7 @@ from conformance.matrix import Cell
 from inbounds import Joint
 from inbounds._model import layout
 from inbounds._sets.scaled import Scaled
-from inbounds._train import attach, fit_hooks, optimizer_hooks, step_projections
+from inbounds._train import attach, decisions, fit_hooks, optimizer_hooks
 
 ALL = ("jax", "torch", "tensorflow")
 
@@ -48,8 +48,7 @@ def unhooked(name: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def project_all(optimizer, count):
-    for stack in optimizer_hooks.taken_plan(optimizer).stacks:
-        optimizer_hooks.project_now(optimizer, stack, count)
+    optimizer_hooks.project_now(optimizer, optimizer_hooks.taken_plan(optimizer).projections, count)
 
 
 def replaced(owner: object, **named: object) -> Callable[[pytest.MonkeyPatch], None]:
@@ -114,9 +113,8 @@ def part_by_part(patch):
 
 
 def always_due(patch):
-    def project(optimizer, stacks, gradients=None, frequency=1):
-        for stack in stacks:
-            optimizer_hooks.project_now(optimizer, stack, optimizer.iterations + 1, gradients)
+    def project(optimizer, projections, stepped=None, frequency=1):
+        optimizer_hooks.project_now(optimizer, projections, optimizer.iterations + 1, stepped)
 
     patch.setattr(optimizer_hooks, "project_when_due", project)
 
@@ -172,7 +170,7 @@ MECHANISMS = {
         ],
     ),
     "metric of the optimizer": Mechanism(
-        replaced(step_projections, optimizer_metric=lambda optimizer: None),
+        replaced(decisions, optimizer_metric=lambda optimizer: None),
         [cell("at the optimum")],
     ),
     "once for each real step": Mechanism(each_micro_step, [cell("accumulation in a loop")]),

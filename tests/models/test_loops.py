@@ -326,16 +326,17 @@ def trained_alike(owner, how):
 @pytest.mark.parametrize("owner", LARGE.values(), ids=LARGE)
 def test_alike_layers_end_where_they_do_one_by_one(owner, how, monkeypatch):
     """Small weights are stacked, large ones lie side by side."""
-    from inbounds._train import optimizer_hooks, stacks
+    from inbounds._train import optimizer_hooks, step_projections
 
     def trained():
         model = trained_alike(owner, how)
-        return model.get_weights(), max(map(len, optimizer_hooks.taken_plan(model.optimizer).stacks))
+        projections = optimizer_hooks.taken_plan(model.optimizer).projections
+        return model.get_weights(), max(len(one.entries) for one in projections)
 
     ends = {"stacked": trained()}
-    monkeypatch.setattr(stacks, "MAX_STACKED_SIZE", 0)
+    monkeypatch.setattr(step_projections, "MAX_STACKED_SIZE", 0)
     ends["side by side"] = trained()
-    monkeypatch.setattr(optimizer_hooks, "stacks_of", lambda projections: [[one] for one in projections])
+    monkeypatch.setattr(optimizer_hooks, "grouped", list)
     alone, longest = trained()
     assert longest == 1
     assert [longest for _, longest in ends.values()] == [3, 3]

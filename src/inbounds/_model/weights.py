@@ -233,7 +233,7 @@ def variables_of_values(values: Sequence[Any]) -> list[Any]:
 
     A TensorFlow loop may give an optimizer `variable.value`, which has no constraint.
     """
-    if all(isinstance(value, keras.Variable) for value in values):
+    if all(issubclass(kind, keras.Variable) for kind in set(map(type, values))):
         return list(values)
     layers = {id(layer): layer for layer in list(_LAYER_OF.values())}
     by_value = {id(weight.variable.value): weight.variable for weight in own_weights(layers.values())}

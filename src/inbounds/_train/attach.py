@@ -25,9 +25,10 @@ from inbounds._train.attached_sets import (
     entries_in_force,
     given_constraint,
 )
+from inbounds._train.decisions import decide
 from inbounds._train.optimizer_hooks import take_up
 from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
-from inbounds._train.step_projections import decide, projection_of
+from inbounds._train.step_projections import projection_of
 from inbounds._train.taken_plans import without_latents
 from inbounds._train.unsaved_sets import unsaved_sets
 from inbounds._train.weight_access import exclusive_access

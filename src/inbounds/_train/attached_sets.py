@@ -37,7 +37,7 @@ class AttachedSet(keras.constraints.Constraint):  # type: ignore[misc]  # keras 
         """The projected weight, for optimizers with an `apply` of their own that call constraints."""
         if self.entry.training.every != 1:
             return w
-        pairs = projection_of(self.entry).projected_values()
+        pairs = projection_of(self.entry).projected_values(keras.ops.convert_to_tensor)
         assign(pair for pair in pairs if pair[0] is not w)
         return next((value for variable, value in pairs if variable is w), w)
 
@@ -72,7 +72,7 @@ def is_planned(entry: Entry) -> bool:
 
 def attached_entries(variables: Iterable[Any]) -> list[Entry]:
     """The entries attached to some variables, each once."""
-    constraints = (getattr(variable, "constraint", None) for variable in variables)
+    constraints = [getattr(variable, "constraint", None) for variable in variables]
     return list({id(one.entry): one.entry for one in constraints if isinstance(one, AttachedSet)}.values())
 
 

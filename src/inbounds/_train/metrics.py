@@ -114,7 +114,7 @@ def optimizer_metric(optimizer: Any) -> OptimizerMetric | None:
     """The metric of an optimizer of Keras or PyTorch; None if it is unknown."""
     own: Any = type(optimizer)
     for kind in own.__mro__:
-        if kind in METRICS and _step_of(own) is _step_of(kind):  # not overridden
+        if kind in METRICS and (kind is own or _step_of(own) is _step_of(kind)):  # not overridden
             return METRICS[kind]
     return None
 

@@ -11,13 +11,11 @@ a custom loop. Where a step raises, its weights are projected and the constraint
 
 from __future__ import annotations
 
-import math
 import operator
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,15 +36,11 @@ from inbounds._train.attached_sets import (
     given_constraint,
     project_after_error,
 )
+from inbounds._train.decisions import decide, signature
 from inbounds._train.optimizers import WRAPPERS, with_inner
-from inbounds._train.sparse_updates import project_updated_rows, updates_given_rows_only
-from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
-from inbounds._train.step_projections import StepProjection, decide, projection_of, signature
+from inbounds._train.step_projections import Stepped, StepProjection, grouped, projection_of, reduced_gradients
 from inbounds._train.taken_plans import add_latents, add_measures, latent_of, taken_plan
 from inbounds._train.weight_access import WeightAccess, run_with_access
-
-Stacks = Sequence[Sequence[StepProjection]]
-Gradients = Mapping[int, Any] | None
 
 LATENT_PREFIX = "latent"  # what the names of latent weights in a file begin with; Keras' own are numbers
 
@@ -125,24 +119,24 @@ def take_up(optimizer: Any) -> None:
     """Decides how the steps of a built optimizer treat each set of its variables, and hooks them."""
     if isinstance(optimizer, WRAPPERS):
         return
-    taken, known = taken_plan(optimizer), [projection.entry for projection in taken_plan(optimizer).projections]
+    taken = taken_plan(optimizer)
     _attach_given_sets(optimizer._trainable_variables)
     entries = attached_entries(optimizer._trainable_variables)
+    known = set(taken.entries)
     for entry in entries:
         if entry not in known:
             _check_frozen_weights(entry)
-    decided = [replace(decide(one, [optimizer]), by_rows=updates_given_rows_only(optimizer, one)) for one in entries]
-    add_latents(optimizer, decided)
-    stacks = stacks_of(decided)
+    projections = grouped(decide(entry, [optimizer]) for entry in entries)
+    add_latents(optimizer, projections)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}
-    if stacks or taken.measures:
+    if projections or taken.measures:
         vars(optimizer).update(hooks)  # TensorFlow tracks what setattr sets
     else:
         for name, hook in hooks.items():
             if getattr(vars(optimizer).get(name), "func", None) is hook.func:
                 del vars(optimizer)[name]
     new, frozen = signature(optimizer, entries), _frozen_values(entries)
-    vars(taken).update(stacks=stacks, signature=new, frozen_values=frozen)  # an interrupt can't halve it
+    vars(taken).update(projections=projections, signature=new, frozen_values=frozen)  # an interrupt can't halve it
 
 
 def take_up_changes(optimizer: Any) -> bool:
@@ -164,7 +158,7 @@ def update_compiled_constants(optimizer: Any) -> bool:
     if not optimizer.built or isinstance(optimizer, WRAPPERS):
         return False
     changed, taken = take_up_changes(optimizer), taken_plan(optimizer)
-    old, taken.frozen_values = taken.frozen_values, _frozen_values(one.entry for one in taken.projections)
+    old, taken.frozen_values = taken.frozen_values, _frozen_values(taken.entries)
     pairs = zip(old, taken.frozen_values, strict=True)
     return changed or any(not np.array_equal(one[1], other[1], equal_nan=True) for one, other in pairs)
 
@@ -209,7 +203,7 @@ def _check_frozen_weights(entry: Entry) -> None:
 def hidden_constraints(optimizer: Any) -> Iterator[None]:
     """A context that hides sets from Keras, which would call them; if the body raises, call `_restore_constraints`."""
     taken = taken_plan(optimizer)
-    if not taken.stacks:
+    if not taken.projections:
         yield
         return
     with _hiding_lock:
@@ -254,8 +248,8 @@ def apply_weight_decay(optimizer: Any, variables: Any) -> None:
     vars(_replica_state).pop("seen", None)  # left by a step that raised
     overridden = type(optimizer)._apply_weight_decay is not keras.optimizers.Optimizer._apply_weight_decay
     decays, taken = overridden or optimizer.weight_decay is not None, taken_plan(optimizer)
-    stored = [one.entry for one in taken.projections if one.latent or (decays and not one.full_gradient_reason)]
-    trained = [variable for entry in stored for variable in entry.variables if variable.trainable]
+    stored = [one for one in taken.projections if one.latent or (decays and not one.full_gradient_reason)]
+    trained = [variable for one in stored for variable in one.variables if variable.trainable]
     _replica_state.seen = {id(variable): keras.ops.copy(taken.value_of(variable)) for variable in trained}
 
     def read_latent(variable: Any) -> Any:
@@ -287,7 +281,7 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
     moves = taken.measures.get("moves")
     measured = optimizer._trainable_variables if moves is not None else []
     before = [keras.ops.copy(taken.value_of(variable)) for variable in measured]
-    project_when_due(optimizer, taken.stacks, gradients)
+    project_when_due(optimizer, taken.projections, gradients)
     if before:
         moved = [_sum_of_squares([taken.value_of(v) - old]) for v, old in zip(measured, before, strict=True)]
         assign([(moves, keras.ops.stack(moved))])
@@ -304,27 +298,21 @@ def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
 def _reduced(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """The gradients, reduced for the entries that ask for it."""
     seen, taken = vars(_replica_state).pop("seen", {}), taken_plan(optimizer)
-    reducing = [stack for stack in taken.stacks if not stack[0].full_gradient_reason]
-    others = [one for one in taken.projections if one.full_gradient_reason and not one.shared]
-    norms = taken.measures.get("gradients")
-    measured = [one for one in others if norms is not None and one.entry.set.has_reduced_gradient]
 
     def read(variable: Any) -> Any:
         return seen[id(variable)] if id(variable) in seen else taken.value_of(variable)
 
-    ids = list(map(id, _as_variables(optimizer, variables)))
-    result = dict(zip(ids, gradients, strict=True))
-    count = optimizer.iterations + 1 if reducing or measured else 0
+    ids, count = list(map(id, _as_variables(optimizer, variables))), _coming_step(optimizer, taken.projections)
     with no_gradient():
-        for stack in reducing:
-            result |= reduce_stack(stack, result, read, count)
-        if norms is not None:
-            all_reduced = dict(result)
-            for projection in measured:
-                all_reduced |= projection.reduced_gradients(all_reduced, read, count)
+        reduced = reduced_gradients(taken.projections, dict(zip(ids, gradients, strict=True)), read, count)
+        if (norms := taken.measures.get("gradients")) is not None:
+            all_reduced = dict(reduced)
+            for one in taken.projections:
+                if one.full_gradient_reason and not one.shared and one.entry.set.has_reduced_gradient:
+                    all_reduced |= one.reduced_gradients(all_reduced, read, count)
             squares = [_sum_of_squares(all_reduced.values()), _sum_of_squares(gradients)]
             assign([(norms, keras.ops.stack(squares))])
-    return [result[key] for key in ids]
+    return [reduced[key] for key in ids]
 
 
 def _sum_of_squares(gradients: Iterable[Any]) -> Any:
@@ -344,9 +332,9 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
     assign((variable, keras.ops.where(updates, variable.value, value)) for variable, value in pairs)
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
         _store_latents(optimizer, where=(optimizer.iterations + 1) % optimizer.ema_overwrite_frequency == 0)
-        stacks = taken_plan(optimizer).stacks
-        due = [[p for p in stack if p.shared or p.entry.set.changes or not p.entry.set.convex] for stack in stacks]
-        project_when_due(optimizer, list(filter(None, due)), frequency=optimizer.ema_overwrite_frequency)
+        taken = taken_plan(optimizer).projections
+        left = [one for one in taken if one.shared or one.entry.set.changes or not one.entry.set.convex]
+        project_when_due(optimizer, left, frequency=optimizer.ema_overwrite_frequency)
 
 
 def _other_optimizers_variables(optimizer: Any) -> list[Any]:
@@ -354,7 +342,7 @@ def _other_optimizers_variables(optimizer: Any) -> list[Any]:
     if keras.backend.backend() != "jax" or not optimizer.gradient_accumulation_steps:
         return []
     own = set(map(id, optimizer._trainable_variables))
-    shared = [variable for one in taken_plan(optimizer).projections if one.shared for variable in one.entry.variables]
+    shared = [variable for one in taken_plan(optimizer).projections if one.shared for variable in one.variables]
     return [variable for variable in shared if variable.trainable and id(variable) not in own]
 
 
@@ -363,11 +351,11 @@ def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
 
     def finalize() -> None:
         take_up_changes(optimizer)
-        taken_plan(optimizer).averages = []
+        taken = taken_plan(optimizer)
+        taken.averages = []
         type(optimizer).finalize_variable_values(optimizer, var_list)
-        for stack in taken_plan(optimizer).stacks:
-            if optimizer.use_ema or stack[0].entry.training.every != 1:
-                project_now(optimizer, stack, optimizer.iterations)
+        due = [one for one in taken.projections if optimizer.use_ema or one.entry.training.every != 1]
+        project_now(optimizer, due, optimizer.iterations)
 
     _run_with_access(optimizer, finalize)
 
@@ -388,41 +376,23 @@ def _as_variables(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
     return [v if isinstance(v, keras.Variable) else own[optimizer._get_variable_index(v)] for v in variables]
 
 
-def project_when_due(optimizer: Any, stacks: Stacks, gradients: Gradients = None, frequency: int = 1) -> None:
-    """Projects stacks in the steps in which they are due, of those that are multiples of `frequency`.
-
-    The optimizer has not counted the current step yet. JAX and TensorFlow compile branches.
-    """
-    eager, read = keras.backend.backend() == "torch", taken_plan(optimizer).value_of
-    count = optimizer.iterations + 1 if stacks else 0
-    for stack in stacks:
-        first, every = stack[0], stack[0].entry.training.every
-        if every == "epoch":
-            continue
-        every = math.lcm(int(every), frequency)
-        if project_updated_rows(first, count, gradients):
-            continue
-        if every == 1 or (eager and bool(count % every == 0)):
-            project_now(optimizer, stack, count, gradients)
-        elif not eager:
-            trained = [variable for variable in first.entry.variables if variable.trainable]
-
-            def project(first: StepProjection = first) -> list[Any]:
-                return [value for _, value in first.projected_values(read, *first.state_after(count, gradients))]
-
-            def keep(trained: Sequence[Any] = trained) -> list[Any]:
-                return list(map(read, trained))
-
-            assign(zip(trained, keras.ops.cond(count % every == 0, project, keep), strict=True))
+def _coming_step(optimizer: Any, projections: Iterable[StepProjection], *, counted: bool = False) -> Any:
+    """The number of the step under way, which Keras has not counted yet; 0 where it doesn't matter."""
+    return optimizer.iterations + 1 if counted or any(one.counts_steps for one in projections) else 0
 
 
-def project_now(optimizer: Any, stack: Sequence[StepProjection], count: Any, gradients: Gradients = None) -> None:
-    """Projects the weights of a stack, a single one but on PyTorch, after so many steps.
+def project_when_due(
+    optimizer: Any, projections: Sequence[StepProjection], stepped: Stepped = None, frequency: int = 1
+) -> None:
+    """Projects sets in the steps in which they are due, of those that are multiples of `frequency`."""
+    read, count = taken_plan(optimizer).value_of, _coming_step(optimizer, projections, counted=frequency > 1)
+    with no_gradient():
+        for projection in projections:
+            assign(projection.values_when_due(read, count, stepped, frequency))
 
-    Outside of steps there are no gradients, and projections are Euclidean.
-    """
-    if keras.backend.backend() == "torch":
-        with no_gradient():
-            project_stack(stack, count, gradients)
-    else:
-        assign(stack[0].projected_values(taken_plan(optimizer).value_of, *stack[0].state_after(count, gradients)))
+
+def project_now(optimizer: Any, projections: Iterable[StepProjection], count: Any, stepped: Stepped = None) -> None:
+    """Projects sets after so many steps. Outside of steps there are no gradients, and projections are Euclidean."""
+    with no_gradient():
+        for projection in projections:
+            assign(projection.projected_values(taken_plan(optimizer).value_of, count, stepped))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,17 +14,16 @@ from inbounds._arrays.ops import (
     MANTISSA_BITS,
     Array,
     as_written,
-    branch,
     dtype_of,
     no_gradient,
     without_gradient,
-    working_dtype,
 )
 from inbounds._errors import RuleError
-from inbounds._model.plan import Entry
 from inbounds._train.attach import check_backend, check_interval
 from inbounds._train.attached_sets import entries_in_force
-from inbounds._train.step_projections import StepProjection, decide
+from inbounds._train.decisions import decide
+from inbounds._train.metrics import OptimizerMetric
+from inbounds._train.step_projections import Pairs, StepProjection, reduced_gradients
 from inbounds._types import Model, OptaxOptimizer, Step
 
 
@@ -73,7 +73,13 @@ def stateless_project(
         before = "step the values as they are before `stateless_project` (docs/loops.md), or lose those steps"
         instead = f"constrain(model, rules, latent=False), and {before}"
         raise RuleError(wrong, f"latent={entry.training.latent!r}", where=repr(entry), instead=instead)
-    return _projected(projections, model, trainable_variables, metric, step)
+    variables = model.trainable_variables
+    values = _checked(variables, trainable_variables, "trainable_variables")
+    stepped = None if metric is None else _checked(variables, metric, "metric", optional=True)
+    count = _step_count(projections, step, "stateless_project(model, values, step=count)")
+    projections = [_in_given_metric(one) for one in projections]
+    given = dict(zip(values, trainable_variables, strict=True))
+    return list(_projected(StepProjection.projected_values, projections, given, count, stepped).values())
 
 
 @as_written
@@ -107,46 +113,42 @@ def stateless_reduce(
         >>> values = [v.value for v in model.trainable_variables]
         >>> gradients = stateless_reduce(model, values, [keras.ops.ones_like(value) for value in values])
     """
-    projections, variables = _projections(model), model.trainable_variables
-    values = _checked(variables, trainable_variables, "trainable_variables")
-    tensors = _checked(variables, gradients, "gradients", optional=True)
-    result = dict(zip(tensors, gradients, strict=True))
-    with no_gradient():
-        for projection in projections:
-            if not projection.full_gradient_reason:
-                count = _given_count(projection.entry, step, "stateless_reduce(model, values, gradients, step=count)")
-                result |= projection.reduced_gradients(tensors, partial(_given_value, values), count)
-    return list(result.values())
+    return _reduced(_projections(model), model, trainable_variables, gradients, step)
+
+
+def _in_given_metric(projection: StepProjection) -> StepProjection:
+    """The projection in the metric whose diagonals the caller gives, unless the plan asks for the Euclidean one."""
+    if projection.entry.training.metric == "euclidean":
+        return projection
+    return replace(projection, metric=OptimizerMetric(lambda optimizer, variable, diagonal: diagonal))
 
 
 def _projections(model: Any) -> list[StepProjection]:
     return list(map(decide, entries_in_force(model)))
 
 
+def _reduced(projections: Sequence[StepProjection], model: Any, at: Any, gradients: Any, step: Any) -> list[Array]:
+    """`stateless_reduce` by decisions that are known."""
+    values = _checked(model.trainable_variables, at, "trainable_variables")
+    tensors = _checked(model.trainable_variables, gradients, "gradients", optional=True)
+    reducing = [one for one in projections if not one.full_gradient_reason]
+    count = _step_count(reducing, step, "stateless_reduce(model, values, gradients, step=count)")
+    with no_gradient():
+        reduced = reduced_gradients(reducing, tensors, partial(_given_value, values), count)
+    pairs = zip(tensors.items(), gradients, strict=True)
+    return [given if reduced[key] is tensor else reduced[key] for (key, tensor), given in pairs]
+
+
 def _projected(
-    projections: Sequence[StepProjection], model: Any, given: Any, metric: Any = None, step: Any = None
-) -> list[Array]:
-    """`stateless_project`, also for a caller who keeps latent weights."""
-    variables = model.trainable_variables
-    values = _checked(variables, given, "trainable_variables")
-    diagonals = _checked(variables, [None] * len(variables) if metric is None else metric, "metric", optional=True)
-    result = dict(zip(values, given, strict=True))
-
-    def read_metric(entry: Entry) -> list[Array] | None:
-        unknown = any(diagonals.get(id(variable), ()) is None for variable in entry.variables)
-        if unknown or entry.training.metric == "euclidean":
-            return None
-        return [
-            diagonals[id(v)] if id(v) in diagonals else keras.ops.ones(v.shape, working_dtype(dtype_of(v)))
-            for v in entry.variables
-        ]
-
+    project: Callable[..., Pairs], projections: Iterable[StepProjection], values: Mapping[int, Any], *state: Any
+) -> dict[int, Any]:
+    """The values by the ids of their variables, after this method of each projection."""
+    result = dict(values)
     with no_gradient():
         for projection in projections:
-            count = _given_count(projection.entry, step, "stateless_project(model, values, step=count)")
-            pairs = projection.projected_values(partial(_given_value, values), count, read_metric(projection.entry))
+            pairs = project(projection, partial(_given_value, values), *state)
             result |= {id(variable): without_gradient(value) for variable, value in pairs}
-    return list(result.values())
+    return result
 
 
 def _given_value(values: Mapping[int, Any], variable: Any) -> Array:
@@ -154,11 +156,12 @@ def _given_value(values: Mapping[int, Any], variable: Any) -> Array:
     return keras.ops.convert_to_tensor(values.get(id(variable), variable))
 
 
-def _given_count(entry: Entry, step: Any, instead: str) -> Any:
-    """The number of steps, which a set that changes with them needs."""
-    if entry.set.changes and step is None:
+def _step_count(projections: Iterable[StepProjection], step: Any, instead: str) -> Any:
+    """The number of steps, which sets that change with them need."""
+    changing = [one.entry for one in projections if one.entry.set.changes]
+    if changing and step is None:
         wrong = "The set changes with the steps of training, and `step` doesn't say how many there were"
-        raise RuleError(wrong, "step=None", where=repr(entry), instead=instead)
+        raise RuleError(wrong, "step=None", where=repr(changing[0]), instead=instead)
     return 0 if step is None else step
 
 
@@ -243,7 +246,7 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
     import jax.numpy as jnp
     import optax
 
-    _interval(model)
+    _optax_projections(model)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> Wrapped:
@@ -255,24 +258,30 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
     def update(updates: Any, state: Wrapped, params: Any = None, **extra: Any) -> tuple[Any, Wrapped]:
         """Optax passes these arguments by name."""
         _check_update(params, extra)
-        every, count, projections = _interval(model), optax.safe_increment(state.count), _projections(model)
+        projections, count = _optax_projections(model), optax.safe_increment(state.count)
         like = tuple if isinstance(updates, tuple) else list
-        gradients = like(stateless_reduce(model, params, updates, step=count))
+        gradients = like(_reduced(projections, model, params, updates, count))
         starts = _starts([one for one in projections if one.latent], model, params, state)
-        steps, inner_state = inner.update(gradients, state.inner, like(starts), **extra)
+        steps, inner_state = inner.update(gradients, state.inner, like(starts.values()), **extra)
         steps = [
             _round_to_dtype(u.astype(jnp.promote_types(u.dtype, x.dtype))) for x, u in zip(params, steps, strict=True)
         ]
-        moved = list(map(_apply_update, starts, steps))
-        projected = partial(_projected, projections, model, moved, step=count)
-        ends = projected() if every == 1 else branch(count % every == 0, projected, lambda: moved)
-        latents = tuple(None if old is None else new for old, new in zip(state.latents, moved, strict=True))
+        pairs = zip(starts.items(), steps, strict=True)
+        moved = {key: _apply_update(start, step) for (key, start), step in pairs}
+        ends = _projected(StepProjection.values_when_due, projections, moved, count, None).values()
+        latents = tuple(None if old is None else new for old, new in zip(state.latents, moved.values(), strict=True))
         return like(map(_update_towards, params, steps, ends)), Wrapped(inner_state, count, latents)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _starts(latent: Sequence[StepProjection], model: Any, params: Sequence[Array], state: Wrapped) -> list[Array]:
+def _optax_projections(model: Any) -> list[StepProjection]:
+    projections = _projections(model)
+    check_interval([one.entry for one in projections], "optax", "stateless_project")
+    return projections
+
+
+def _starts(latent: Sequence[StepProjection], model: Any, params: Sequence[Array], state: Wrapped) -> dict[int, Array]:
     """The values from which the inner optimizer steps: latent weights in place of those that have them."""
     ids = list(map(id, model.trainable_variables))
     values, latents = dict(zip(ids, params, strict=True)), dict(zip(ids, state.latents, strict=True))
@@ -286,7 +295,7 @@ def _starts(latent: Sequence[StepProjection], model: Any, params: Sequence[Array
             raise RuleError(wrong, received, where=repr(projection.entry), instead=instead)
         started = projection.starts(partial(_given_value, values), lambda v: latents[id(v)], state.count)
         starts |= {id(variable): start for variable, start in started}
-    return list(starts.values())
+    return starts
 
 
 def _update_towards(value: Array, update: Array, end: Array) -> Array:
@@ -311,13 +320,6 @@ def _round_to_dtype(x: Array) -> Array:
 
     kind = jax.numpy.finfo(x.dtype)
     return jax.lax.reduce_precision(x, int(kind.nexp), int(kind.nmant))
-
-
-def _interval(model: Any) -> int:
-    """The number of steps between projections, which all sets of a plan share."""
-    entries = entries_in_force(model)
-    check_interval(entries, "optax", "stateless_project")
-    return int(entries[0].training.every)
 
 
 def _check_optax(optimizer: Any) -> None:

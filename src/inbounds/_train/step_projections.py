@@ -1,14 +1,15 @@
-"""How the steps of an optimizer treat a set, decided once, when the optimizer takes up the plan.
+"""What a step of training does with a set: it reduces gradients before the update, and projects weights after it.
 
-Keras' optimizers, those of `torch.optim` and the functions of values are adapters of this module:
-they read the values of the weights, call `reduce` before a step and `project` after it, and assign.
+The steps of Keras' optimizers, those of `torch.optim`, and functions of values are adapters of this
+module. Each reads gradients and values in its own way, calls `reduced_gradients`, `starts` and
+`values_when_due`, and assigns what they return. `decisions` makes the projections.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -22,10 +23,12 @@ from inbounds._arrays.ops import (
     cast,
     dtype_of,
     epsilon,
+    is_concrete,
     is_sharded,
     is_sparse,
     namespace,
     quiet,
+    whole,
     working_dtype,
 )
 from inbounds._arrays.units import Units
@@ -33,21 +36,34 @@ from inbounds._arrays.views import Axes
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train import programs
-from inbounds._train.metrics import NEED_FULL_GRADIENT, STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
+from inbounds._train.metrics import OptimizerMetric
+from inbounds._train.optimizers import in_tensorflow_strategy
 
-EUCLIDEAN = "Euclidean"
+MAX_STACKED_SIZE = 1 << 15  # only entries with fewer numbers are copied: above it the copies cost more than the calls
 
 Read = Callable[[Any], Array]
 """Returns the value of a variable, as a tensor or a NumPy array: projections compute in its kind."""
 
+Pairs = list[tuple[Any, Any]]
+"""Variables, each with a value to assign to it."""
+
+Stepped = Mapping[int, Any] | None
+"""What a metric's reader takes, by the ids of the variables of a step: for Keras the gradients. None outside of steps.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class StepProjection:
-    """How steps treat the set of one entry."""
+    """How steps treat the set of one entry, or on PyTorch of several that are alike.
 
-    entry: Entry
-    axes: tuple[Axes, ...]  # those of the entry
-    free: tuple[bool, ...]  # for each weight, whether projections may move it
+    PyTorch runs each operation by itself, so that one call for many weights replaces many calls.
+    Small weights are copied into a stack; of large ones, side by side, only the numbers for each
+    unit are.
+    """
+
+    entries: tuple[Entry, ...]
+    free: tuple[bool, ...]  # for each weight of an entry, whether projections may move it
+    eager: bool = False  # whether Python can read values within a step, see `Units.concrete`
     optimizer: Any = None  # the one that steps the weights; None: none is known
     metric: OptimizerMetric | None = None  # the optimizer's, in which projections are nearest; None: Euclidean
     metric_words: str = ""  # the metric in words, or why it is the Euclidean one
@@ -57,67 +73,120 @@ class StepProjection:
     latent_words: str = ""  # what the plan says of them; empty without them
     shared: bool = False  # whether the optimizer leaves some of the trained weights to another one
     by_rows: bool = False  # whether it is enough to project the rows that a sparse gradient names
-    beside: int = 1  # how many weights alike it is for, side by side, see `Units`
-
-    @cached_property
-    def size(self) -> int:
-        """The number of entries of the weights."""
-        return sum(math.prod(weight.shape) for weight in self.entry.weights)
 
     @property
+    def entry(self) -> Entry:
+        """The entry, or the first of those that are alike."""
+        return self.entries[0]
+
+    @cached_property
+    def counts_steps(self) -> bool:
+        """Whether it matters how many steps there were."""
+        return bool(self.entry.set.changes or self.entry.training.every != 1)
+
+    @cached_property
+    def variables(self) -> list[Any]:
+        """The variables of the entries, one entry after the other."""
+        return [variable for entry in self.entries for variable in entry.variables]
+
+    @cached_property
     def free_variables(self) -> list[Any]:
         """The variables that projections may move."""
-        return [variable for variable, free in zip(self.entry.variables, self.free, strict=True) if free]
+        flags = self.free * len(self.entries)
+        return [variable for variable, free in zip(self.variables, flags, strict=True) if free]
+
+    # Arrays: one for each variable.
 
     def reduce(self, values: Sequence[Array], gradients: Sequence[Any], count: Any) -> list[Any]:
         """The reduced gradients, taken at these values, before a step; None for a weight that isn't stepped."""
-        stepped = [gradient is not None for gradient in gradients]
-        units = Units.of(values, self.axes, stepped, concrete=_is_eager(), beside=self.beside)
+        joined = self._joined(gradients)
+        units = self._units(values, [gradient is not None for gradient in joined])
         parts = [
             keras.ops.zeros_like(part) if gradient is None else cast(gradient, dtype_of(part))
-            for part, gradient in zip(units.parts, gradients, strict=True)
+            for part, gradient in zip(units.parts, joined, strict=True)
         ]
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
             reduced = programs.run(programs.reduced, self.entry.applied, count, units, units.with_parts(parts))
-        pairs = zip(gradients, reduced.parts, strict=True)
+        pairs = zip(gradients, self._parted(reduced.parts), strict=True)
         return [None if old is None else cast(part, dtype_of(old)) for old, part in pairs]
 
     def project(
-        self, values: Sequence[Array], count: Any = 0, metric: Sequence[Array] | None = None, concrete: bool = False
-    ) -> list[Array]:
-        """The projected values of the weights, in their dtypes, after so many steps.
-
-        The metric holds the diagonal of each weight; see `Units` for `concrete`.
-        """
+        self, values: Sequence[Array], count: Any = 0, metric: Sequence[Array] | None = None
+    ) -> Sequence[Array]:
+        """The projected values in their dtypes, after so many steps; the metric holds the diagonal of each weight."""
         if not any(self.free):
-            return list(values)
-        training = metric is not None
-        units = Units.of(
-            values, self.axes, self.free, concrete=concrete, metric=metric, training=training, beside=self.beside
-        )
+            return values
+        units = self._units(values, self.free if self._is_stack else self.free * len(self.entries), metric)
         with quiet(values[0]), _explain_dtensor_errors(self.entry):
             nearest = programs.run(programs.nearest, self.entry.applied, count, units)
-        parts = zip(values, nearest.parts, self.free, strict=True)
-        return [cast(part, dtype_of(value)) if free else value for value, part, free in parts]
+        trios = zip(values, self._parted(nearest.parts), self.free * len(self.entries), strict=True)
+        return [cast(part, dtype_of(value)) if free else value for value, part, free in trios]
 
-    # What the adapters have in common. Of latent weights, too: the adapter assigns `starts` before
-    # the optimizer's step, and stores the weights after it, before they are projected.
+    def _units(self, values: Sequence[Array], free: Sequence[bool], metric: Sequence[Array] | None = None) -> Units:
+        return Units.of(
+            self._joined(values),
+            self._axes,
+            free,
+            concrete=self.eager,
+            metric=None if metric is None else self._joined(metric),
+            training=metric is not None,
+            beside=1 if self._is_stack else len(self.entries),
+        )
 
-    def starts(self, read: Read, read_latent: Read, count: Any) -> list[tuple[Any, Array]]:
+    @cached_property
+    def _is_stack(self) -> bool:
+        size = sum(math.prod(weight.shape) for weight in self.entry.weights)
+        return len(self.entries) > 1 and size < MAX_STACKED_SIZE
+
+    @cached_property
+    def _axes(self) -> tuple[Axes, ...]:
+        """The axes that a unit spans in each of the joined arrays; the first axis of a stack counts entries."""
+        axes = self.entry.axes
+        return tuple(tuple(axis + 1 for axis in span) for span in axes) if self._is_stack else axes * len(self.entries)
+
+    def _joined(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        """The arrays that units are made of: the variables' own, or those of each weight as a stack."""
+        if not self._is_stack:
+            return arrays
+        each = len(self.free)
+        return [namespace(arrays[0]).stack(arrays[place::each]) for place in range(each)]
+
+    def _parted(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        """The arrays of the variables, from joined ones."""
+        if not self._is_stack:
+            return arrays
+        return [array for of_entry in zip(*(array.unbind(0) for array in arrays), strict=True) for array in of_entry]
+
+    # What the adapters call. With latent weights, an adapter assigns `starts` before the optimizer's
+    # step, and stores the weights after it, before they are projected.
+
+    def reduced_gradients(self, gradients: Mapping[int, Any], read: Read, count: Any) -> dict[int, Any]:
+        """The reduced gradients by the ids of the variables; empty where none is known, or one is sparse."""
+        own = [gradients.get(id(variable)) for variable in self.variables]
+        missing = sum(gradient is None for gradient in own)
+        if missing == len(own) or _any_sparse(own):
+            return {}
+        if missing and len(self.entries) > 1:
+            one_by_one = [projection.reduced_gradients(gradients, read, count) for projection in self._one_by_one]
+            return reduce(operator.or_, one_by_one)
+        reduced = self.reduce(list(map(read, self.variables)), own, count)
+        return {id(v): gradient for v, gradient in zip(self.variables, reduced, strict=True) if gradient is not None}
+
+    def starts(self, read: Read, read_latent: Read, count: Any) -> Pairs:
         """The free variables with the values from which the optimizer steps: their latent weights, where they have any.
 
         A unit, or an entry of a set that looks at each by itself, starts from its own values where
         those are no longer the nearest point of its latent weights: NaN, or someone has assigned
         others.
         """
-        variables, values = self.entry.variables, list(map(read, self.entry.variables))
-        stored = [read_latent(v) if free else None for v, free in zip(variables, self.free, strict=True)]
+        values = list(map(read, self.variables))
+        stored = [read_latent(v) if free else None for v, free in zip(self.variables, self.free, strict=True)]
         if all(latent is None for latent in stored):
             return []
         latents = [value if latent is None else latent for value, latent in zip(values, stored, strict=True)]
 
         def started() -> list[Array]:
-            return self._continued(values, latents, self.project(latents, count, concrete=_is_eager()))
+            return self._continued(values, latents, self.project(latents, count))
 
         if self.entry.training.every == 1:
             starts = started()
@@ -125,12 +194,12 @@ class StepProjection:
             both = zip(values, latents, strict=True)
             same = reduce(operator.and_, [keras.ops.all(value == latent) for value, latent in both])
             starts = branch(same, lambda: values, started)
-        trios = zip(variables, starts, stored, strict=True)
+        trios = zip(self.variables, starts, stored, strict=True)
         return [(variable, start) for variable, start, latent in trios if latent is not None]
 
     def _continued(self, values: Sequence[Array], latents: Sequence[Array], nearest: Sequence[Array]) -> list[Array]:
         """The latent weights where the values are their nearest point, but for rounding; else the values."""
-        applied, units = self.entry.applied, Units.of(values, self.axes)
+        applied, units = self.entry.applied, Units.of(values, self._axes)
         xp, wide = namespace(values[0]), working_dtype(units.dtype)
         latent, nearest_units = (units.with_parts([cast(part, wide) for part in parts]) for parts in (latents, nearest))
         tolerance = max(epsilon(wide) ** 0.5, 2 * epsilon(units.dtype))
@@ -146,150 +215,104 @@ class StepProjection:
             started = view.map(chosen, latent, apart.max(lambda x: x), view.max(xp.abs))
         return [cast(part, dtype_of(value)) for part, value in zip(started.parts, values, strict=True)]
 
-    def reduced_gradients(self, gradients: Mapping[int, Any], read: Read, count: Any) -> dict[int, Any]:
-        """The reduced gradients by the ids of the variables; empty where none is known, or one is sparse."""
-        variables = self.entry.variables
-        own = [gradients.get(id(variable)) for variable in variables]
-        if all(gradient is None for gradient in own) or any(map(is_sparse, own)):
-            return {}
-        reduced = self.reduce(list(map(read, variables)), own, count)
-        return {id(v): gradient for v, gradient in zip(variables, reduced, strict=True) if gradient is not None}
+    def projected_values(self, read: Read, count: Any = 0, stepped: Stepped = None) -> Pairs:
+        """The free variables with their projected values, after so many steps; right after one, in its metric.
 
-    def projected_values(self, read: Read = keras.ops.convert_to_tensor, *state: Any) -> list[tuple[Any, Any]]:
-        """The free variables with their projected values; `state` goes to `project`."""
-        variables = self.entry.variables
-        values = self.project(list(map(read, variables)), *state)
-        return [(v, value) for v, value, free in zip(variables, values, self.free, strict=True) if free]
-
-    def state_after(self, count: Any, stepped: Mapping[int, Any] | None) -> tuple[Any, Sequence[Array] | None, bool]:
-        """What `project` needs besides the values, right after a step of the optimizer.
-
-        `stepped` has by the ids of the variables that were stepped what the metric's reader takes,
-        of optimizers of Keras the gradients; it is None outside of steps.
+        Of a weight with a sparse gradient only the rows that it names, where that is enough.
         """
-        own = [] if stepped is None else [stepped.get(id(variable)) for variable in self.entry.variables]
-        metric = self.sparse_metric if any(map(is_sparse, own)) else self.metric
+        own: list[Any] = [] if stepped is None else [stepped.get(id(variable)) for variable in self.variables]
+        sparse = _any_sparse(own)
+        known = self._diagonals(stepped, sparse)
+        if 0 < len(known) < len(self.entries):  # not each was stepped
+            return [pair for one in self._one_by_one for pair in one.projected_values(read, count, stepped)]
+        metric = [diagonal for diagonals in known for diagonal in diagonals] or None
+        if sparse and self.by_rows and not in_tensorflow_strategy():  # each replica has rows of its own
+            return self._projected_rows(own[0].indices, count, metric)
+        values = self.project(list(map(read, self.variables)), count, metric)
+        trios = zip(self.variables, values, self.free * len(self.entries), strict=True)
+        return [(variable, value) for variable, value, free in trios if free]
+
+    def _diagonals(self, stepped: Stepped, sparse: bool) -> list[list[Array]]:
+        """The metric after a step, of each entry that was stepped; empty: the Euclidean one."""
+        metric = self.sparse_metric if sparse else self.metric
         if metric is None or stepped is None:
-            return count, None, _is_eager()
-        return count, metric.diagonals(self.optimizer, self.entry.variables, own), _is_eager()
+            return []
+        own = [(entry.variables, [stepped.get(id(one)) for one in entry.variables]) for entry in self.entries]
+        found = [metric.diagonals(self.optimizer, variables, given) for variables, given in own]
+        return [diagonals for diagonals in found if diagonals is not None]
+
+    def _projected_rows(self, rows: Any, count: Any, metric: Sequence[Array] | None) -> Pairs:
+        """Some rows of the only variable, an Embedding's on TensorFlow: the whole table isn't read and written."""
+        import tensorflow as tf
+
+        (variable,) = self.variables
+        metric = metric and [tf.gather(diagonal, rows) for diagonal in metric]
+        (values,) = self.project([tf.gather(variable.value, rows)], count, metric)
+        return [(variable, tf.IndexedSlices(values, rows))]
+
+    def values_when_due(self, read: Read, count: Any, stepped: Stepped, frequency: int = 1) -> Pairs:
+        """`projected_values` in the steps that project the set, of those that are multiples of `frequency`.
+
+        JAX and TensorFlow compile branches, in which the other steps keep the values.
+        """
+        every = self.entry.training.every
+        if every == "epoch":
+            return []
+        every = math.lcm(int(every), frequency)
+        due = every == 1 or count % every == 0
+        if not isinstance(due, bool) and is_concrete(due):
+            due = bool(whole(due))
+        if isinstance(due, bool):
+            return self.projected_values(read, count, stepped) if due else []
+
+        def project() -> list[Any]:
+            return [value for _, value in self.projected_values(read, count, stepped)]
+
+        values = branch(due, project, lambda: list(map(read, self.free_variables)))
+        return list(zip(self.free_variables, values, strict=True))
+
+    @cached_property
+    def _one_by_one(self) -> list[StepProjection]:
+        """The projections of the entries, for a step that doesn't treat them alike."""
+        return [replace(self, entries=(entry,)) for entry in self.entries]
 
 
 def projection_of(entry: Entry, *, include_frozen: bool = False) -> StepProjection:
     """The Euclidean projection of an entry outside of steps; with or without frozen weights."""
-    return StepProjection(entry, entry.axes, tuple(include_frozen or bool(v.trainable) for v in entry.variables))
+    return StepProjection((entry,), tuple(include_frozen or bool(v.trainable) for v in entry.variables))
 
 
-def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: bool = False) -> StepProjection:
-    """Decides how the steps of some optimizers treat an entry; a gradient that is sparse isn't reduced."""
-    words, metric = _metric(entry, optimizers, sparse_gradient)
-    latent, latent_words = _latent(entry, optimizers)
-    return replace(
-        projection_of(entry),
-        optimizer=optimizers[0] if len(optimizers) == 1 else None,
-        metric=metric,
-        metric_words=words,
-        sparse_metric=_metric(entry, optimizers, True)[1],
-        full_gradient_reason=_full_gradient_reason(entry, optimizers, sparse_gradient),
-        latent=latent,
-        latent_words=latent_words,
-        shared=bool(_shared(entry, optimizers)),
-    )
+def grouped(projections: Iterable[StepProjection]) -> list[StepProjection]:
+    """The projections, on PyTorch those of entries that are alike as one."""
+    groups: dict[Any, list[StepProjection]] = {}
+    for projection in projections:
+        groups.setdefault(_group_key(projection), []).append(projection)
+    return [replace(group[0], entries=tuple(one.entry for one in group)) for group in groups.values()]
 
 
-def signature(optimizer: Any, entries: Sequence[Entry]) -> Any:
-    """What the decisions on some entries depend on; a value that differs means to decide again."""
-    trained = [(entry, *(bool(variable.trainable) for variable in entry.variables)) for entry in entries]
-    return optimizer_metric(optimizer), len(getattr(optimizer, "_trainable_variables", ())), trained
+def _group_key(projection: StepProjection) -> Any:
+    """What the entries of one group have in common; unique for an entry that can't be in one."""
+    entry = projection.entry
+    if keras.backend.backend() != "torch" or projection.latent or not entry.applied.stackable:
+        return id(entry)
+    weights = tuple((weight.shape, dtype_of(weight.variable)) for weight in entry.weights)
+    how = entry.training, projection.metric, projection.full_gradient_reason, projection.shared
+    return entry.applied, how, entry.axes, weights, projection.free
 
 
-def _is_eager() -> bool:
-    """Whether Python can read values within a step, see `Units`."""
-    return bool(keras.backend.backend() == "torch")
+def reduced_gradients(
+    projections: Iterable[StepProjection], gradients: Mapping[int, Any], read: Read, count: Any
+) -> dict[int, Any]:
+    """All gradients by the ids of their variables, reduced for the sets that ask for it."""
+    result = dict(gradients)
+    for projection in projections:
+        if not projection.full_gradient_reason:
+            result |= projection.reduced_gradients(result, read, count)
+    return result
 
 
-def _metric(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> tuple[str, OptimizerMetric | None]:
-    """The metric in which an entry is projected, in words, and as the optimizer has it."""
-    constraint = entry.set
-    if entry.training.metric == "euclidean":
-        return f"{EUCLIDEAN}, as asked for", None
-    if constraint.separable:
-        return "the same in all: each entry by itself", None
-    if entry.keeps_latent:
-        return f"{EUCLIDEAN}: of latent weights", None
-    if not constraint.exact_in_metric:
-        why = "in another the set has no formula" if constraint.has_reduced_gradient else "the set is not convex"
-        return f"{EUCLIDEAN}: {why}", None
-    if not any(variable.trainable for variable in entry.variables):
-        return "none: frozen, no step moves it", None
-    if not optimizers:
-        return "known once the model is compiled", None
-    if len(optimizers) > 1 and not any(optimizer.built for optimizer in optimizers):
-        return "that of the one that steps it, known once the optimizers are built", None
-    if shared := _shared(entry, optimizers):
-        return f"{EUCLIDEAN}: {shared}", None
-    name, metric = type(optimizers[0]).__name__, optimizer_metric(optimizers[0])
-    if not _projects_in_metric(entry, (metric is None or metric.averages_gradients) and not sparse_gradient):
-        return f"{EUCLIDEAN}: {name} sees the reduced gradient", None
-    if metric is None:
-        return f"{EUCLIDEAN}: that of {name} is not known, see register_metric", None
-    if metric.reader is None:
-        return f"{EUCLIDEAN}: {name} steps all entries alike", None
-    return f"{name}: {metric.description}", metric
-
-
-def _projects_in_metric(entry: Entry, averages: bool) -> bool:
-    """Whether the projection after a step is in the optimizer's metric, where that is known.
-
-    With reduced gradients the Euclidean one ends at the constrained optimum as well, and takes
-    less. But steps of one size, as Lion's, drag a face along with them; and noise that the
-    optimizer doesn't average away moves weights inwards, from where the way back isn't straight out
-    in the Euclidean metric.
-    """
-    constraint, training = entry.set, entry.training
-    if training.metric == "euclidean" or constraint.separable or not constraint.exact_in_metric:
-        return False
-    full = training.gradient == "full" or bool(constraint.full_gradient_reason)
-    return training.metric == "optimizer" or full or constraint.has_faces or not averages
-
-
-def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> str:
-    """Why optimizers see the full gradient, in words; empty if they see the reduced one."""
-    constraint = entry.set
-    if entry.training.gradient == "full":
-        return "as asked for"
-    if shared := _shared(entry, optimizers):
-        return shared
-    if _projects_in_metric(entry, averages=False):
-        for kind, why in NEED_FULL_GRADIENT.items():
-            if any(isinstance(optimizer, kind) for optimizer in optimizers):
-                return f"{kind.__name__} {why}"
-    another = any(isinstance(optimizer, STEP_ANOTHER_SEQUENCE) for optimizer in optimizers)
-    reason = "" if another and constraint.has_reduced_gradient else constraint.full_gradient_reason
-    return reason or ("it names rows of a batch only" if sparse_gradient else "")
-
-
-def _latent(entry: Entry, optimizers: Sequence[Any]) -> tuple[bool, str]:
-    """Whether optimizers step latent weights of an entry, and what the plan says of it."""
-    if not entry.keeps_latent or not any(variable.trainable for variable in entry.variables):
-        return False, ""
-    base = keras.optimizers.Optimizer
-    own = [one for one in optimizers if isinstance(one, base) and type(one).apply is not base.apply]  # no hook there
-    why = f"{type(own[0]).__name__} has an `apply` of its own" if own else _shared(entry, optimizers)
-    if why:
-        return False, "; ".join(filter(None, [f"no latent weights: {why}", entry.set.undone_steps]))
-    names = " or ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in optimizers))
-    where = names or "an optimizer of Keras, `project_after` or `optax_wrap`"
-    return True, f"latent weights beside the state of {where}"
-
-
-def _shared(entry: Entry, optimizers: Sequence[Any]) -> str:
-    """Why no built optimizer steps all trained weights, in words; empty if one does."""
-    built = [optimizer for optimizer in optimizers if getattr(optimizer, "built", False)]
-    if len(optimizers) > 1 and built:
-        return f"{len(optimizers)} optimizers step weights of one unit"
-    trained = {id(variable) for variable in entry.variables if variable.trainable}
-    apart = any(trained.difference(map(id, optimizer._trainable_variables)) for optimizer in built)
-    return "its optimizer doesn't step all weights of a unit" if apart else ""
+def _any_sparse(gradients: Iterable[Any]) -> bool:
+    return keras.backend.backend() == "tensorflow" and any(map(is_sparse, gradients))
 
 
 @contextmanager

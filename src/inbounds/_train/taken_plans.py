@@ -16,6 +16,7 @@ import numpy as np
 
 from inbounds._arrays.ops import Array, dtype_of
 from inbounds._errors import RuleError
+from inbounds._model.plan import Entry
 from inbounds._train.attached_sets import AttachedSet
 from inbounds._train.optimizers import in_stateless_scope
 from inbounds._train.step_projections import StepProjection
@@ -27,8 +28,8 @@ _ATTRIBUTE = "_inbounds"
 class TakenPlan:
     """A plan as an optimizer has taken it up."""
 
-    # How the steps treat each set, in stacks that are projected together, and what that was decided from.
-    stacks: list[list[StepProjection]] = field(default_factory=list)
+    # How the steps treat each set, and what that was decided from.
+    projections: list[StepProjection] = field(default_factory=list)
     signature: Any = None
     # Frozen weights with their values, which a compiled step of JAX holds.
     frozen_values: list[tuple[Any, Any]] = field(default_factory=list)
@@ -44,11 +45,13 @@ class TakenPlan:
     threads: set[int] = field(default_factory=set)
 
     @property
-    def projections(self) -> list[StepProjection]:
-        return [projection for stack in self.stacks for projection in stack]
+    def entries(self) -> list[Entry]:
+        return [entry for projection in self.projections for entry in projection.entries]
 
     def value_of(self, variable: Any) -> Array:
         """The value of a variable within a step."""
+        if keras.backend.backend() == "torch":
+            return variable.value
         value = next((value for frozen, value in self.frozen_values if frozen is variable), variable)
         return keras.ops.convert_to_tensor(value, dtype=dtype_of(variable))
 
@@ -108,4 +111,4 @@ def add_measures(optimizer: Any) -> None:
             taken.measures[name] = keras.Variable(nan, trainable=False, name=f"squares_of_{name}")
         if keras.backend.backend() == "jax":
             optimizer._variables.append(taken.measures[name])
-        taken.signature = taken.signature if taken.stacks else None  # so that the next step is hooked
+        taken.signature = taken.signature if taken.projections else None  # so that the next step is hooked

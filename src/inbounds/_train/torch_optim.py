@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import operator
 import types
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,16 @@ from inbounds._train.attached_sets import (
     entries_in_force,
     project_after_error,
 )
+from inbounds._train.decisions import decide, signature
 from inbounds._train.metrics import METRICS, OptimizerMetric
-from inbounds._train.stacks import project_stack, reduce_stack, stacks_of
-from inbounds._train.step_projections import StepProjection, decide, signature
+from inbounds._train.step_projections import StepProjection, grouped, reduced_gradients
 from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
 
 LATENT = "latent"  # under which name an optimizer's state holds latent weights, which `state_dict` saves
 MIN_RATE_RATIO = 1e-6  # the metric treats smaller learning rates as this share of the largest one
+
+_value_of = operator.attrgetter("value")
 
 
 def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
@@ -85,7 +88,7 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
         raise RuleError(wrong, received, where=", ".join(weight.path for weight in weights), instead=instead)
     check_interval(entries, "torch.optim", "project(model)")
     METRICS.update({getattr(torch.optim, name): metric for name, metric in _METRICS.items()})
-    _refuse_lbfgs(optimizer, [one for one in map(decide, entries) if not one.full_gradient_reason])
+    _refuse_lbfgs(optimizer, map(decide, entries))
     project(model)  # sets given to layers are not enforced yet
     for entry in entries:
         if not all(isinstance(weight.variable.constraint, AttachedSet) for weight in entry.weights):
@@ -121,25 +124,25 @@ class _StepHook:
         self.variables = variables
         self.steps = 0
         self._signature: Any = None
-        self._stacks: list[list[StepProjection]] = []
+        self._projections: list[StepProjection] = []
 
-    def stacks(self, optimizer: Any) -> list[list[StepProjection]]:
+    def projections(self, optimizer: Any) -> list[StepProjection]:
         """How the steps treat each set, decided again where the plan has changed."""
-        entries = attached_entries(self.variables)
+        entries = list(filter(_is_trained, attached_entries(self.variables)))
         if self._signature != (new := signature(optimizer, entries)):
-            self._stacks = stacks_of(decide(entry, [optimizer]) for entry in entries)
-            self._signature = new
-        return self._stacks
+            check_interval(entries, "torch.optim", "project(model)")
+            projections = grouped(decide(entry, [optimizer]) for entry in entries)
+            _refuse_lbfgs(optimizer, projections)
+            self._projections, self._signature = projections, new
+        return self._projections
 
     def run_step(self, optimizer: Any, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
         """Runs a step of the latent weights that sees reduced gradients, then restores the gradients.
 
         A closure sees the weights that the layers use.
         """
-        stacks = self.stacks(optimizer)
-        reducing = [stack for stack in stacks if not stack[0].full_gradient_reason]
-        latent = [one for stack in stacks for one in stack if one.latent and _is_trained(one.entry)]
-        _refuse_lbfgs(optimizer, [projection for stack in reducing for projection in stack])
+        projections = self.projections(optimizer)
+        latent = [one for one in projections if one.latent]
         original: dict[int, tuple[Any, Any]] = {}
         maximized = {key for key, (_, group) in _groups(optimizer).items() if group.get("maximize")}
 
@@ -150,15 +153,12 @@ class _StepHook:
         def reduce() -> None:
             gradients = {id(v): as_descent(v, v.value.grad) for v in self.variables}
             with no_gradient():
-                for stack in reducing:
-                    reduced = reduce_stack(stack, gradients, read, self.steps + 1)
-                    for variable in (v for one in stack for v in one.entry.variables if id(v) in reduced):
-                        parameter = variable.value
-                        original.setdefault(id(parameter), (parameter, parameter.grad))
-                        parameter.grad = as_descent(variable, reduced[id(variable)])
-
-        def read(variable: Any) -> Any:
-            return variable.value.detach()
+                reduced = reduced_gradients(projections, gradients, _value_of, self.steps + 1)
+            for variable in self.variables:
+                if reduced[id(variable)] is not gradients[id(variable)]:
+                    parameter = variable.value
+                    original.setdefault(id(parameter), (parameter, parameter.grad))
+                    parameter.grad = as_descent(variable, reduced[id(variable)])
 
         def read_latent(variable: Any) -> Any:
             return optimizer.state[variable.value].get(LATENT) if variable.value in optimizer.state else None
@@ -166,18 +166,17 @@ class _StepHook:
         def start() -> None:
             with no_gradient():
                 for one in latent:
-                    assign(one.starts(read, read_latent, self.steps))
+                    assign(one.starts(_value_of, read_latent, self.steps))
 
         def closure_with_reduced_gradients() -> Any:
             restore()
-            stepped = [(v, read(v).clone()) for one in latent for v in one.entry.variables]
             with no_gradient():
+                stepped = [(v, v.value.clone()) for one in latent for v in one.variables]
                 for one in latent:
-                    assign(one.projected_values(read, self.steps, None, True))
+                    assign(one.projected_values(_value_of, self.steps))
             loss = closure()
             reduce()
-            with no_gradient():
-                assign(stepped)
+            assign(stepped)
             return loss
 
         def restore() -> None:
@@ -203,15 +202,13 @@ class _StepHook:
             for variable in self.variables
             if id(variable.value) in groups and variable.value.grad is not None
         }
-        stacks = [[one for one in stack if _is_trained(one.entry)] for stack in self.stacks(optimizer)]
-        check_interval([one.entry for stack in stacks for one in stack], "torch.optim", "project(model)")
+        projections = self.projections(optimizer)
         with no_gradient():
-            for variable in [v for stack in stacks for one in stack if one.latent for v in one.free_variables]:
+            for variable in [v for one in projections if one.latent for v in one.free_variables]:
                 if id(variable) in stepped:
-                    optimizer.state[variable.value][LATENT] = variable.value.detach().clone()
-            for stack in filter(None, stacks):
-                if self.steps % int(stack[0].entry.training.every) == 0:
-                    project_stack(stack, self.steps, stepped)
+                    optimizer.state[variable.value][LATENT] = variable.value.clone()
+            for projection in projections:
+                assign(projection.values_when_due(_value_of, self.steps, stepped))
 
 
 def _check_torch(optimizer: Any) -> None:
@@ -228,9 +225,10 @@ def _check_torch(optimizer: Any) -> None:
         raise RuleError(wrong, f"optimizer={optimizer!r}", instead=instead)
 
 
-def _refuse_lbfgs(optimizer: Any, reducing: Sequence[StepProjection]) -> None:
+def _refuse_lbfgs(optimizer: Any, projections: Iterable[StepProjection]) -> None:
     import torch
 
+    reducing = [one for one in projections if not one.full_gradient_reason]
     if reducing and isinstance(optimizer, torch.optim.LBFGS):
         wrong = "LBFGS can't be given reduced gradients: it compares gradients with losses along a line"
         instead = "constrain(model, rules, gradient='full'), or another optimizer"
