@@ -15,6 +15,7 @@ from functools import cached_property, reduce
 from typing import Any
 
 import keras
+import numpy as np
 
 from inbounds._arrays.ops import (
     Array,
@@ -29,7 +30,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._arrays.views import Axes
+from inbounds._arrays.views import Axes, Block
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train import programs
@@ -92,6 +93,10 @@ class StepProjection:
         if not any(self.free):
             return list(values)
         training = metric is not None
+        if namespace(values[0]) is np and not training:
+            blocks = self.entry.applied.blocks(values, self.axes)
+            if len(blocks) > 1:
+                return self._by_blocks(values, blocks, count)
         units = Units.of(
             values, self.axes, self.free, concrete=concrete, metric=metric, training=training, beside=self.beside
         )
@@ -99,6 +104,15 @@ class StepProjection:
             nearest = programs.run(programs.nearest, self.entry.applied, count, units)
         parts = zip(values, nearest.parts, self.free, strict=True)
         return [cast(part, dtype_of(value)) if free else value for value, part, free in parts]
+
+    def _by_blocks(self, values: Sequence[Array], blocks: Sequence[tuple[Block, ...]], count: Any) -> list[Array]:
+        """`project`, block by block."""
+        results = [np.empty_like(value) for value in values]
+        for block in blocks:
+            parts = self.project([value[at] for value, at in zip(values, block, strict=True)], count)
+            for result, part, at in zip(results, parts, block, strict=True):
+                result[at] = part
+        return results
 
     # What the adapters have in common. Of latent weights, too: the adapter assigns `starts` before
     # the optimizer's step, and stores the weights after it, before they are projected.
