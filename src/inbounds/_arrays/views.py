@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from inbounds._arrays.ops import Array, namespace
 
 Axes = tuple[int, ...]
+Block = tuple[slice, ...]  # an index into a weight
+
+BLOCK = 1 << 19
+"""How many numbers are projected or measured at once outside of training steps, so that temporaries stay small."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,25 @@ class View:
         xp, order = namespace(rows), (*self.counting, *self.axes)
         back = sorted(range(len(order)), key=order.__getitem__)
         return xp.transpose(xp.reshape(rows, (*self.units, *self.span)), back)
+
+
+def blocks_of(views: Sequence[View]) -> list[tuple[Block, ...]]:
+    """Indices into weights, one for each, that cut them into blocks of whole units, in the order of the units.
+
+    A block has up to `BLOCK` numbers where that leaves it an index of the first axis that counts more than one unit,
+    along which the weights are cut. There is a single block of weights that are small, or have no such axis in common.
+    """
+    whole: list[tuple[Block, ...]] = [((),) * len(views)]
+    if (numbers := sum(math.prod(view.shape) for view in views)) <= BLOCK:
+        return whole
+    axes = [next((axis for axis in view.counting if view.shape[axis] > 1), None) for view in views]
+    lengths = {1 if axis is None else view.shape[axis] for view, axis in zip(views, axes, strict=True)}
+    length = lengths.pop()
+    if lengths or length == 1:
+        return whole
+    count = -(-length // max(1, BLOCK * length // numbers))
+    ends = [length * i // count for i in range(count + 1)]
+    return [tuple((slice(None),) * (axis or 0) + (slice(*cut),) for axis in axes) for cut in pairwise(ends)]
 
 
 @dataclass(frozen=True)

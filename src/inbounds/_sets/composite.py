@@ -65,6 +65,10 @@ class Composite(Set):
     def stackable(self) -> bool:
         return super().stackable and all(member.stackable for member in self.members)
 
+    @property
+    def splittable(self) -> bool:
+        return super().splittable and all(member.splittable for member in self.members)
+
     def at(self, step: Step) -> Set:
         return self.rebuilt([member.at(step) for member in self.members]) if self.changes else self
 

@@ -29,6 +29,7 @@ from inbounds._arrays.ops import (
     cast,
     constant,
     dtype_of,
+    in_numpy,
     is_concrete,
     namespace,
     quiet,
@@ -37,7 +38,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._arrays.views import Axes, WeightLayout
+from inbounds._arrays.views import Axes, Block, View, WeightLayout, blocks_of
 from inbounds._errors import SetError, explain, shown
 from inbounds._sets.declaration import Declaration, Values
 from inbounds._sets.proximal import in_steps
@@ -76,7 +77,6 @@ class Measured:
     slack: Exact  # how much of it counts as rounding; of both the largest over the set's bounds
     outside: Exact  # whether some bound is exceeded by more than its rounding
     active: Exact  # whether some bound is met, to its rounding
-    rows: Exact  # the units as they were measured, one a row
 
 
 class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has no types
@@ -318,7 +318,11 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
         """How far each unit that some weights make together is outside, in float64; for each, the axes of a unit."""
-        return self._measured(Laid.of_weights(weights, axes))
+        if len(blocks := self.blocks(weights, axes)) == 1:
+            return self._measured(Laid.of_weights(weights, axes))
+        arrays = list(map(in_numpy, weights))
+        found = [self.measure([one[at] for one, at in zip(arrays, block, strict=True)], axes) for block in blocks]
+        return Measured(**{name: np.concatenate([vars(one)[name] for one in found]) for name in vars(found[0])})
 
     def _measured(self, laid: Laid) -> Measured:
         with quiet(laid.rows):
@@ -332,7 +336,6 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
             slack=slack.max(axis=0),
             outside=(excess > slack).any(axis=0) | ~finite,
             active=(np.abs(excess) <= slack).any(axis=0) & finite,
-            rows=laid.rows,
         )
 
     def _finite(self, laid: Laid, count: int) -> Any:
@@ -585,6 +588,21 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         table = any(value.ndim > (name not in self.of_each_unit) for name, value in arrays.items())  # of one layer's
         return not self.whole and self.center is None and not table
+
+    @property
+    def splittable(self) -> bool:
+        """Whether some units of a weight can be projected and measured without the others.
+
+        None depends on another, and no array of the set may have a value for each of them.
+        """
+        given = (value if isinstance(value, tuple) else (value,) for value in vars(self).values())
+        return not self.couples_units and not any(isinstance(one, np.ndarray) for many in given for one in many)
+
+    def blocks(self, weights: Sequence[Array], axes: Sequence[Axes]) -> list[tuple[Block, ...]]:
+        """Indices that cut large weights into blocks, see `blocks_of`; a single one where units can't be apart."""
+        views = [View(tuple(one.shape), span) for one, span in zip(weights, axes, strict=True)]
+        blocks = blocks_of(views)
+        return blocks if len(blocks) == 1 or self.splittable else [((),) * len(views)]
 
     @property
     def _key(self) -> tuple[Any, ...]:
