@@ -303,9 +303,11 @@ class Units:
         return self._but(axes=tuple(view.axes for view in views), **given)
 
     def unseen(self, like: Units) -> Units:
-        """The units of `like`, with the entries of these, which were `seen` from them."""
+        """The units of `like`, with the entries of these, a view of them by `seen` or `where`."""
         pairs = zip(self.parts, like.parts, strict=True)
-        return like.with_parts([namespace(x).reshape(x, tuple(old.shape)) for x, old in pairs])
+        return like.with_parts(
+            [x if x.shape == old.shape else namespace(x).reshape(x, tuple(old.shape)) for x, old in pairs]
+        )
 
     def where(self, mask: Placed) -> Units:
         """The units with a mask, see `place`: other entries are neither read nor changed."""
@@ -314,10 +316,6 @@ class Units:
             marked = booleans(part, new)
             masks.append(marked if old is None else marked & old)
         return self._but(masks=tuple(masks))
-
-    def everywhere(self, like: Units) -> Units:
-        """The units with the masks of `like`."""
-        return self._but(masks=like.masks)
 
     def chosen(self, moved: Array, other: Units) -> Units:
         """The units of `other` where `moved`, else these, bit for bit."""

@@ -27,7 +27,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import center_of, number_or_array
 from inbounds._sets.declaration import Declaration, Values, each, is_bounded
-from inbounds._sets.set import Edge, Set, registered
+from inbounds._sets.set import Exceeded, Set, registered
 from inbounds._types import Center, Numbers
 
 
@@ -63,7 +63,7 @@ class Interval(Set):
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return self._edges(rows, Laid.of_rows(rows))[0][0]
 
-    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+    def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         xp = namespace(rows)
         low, high = (constant(rows, laid.entries(bound)) for bound in (self.low, self.high))
         return [(xp.max(xp.maximum(low - rows, rows - high), axis=1), self._slack(laid))]

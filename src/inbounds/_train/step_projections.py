@@ -32,6 +32,8 @@ from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
+from inbounds._sets.composite import contains
+from inbounds._sets.sums import L1Ball
 from inbounds._train import programs
 from inbounds._train.metrics import NEED_FULL_GRADIENT, STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
 
@@ -249,7 +251,8 @@ def _projects_in_metric(entry: Entry, averages: bool) -> bool:
     if training.metric == "euclidean" or constraint.separable or not constraint.exact_in_metric:
         return False
     full = training.gradient == "full" or bool(constraint.full_gradient_reason)
-    return training.metric == "optimizer" or full or constraint.has_faces or not averages
+    has_faces = contains(constraint, (L1Ball,))
+    return training.metric == "optimizer" or full or has_faces or not averages
 
 
 def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], sparse_gradient: bool) -> str:
