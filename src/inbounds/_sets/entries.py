@@ -51,13 +51,13 @@ class Interval(Set):
         center = self.center_values(units)
 
         def bound(given: Bound) -> Values:
-            values = given if isinstance(given, float) else units.with_parts(units.entries(given))
+            values = given if isinstance(given, float) else units.entries(given)
             return values if center == 0.0 or not is_bounded(values) else each(operator.add, center, values)
 
         return Declaration(low=bound(self.low), high=bound(self.high))
 
     def _project(self, units: Units) -> Units:
-        low, high = (units.with_parts(units.entries(bound)) for bound in (self.low, self.high))
+        low, high = (units.entries(bound) for bound in (self.low, self.high))
         return units.map(clip_finite, low, high)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:

@@ -336,7 +336,7 @@ class Set(Value):
 
     def _measured(self, laid: Laid) -> Measured:
         excess, slack, each_finite = map(np.stack, zip(*self._counted_edges(laid), strict=True))
-        finite: Exact = each_finite.all(axis=0)
+        finite: Any = np.all(each_finite, axis=0)
         return Measured(
             excess=np.where(finite, excess.max(axis=0), np.inf),
             slack=slack.max(axis=0),

@@ -56,11 +56,11 @@ class Linear(Set):
 
     def declaration(self, units: Units) -> Declaration:
         kind: Kind = "equal" if self.equal else "most"
-        slope = units.with_parts(units.entries(self.slope)) if np.shape(self.slope) else 1.0
+        slope = units.entries(self.slope) if np.shape(self.slope) else 1.0
         return Declaration((Row(kind, units.numbers(self.level), slope),))
 
     def _project(self, units: Units) -> Units:
-        slope = units.with_parts(units.entries(self.slope))
+        slope = units.entries(self.slope)
         along = slope if units.costs is None else slope.map(lambda a, d: a / d, units.costs)
         squares = self.squares(units, along)
 
@@ -88,12 +88,12 @@ class Linear(Set):
 
     def squares(self, units: Units, along: Units) -> Array:
         """The sum over the free entries of the slope times the way."""
-        slope, moves = (units.with_parts(parts) for parts in (units.entries(self.slope), list(map(float, units.free))))
+        slope, moves = units.entries(self.slope), units.with_parts([float(free) for free in units.free])
         return units.constants().sum(lambda x, a, b, m: m * a * b * namespace(x).ones_like(x), slope, along, moves)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """That of the offset."""
-        slope = units.with_parts(units.entries(self.slope))
+        slope = units.entries(self.slope)
         along, squares = taken.total(lambda n, a: n * a, slope), self.squares(units, slope)
         return self._by_count(along / np.where(squares > 0, squares, 1.0)) / self.largest
 
