@@ -24,6 +24,11 @@ class View:
     axes: Axes  # of this shape, those that one unit spans, in order
 
     @property
+    def layout(self) -> WeightLayout:
+        """What is known of the weight without its layer: inputs lie along the last axis of a unit."""
+        return WeightLayout(self.shape, self.axes, max(self.axes, default=None))
+
+    @property
     def counting(self) -> Axes:
         """The axes that count units."""
         return tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
@@ -93,14 +98,14 @@ class WeightLayout:
     @classmethod
     def guessed(cls, shape: tuple[int, ...]) -> WeightLayout:
         """That of a weight without a layer: units on the last axis, inputs on the one before."""
-        return cls(shape, None if len(shape) > 1 else (), max(0, len(shape) - 2) if len(shape) > 1 else None)
+        return cls(shape, None, max(0, len(shape) - 2) if shape else None)
 
-    def counted(self, kind: str) -> tuple[tuple[int, ...], int] | None:
-        """The shape in which one axis counts the "inputs", "heads" or "gates", and that axis; None without any."""
+    def units_of(self, kind: str) -> View | None:
+        """The weight by its "inputs", "heads" or "gates", along all axes but what counts them; None without any."""
+        shape, axis = self.shape, self.inputs if kind == "inputs" else self.heads
         if kind == "gates":
-            if not self.gates or not self.shape or self.shape[-1] % self.gates:
+            if not self.gates or not shape or shape[-1] % self.gates:
                 return None
-            *others, last = self.shape
-            return (*others, self.gates, last // self.gates), len(others)
-        axis = self.inputs if kind == "inputs" else self.heads
-        return None if axis is None else (self.shape, axis % len(self.shape))
+            *others, last = shape
+            shape, axis = (*others, self.gates, last // self.gates), len(others)
+        return None if axis is None else View(shape, tuple(i for i in range(len(shape)) if i != axis % len(shape)))
