@@ -14,6 +14,8 @@ import keras
 
 from inbounds._arrays.ops import is_sparse
 from inbounds._model.plan import Entry
+from inbounds._sets.composite import contains
+from inbounds._sets.masks import On
 from inbounds._sets.set import Set
 from inbounds._train.assignments import assign_rows
 from inbounds._train.attached_sets import is_planned
@@ -43,6 +45,7 @@ def updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
         and not optimizer.weight_decay
         and 0 not in entry.axes[0]
         and not entry.set.changes
+        and not contains(entry.applied, (On,))
         and _treats_rows_alike(entry.applied)
     )
 
