@@ -431,7 +431,7 @@ class Units:
         for each entry of a unit, or rows; or a tuple with one array per part.
         """
         if isinstance(value, tuple):
-            return value
+            return value * self.beside
         shape = np.shape(value)
         if not shape:
             return (value,) * len(self.parts)

@@ -69,16 +69,20 @@ class Composite(Set):
     def splittable(self) -> bool:
         return super().splittable and all(member.splittable for member in self.members)
 
-    def at(self, step: Step) -> Set:
-        return self.rebuilt([member.at(step) for member in self.members]) if self.changes else self
-
-    def about(self, current: Array) -> Set:
-        return self.rebuilt([member.about(current) for member in self.members]) if self.centers else self
-
-    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
-        members = [member.laid_out(layouts) for member in self.members]
+    def changed(self, change: Callable[[Set], Set]) -> Set:
+        """The same, made of what each member becomes; the set itself where each stays as it is."""
+        members = [change(member) for member in self.members]
         same = all(one is other for one, other in zip(members, self.members, strict=True))
         return self if same else self.rebuilt(members)
+
+    def at(self, step: Step) -> Set:
+        return self.changed(lambda member: member.at(step))
+
+    def about(self, current: Array) -> Set:
+        return self.changed(lambda member: member.about(current))
+
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
+        return self.changed(lambda member: member.laid_out(layouts))
 
     def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         matrices = [member for member in self.members if member.matrix]

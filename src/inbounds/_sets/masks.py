@@ -31,8 +31,6 @@ Masks = tuple[np.ndarray[Any, Any], ...]
 class _Marked(Wrapped):
     """A set of the entries that a mask marks."""
 
-    stackable = False  # the mask is that of one weight
-
     @abstractmethod
     def _marks(self, of: Units | Laid) -> Any:
         """The mask, see `Units.place`; where it depends on a layer that isn't known, by the units as they are."""

@@ -234,14 +234,14 @@ def _seen_layout(view: View, layout: WeightLayout) -> WeightLayout:
 def _with_stack(given: Set, count: int) -> Set:
     """A set with so many matrices side by side."""
     if isinstance(given, Composite):
-        return given.rebuilt([_with_stack(member, count) for member in given.members])
+        return given.changed(lambda member: _with_stack(member, count))
     return with_argument(given, "stack", count) if isinstance(given, MatrixSet) else given
 
 
 def _of_window(given: Set, window: tuple[int, ...]) -> Set:
     """A set for the windows of a convolution, of which a symmetric one has equal entries."""
     if isinstance(given, Composite):
-        return given.rebuilt([_of_window(member, window) for member in given.members])
+        return given.changed(lambda member: _of_window(member, window))
     if not given.matrix:
         return given
     if not isinstance(given, Symmetric) or len(window) != 2 or window[0] != window[1]:

@@ -15,6 +15,7 @@ import keras
 
 from inbounds._model.plan import Entry
 from inbounds._sets.composite import contains
+from inbounds._sets.masks import On
 from inbounds._sets.set import Set
 from inbounds._sets.sums import L1Ball
 from inbounds._train.attached_sets import is_planned
@@ -163,6 +164,7 @@ def _updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
         and not optimizer.weight_decay
         and 0 not in entry.axes[0]
         and not entry.set.changes
+        and not contains(entry.applied, (On,))
         and _treats_rows_alike(entry.applied)
     )
 
