@@ -227,14 +227,10 @@ def test_kernel_and_bias_are_one_vector():
 @pytest.mark.repeats("policy")
 @pytest.mark.parametrize("policy", ["bfloat16", "float16"])
 def test_half_precision_sees_it_too(policy):
-    keras.utils.set_random_seed(0)
-    gaps = {}
-    for gradient in ("reduced", "full"):
-        model = linear(dtype=policy)
-        ib.constrain(model, {"**/kernel": ib.Simplex()}, gradient=gradient, metric="euclidean")
-        kernel = fitted(model, decaying(ADAM, 0.03, 150, beta_2=0.9), 150)  # 0.999 is 1 in bfloat16
-        gaps[gradient] = loss_at(kernel) - loss_at(optimum(ib.Simplex()))
-    assert gaps["reduced"] < 0.3 * gaps["full"]
+    model = linear(dtype=policy)
+    ib.constrain(model, {"**/kernel": ib.Simplex()}, metric="euclidean")
+    kernel = fitted(model, decaying(ADAM, 0.05, 80, beta_2=0.9), 80)  # 0.999 is 1 in bfloat16
+    assert loss_at(kernel) - loss_at(optimum(ib.Simplex())) < 0.05, "with whole gradients it is 1.7"
 
 
 def test_it_comes_after_accumulation_and_in_a_loss_scale():
@@ -283,8 +279,8 @@ def test_a_pure_function_reduces_gradients_and_says_what_is_wrong():
 
         step = jax.jit(step)
     moment = keras.ops.zeros_like(value)
-    for i in range(400):
-        value, moment = step(value, moment, 0.05 * 0.99**i)
+    for i in range(150):
+        value, moment = step(value, moment, 0.1 * 0.97**i)
     assert loss_at(exact(value)) - loss_at(optimum(ib.Simplex())) < 1e-3
     assert ib.stateless_reduce(model, [value], [None]) == [None]
     with pytest.raises(ib.RuleError, match="`gradients`"):

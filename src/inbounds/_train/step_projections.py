@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
@@ -75,7 +74,7 @@ class StepProjection:
     shared: bool = False  # whether the optimizer leaves some of the trained weights to another one
     by_rows: bool = False  # whether it is enough to project the rows that a sparse gradient names
 
-    @property
+    @cached_property
     def entry(self) -> Entry:
         """The entry, or the first of those that are alike."""
         return self.entries[0]
@@ -106,8 +105,7 @@ class StepProjection:
             keras.ops.zeros_like(part) if gradient is None else cast(gradient, dtype_of(part))
             for part, gradient in zip(units.parts, joined, strict=True)
         ]
-        with quiet(values[0]), _explain_dtensor_errors(self.entry):
-            reduced = programs.run(programs.reduced, self.entry.applied, count, units, units.with_parts(parts))
+        reduced = self._run(programs.reduced, count, units, units.with_parts(parts))
         pairs = zip(gradients, self._parted(reduced.parts), strict=True)
         return [None if old is None else cast(part, dtype_of(old)) for old, part in pairs]
 
@@ -122,8 +120,7 @@ class StepProjection:
             if len(blocks) > 1:
                 return self._by_blocks(values, blocks, count)
         units = self._units(values, self.free if self._is_stack else self.free * len(self.entries), metric)
-        with quiet(values[0]), _explain_dtensor_errors(self.entry):
-            nearest = programs.run(programs.nearest, self.entry.applied, count, units)
+        nearest = self._run(programs.nearest, count, units)
         trios = zip(values, self._parted(nearest.parts), self.free * len(self.entries), strict=True)
         return [cast(part, dtype_of(value)) if free else value for value, part, free in trios]
 
@@ -146,6 +143,18 @@ class StepProjection:
             training=metric is not None,
             beside=1 if self._is_stack else len(self.entries),
         )
+
+    def _run(self, function: Callable[..., Units], count: Any, *units: Units) -> Units:
+        """A function of the set; an error of PyTorch's DTensors becomes one that says what to do instead."""
+        try:
+            with quiet(units[0].parts[0]):
+                return programs.run(function, self.entry.applied, count, *units)
+        except RuntimeError as error:
+            if not any(is_sharded(variable.value) for variable in self.variables):
+                raise
+            wrong = "The set takes an operation that PyTorch lacks for DTensors"
+            instead = "a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded"
+            raise RuleError(wrong, str(error).split("\n")[0], where=repr(self.entry), instead=instead) from error
 
     @cached_property
     def _is_stack(self) -> bool:
@@ -327,16 +336,3 @@ def reduced_gradients(
 
 def _any_sparse(gradients: Iterable[Any]) -> bool:
     return keras.backend.backend() == "tensorflow" and any(map(is_sparse, gradients))
-
-
-@contextmanager
-def _explain_dtensor_errors(entry: Entry) -> Iterator[None]:
-    """A context that turns an error of PyTorch's DTensors into one that says what to do instead."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(is_sharded(variable.value) for variable in entry.variables):
-            raise
-        wrong = "The set takes an operation that PyTorch lacks for DTensors"
-        instead = "a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded"
-        raise RuleError(wrong, str(error).split("\n")[0], where=repr(entry), instead=instead) from error
