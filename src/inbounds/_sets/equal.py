@@ -108,8 +108,8 @@ class Equal(Set):
         mean = xp.sum(entries * (share / xp.where(total > 0, total, 1)), axis=2)
         high = xp.max(xp.where(share > 0, entries, -np.inf), axis=2)
         low = xp.min(xp.where(share > 0, entries, np.inf), axis=2)
-        moved = groups.spread(xp.where(high > low, xp.ones_like(mean), xp.zeros_like(mean))) > 0
-        new = xp.where(moved & finite, groups.spread(mean), rows)
+        between = xp.minimum(xp.maximum(mean, low), high)  # of equal entries, that entry
+        new = xp.where(finite, groups.spread(between), rows)
         return units.with_rows(xp.reshape(new, tuple(laid.shape)))
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
