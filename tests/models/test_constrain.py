@@ -119,6 +119,38 @@ def test_release_gives_a_constraint_of_keras_back(digits):
     assert inside(lengths(model), 0.3)
 
 
+def test_blocks_of_large_weights_give_what_the_whole_gives_bit_for_bit(monkeypatch):
+    rules = {
+        "heads/kernel": ib.MaxNorm(0.2) & ib.NonNeg(),  # 2 x 40 units of 6 numbers
+        "conv/kernel": ib.Simplex(),
+        "dense/kernel": ib.L1Ball(0.5),
+        "joint": ib.Joint(ib.L1Ball(0.5)),
+        "whole/kernel": ib.FrobeniusNorm(0.5),
+        "array/kernel": ib.MaxNorm(np.linspace(0.1, 0.5, 10)),
+    }
+
+    def ended():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((5, 4, 6))
+        flat = keras.layers.Flatten()(keras.layers.Conv2D(8, 3, name="conv")(inputs))
+        outputs = [keras.layers.Dense(10, name=name)(flat) for name in ("dense", "joint", "whole", "array")]
+        heads = keras.layers.EinsumDense("abcd,def->abcef", (None, 4, 2, 40), name="heads")(inputs)
+        model = keras.Model(inputs, [heads, *outputs])
+        plan = ib.constrain(model, rules)
+        model.get_layer("conv").kernel.assign(2 * model.get_layer("conv").kernel)
+        in_blocks = {one.paths[0] for one in plan if len(one.applied.blocks(one.variables, one.axes)) > 1}
+        return in_blocks, values_of(model), ib.audit(model).rows
+
+    none, values, rows = ended()
+    monkeypatch.setattr("inbounds._arrays.views.BLOCK", 120)
+    some, values_by_blocks, rows_by_blocks = ended()
+    assert not none
+    assert some == {"heads/kernel", "conv/kernel", "dense/kernel", "joint/kernel"}
+    assert same_bits(values, values_by_blocks)
+    assert rows == rows_by_blocks
+    assert any(row.violated for row in rows)
+
+
 def test_without_rules_the_layers_arguments_are_the_plan_and_hold_at_once():
     joint = ib.Joint(ib.MaxNorm(BOUND))
     model = keras.Sequential(

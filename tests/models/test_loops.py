@@ -304,6 +304,7 @@ LARGE = {
     "total": ib.Simplex(BOUND),
     "row": ib.Hyperplane(np.arange(1.0, 9.0), 1.0),
     "marked": ib.Joint(ib.MaxNorm(BOUND).where(np.arange(9) < 5)),
+    "inputs": ib.MaxNorm(BOUND).on(inputs=[0, 3]),
     "order": ib.Monotone(),
     "sparse": ib.Sparse(3),
 }

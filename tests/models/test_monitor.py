@@ -180,13 +180,29 @@ def test_per_weight_it_keeps_numbers_of_each_set_and_draws_them(digits):
         monitor.plot()
     model = fit(digits, Push(1, 2.0), monitor).model
     (kernel,) = monitor.weights.values()
-    assert monitor.history == kernel
+    assert monitor.history | {"moved": kernel["moved"]} == kernel
     assert kernel["batch"] == [2, 3, 4, 6, 6], "an epoch's end is audited too"
     assert kernel["violation"] == [0.0] * 4 + [1.5]
     assert kernel["active"][-1] == ib.audit(model).active
     assert list(monitor.weights) == [model.layers[0].kernel.path]
-    for axes, name in zip(monitor.plot().axes, ("violation", "active"), strict=True):
+    for axes, name in zip(monitor.plot().axes, ("violation", "active", "moved"), strict=True):
         assert axes.lines[0].get_xydata().tolist() == np.transpose([kernel["batch"], kernel[name]]).tolist()
+
+
+def test_per_weight_it_keeps_how_far_the_projection_of_a_step_moves_the_weights(digits):
+    """So far the weights are from those of a free model, after a step from the same ones."""
+    monitor, kernels = ib.Monitor(per_weight=True), []
+    for rules in ({}, {"out/kernel": ib.MaxNorm(0.4)}):
+        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, activation="softmax", name="out")])
+        model.layers[0].kernel.assign(np.full((64, 10), 0.05, "float32"))
+        model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+        if rules:
+            ib.constrain(model, rules, gradient="full", metric="euclidean")
+        model.fit(*digits, batch_size=256, verbose=0, callbacks=[monitor] if rules else [])
+        kernels.append(keras.ops.convert_to_numpy(model.layers[0].kernel))
+    (kept,) = monitor.weights.values()
+    assert kept["moved"][-1] == pytest.approx(np.linalg.norm(kernels[1] - kernels[0]), rel=1e-5)
+    assert kept["moved"][-1] > 0.01
 
 
 @pytest.mark.parametrize("per_weight", [False, True])

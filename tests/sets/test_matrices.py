@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 import inbounds as ib
 import repetition
 from inbounds import DoublyStochastic, SkewSymmetric, Symmetric, ZeroDiagonal
-from inbounds._sets import matrices
+from inbounds._sets import marginals
 from sets.tables.matrices import birkhoff
 from sets.tensors import (
     BACKEND,
@@ -230,7 +230,7 @@ def test_a_member_that_is_moved_along_rows_and_columns_comes_back() -> None:
 
 def test_steps_that_run_out_end_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     for steps in (1, 3):
-        monkeypatch.setattr(matrices, "STEPS", steps)
+        monkeypatch.setattr(marginals, "STEPS", steps)
         for n in (2, 17, 64):
             for name, values in inputs(n).items():
                 for dtype in ("float32", "float64"):

@@ -13,7 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._arrays.ops import MANTISSA_BITS, Array, cast, constant, dtype_of, namespace, to_numpy, working_dtype
+from inbounds._arrays.ops import (
+    HUGE,
+    MANTISSA_BITS,
+    Array,
+    cast,
+    constant,
+    dtype_of,
+    namespace,
+    to_numpy,
+    without_gradient,
+    working_dtype,
+)
 from inbounds._arrays.views import Axes, View
 from inbounds._errors import SetError
 
@@ -107,6 +118,15 @@ def flat(value: float | np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
         return value
     size = math.prod(span)
     return value if value.shape == (size,) else np.broadcast_to(value, span).reshape(size)
+
+
+def norms_along(rows: Array, axis: int | None) -> Array:
+    """The Euclidean norms along an axis, or of all entries, with the axes left; of a zero the derivative is 0."""
+    xp = namespace(rows)
+    size = without_gradient(xp.clip(xp.max(xp.abs(rows), axis=axis, keepdims=True), 1 / HUGE, HUGE))
+    squares = xp.sum((rows / size) ** 2, axis=axis, keepdims=True)
+    some = squares > 0
+    return xp.where(some, size * xp.sqrt(xp.where(some, squares, xp.ones_like(squares))), squares)
 
 
 def constant_mask(like: Array, mask: np.ndarray[Any, Any]) -> Array:

@@ -437,10 +437,15 @@ def booleans(like: Array, value: Any) -> Array:
     return _beside(like, keras.ops.convert_to_tensor(np.array(value, dtype="bool"), dtype="bool"))
 
 
+def in_numpy(x: Array) -> np.ndarray[Any, Any]:
+    """An array as it is, or a copy of a tensor or variable in NumPy, in its dtype."""
+    value = whole(x.value) if isinstance(x, keras.Variable) else x
+    return value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value)
+
+
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     """A copy of an array, tensor or variable in NumPy float64."""
-    value = whole(x.value) if isinstance(x, keras.Variable) else x
-    return np.array(keras.ops.convert_to_numpy(value), dtype="float64")
+    return np.array(in_numpy(x), dtype="float64")
 
 
 def ulp(value: float, dtype: str) -> float:

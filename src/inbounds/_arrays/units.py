@@ -202,15 +202,12 @@ class Units:
         parts = (part - center for part, center in zip(self.parts, centers.parts, strict=True))
         return self._but(parts=tuple(parts), moved_from=self.parts)
 
-    def uncentred(self) -> Units:
-        """The units as if no centre had been subtracted, with the rounding of their own entries."""
-        return self._but(moved_from=None)
-
     def rounding(self, norm: Callable[[Units], Array]) -> Array | float:
         """How far two grains of each entry, before a centre is subtracted, may change a norm."""
         if self.moved_from is None:
             return 0.0
-        return 2 * epsilon(self.dtype) * norm(self.with_parts(self.moved_from).uncentred().constants())
+        uncentred = self._but(parts=self.moved_from, moved_from=None)
+        return 2 * epsilon(self.dtype) * norm(uncentred.constants())
 
     def with_free(self, moved: Units) -> Units:
         """The units with their free parts from `moved`, which was made by `only(free=True)`."""
@@ -241,16 +238,11 @@ class Units:
         """The units in the metric that other units hold; None for the Euclidean one."""
         return self._but(metric=None if costs is None else costs.parts)
 
-    @property
-    def least(self) -> float:
-        """The floor of the metric, as a share of the largest cost in the unit."""
-        return LEAST if self.training else 1e-30
-
     def comparable(self, together: bool) -> Units:
         """The units with their metric divided by its largest entry, of all units together or of each.
 
-        That changes no nearest point. Entries are raised to the floor `least`. Where the largest
-        entry is 0 or not finite, the metric is Euclidean.
+        That changes no nearest point. Entries are raised to a floor, in training `LEAST`. Where the
+        largest entry is 0 or not finite, the metric is Euclidean.
         """
         costs = self.costs
         free = None if costs is None else costs.only(free=True)
@@ -260,7 +252,7 @@ class Units:
         view = free.together(together)
         most = view.max(lambda d: d)
         usable = xp.isfinite(most) & (most > 0)
-        least = self.least
+        least = LEAST if self.training else 1e-30
         inverse = 1 / xp.where(usable, most, xp.ones_like(most))
         share = view.map(lambda d, inverse: xp.maximum(d * inverse, least), inverse)
         if not (self.concrete and bool(xp.all(usable))):
@@ -303,9 +295,11 @@ class Units:
         return self._but(axes=tuple(view.axes for view in views), **given)
 
     def unseen(self, like: Units) -> Units:
-        """The units of `like`, with the entries of these, which were `seen` from them."""
+        """The units of `like`, with the entries of these, a view of them by `seen` or `where`."""
         pairs = zip(self.parts, like.parts, strict=True)
-        return like.with_parts([namespace(x).reshape(x, tuple(old.shape)) for x, old in pairs])
+        return like.with_parts(
+            [x if x.shape == old.shape else namespace(x).reshape(x, tuple(old.shape)) for x, old in pairs]
+        )
 
     def where(self, mask: Placed) -> Units:
         """The units with a mask, see `place`: other entries are neither read nor changed."""
@@ -314,10 +308,6 @@ class Units:
             marked = booleans(part, new)
             masks.append(marked if old is None else marked & old)
         return self._but(masks=tuple(masks))
-
-    def everywhere(self, like: Units) -> Units:
-        """The units with the masks of `like`."""
-        return self._but(masks=like.masks)
 
     def chosen(self, moved: Array, other: Units) -> Units:
         """The units of `other` where `moved`, else these, bit for bit."""
@@ -385,23 +375,17 @@ class Units:
         if self.beside > 1:
             laid = [one.table(its) for one, its in zip(self._each(), values._each(), strict=True)]
             return laid[0] if len(laid[0]) == 1 else namespace(like).concatenate(laid, axis=0)
-        xp, laid = namespace(like), []
+        xp = namespace(like)
         pieces = [
             piece if len(getattr(piece, "shape", ())) else xp.reshape(constant(like, piece), (1,) * len(part.shape))
             for piece, part in zip(values.parts, self.parts, strict=True)
         ]
-        counted = (
-            n
-            for piece, span in zip(pieces, self.axes, strict=True)
-            for axis, n in enumerate(piece.shape)
-            if axis not in span
-        )
-        if any(n != 1 for n in counted):
-            return self._laid([piece + xp.zeros_like(part) for piece, part in zip(pieces, self.parts, strict=True)])
-        for piece, part, span in zip(pieces, self.parts, self.axes, strict=True):
-            lengths = [n if axis in span else 1 for axis, n in enumerate(part.shape)]
-            laid.append(xp.reshape(xp.transpose(xp.broadcast_to(piece, lengths), self._order(part, span)), (1, -1)))
-        return laid[0] if len(laid) == 1 else xp.concatenate(laid, axis=1)
+        each = list(zip(pieces, self.parts, self.axes, strict=True))
+        if any(n != 1 for piece, _, span in each for axis, n in enumerate(piece.shape) if axis not in span):
+            return self._laid([piece + xp.zeros_like(part) for piece, part, _ in each])
+        lengths = [[n if axis in span else 1 for axis, n in enumerate(part.shape)] for _, part, span in each]
+        one = list(map(xp.broadcast_to, pieces, lengths))
+        return self.with_parts(one)._laid(one)
 
     def with_rows(self, rows: Array) -> Units:
         """The units with the entries of rows, except frozen and masked ones."""
@@ -447,7 +431,7 @@ class Units:
         for each entry of a unit, or rows; or a tuple with one array per part.
         """
         if isinstance(value, tuple):
-            return value
+            return value * self.beside
         shape = np.shape(value)
         if not shape:
             return (value,) * len(self.parts)
@@ -485,8 +469,8 @@ class Units:
             raise SetError(wrong, f"shape={value.shape}", where=where, instead=instead)
         return constant(self.parts[0], np.reshape(value, self.shape))
 
-    def entries(self, value: Array) -> tuple[Array, ...]:
-        """Values for the entries of a unit as one array per part that broadcasts against it.
+    def entries(self, value: Array) -> Units:
+        """Values for the entries of a unit as units, whose parts broadcast against these.
 
         The value is a number; an array with one value for each entry of a unit, part after part;
         with one part an array that broadcasts to the part's axes of a unit, or with as many axes as
@@ -494,11 +478,11 @@ class Units:
         """
         shape = tuple(getattr(value, "shape", ()))
         if not shape:
-            return (value,) * len(self.parts)
+            return self.with_parts([value] * len(self.parts))
         rank = len(self.parts[0].shape) if len(self.parts) == 1 else 2
         own = len(shape) == rank > len(self.axes[0])
         pieces = zip(self.parts, self.place(value) if own else self._split(value), strict=True)
-        return tuple(constant(part, piece) for part, piece in pieces)
+        return self.with_parts([constant(part, piece) for part, piece in pieces])
 
     def _split(self, value: Array) -> tuple[Array, ...]:
         """`entries` of an array, in NumPy."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from inbounds._arrays.ops import Array, namespace
 
 Axes = tuple[int, ...]
+Block = tuple[slice, ...]  # an index into a weight
+
+BLOCK = 1 << 19
+"""How many numbers are projected or measured at once outside of training steps, so that temporaries stay small."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +22,11 @@ class View:
 
     shape: tuple[int, ...]  # that of the weight, or one in which an axis of it is two
     axes: Axes  # of this shape, those that one unit spans, in order
+
+    @property
+    def layout(self) -> WeightLayout:
+        """What is known of the weight without its layer: inputs lie along the last axis of a unit."""
+        return WeightLayout(self.shape, self.axes, max(self.axes, default=None))
 
     @property
     def counting(self) -> Axes:
@@ -54,6 +65,25 @@ class View:
         return xp.transpose(xp.reshape(rows, (*self.units, *self.span)), back)
 
 
+def blocks_of(views: Sequence[View]) -> list[tuple[Block, ...]]:
+    """Indices into weights, one for each, that cut them into blocks of whole units, in the order of the units.
+
+    A block has up to `BLOCK` numbers where that leaves it an index of the first axis that counts more than one unit,
+    along which the weights are cut. There is a single block of weights that are small, or have no such axis in common.
+    """
+    whole: list[tuple[Block, ...]] = [((),) * len(views)]
+    if (numbers := sum(math.prod(view.shape) for view in views)) <= BLOCK:
+        return whole
+    axes = [next((axis for axis in view.counting if view.shape[axis] > 1), None) for view in views]
+    lengths = {1 if axis is None else view.shape[axis] for view, axis in zip(views, axes, strict=True)}
+    length = lengths.pop()
+    if lengths or length == 1:
+        return whole
+    count = -(-length // max(1, BLOCK * length // numbers))
+    ends = [length * i // count for i in range(count + 1)]
+    return [tuple((slice(None),) * (axis or 0) + (slice(*cut),) for axis in axes) for cut in pairwise(ends)]
+
+
 @dataclass(frozen=True)
 class WeightLayout:
     """What the axes of one weight are in its layer."""
@@ -68,14 +98,14 @@ class WeightLayout:
     @classmethod
     def guessed(cls, shape: tuple[int, ...]) -> WeightLayout:
         """That of a weight without a layer: units on the last axis, inputs on the one before."""
-        return cls(shape, None if len(shape) > 1 else (), max(0, len(shape) - 2) if len(shape) > 1 else None)
+        return cls(shape, None, max(0, len(shape) - 2) if shape else None)
 
-    def counted(self, kind: str) -> tuple[tuple[int, ...], int] | None:
-        """The shape in which one axis counts the "inputs", "heads" or "gates", and that axis; None without any."""
+    def units_of(self, kind: str) -> View | None:
+        """The weight by its "inputs", "heads" or "gates", along all axes but what counts them; None without any."""
+        shape, axis = self.shape, self.inputs if kind == "inputs" else self.heads
         if kind == "gates":
-            if not self.gates or not self.shape or self.shape[-1] % self.gates:
+            if not self.gates or not shape or shape[-1] % self.gates:
                 return None
-            *others, last = self.shape
-            return (*others, self.gates, last // self.gates), len(others)
-        axis = self.inputs if kind == "inputs" else self.heads
-        return None if axis is None else (self.shape, axis % len(self.shape))
+            *others, last = shape
+            shape, axis = (*others, self.gates, last // self.gates), len(others)
+        return None if axis is None else View(shape, tuple(i for i in range(len(shape)) if i != axis % len(shape)))

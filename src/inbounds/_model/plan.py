@@ -40,7 +40,7 @@ class Entry:
 
     @cached_property
     def _laid_out(self) -> tuple[Set, tuple[Axes, ...]]:
-        """The set with the units of `per` by their axes, and `axes`, see there."""
+        """`applied`, without a `per` whose units have axes of the weights, and `axes`."""
         given, shapes = self.set.laid_out(self.layouts), [weight.shape for weight in self.weights]
         if (found := of_axes(given, shapes)) is not None:
             return found
@@ -83,10 +83,10 @@ class Entry:
         """The weights, each with the axes that one unit spans."""
         return [View(weight.shape, span) for weight, span in zip(self.weights, self.axes, strict=True)]
 
-    @cached_property
+    @property
     def applied(self) -> Set:
-        """The set on these weights: with the inputs of `on` as a mask, and the units of `per` by their axes."""
-        return self._laid_out[0].resolved([weight.shape for weight in self.weights], self.inputs)
+        """The set on these weights, see `Set.laid_out`."""
+        return self._laid_out[0]
 
     @property
     def inputs(self) -> tuple[int | None, ...]:

@@ -17,7 +17,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays.ops import MANTISSA_BITS, to_numpy
+from inbounds._arrays.laid import Laid
+from inbounds._arrays.ops import MANTISSA_BITS, in_numpy, to_numpy
 from inbounds._arrays.views import Axes
 from inbounds._errors import ConstraintViolation, SetError, explain, printable, shown
 from inbounds._model.layout import layout_of
@@ -70,7 +71,7 @@ def audit(
         RuleError: the model isn't built, a rule is wrong, `accept` selects no weight, or another
             thread fits the model.
 
-    Cost: one pass over the weights in float64, copied one set at a time.
+    Cost: one pass over the weights in float64, copied one set at a time, a large one in blocks.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
@@ -188,7 +189,8 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
     if entry.set.centers:
         note = 'the centre "current" becomes the weights as they are when the model is constrained'
         return _unmeasured_row(entry.paths, code, note, entry.set, entry.source)
-    measured = entry.applied.at(step).measure([one.effective_value() for one in entry.weights], entry.axes)
+    values = [one.effective_value() for one in entry.weights]
+    measured = entry.applied.at(step).measure(values, entry.axes)
     violation, outside = np.maximum(measured.excess, 0.0), measured.outside
     view, largest = entry.views[0], int(np.argmax(np.where(outside, violation, 0)))
     worst = np.unravel_index(largest, view.units if view.count == violation.size else violation.shape)
@@ -209,8 +211,8 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
         definition=mathematics(entry.set),
         source=entry.source,
         excess=_bars(measured.excess),
-        entries=_sorted_entries(measured.rows),
-        singular_values=_singular_values(entry, measured.rows),
+        entries=_sorted_entries(values),
+        singular_values=_singular_values(entry, values),
     )
 
 
@@ -221,18 +223,24 @@ def _bars(excess: np.ndarray[Any, Any]) -> tuple[float, ...]:
     return tuple(np.maximum.reduceat(excess, starts).tolist()) if excess.size else ()
 
 
-def _sorted_entries(rows: np.ndarray[Any, Any]) -> tuple[float, ...]:
+def _sorted_entries(values: Sequence[Any]) -> tuple[float, ...]:
     """Up to MOST_BARS entries from the smallest to the largest, evenly spaced; NaN last. Of many, of a sample."""
-    entries = rows.ravel()
-    if entries.size > MOST_SORTED:
-        entries = entries[np.random.default_rng(0).integers(0, entries.size, MOST_SORTED)]
+    arrays = [in_numpy(value).ravel() for value in values]
+    if (count := sum(array.size for array in arrays)) > MOST_SORTED:
+        shares = [MOST_SORTED * array.size // count for array in arrays]
+        rng = np.random.default_rng(0)
+        arrays = [array[rng.integers(0, array.size, n)] for array, n in zip(arrays, shares, strict=True)]
+    entries = np.concatenate(list(map(to_numpy, arrays)))
     places = np.linspace(0, entries.size - 1, min(entries.size, MOST_BARS)).astype(int)
     return tuple(np.sort(entries)[places].tolist())
 
 
-def _singular_values(entry: Entry, rows: np.ndarray[Any, Any]) -> tuple[float, ...]:
+def _singular_values(entry: Entry, values: Sequence[Any]) -> tuple[float, ...]:
     """The largest MOST_BARS singular values of each matrix of a set of matrices; none where that takes long."""
-    if not entry.set.matrix or min(rows.shape) > LARGEST_MATRIX or not np.isfinite(rows).all():
+    if not entry.set.matrix:
+        return ()
+    rows = Laid.of_weights(values, entry.axes).rows
+    if min(rows.shape) > LARGEST_MATRIX or not np.isfinite(rows).all():
         return ()
     matrices = rows.reshape(entry.units, -1, rows.shape[1])
     return tuple(np.linalg.svd(matrices, compute_uv=False)[:, :MOST_BARS].ravel().tolist())

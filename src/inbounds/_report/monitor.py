@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -20,10 +21,10 @@ from inbounds._report.report import Report
 from inbounds._sets.arguments import interval
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.optimizers import optimizers_stepping, steppers_of
-from inbounds._train.taken_plans import measure_gradients, taken_plan
+from inbounds._train.taken_plans import measure, taken_plan
 from inbounds._types import Every
 
-Numbers = dict[str, list[float]]  # from "batch", "violation" and "active" to a number for each audit
+Numbers = dict[str, list[float]]  # from "batch", "violation", "active" and "moved" to a number for each audit
 
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
@@ -51,15 +52,17 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
             where the gradient points straight out of the sets; from a batch it is an estimate. The
             training steps measure it from then on, with one more variable in each optimizer, which
             isn't saved.
-        per_weight: keeps `weights`, and looks for NaN and infinities after each batch.
+        per_weight: keeps `weights`, and looks for NaN and infinities after each batch. The steps
+            measure how far projections move the weights, likewise.
 
     Attributes:
         report: the last audit; None before the first.
         history: three lists with a number for each audit: "batch", how many batches this
             Monitor has seen, "violation" and "active".
-        weights: with `per_weight`, three such lists for each set, by the paths of its weights, joined
-            by " + ". How far projections move the weights isn't among them: a step is compiled as
-            one program, which stores no weight as it was before its projection.
+        weights: with `per_weight`, such lists for each set, by the paths of its weights, joined by
+            " + ", and one more, "moved": how far the projection of the last step moved the weights,
+            in the Euclidean norm. It is NaN before a step of an optimizer of Keras, and on several
+            devices.
         unmoved: the paths of the weights that the steps of the last epoch have not moved.
         not_finite: from the path of each weight that was found not to be finite to the batch.
 
@@ -74,7 +77,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
 
     Cost: one audit (a pass over the weights in float64) when training begins and after each epoch
     or each `every` batches. Weights whose set can swallow steps are copied to the host's memory
-    once an epoch, 8 bytes an entry. With `per_weight`, one pass over the weights after each batch.
+    once an epoch, 8 bytes an entry. With `per_weight`, a copy of the weights and two passes in each step.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
@@ -132,7 +135,13 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self._last_finite = None
         self._checked = False
         if self.stationarity:
-            _measure_gradients(self.model)
+            if _on_several_devices(self.model):
+                wrong, model = "The stationarity is not measured on several devices", self.model
+                where = f"{type(model).__name__} {model.name!r}"
+                raise RuleError(wrong, "stationarity=True", where=where, instead="inbounds.Monitor()")
+            _measure(self.model, "gradients")
+        if self.per_weight and not _on_several_devices(self.model):
+            _measure(self.model, "moves")
         if self._is_built():  # TensorFlow builds a subclassed model in its first batch
             self._check_constrained()
 
@@ -175,10 +184,13 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self.report = audit(self.model)
         self._find_not_finite()
         self._last_stationarity = _stationarity(self.model) if self.stationarity else self._last_stationarity
-        _append(self.history, self._batches, self.report.violation, self.report.active)
+        _append(self.history, batch=self._batches, violation=self.report.violation, active=self.report.active)
+        moves = _moves(self.model) if self.per_weight else {}
         for row in self.report.constrained if self.per_weight else ():
             kept = self.weights.setdefault(" + ".join(row.paths), {})
-            _append(kept, self._batches, row.violation if row.violated else 0.0, row.active)
+            violation = row.violation if row.violated else 0.0
+            moved = math.sqrt(sum(moves[path] for path in row.paths))
+            _append(kept, batch=self._batches, violation=violation, active=row.active, moved=moved)
         if self.stop_on_violation and any(row.status in ("violated", "unenforced") for row in self.report.rows):
             self.model.stop_training = True
 
@@ -235,8 +247,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         ]
 
 
-def _append(kept: Numbers, *numbers: float) -> None:
-    for name, number in zip(("batch", "violation", "active"), numbers, strict=True):
+def _append(kept: Numbers, **numbers: float) -> None:
+    for name, number in numbers.items():
         kept.setdefault(name, []).append(number)
 
 
@@ -246,24 +258,39 @@ def _is_finite(variable: Any) -> bool:
     return bool(keras.ops.convert_to_numpy(keras.ops.all(keras.ops.isfinite(variable))))
 
 
-def _measure_gradients(model: Any) -> None:
-    """Makes the steps of a model measure their gradients, and has them compiled again if needed."""
+def _on_several_devices(model: Any) -> bool:
     replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
-    if keras.distribution.distribution() is not None or replicas > 1:
-        wrong, where = "The stationarity is not measured on several devices", f"{type(model).__name__} {model.name!r}"
-        raise RuleError(wrong, "stationarity=True", where=where, instead="inbounds.Monitor()")
-    not_measuring = [optimizer for optimizer in steppers_of(model) if taken_plan(optimizer).gradient_norms is None]
+    return keras.distribution.distribution() is not None or replicas > 1
+
+
+def _measure(model: Any, name: str) -> None:
+    """Makes the steps of a model measure what has this name, and has them compiled again if needed."""
+    not_measuring = [optimizer for optimizer in steppers_of(model) if name not in taken_plan(optimizer).measures]
     for optimizer in not_measuring:
-        measure_gradients(optimizer)
+        measure(optimizer, name)
     if not_measuring and model.train_function is not None:
         model.make_train_function(force=True)
 
 
+def _measured(model: Any, name: str) -> list[tuple[Any, np.ndarray[Any, Any]]]:
+    """The optimizers of a model that measure what has this name, with the numbers of the last step."""
+    measures = [(one, taken_plan(one).measures.get(name)) for one in steppers_of(model)]
+    return [(one, to_numpy(variable)) for one, variable in measures if variable is not None]
+
+
 def _stationarity(model: Any) -> float:
     """The norm of the last reduced gradient over that of the full one; NaN before a step."""
-    squares = [taken_plan(optimizer).gradient_norms for optimizer in steppers_of(model)]
-    reduced, full = np.sum([np.full(2, np.nan) if pair is None else to_numpy(pair) for pair in squares], axis=0)
-    return float(np.sqrt(reduced / full)) if full > 0 else float("nan")
+    reduced, full = sum((squares for _, squares in _measured(model, "gradients")), np.zeros(2))
+    return float(np.sqrt(reduced / full)) if full > 0 else math.nan
+
+
+def _moves(model: Any) -> dict[str, float]:
+    """How far the projection of the last step moved each weight, squared, by path; steps move no frozen one."""
+    moves: dict[int, float] = {}
+    for optimizer, squares in _measured(model, "moves"):
+        moves |= dict(zip(map(id, optimizer._trainable_variables), squares.tolist(), strict=True))
+    variables = {weight.path: weight.variable for weight in weights_of(model)}
+    return {path: moves.get(id(v), math.nan if v.trainable else 0.0) for path, v in variables.items()}
 
 
 def _is_unmoved(entry: Entry, old: np.ndarray[Any, Any], new: np.ndarray[Any, Any]) -> bool:

@@ -190,18 +190,20 @@ def _draw_pressure(axes: Any, values: Any) -> None:
 
 
 def history_figure(model: Mapping[str, Sequence[float]], weights: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
-    """The figure of what a Monitor has kept: the violation and the share of active units, audit by audit."""
-    figure = new_figure(6.4, 4.8)
+    """The figure of what a Monitor has kept: violation, share of active units and distance moved, audit by audit."""
     lines = weights or {"the model": model}
-    panels = figure.subplots(2, 1, sharex=True)
-    for axes, name, text in zip(panels, ("violation", "active"), ("violation", "share of units active"), strict=True):
+    texts = {"violation": "violation", "active": "share of units active"}
+    texts |= {"moved": "moved by projections"} if weights else {}
+    figure = new_figure(6.4, 2.4 * len(texts))
+    panels = figure.subplots(len(texts), 1, sharex=True)
+    for axes, (name, text) in zip(panels, texts.items(), strict=True):
         for numbers in lines.values():
             axes.plot(numbers["batch"], numbers[name], ".-", markersize=4, linewidth=1.0)
         axes.set_ylabel(text, fontsize=9)
         axes.tick_params(labelsize=8)
     panels[0].set_ylim(bottom=0.0)
     panels[1].set_ylim(-0.05, 1.05)
-    panels[1].set_xlabel("batches", fontsize=9)
+    panels[-1].set_xlabel("batches", fontsize=9)
     legend = panels[0].legend(panels[0].lines[:MOST_NAMES], [" " + name for name in lines][:MOST_NAMES], fontsize=7)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -1,11 +1,11 @@
-"""Composite: sets that are made of other sets."""
+"""Sets that are made of other sets: Composite, and Wrapped, which sees the weights in a way of its own."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, WeightLayout
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.set import Edge, Set
-from inbounds._types import Numbers, Step
+from inbounds._types import Step
+
+Seen = TypeVar("Seen", Units, Laid)
 
 
 def _true_of(quantifier: Callable[[Iterable[Any]], bool], name: str) -> Any:
@@ -29,10 +31,9 @@ class Composite(Set):
 
     members: tuple[Set, ...]
 
-    def rebuilt(self, members: Sequence[Set]) -> Set:
-        """The same, made of other members."""
-        made: Set = type(self)(*members, *(getattr(self, name) for name in self.argument_names()[len(members) :]))
-        return made
+    def rebuilt(self, members: Sequence[Set]) -> Self:
+        """The same, made of other members; without `__init__`, whose checks can't read a compiled step's tensors."""
+        return self._with(members=tuple(members))
 
     @property
     def axis(self) -> Axes | None:  # type: ignore[override]  # a fact of the members, not of the class
@@ -47,7 +48,6 @@ class Composite(Set):
     has_reduced_gradient = _true_of(all, "has_reduced_gradient")
     has_normal_form = _true_of(all, "has_normal_form")
     couples_units = _true_of(any, "couples_units")
-    has_faces = _true_of(any, "has_faces")
     matrix = _true_of(any, "matrix")
     centers = _true_of(any, "centers")
     changes = _true_of(any, "changes")
@@ -65,24 +65,24 @@ class Composite(Set):
     def stackable(self) -> bool:
         return super().stackable and all(member.stackable for member in self.members)
 
-    def at(self, step: Step) -> Set:
-        return self.rebuilt([member.at(step) for member in self.members]) if self.changes else self
+    @property
+    def splittable(self) -> bool:
+        return super().splittable and all(member.splittable for member in self.members)
 
-    def about(self, current: Array) -> Set:
-        return self.rebuilt([member.about(current) for member in self.members]) if self.centers else self
-
-    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
-        return self.rebuilt([member.resolved(shapes, inputs) for member in self.members])
-
-    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
-        members = [member.laid_out(layouts) for member in self.members]
+    def changed(self, change: Callable[[Set], Set]) -> Set:
+        """The same, made of what each member becomes; the set itself where each stays as it is."""
+        members = [change(member) for member in self.members]
         same = all(one is other for one, other in zip(members, self.members, strict=True))
         return self if same else self.rebuilt(members)
 
-    def __call__(self, w: Numbers) -> Array:
-        shape: Any = np.shape(np.asarray(w)) if isinstance(w, (list, tuple)) else getattr(w, "shape", ())
-        own = self.laid_out([WeightLayout.guessed(tuple(shape))])
-        return super().__call__(w) if own is self else own(w)
+    def at(self, step: Step) -> Set:
+        return self.changed(lambda member: member.at(step))
+
+    def about(self, current: Array) -> Set:
+        return self.changed(lambda member: member.about(current))
+
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
+        return self.changed(lambda member: member.laid_out(layouts))
 
     def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         matrices = [member for member in self.members if member.matrix]
@@ -101,14 +101,48 @@ class Composite(Set):
     def edges(self, laid: Laid) -> list[Edge]:
         return [edge for member in self.members for edge in member.edges(laid)]
 
-    def _finite(self, laid: Laid, count: int) -> Array:
-        return reduce(operator.and_, [member._finite(laid, count) for member in self.members])
-
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        return reduce(namespace(rows).maximum, [excess for excess, _ in self.edges(Laid.of_rows(rows))])
+        return reduce(namespace(rows).maximum, [edge.excess for edge in self.edges(Laid.of_rows(rows))])
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         return reduce(np.maximum, [member._tolerance(dtype, size) for member in self.members])
+
+
+class Wrapped(Composite):
+    """A set made of one other, which holds for what `inside` shows it: here, for the units as they are."""
+
+    @property
+    def set(self) -> Set:
+        """The set in it."""
+        return self.members[0]
+
+    def inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
+        """The set in it, and units or rows as that sees them."""
+        return self.set, list(given)
+
+    def check_fit(self, units: Units) -> None:
+        inner, (seen,) = self.inside(units)
+        inner.check_fit(seen)
+
+    def check_room(self, units: Units) -> None:
+        inner, (seen,) = self.inside(units)
+        inner.check_room(seen)
+
+    def _project(self, units: Units) -> Units:
+        inner, (seen,) = self.inside(units)
+        return inner.nearest(seen).unseen(units)
+
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        inner, (seen, slope) = self.inside(units, gradient)
+        return inner.reduced(seen, slope).unseen(gradient)
+
+    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
+        inner, (seen, normal) = self.inside(units, taken)
+        return inner.multiplier(seen, normal)
+
+    def edges(self, laid: Laid) -> list[Edge]:
+        inner, (seen,) = self.inside(laid)
+        return inner.edges(seen)
 
 
 def parts_of(given: Set) -> Iterator[Set]:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, cast, constant, dtype_of, has_float64, namespace, to_numpy, ulp, working_dtype
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes
@@ -99,8 +98,7 @@ class Custom(Set):
         moved = np.where(finite, np.abs(to_numpy(self._applied(seen)) - np.where(finite, value, 0)), np.inf)
         excess = np.nan_to_num(np.max(moved, axis=span) if span else moved, nan=np.inf, posinf=np.inf).reshape(-1)
         slack = np.full_like(excess, self._tolerance(dtype_of(weight)))
-        rows = Laid.of_weights([value], [span]).rows
-        return Measured(excess, slack, excess > slack, active=np.zeros(excess.shape, dtype="bool"), rows=rows)
+        return Measured(excess, slack, excess > slack, active=np.zeros(excess.shape, dtype="bool"))
 
     @property
     def stackable(self) -> bool:

@@ -27,7 +27,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import center_of, number_or_array
 from inbounds._sets.declaration import Declaration, Values, each, is_bounded
-from inbounds._sets.set import Edge, Set, registered
+from inbounds._sets.set import Exceeded, Set, registered
 from inbounds._types import Center, Numbers
 
 
@@ -51,19 +51,19 @@ class Interval(Set):
         center = self.center_values(units)
 
         def bound(given: Bound) -> Values:
-            values = given if isinstance(given, float) else units.with_parts(units.entries(given))
+            values = given if isinstance(given, float) else units.entries(given)
             return values if center == 0.0 or not is_bounded(values) else each(operator.add, center, values)
 
         return Declaration(low=bound(self.low), high=bound(self.high))
 
     def _project(self, units: Units) -> Units:
-        low, high = (units.with_parts(units.entries(bound)) for bound in (self.low, self.high))
+        low, high = (units.entries(bound) for bound in (self.low, self.high))
         return units.map(clip_finite, low, high)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return self._edges(rows, Laid.of_rows(rows))[0][0]
 
-    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+    def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         xp = namespace(rows)
         low, high = (constant(rows, laid.entries(bound)) for bound in (self.low, self.high))
         return [(xp.max(xp.maximum(low - rows, rows - high), axis=1), self._slack(laid))]

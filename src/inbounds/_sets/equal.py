@@ -10,6 +10,7 @@ import numpy as np
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, cast, constant, namespace
 from inbounds._arrays.units import Units
+from inbounds._arrays.views import WeightLayout
 from inbounds._sets.arguments import axes, number_or_array, refused
 from inbounds._sets.groups import MATRICES, WINDOWS, Groups, groups_of, labels_of, span_of
 from inbounds._sets.set import Set, finite_rows, registered
@@ -75,9 +76,9 @@ class Equal(Set):
     def matrix(self) -> bool:  # type: ignore[override]  # likewise
         return self.whole
 
-    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
         """With the labels of a name, for the window of a convolution's kernel: all axes but its last two."""
-        window = shapes[0][:-2] if isinstance(self.groups, str) and self.groups in WINDOWS else ()
+        window = layouts[0].shape[:-2] if isinstance(self.groups, str) and self.groups in WINDOWS else ()
         return Equal(labels_of(self.groups, window), self.axis) if window else self
 
     def check_fit(self, units: Units) -> None:

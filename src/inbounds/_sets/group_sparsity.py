@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from inbounds._arrays.judgement import Judgement
-from inbounds._arrays.laid import Laid
+from inbounds._arrays.laid import Laid, norms_along
 from inbounds._arrays.ops import (
     HUGE,
     SMALLEST_NORMAL,
@@ -27,7 +26,7 @@ from inbounds._sets.arguments import at_most, axes, in_a_row, number_or_array, n
 from inbounds._sets.declaration import Declaration, Row
 from inbounds._sets.groups import groups_of, span_of
 from inbounds._sets.one_row import nearest_on_one_row
-from inbounds._sets.set import Edge, Set, registered
+from inbounds._sets.set import Exceeded, Set, registered
 from inbounds._sets.sparsity import largest, too_many
 from inbounds._sets.sums import OfTotal
 from inbounds._types import Axis, Integer, Numbers
@@ -90,25 +89,13 @@ class GroupSet(Set):
         return *super()._key, self.view
 
     def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
-        """With the heads or gates of a layer."""
-        if not self.whole or self.groups not in ("heads", "gates"):
-            return self
-        return self._seen_by([layout.shape for layout in layouts], layouts[0].counted(self.groups))
-
-    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
-        """With the axis of the inputs of a layer."""
+        """With the axis of a layer's inputs, heads or gates, or an error where there is none."""
         if not self.whole or self.matrix or self.view is not None:
             return self
-        axis = inputs[0] if self.groups == "inputs" else None
-        return self._seen_by(shapes, None if axis is None else (shapes[0], axis))
-
-    def _seen_by(self, shapes: Sequence[tuple[int, ...]], counted: tuple[tuple[int, ...], int] | None) -> Set:
-        """With a shape of the weight in which an axis counts the groups."""
-        if len(shapes) > 1 or counted is None:
-            raise self._no_axis(shapes)
-        other = copy.copy(self)
-        other.__dict__["view"] = _beside(*counted)
-        return other
+        view = layouts[0].units_of(self.groups)
+        if len(layouts) > 1 or view is None:
+            raise self._no_axis([layout.shape for layout in layouts])
+        return self._with(view=view)
 
     def _no_axis(self, shapes: Sequence[tuple[int, ...]]) -> SetError:
         name = type(self).__name__
@@ -130,13 +117,14 @@ class GroupSet(Set):
         return units.count if self.matrix else self._seen(units).count
 
     def _view(self, shape: tuple[int, ...], span: tuple[int, ...]) -> View:
-        if self.view is None and self.groups == "inputs":  # of rows, without a layer
-            return _beside(shape, max(span))
-        if self.view is not None and len(shape) == len(self.view.shape):
-            return replace(self.view, shape=shape)
-        if self.view is None or math.prod(shape) != math.prod(self.view.shape):
+        view = self.view
+        if view is None and self.groups == "inputs":  # of rows, without a layer
+            view = View(shape, span).layout.units_of("inputs")
+        if view is not None and len(shape) == len(view.shape):
+            return replace(view, shape=shape)
+        if view is None or math.prod(shape) != math.prod(view.shape):
             raise self._no_axis([shape])
-        return self.view
+        return view
 
     def _seen(self, units: Units) -> Units:
         return units.seen([self._view(tuple(units.parts[0].shape), units.axes[0])])
@@ -172,7 +160,7 @@ class GroupSet(Set):
         spread = groups.spread
         return Units.of([entries], [(2,)]), lambda fn, *numbers: units.with_rows(fn(rows, *map(spread, numbers)))
 
-    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+    def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         xp = namespace(rows)
         if not self.whole:
             entries = groups_of("", self.groups, laid.span).gathered(rows)
@@ -181,20 +169,11 @@ class GroupSet(Set):
         else:
             (view,) = laid.views
             entries = replace(laid, rows=rows).seen([self._view(view.shape, view.axes)]).rows
-        size = without_gradient(xp.max(xp.abs(entries), axis=-1, keepdims=True))
-        size = xp.where(size > 0, xp.clip(size, 1 / HUGE, HUGE), xp.ones_like(size))
-        squares = xp.sum((entries / size) ** 2, axis=-1, keepdims=True)
-        some = squares > 0
-        norms = xp.where(some, size * xp.sqrt(xp.where(some, squares, xp.ones_like(squares))), squares)
+        norms = norms_along(entries, -1)
         return [(self._beyond(xp.reshape(norms, (1 if self.whole else rows.shape[0], -1))), self._slack(laid))]
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return self._edges(rows, Laid.of_rows(rows))[0][0]
-
-
-def _beside(shape: tuple[int, ...], axis: int) -> View:
-    """A view whose units lie beside each other along an axis."""
-    return View(shape, tuple(i for i in range(len(shape)) if i != axis))
 
 
 @registered

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from typing import Any
 
-import keras
 import numpy as np
 
 from inbounds._arrays.laid import Laid
@@ -38,7 +36,7 @@ from inbounds._sets.order import Monotone
 from inbounds._sets.per import OwnUnits, Per, by_units
 from inbounds._sets.reduced import difference
 from inbounds._sets.serialization import comparison_key
-from inbounds._sets.set import Edge, Set, registered, repeated
+from inbounds._sets.set import Edge, Set, counted, registered
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import L1Ball, Linear, SumTo
@@ -164,17 +162,8 @@ class AllOf(Composite):
         edges = [_among(counts, i, edge) for i, kind in enumerate(self.kinds) for edge in kind.edges(laid)]
         return edges or super().edges(laid)
 
-    def _finite(self, laid: Laid, count: int) -> Array:
-        finite = [kind._finite(laid, kind.count(laid)) for kind in self.kinds]
-        return namespace(laid.rows).concatenate(finite) if finite else super()._finite(laid, count)
-
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         return np.sqrt(np.reshape(taken.total(np.square), (-1,))) if self.kinds else super().multiplier(units, taken)
-
-    def rebuilt(self, members: Sequence[Set]) -> Set:
-        made = copy.copy(self)  # without `__init__`, whose checks can't read the tensors of a compiled step
-        made.__dict__["members"] = tuple(members)
-        return made
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes that are copied and pickled: all but those that are computed from the members."""
@@ -236,14 +225,6 @@ class Intersection(AllOf):
         """The sets, as given."""
         return tuple(member.set if isinstance(member, OwnUnits) else member for member in self.members)
 
-    def _config(self) -> dict[str, Any]:
-        return {"sets": [keras.saving.serialize_keras_object(member) for member in self.sets]}
-
-    @classmethod
-    def _of_config(cls, config: dict[str, Any]) -> Set:
-        given = (keras.saving.deserialize_keras_object(x) if isinstance(x, dict) else x for x in config["sets"])
-        return cls(*given)
-
     def __repr__(self) -> str:
         return " & ".join(map(repr, self.sets))
 
@@ -301,17 +282,17 @@ def _by_kind(members: Sequence[Set]) -> list[Set]:
 
 def _among(counts: Sequence[int], kind: int, edge: Edge) -> Edge:
     """An edge of the units of one kind as one of all that are reported; the others are far inside."""
-    excess, slack = edge
+    excess, slack, finite = counted(edge, counts[kind])
     xp = namespace(excess)
 
-    def padded(values: Array, otherwise: float) -> Array:
+    def padded(values: Array, otherwise: Any) -> Array:
         other = xp.full_like(values[:1], otherwise)
         before, after = (xp.repeat(other, sum(some)) for some in (counts[:kind], counts[kind + 1 :]))
-        return xp.concatenate([before, repeated(values, counts[kind]), after])
+        return xp.concatenate([before, values, after])
 
-    if not isinstance(excess, np.ndarray):  # who asks for violations only, of tensors, asks for no slack
-        return padded(excess, -np.inf), slack
-    return padded(excess, -np.inf), padded(np.broadcast_to(slack, excess.shape), 0.0)
+    if isinstance(excess, np.ndarray):  # who asks for violations only, of tensors, asks for no slack
+        slack = padded(slack, 0.0)
+    return Edge(padded(excess, -np.inf), slack, padded(finite, True))
 
 
 def _groups(members: Sequence[Set]) -> list[list[Set]]:

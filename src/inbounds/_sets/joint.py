@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from inbounds._arrays.ops import Array
-from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import names
-from inbounds._sets.composite import Composite, contains
+from inbounds._sets.composite import Wrapped, contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set, registered, with_argument
 from inbounds._types import Constraint, Inputs, Integer, Kind, Mask, MaskName, Numbers
@@ -19,7 +16,7 @@ from inbounds._types import Constraint, Inputs, Integer, Kind, Mask, MaskName, N
 KERNEL_AND_BIAS = ("kernel", "bias")
 
 
-class JointSet(Composite):
+class JointSet(Wrapped):
     """A set of vectors that several weights form: it is the inner one, of units that have several parts."""
 
     example: ClassVar[str]  # code that makes one
@@ -37,8 +34,12 @@ class JointSet(Composite):
             if "axis" in inner.argument_names():
                 instead = f"{name}({with_argument(inner, 'axis', None)!r})"
             raise SetError(wrong, f"inner={shown(inner)}", instead=instead)
-        self.inner = inner
         self.members = (inner,)
+
+    @property
+    def inner(self) -> Set:
+        """The set in it."""
+        return self.set
 
     def __and__(self, other: Constraint) -> Set:
         """The intersection with another one of the same weights."""
@@ -59,18 +60,6 @@ class JointSet(Composite):
     def per(self, kind: Kind) -> Set:
         """The set of vectors that the entries of each head, gate or other kind of unit form in all the weights."""
         return self.rebuilt([self.inner.per(kind)])
-
-    def check_room(self, units: Units) -> None:
-        self.inner.check_room(units)
-
-    def reduced(self, units: Units, gradient: Units) -> Units:
-        return self.inner.reduced(units, gradient)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        return self.inner.multiplier(units, taken)
-
-    def _project(self, units: Units) -> Units:
-        return self.inner.nearest(units)
 
     def __call__(self, w: Numbers) -> Array:
         """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""

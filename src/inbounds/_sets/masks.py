@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import numbers
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
 
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import WeightLayout
 from inbounds._errors import FEW, SetError, shown
-from inbounds._sets.composite import Composite, bracketed, contains
+from inbounds._sets.composite import Seen, Wrapped, bracketed, contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
-from inbounds._sets.serialization import to_code
-from inbounds._sets.set import Edge, Set, registered
+from inbounds._sets.serialization import comparison_key, to_code
+from inbounds._sets.set import Set, registered
 from inbounds._types import Inputs, Integer, Mask, MaskName
 
 NAMES = get_args(MaskName)
 """The masks that have a name."""
 
+Masks = tuple[np.ndarray[Any, Any], ...]
+
+
+class _Marked(Wrapped):
+    """A set of the entries that a mask marks."""
+
+    @abstractmethod
+    def _marks(self, of: Units | Laid) -> Any:
+        """The mask, see `Units.place`; where it depends on a layer that isn't known, by the units as they are."""
+
+    def inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
+        marks = self._marks(given[0])
+        return self.set, [one.where(marks) for one in given]
+
+    def check_room(self, units: Units) -> None:
+        """Nothing: how many entries are marked differs from unit to unit."""
+
+    def declaration(self, units: Units) -> Declaration:
+        inner, (seen,) = self.inside(units)
+        return inner.declaration(units).within(seen.marks)
+
 
 @registered
-class Where(Composite):
+class Where(_Marked):
     """{w : the entries that a mask marks are in a set}: what `a.where(mask)` makes.
 
     The marked entries of a unit are the vector that the set holds for; the others are neither seen
@@ -79,7 +100,7 @@ class Where(Composite):
             )
         if not named:
             marks.setflags(write=False)
-        self.set, self.mask, self.members = set, marks, (set,)
+        self.mask, self.members = marks, (set,)
         self.width = width if width is None else int(width)
 
     @property
@@ -107,7 +128,7 @@ class Where(Composite):
             raise SetError(
                 f"The mask {self.mask!r} is for a weight with one axis of inputs and one of units",
                 repr(self),
-                where=f"weights of shape {' and '.join(str(one.shape) for one in layouts)}, inputs along {fan_in}",
+                where=f"weights of shape {_shapes(layouts)}, inputs along {fan_in}",
                 instead="where(mask) with an array of booleans that broadcasts to the weight",
             )
         i, j = (
@@ -124,50 +145,17 @@ class Where(Composite):
         return marks
 
     def _marks(self, of: Units | Laid) -> Any:
-        """The mask; without a layer a name is by the units as they are."""
         if not self.named:
             return self.mask
-        return self._named_mask([WeightLayout(view.shape, view.axes) for view in of.views])
-
-    def check_fit(self, units: Units) -> None:
-        self.set.check_fit(units.where(self._marks(units)))
-
-    def _project(self, units: Units) -> Units:
-        return self.set.nearest(units.where(self._marks(units))).everywhere(units)
-
-    def declaration(self, units: Units) -> Declaration:
-        return self.set.declaration(units).within(units.where(self._marks(units)).marks)
-
-    def reduced(self, units: Units, gradient: Units) -> Units:
-        marked = units.where(self._marks(units))
-        return self.set.reduced(marked, gradient.everywhere(marked)).everywhere(units)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        return self.set.multiplier(*(one.where(self._marks(units)) for one in (units, taken)))
-
-    def edges(self, laid: Laid) -> list[Edge]:
-        return self.set.edges(laid.where(self._marks(laid)))
-
-    def _finite(self, laid: Laid, count: int) -> Array:
-        return self.set._finite(laid.where(self._marks(laid)), count)
-
-    def _config(self) -> dict[str, Any]:
-        return {name: value for name, value in super()._config().items() if value is not None}
+        return self._named_mask([view.layout for view in of.views])
 
     def __repr__(self) -> str:
-        mask = "..." if isinstance(self.mask, tuple) else to_code(self.mask)
-        return f"{bracketed(self.set)}.where({mask}{'' if self.width is None else f', width={self.width}'})"
-
-
-class _Marked(Where):
-    """A `Where` with a mask for each of several weights: what `On` becomes on a layer. It is never saved."""
-
-    def __init__(self, set: Set, masks: tuple[np.ndarray[Any, Any], ...]) -> None:  # noqa: A002  # the word of the library
-        self.set, self.mask, self.masks, self.members = set, masks, masks, (set,)
+        width = "" if self.width is None else f", width={self.width}"
+        return f"{bracketed(self.set)}.where({to_code(self.mask)}{width})"
 
 
 @registered
-class On(Composite):
+class On(_Marked):
     """{w : the weights that come from some inputs are in a set}: what `a.on(inputs=...)` makes.
 
     The inputs are features of a Dense, channels of a convolution, tokens of an Embedding. The set
@@ -190,6 +178,8 @@ class On(Composite):
     array([[ 0., -1.,  0.]])
     """
 
+    masks: Masks = ()  # one for each weight, once the layer is known
+
     def __init__(self, set: Set, inputs: Inputs) -> None:  # noqa: A002  # the word of the library
         _check_inner("on", "inputs", set)
         given = [inputs] if isinstance(inputs, numbers.Integral) else inputs
@@ -202,13 +192,17 @@ class On(Composite):
                 where=f"{set!r}.on(...)",
                 instead="on(inputs=[0, 3])",
             )
-        self.set = set
         self.inputs = [int(i) for i in indices]
         self.members = (set,)
 
-    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
+        made = super().laid_out(layouts)
+        return made if self.masks else made._with(masks=self._masks_by(layouts))
+
+    def _masks_by(self, layouts: Sequence[WeightLayout]) -> Masks:
+        """A mask for each weight, in a shape that broadcasts to it."""
         masks = []
-        for shape, axis in zip(shapes, inputs, strict=True):
+        for shape, axis in ((layout.shape, layout.inputs) for layout in layouts):
             mask = np.zeros([1] * len(shape), dtype="bool")
             if axis is not None:
                 mask = mask.repeat(shape[axis], axis)
@@ -220,38 +214,29 @@ class On(Composite):
                     )
                 mask.reshape(-1)[self.inputs] = True
             masks.append(mask)
-        if all(axis is None for axis in inputs):
+        if all(layout.inputs is None for layout in layouts):
             raise SetError(
                 "`on` knows no axis of the weights that counts the inputs of the layer",
                 f"inputs={self.inputs}",
-                where=f"{self!r} on weights of shape {' and '.join(map(str, shapes))}, with none that is known",
+                where=f"{self!r} on weights of shape {_shapes(layouts)}, with none that is known",
                 instead="where(mask) with a mask that broadcasts to the weight",
             )
-        return _Marked(self.set, tuple(masks))
+        return tuple(masks)
 
-    def check_fit(self, units: Units) -> None:
-        self._by_itself(units).check_fit(units)
+    def _marks(self, of: Units | Laid) -> Masks:
+        return self.masks or self._masks_by([view.layout for view in of.views])
 
-    def _project(self, units: Units) -> Units:
-        return self._by_itself(units).nearest(units)
-
-    def declaration(self, units: Units) -> Declaration:
-        return self._by_itself(units).declaration(units)
-
-    def edges(self, laid: Laid) -> list[Edge]:
-        return self._by_itself(laid).edges(laid)
-
-    def _finite(self, laid: Laid, count: int) -> Array:
-        return self._by_itself(laid)._finite(laid, count)
-
-    def _by_itself(self, of: Units | Laid) -> Set:
-        """Without a layer, the inputs lie along the last axis of a unit."""
-        shapes = [view.shape for view in of.views]
-        return self.resolved(shapes, [max(of.views[0].axes, default=None), *(None for _ in shapes[1:])])
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return *super()._key, comparison_key(self.masks)
 
     def __repr__(self) -> str:
         inputs = self.inputs if len(self.inputs) <= FEW else shown(np.array(self.inputs))
         return f"{bracketed(self.set)}.on(inputs={inputs})"
+
+
+def _shapes(layouts: Sequence[WeightLayout]) -> str:
+    return " and ".join(str(layout.shape) for layout in layouts)
 
 
 def _check_inner(name: str, argument: str, given: Any) -> None:

@@ -214,8 +214,6 @@ class _Problem:
         """The solution of the system of a Hessian, with 0 in rows that are held."""
         xp = self.xp
         right = xp.where(held, xp.zeros_like(right), right)
-        if self.count == 1:
-            return right / matrix[:, :, 0]
         matrix = xp.where(held[:, :, None] | held[:, None], self.one + xp.zeros_like(matrix), matrix)
         return solve(matrix, right[:, :, None])[:, :, 0]
 
@@ -239,8 +237,6 @@ class _Problem:
         bounded = ~self.equal & (self.first_ball == 0)
         held = (self.first_ball > 0) | (self.idle(z) & (exceeded <= 0))
         step = self.solution(matrix, held, exceeded)
-        if self.count == 1:
-            return self.allowed(z + step) - z
 
         def rise(step: Array) -> Array:
             curved = xp.sum(matrix * step[:, None], axis=2)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from inbounds._arrays.judgement import Bound, Judgement, finite_bound, span_of
+from inbounds._arrays.laid import norms_along
 from inbounds._arrays.ops import (
     HUGE,
     Array,
@@ -55,8 +56,7 @@ class _NormInterval(Set):
     def reduced(self, units: Units, gradient: Units) -> Units:
         if span_of(self.high)[0] == 0 or units.only(free=False) is not None:
             return super().reduced(units, gradient)
-        centred = units if self.center is None else units.about(self.centers_of(units))
-        one = centred.together(self.whole)
+        one = self.centred(units).together(self.whole)
         moved_by = one.rounding(_norm)
         return radial(one, gradient.together(self.whole), self.low, self.high, moved_by).apart(units)
 
@@ -84,12 +84,7 @@ class _NormInterval(Set):
         return units.map(part_of_the_way, nearest)
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        xp = namespace(rows)
-        axis = None if self.whole else 1
-        scale = without_gradient(xp.clip(xp.max(xp.abs(rows), axis=axis, keepdims=True), 1 / HUGE, HUGE))
-        squares = xp.sum((rows * (1 / scale)) ** 2, axis=axis, keepdims=True)
-        zero = squares == 0  # where a root has no gradient
-        norm = xp.where(zero, squares, scale * xp.sqrt(xp.where(zero, xp.ones_like(squares), squares)))
+        xp, norm = namespace(rows), norms_along(rows, None if self.whole else 1)
         low, high = (constant(rows, np.reshape(bound, (-1, 1))) for bound in (self.low, self.high))
         return xp.reshape(xp.maximum(norm - high, xp.where(low > 0, low - norm, -np.inf)), (-1,))
 

@@ -7,33 +7,30 @@ serves every set and every kind, and sets with different units can meet in an in
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import Array
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import refused
-from inbounds._sets.composite import Composite, bracketed, contains, parts_of
+from inbounds._sets.composite import Composite, Seen, Wrapped, bracketed, contains, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.equal import Equal
 from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet, Symmetric
-from inbounds._sets.set import Edge, Set, registered, with_argument
+from inbounds._sets.set import Set, registered, with_argument
 from inbounds._types import Inputs, Integer, Kind, Mask, MaskName
 
-Seen = TypeVar("Seen", Units, Laid)
 KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates", "window")
 
 
 @registered
-class Per(Composite):
+class Per(Wrapped):
     """{w : each unit of another kind is in a set}: what `a.per(kind)` makes.
 
     The layout of the layer knows which axes of a weight a unit of each kind spans:
@@ -91,16 +88,10 @@ class Per(Composite):
         if any(part.whole and not part.matrix for part in parts) or _stacked(parts):
             wrong = "`per` is given a set of a whole weight, or a stack of matrices, which has no other units"
             raise SetError(wrong, f"{set!r}.per({kind!r})", instead=f"MaxNorm(1.0).per({kind!r})")
-        self.set, self.kind, self.spanning = set, kind, set
+        self.kind, self.spanning = kind, set
         self.members = (set,)
 
-    def rebuilt(self, members: Sequence[Set]) -> Per:
-        (inner,) = members
-        other = copy.copy(self)
-        other.__dict__.update(set=inner, members=(inner,))
-        return other
-
-    def laid_out(self, layouts: Sequence[WeightLayout]) -> Per:
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
         if self.views:
             return self
         views = tuple(self._view(layout) for layout in layouts)
@@ -118,12 +109,7 @@ class Per(Composite):
             inner = _with_stack(inner, views[0].units[0])
         if self.kind == "window":
             inner = _of_window(inner, views[0].span)
-        made = self.rebuilt([inner])
-        made.__dict__["views"] = views
-        return made
-
-    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Per:
-        return self.rebuilt([self.set.resolved([view.shape for view in self.views] or shapes, inputs)])
+        return self._with(members=(inner,), views=views)
 
     def _view(self, layout: WeightLayout) -> View:
         """How the set in it sees a weight."""
@@ -133,15 +119,18 @@ class Per(Composite):
             return View(layout.shape, tuple(sorted(self.spanning.span(layout.shape, layout.fan_in))))
         if self.kind == "window" and layout.window:
             return View(layout.shape, tuple(range(layout.window)))
-        if self.kind == "window" or (found := layout.counted(self.kind)) is None:
-            known = [kind for kind in ("heads", "gates", "inputs") if layout.counted(kind)]
+        if layout == WeightLayout.guessed(layout.shape[:1]):  # a vector without a layer is one unit
+            layout = replace(layout, inputs=None)
+        if self.kind == "window" or (view := layout.units_of(self.kind)) is None:
+            known = [kind for kind in ("heads", "gates", "inputs") if layout.units_of(kind)]
             wrong = f"The layer's layout knows no {self.kind} of this weight"
             instead = f"per({(known or ['weight'])[0]!r}), or an `axis` in the set"
             raise SetError(wrong, repr(self), where=f"a weight of shape {layout.shape}", instead=instead)
-        shape, axis = found
-        spanned = range(len(shape)) if not self.set.matrix else layout.fan_in or ()
-        view = View(shape, tuple(one for one in spanned if one != axis))
-        if self.set.matrix and (not view.axes or view.counting[0] != axis):
+        if not self.set.matrix:
+            return view
+        (axis,) = view.counting
+        view = View(view.shape, tuple(one for one in layout.fan_in or () if one != axis))
+        if not view.axes or view.counting[0] != axis:
             wrong = f"The {self.kind} of this weight are no matrices of the layer's units, one after the other"
             where = f"a weight of shape {layout.shape}"
             raise SetError(wrong, repr(self), where=where, instead=f"{self.set!r}, for the whole weight")
@@ -165,7 +154,7 @@ class Per(Composite):
 
     def count(self, laid: Laid) -> int:
         """How many units a report has of these weights."""
-        inner, (seen,) = self._inside(laid)
+        inner, (seen,) = self.inside(laid)
         return inner.reported_units(seen.rows.shape[0])
 
     def reported_units(self, units: int) -> int:
@@ -174,38 +163,12 @@ class Per(Composite):
     def layer_span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
         return tuple(range(len(shape)))
 
-    def check_fit(self, units: Units) -> None:
-        inner, (seen,) = self._inside(units)
-        inner.check_fit(seen)
-
-    def check_room(self, units: Units) -> None:
-        inner, (seen,) = self._inside(units)
-        inner.check_room(seen)
-
     def _project(self, units: Units) -> Units:
-        inner, (seen,) = self._inside(units)
+        inner, (seen,) = self.inside(units)
         return inner.nearest(seen.comparable(inner.couples_units)).unseen(units)
 
-    def reduced(self, units: Units, gradient: Units) -> Units:
-        inner, (seen, slope) = self._inside(units, gradient)
-        return inner.reduced(seen, slope).unseen(units)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        inner, (seen, normal) = self._inside(units, taken)
-        return inner.multiplier(seen, normal)
-
-    def edges(self, laid: Laid) -> list[Edge]:
-        inner, (seen,) = self._inside(laid)
-        return inner.edges(seen)
-
-    def _finite(self, laid: Laid, count: int) -> Array:
-        inner, (seen,) = self._inside(laid)
-        return inner._finite(seen, count)
-
-    def _inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
-        """The set in it, and units or rows as it sees them; without a layer, inputs lie along a unit's last axis."""
-        seen = () if self.views else given[0].views
-        own = self.laid_out([WeightLayout(view.shape, view.axes, max(view.axes, default=None)) for view in seen])
+    def inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
+        own: Any = self if self.views else self.laid_out([view.layout for view in given[0].views])
         return own.set, [one.seen(own.views) for one in given]
 
     def __repr__(self) -> str:
@@ -219,7 +182,7 @@ class OwnUnits(Per):
     """
 
     def __init__(self, set: Set, beside: Set) -> None:  # noqa: A002  # the word of the library
-        self.set, self.members = set, (set,)
+        self.members = (set,)
         self.kind, self.spanning = (beside.kind, beside.spanning) if isinstance(beside, Per) else ("units", beside)
 
     def __repr__(self) -> str:
@@ -271,14 +234,14 @@ def _seen_layout(view: View, layout: WeightLayout) -> WeightLayout:
 def _with_stack(given: Set, count: int) -> Set:
     """A set with so many matrices side by side."""
     if isinstance(given, Composite):
-        return given.rebuilt([_with_stack(member, count) for member in given.members])
+        return given.changed(lambda member: _with_stack(member, count))
     return with_argument(given, "stack", count) if isinstance(given, MatrixSet) else given
 
 
 def _of_window(given: Set, window: tuple[int, ...]) -> Set:
     """A set for the windows of a convolution, of which a symmetric one has equal entries."""
     if isinstance(given, Composite):
-        return given.rebuilt([_of_window(member, window) for member in given.members])
+        return given.changed(lambda member: _of_window(member, window))
     if not given.matrix:
         return given
     if not isinstance(given, Symmetric) or len(window) != 2 or window[0] != window[1]:

@@ -6,7 +6,8 @@ from inbounds._sets.equal import Equal
 from inbounds._sets.grid import Grid
 from inbounds._sets.group_sparsity import GroupL1Ball, GroupSparse
 from inbounds._sets.joint import Joint
-from inbounds._sets.matrices import DoublyStochastic, Marginals, SkewSymmetric, Symmetric, ZeroDiagonal
+from inbounds._sets.marginals import DoublyStochastic, Marginals
+from inbounds._sets.matrices import SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm, UnitNorm
 from inbounds._sets.order import Monotone
 from inbounds._sets.sparsity import Sparse

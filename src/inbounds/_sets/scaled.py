@@ -16,7 +16,7 @@ from inbounds._arrays.ops import Array, cast, dtype_of, is_concrete, namespace, 
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError
 from inbounds._sets.arguments import refused
-from inbounds._sets.composite import Composite, bracketed, parts_of
+from inbounds._sets.composite import Wrapped, bracketed, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.joint import JointSet
@@ -24,7 +24,7 @@ from inbounds._sets.set import Edge, Set, registered
 
 
 @registered
-class Scaled(Composite):
+class Scaled(Wrapped):
     """{s w : w in a set}, where the factor s follows the steps of training: what `a.scaled(schedule)` makes.
 
     A bound that tightens, or loosens, as training goes on: `MaxNorm(1).scaled(schedule)` with a
@@ -63,13 +63,15 @@ class Scaled(Composite):
         if not callable(schedule):
             wrong, instead = "is not a callable from a step to a factor", "a schedule of keras.optimizers.schedules"
             raise refused("scaled", "schedule", schedule, wrong, instead, where=f"{set!r}.scaled(...)")
-        self.set, self.members, self.schedule = set, (set,), schedule
+        self.members, self.schedule = (set,), schedule
         self.factor = self._factor_at(0)
 
-    changes = True
+    changes = True  # what it is at one step doesn't
 
     def at(self, step: Any) -> Set:
-        return _Multiple(self.set.at(step), self._factor_at(step))
+        if not self.changes:
+            return self
+        return self._with(members=(self.set.at(step),), factor=self._factor_at(step), changes=False)
 
     def _factor_at(self, step: Any) -> Any:
         """The factor after so many steps: a number, or a tensor in a compiled step."""
@@ -84,10 +86,9 @@ class Scaled(Composite):
         return factor
 
     def _project(self, units: Units) -> Units:
-        by = [self._factor(part) for part in units.parts]
-        inner = units.with_parts([part / factor for part, factor in zip(units.parts, by, strict=True)])
+        inner = self._over(units)
         moved = self.set.nearest(inner)
-        grown = moved.with_parts([part * factor for part, factor in zip(moved.parts, by, strict=True)])
+        grown = moved.map(lambda x: x * self._factor(x))
         return units.map(
             lambda x, new, old, grown: namespace(x).where((new == old) | (new != new), x, grown), moved, inner, grown
         )
@@ -95,18 +96,30 @@ class Scaled(Composite):
     def declaration(self, units: Units) -> Declaration:
         return self.set.declaration(units).times(self._factor(units.parts[0]), units)
 
+    def reduced(self, units: Units, gradient: Units) -> Units:
+        """That of the set at the units over the factor, since P_sC(x) = s P_C(x / s)."""
+        return self.set.reduced(self._over(units), gradient)
+
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """That of the bound times the factor."""
-        return self.set.multiplier(units.with_parts([part / self.factor for part in units.parts]), taken)
+        return self.set.multiplier(self._over(units), taken)
+
+    def _over(self, units: Units) -> Units:
+        """The units over the factor."""
+        return units.with_parts([part / self._factor(part) for part in units.parts])
 
     def edges(self, laid: Laid) -> list[Edge]:
         factor = self._factor(laid.rows)
         inner = self.set.edges(replace(laid, rows=laid.rows / factor))
-        edges = [(excess * factor, slack * factor) for excess, slack in inner]
-        if not isinstance(laid.rows, np.ndarray):
-            return edges
-        sizes = np.abs(laid.known).max(axis=1)
-        return [(edge, slack + ulps(sizes.reshape(len(edge), -1).max(axis=1), laid.dtype)) for edge, slack in edges]
+
+        def grown(edge: Edge) -> Edge:
+            slack = edge.slack * factor
+            if isinstance(laid.rows, np.ndarray):  # who asks for violations only, of tensors, asks for no slack
+                sizes = np.abs(laid.known).max(axis=1).reshape(len(edge.excess), -1)
+                slack = slack + ulps(sizes.max(axis=1), laid.dtype)
+            return Edge(edge.excess * factor, slack, edge.finite)
+
+        return list(map(grown, inner))
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         return float(self.factor) * self.set._tolerance(dtype, size)
@@ -114,25 +127,13 @@ class Scaled(Composite):
     def _factor(self, like: Array) -> Array:
         return self.factor if isinstance(self.factor, float) else cast(self.factor, dtype_of(like))
 
-    def _config(self) -> dict[str, Any]:
-        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("set", "schedule")}
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return *super()._key, None if self.changes else self.factor
 
     def __repr__(self) -> str:
-        return f"{bracketed(self.set)}.scaled({_said(self.schedule)})"
-
-
-class _Multiple(Scaled):
-    """What a `Scaled` is at one step. It is never saved."""
-
-    changes = False
-
-    def __init__(self, set: Set, factor: Any) -> None:  # noqa: A002  # the word of the library
-        self.set, self.factor, self.members = set, factor, (set,)
-
-    def at(self, step: Any) -> Set:
-        return self
-
-    def __repr__(self) -> str:
+        if self.changes:
+            return f"{bracketed(self.set)}.scaled({_said(self.schedule)})"
         factor = f"{float(self.factor):g}" if is_concrete(self.factor) else "..."
         return f"{self.set!r} * {factor}"
 

@@ -50,11 +50,13 @@ def to_json(value: Any) -> Any:
         return value.tolist()
     if callable(value):  # a set, a constraint of Keras or a function
         return keras.saving.serialize_keras_object(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [to_json(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def from_json(owner: str, name: str, value: Any) -> Any:
     """An argument from a config; an error where it is an array that can't be read."""
+    if isinstance(value, list):
+        return [from_json(owner, name, one) for one in value]
     if isinstance(value, dict) and "base64" in value:
         try:
             dtype = PACKED[PACKED.index(value["dtype"])]

@@ -2,20 +2,18 @@
 
 A family of sets says three things: how units are projected (`_project`), how far rows are outside
 (`_excess`), and how exact floating point lets it be (`_tolerance`). Everything else is here:
-dtypes, shapes, axes, saving, equality, repr, and the two doors, `project` and `violation` on rows
-and `__call__` on a weight as Keras calls it.
+dtypes, shapes, axes, and the two doors, `project` and `violation` on rows and `__call__` on a weight
+as Keras calls it.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
-import html
-import inspect
-from abc import ABC, abstractmethod
+import operator
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -29,6 +27,7 @@ from inbounds._arrays.ops import (
     cast,
     constant,
     dtype_of,
+    in_numpy,
     is_concrete,
     namespace,
     quiet,
@@ -37,13 +36,12 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._arrays.views import Axes, WeightLayout
-from inbounds._errors import SetError, explain, shown
+from inbounds._arrays.views import Axes, Block, View, WeightLayout, blocks_of
+from inbounds._errors import SetError, shown
 from inbounds._sets.declaration import Declaration, Values
 from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
-from inbounds._sets.serialization import comparison_key, from_json, to_code, to_json
-from inbounds._sets.training import NAMES, Training
+from inbounds._sets.value import Value
 from inbounds._types import (
     Constraint,
     Every,
@@ -64,8 +62,16 @@ SetClass = TypeVar("SetClass", bound="type[Set]")
 
 ULPS = 4  # what rounding may cost where no sum is compared with a bound, in units in the last place
 CLASSES: dict[str, Callable[..., Set]] = {}  # by name; operators make sets of classes that import this module
-Edge = tuple[Array, Any]  # how far each unit exceeds a bound, above 0 outside, and how much of that counts as rounding
+Exceeded = tuple[Array, Any]  # how far each unit exceeds a bound, above 0 outside, and what of that counts as rounding
 Exact = np.ndarray[Any, Any]  # an array of NumPy
+
+
+class Edge(NamedTuple):
+    """What there is to see of one bound of a set."""
+
+    excess: Array  # for each thing that the set counts how far it exceeds the bound, above 0 outside
+    slack: Any  # how much of that counts as rounding
+    finite: Array  # for each unit whether its entries are finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +82,9 @@ class Measured:
     slack: Exact  # how much of it counts as rounding; of both the largest over the set's bounds
     outside: Exact  # whether some bound is exceeded by more than its rounding
     active: Exact  # whether some bound is met, to its rounding
-    rows: Exact  # the units as they were measured, one a row
 
 
-class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has no types
+class Set(Value):
     """The values that a unit may take. It knows numbers, never layers.
 
     Sets are values: they can't be changed, compare by their arguments, and print as the code that
@@ -88,14 +93,12 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     axis: Axes | None = None  # the axes that a unit spans where the user says so; None: the layer's, see `span`
     center: Any = None  # a number or an array that the set is moved by; None: nothing; "current" until constrained
-    training: Training = Training()  # how steps of training treat it, see `in_training`
     changes: bool = False  # whether the set is another one as training goes on, see `at`
     whole: ClassVar[bool] = False  # whether it is a set of all units of a weight together
     matrix: ClassVar[bool] = False  # whether it is a set of the matrix that the units make
     convex: ClassVar[bool] = True
     has_boundary: ClassVar[bool] = True  # whether it can be told if a unit lies on the boundary
     exact_in_metric: ClassVar[bool] = False  # whether `_project` heeds the metric of the units
-    has_faces: ClassVar[bool] = False  # whether it has the flat faces of a 1-norm, which steps of one size drag along
     allows_frozen: ClassVar[bool] = True  # whether free entries of a unit can make up for those that are frozen
     of_each_unit: ClassVar[tuple[str, ...]] = ()  # the arguments that may be arrays with one number for each unit
     needs_latent: ClassVar[bool] = False  # whether training stalls without latent weights, see `Training`
@@ -226,16 +229,27 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         return CLASSES["Scaled"](self, schedule)
 
+    def in_training(
+        self,
+        metric: Metric | None = None,
+        every: Every | None = None,
+        gradient: Gradient | None = None,
+        latent: Latent | None = None,
+    ) -> Set:
+        """The same set with these arguments of `constrain`; None: as it is.
+
+        Raises:
+            SetError: an argument is none of what `constrain` takes.
+        """
+        given = {"metric": metric, "every": every, "gradient": gradient, "latent": latent}
+        return self._trained("in_training", {name: value for name, value in given.items() if value is not None})
+
     def at(self, step: Step) -> Set:
         """The set as it is after so many steps of training, a number or a tensor; most sets are always the same."""
         return self
 
     def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
-        """The set with the axes that the kind of `per` means, for each weight; an error where there are none."""
-        return self
-
-    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
-        """The set for weights of some shapes, each with the axis that counts the layer's inputs, or None."""
+        """The set on weights of such layouts, whose axes `on`, `per` and names of groups refer to."""
         return self
 
     @property
@@ -283,8 +297,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def _by_scale(self, units: Units, taken: Units, size: Bound) -> Exact:
         """`multiplier` of the size of a set that is this size times another one, about its centre."""
-        about = units if self.center is None else units.about(self.centers_of(units))
-        return self._by_count(taken.total(lambda n, x: n * x, about)) / size
+        return self._by_count(taken.total(lambda n, x: n * x, self.centred(units))) / size
 
     def _by_count(self, numbers: Exact) -> Exact:
         """One number for each unit, added up to one for each thing that a report counts."""
@@ -298,13 +311,14 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         if self.center is not None:
             self._check_center()
             rows = rows - constant(rows, laid.place(self.center))
-        if laid.mask is None:
-            return self._edges(rows, laid)
-        some = constant(rows, laid.mask.any(axis=1)) > 0  # a unit without an entry of its own is inside
-        edges = self._edges(self._hidden(rows, laid.mask, laid), laid)
-        return [(xp.where(some, excess, xp.full_like(excess, float("-inf"))), slack) for excess, slack in edges]
+        mask, finite = laid.mask, laid.finite
+        exceeded = self._edges(rows if mask is None else self._hidden(rows, mask, laid), laid)
+        if mask is not None:
+            some = constant(rows, mask.any(axis=1)) > 0  # a unit without an entry of its own is inside
+            exceeded = [(xp.where(some, excess, xp.full_like(excess, -np.inf)), slack) for excess, slack in exceeded]
+        return [Edge(excess, slack, finite) for excess, slack in exceeded]
 
-    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+    def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         """`edges`, for rows that are finite, about the centre, and of the marked entries only."""
         return [(self._excess(rows, laid.span), self._slack(laid))]
 
@@ -318,28 +332,28 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
 
     def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
         """How far each unit that some weights make together is outside, in float64; for each, the axes of a unit."""
-        return self._measured(Laid.of_weights(weights, axes))
+        if len(blocks := self.blocks(weights, axes)) == 1:
+            return self._measured(Laid.of_weights(weights, axes))
+        arrays = list(map(in_numpy, weights))
+        found = [self.measure([one[at] for one, at in zip(arrays, block, strict=True)], axes) for block in blocks]
+        return Measured(**{name: np.concatenate([vars(one)[name] for one in found]) for name in vars(found[0])})
 
     def _measured(self, laid: Laid) -> Measured:
-        with quiet(laid.rows):
-            edges = self.edges(laid)
-        count = max(len(excess) for excess, _ in edges)
-        excess = np.stack([repeated(excess, count) for excess, _ in edges])
-        slack = np.stack([repeated(np.broadcast_to(slack, excess.shape), count) for excess, slack in edges])
-        finite = self._finite(laid, count)
+        excess, slack, each_finite = map(np.stack, zip(*self._counted_edges(laid), strict=True))
+        finite: Any = np.all(each_finite, axis=0)
         return Measured(
             excess=np.where(finite, excess.max(axis=0), np.inf),
             slack=slack.max(axis=0),
             outside=(excess > slack).any(axis=0) | ~finite,
             active=(np.abs(excess) <= slack).any(axis=0) & finite,
-            rows=laid.rows,
         )
 
-    def _finite(self, laid: Laid, count: int) -> Any:
-        """For each of the units that the set counts, whether its entries are finite."""
-        finite = laid.finite
-        xp = namespace(laid.rows)
-        return finite if finite.shape[0] == count else xp.all(xp.reshape(finite, (count, -1)), axis=1)
+    def _counted_edges(self, laid: Laid) -> list[Edge]:
+        """`edges`, all for as many units or matrices."""
+        with quiet(laid.rows):
+            edges = self.edges(laid)
+        count = max(edge.excess.shape[0] for edge in edges)
+        return [counted(edge, count) for edge in edges]
 
     def reported_units(self, units: int) -> int:
         """Of how many things a report speaks, on weights of that many units."""
@@ -350,6 +364,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         self._check_center()
         placed = units.place(0.0 if self.center is None else self.center)
         return units.with_parts([constant(part, values) for part, values in zip(units.parts, placed, strict=True)])
+
+    def centred(self, units: Units) -> Units:
+        """The units relative to the centre; as they are without one."""
+        return units if self.center is None else units.about(self.centers_of(units))
 
     def center_values(self, units: Units) -> Values:
         """`centers_of`; the number 0 without a centre."""
@@ -386,7 +404,7 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         rows = _checked_rows(self, rows)
         if metric is not None:
-            metric = self._checked_metric(rows, metric)
+            metric = _checked_metric(rows, metric)
         units = Units.of([rows], [(1,)], differentiable=True, metric=None if metric is None else [metric])
         with quiet(rows):
             return cast(self.nearest(units.comparable(self.couples_units)).parts[0], dtype_of(rows))
@@ -402,12 +420,10 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         """
         rows = _checked_rows(self, rows)
         xp = namespace(rows)
-        laid = Laid.of_rows(rows)
-        with quiet(rows):
-            edges = [excess for excess, _ in self.edges(laid)]
-        count = max(excess.shape[0] for excess in edges)
-        worst = functools.reduce(xp.maximum, [repeated(excess, count) for excess in edges], xp.zeros_like(edges[0][:1]))
-        return xp.where(self._finite(laid, count), worst, xp.full_like(worst, float("inf")))
+        edges = self._counted_edges(Laid.of_rows(rows))
+        worst = functools.reduce(xp.maximum, [edge.excess for edge in edges], xp.zeros_like(edges[0].excess))
+        finite = functools.reduce(operator.and_, [edge.finite for edge in edges])
+        return xp.where(finite, worst, xp.full_like(worst, float("inf")))
 
     def tolerance(self, dtype: str, rows: Rows | None = None) -> Any:
         """The largest violation that counts as inside for weights of that dtype, in the units of the weight.
@@ -437,8 +453,8 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         _check_float(self, weight)
         shape = tuple(weight.shape)
         axes = self.span(shape)
-        counted = range(max(1, len(shape) - 1))[: len(shape)]  # without a layer, the last axis counts units
-        own = self.resolved([shape], [max(counted if self.axis is None else axes, default=None)])
+        layout = WeightLayout.guessed(shape)
+        own = self.laid_out([layout if self.axis is None else dataclasses.replace(layout, inputs=max(axes))])
         units = Units.of([weight], [axes], differentiable=True)
         own.check_fit(units)
         with quiet(weight):
@@ -484,101 +500,6 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
     def check_room(self, units: Units) -> None:  # most sets have a point for units of any size
         """Raises where the set has no point for units of this size."""
 
-    def _checked_metric(self, rows: Array, metric: Array) -> Array:
-        if tuple(np.shape(metric)) != tuple(rows.shape):
-            wrong = "`metric` doesn't have the shape of `rows`"
-            where = f"rows of shape {tuple(rows.shape)}"
-            instead = "metric=None for the Euclidean norm"
-            raise SetError(wrong, f"metric.shape={tuple(np.shape(metric))}", where=where, instead=instead)
-        xp = namespace(rows)
-        metric = without_gradient(constant(cast(rows, working_dtype(dtype_of(rows))), metric))
-        good = xp.isfinite(metric) & (metric > 0)
-        if is_concrete(good) and not bool(xp.all(good)):
-            wrong = "`metric` is not finite and above 0 everywhere"
-            received = f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not"
-            instead = "a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm"
-            raise SetError(wrong, received, where=f"rows of shape {tuple(rows.shape)}", instead=instead)
-        return metric
-
-    # A value: arguments, equality, repr, saving.
-
-    @classmethod
-    @functools.cache
-    def argument_names(cls) -> tuple[str, ...]:
-        """The names of the constructor's arguments; each is an attribute too."""
-        return tuple(inspect.signature(cls).parameters)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON; what Keras' sets lack (a centre, training) only if given."""
-        default = vars(Training())
-        return self._config() | {name: value for name, value in vars(self.training).items() if value != default[name]}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Set:
-        """The set with these arguments; an error where the config, which may come from a file, holds others."""
-        arguments = {name: value for name, value in config.items() if name not in NAMES}
-        if unknown := sorted(arguments.keys() - set(cls.argument_names())):
-            wrong = f"{cls.__name__} has no argument {unknown[0]!r}"
-            where = f"the config of {cls.__name__}, as saved with a model"
-            instead = " or ".join((*cls.argument_names(), *NAMES))
-            raise SetError(wrong, f"{unknown[0]}={shown(arguments[unknown[0]])}", where=where, instead=instead)
-        try:
-            made = cls._of_config(arguments)
-        except (TypeError, KeyError) as error:
-            wrong = f"{cls.__name__} can't be made of its config: {error}"
-            where = f"the config of {cls.__name__}, as saved with a model"
-            instead = f"all of {', '.join(cls.argument_names())}"
-            raise SetError(wrong, shown(config), where=where, instead=instead) from error
-        return made._trained(f"{made!r} in a saved plan", {name: config[name] for name in NAMES if name in config})
-
-    def _config(self) -> dict[str, Any]:
-        arguments = {name: to_json(getattr(self, name)) for name in self.argument_names()}
-        return {name: value for name, value in arguments.items() if name != "center" or value is not None}
-
-    @classmethod
-    def _of_config(cls, config: dict[str, Any]) -> Set:
-        return cls(**{name: from_json(cls.__name__, name, value) for name, value in config.items()})
-
-    def in_training(
-        self,
-        metric: Metric | None = None,
-        every: Every | None = None,
-        gradient: Gradient | None = None,
-        latent: Latent | None = None,
-    ) -> Set:
-        """The same set with these arguments of `constrain`; None: as it is.
-
-        Raises:
-            SetError: an argument is none of what `constrain` takes.
-        """
-        given = {"metric": metric, "every": every, "gradient": gradient, "latent": latent}
-        return self._trained("in_training", {name: value for name, value in given.items() if value is not None})
-
-    def _trained(self, owner: str, options: dict[str, Any]) -> Set:
-        training = Training.checked(owner, vars(self.training) | options)
-        if training == self.training:
-            return self
-        other = copy.copy(self)
-        other.__dict__["training"] = training
-        return other
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in vars(self) or (hasattr(type(self), name) and name not in self.argument_names()):
-            wrong = "A set can't be changed: a compiled training step would not see it"
-            instead = "make a new set and call inbounds.constrain(model, rules) again"
-            raise AttributeError(explain(wrong, f"{name}={value!r}", where=repr(self), instead=instead))
-        super().__setattr__(name, value)
-
-    def _repr_html_(self) -> str:
-        """The definition and the code, for a notebook."""
-        definition = " ".join(inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0].split())
-        return f"<p>{html.escape(definition)}<br><code>{html.escape(repr(self))}</code></p>"
-
-    def __repr__(self) -> str:
-        arguments = ((name, getattr(self, name)) for name in self.argument_names())
-        code = ", ".join(f"{name}={to_code(value)}" for name, value in arguments if value is not None)
-        return f"{type(self).__name__}({code})"
-
     @property
     def stackable(self) -> bool:
         """Whether weights that are alike can be projected as one, with one more axis that counts units."""
@@ -587,18 +508,19 @@ class Set(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has
         return not self.whole and self.center is None and not table
 
     @property
-    def _key(self) -> tuple[Any, ...]:
-        """What makes the set the one that it is: its class and its arguments."""
-        return type(self), *(comparison_key(getattr(self, name)) for name in self.argument_names())
+    def splittable(self) -> bool:
+        """Whether some units of a weight can be projected and measured without the others.
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Set) and self._key == other._key
+        None depends on another, and no array of the set may have a value for each of them.
+        """
+        given = (value if isinstance(value, tuple) else (value,) for value in vars(self).values())
+        return not self.couples_units and not any(isinstance(one, np.ndarray) for many in given for one in many)
 
-    def __hash__(self) -> int:
-        try:
-            return hash(self._key)
-        except TypeError:  # a callable of the user's may have no hash
-            return hash(type(self))
+    def blocks(self, weights: Sequence[Array], axes: Sequence[Axes]) -> list[tuple[Block, ...]]:
+        """Indices that cut large weights into blocks, see `blocks_of`; a single one where units can't be apart."""
+        views = [View(tuple(one.shape), span) for one, span in zip(weights, axes, strict=True)]
+        blocks = blocks_of(views)
+        return blocks if len(blocks) == 1 or self.splittable else [((),) * len(views)]
 
 
 def of_keras(constraint: Any) -> Any:
@@ -637,9 +559,17 @@ def finite_rows(rows: Array, mask: Array | None) -> tuple[Array, Array]:
     return finite, xp.where(finite & good, rows, xp.zeros_like(rows))
 
 
-def repeated(excess: Array, count: int) -> Array:
-    """One number for each matrix of a weight as one for each of its units."""
-    return excess if excess.shape[0] == count else namespace(excess).repeat(excess, count // excess.shape[0])
+def counted(edge: Edge, count: int) -> Edge:
+    """The edge for each of so many units or matrices: several may share an excess, or one has several units."""
+    excess, slack, finite = edge
+    xp, own = namespace(excess), excess.shape[0]
+    shares = 1 if own == count else count // own
+    if isinstance(excess, np.ndarray):  # who asks for violations only, of tensors, asks for no slack
+        slack = np.repeat(np.broadcast_to(slack, excess.shape), shares)
+    excess = excess if shares == 1 else xp.repeat(excess, shares)
+    if finite.shape[0] != count:
+        finite = xp.all(xp.reshape(finite, (count, -1)), axis=1)
+    return Edge(excess, slack, finite)
 
 
 def _checked_rows(owner: Set, rows: Any) -> Array:
@@ -653,6 +583,23 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
     _check_float(owner, rows)
     owner.check_fit(Units.of([rows], [(1,)]))
     return rows
+
+
+def _checked_metric(rows: Array, metric: Array) -> Array:
+    if tuple(np.shape(metric)) != tuple(rows.shape):
+        wrong = "`metric` doesn't have the shape of `rows`"
+        where = f"rows of shape {tuple(rows.shape)}"
+        instead = "metric=None for the Euclidean norm"
+        raise SetError(wrong, f"metric.shape={tuple(np.shape(metric))}", where=where, instead=instead)
+    xp = namespace(rows)
+    metric = without_gradient(constant(cast(rows, working_dtype(dtype_of(rows))), metric))
+    good = xp.isfinite(metric) & (metric > 0)
+    if is_concrete(good) and not bool(xp.all(good)):
+        wrong = "`metric` is not finite and above 0 everywhere"
+        received = f"metric=an array with {int(xp.sum(cast(~good, 'int32')))} entries that are not"
+        instead = "a floor, such as metric.clip(1e-6 * metric.max()), or metric=None for the Euclidean norm"
+        raise SetError(wrong, received, where=f"rows of shape {tuple(rows.shape)}", instead=instead)
+    return metric
 
 
 def _check_float(owner: Set, weight: Any) -> None:

@@ -260,8 +260,7 @@ class SpectralNorm(_Ball):
         return nearest, outside
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        about = units if self.center is None else units.about(self.centers_of(units))
-        return self._reduced_by(self._left, about, gradient)
+        return self._reduced_by(self._left, self.centred(units), gradient)
 
     def _left(self, matrices: Array, slopes: Array, units: Units) -> Array:
         """The gradient less the part of its descent that would raise the singular values at the bound.

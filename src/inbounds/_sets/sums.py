@@ -34,7 +34,7 @@ from inbounds._sets.declaration import Declaration, Kind, Row
 from inbounds._sets.dykstra import repeated
 from inbounds._sets.one_row import nearest_on_one_row
 from inbounds._sets.reduced import NEAR, reach
-from inbounds._sets.set import Edge, Set, registered
+from inbounds._sets.set import Exceeded, Set, registered
 from inbounds._types import Axis, Center, Numbers
 
 STEPS = 64  # the limit of looks at a threshold. Newton's method takes 4 to 8; after 8 each third halves a bracket
@@ -56,11 +56,11 @@ class Linear(Set):
 
     def declaration(self, units: Units) -> Declaration:
         kind: Kind = "equal" if self.equal else "most"
-        slope = units.with_parts(units.entries(self.slope)) if np.shape(self.slope) else 1.0
+        slope = units.entries(self.slope) if np.shape(self.slope) else 1.0
         return Declaration((Row(kind, units.numbers(self.level), slope),))
 
     def _project(self, units: Units) -> Units:
-        slope = units.with_parts(units.entries(self.slope))
+        slope = units.entries(self.slope)
         along = slope if units.costs is None else slope.map(lambda a, d: a / d, units.costs)
         squares = self.squares(units, along)
 
@@ -88,12 +88,12 @@ class Linear(Set):
 
     def squares(self, units: Units, along: Units) -> Array:
         """The sum over the free entries of the slope times the way."""
-        slope, moves = (units.with_parts(parts) for parts in (units.entries(self.slope), list(map(float, units.free))))
+        slope, moves = units.entries(self.slope), units.with_parts([float(free) for free in units.free])
         return units.constants().sum(lambda x, a, b, m: m * a * b * namespace(x).ones_like(x), slope, along, moves)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
         """That of the offset."""
-        slope = units.with_parts(units.entries(self.slope))
+        slope = units.entries(self.slope)
         along, squares = taken.total(lambda n, a: n * a, slope), self.squares(units, slope)
         return self._by_count(along / np.where(squares > 0, squares, 1.0)) / self.largest
 
@@ -170,7 +170,7 @@ class _WithNormal(Linear):
             raise refused(name, "normal", normal, "has no entry that is not 0", instead)
         self.slope, self.level = self.normal / self.largest, in_a_row(self.offset / self.largest)
 
-    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+    def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         """Under a mask the normal is what the mask leaves of it."""
         edges = super()._edges(rows, laid)
         if laid.mask is None:
@@ -291,7 +291,7 @@ class Simplex(OfTotal):
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
         return namespace(rows).abs(_beyond(rows, 1.0, np.asarray(self.level)))
 
-    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+    def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         below = namespace(rows).max(-rows, axis=1)
         return [*super()._edges(rows, laid), (below, SMALLEST_NORMAL[working_dtype(laid.dtype)])]
 
@@ -321,7 +321,6 @@ class L1Ball(OfTotal):
     """
 
     exact_in_metric: ClassVar[bool] = True
-    has_faces: ClassVar[bool] = True
     of_each_unit = ("radius",)
 
     def __init__(self, radius: Numbers = 1.0, axis: Axis = None, center: Center = None) -> None:
@@ -334,8 +333,7 @@ class L1Ball(OfTotal):
         return Declaration((Row("diamond", units.numbers(self.level), center=self.center_values(units)),))
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        centred = units if self.center is None else units.about(self.centers_of(units))
-        return _reduced_on_a_face(centred, gradient, self.level, signed=True)
+        return _reduced_on_a_face(self.centred(units), gradient, self.level, signed=True)
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])

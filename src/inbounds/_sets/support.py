@@ -11,7 +11,7 @@ from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import Array, constant, dtype_of, epsilon, iterate, namespace, solve, without_gradient
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError
-from inbounds._sets.set import Edge, Set
+from inbounds._sets.set import Exceeded, Set
 
 STEPS = 400
 """The limit of steps; to a vertex it is 2, to a mean of n vertices some 2 n."""
@@ -89,7 +89,7 @@ class SupportSet(Set):
         finite = xp.all(xp.isfinite(rows), axis=1, keepdims=True)
         return units.with_rows(xp.where(finite & (apart > EXACT / 2 * epsilon(units.dtype) * size), near, rows))
 
-    def _edges(self, rows: Array, laid: Laid) -> list[Edge]:
+    def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         xp = namespace(rows)
         near, size = self._nearest(rows)
         return [(xp.max(xp.abs(rows - near), axis=1), EXACT * epsilon(laid.dtype) * size[:, 0])]

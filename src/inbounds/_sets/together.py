@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
+from inbounds._arrays.views import WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import boolean, names, refused
 from inbounds._sets.equal import Equal
@@ -111,8 +112,9 @@ class Tied(Together):
         self.transpose = boolean("Tied", "transpose", transpose, "transpose=True")
         JointSet.__init__(self, Equal([0] * len(weights)))
 
-    def resolved(self, shapes: Sequence[tuple[int, ...]], inputs: Sequence[int | None]) -> Set:
+    def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
         """With the labels that the shapes give; all entries apart where not all weights are known."""
+        shapes = [layout.shape for layout in layouts]
         if len(shapes) < len(self.weights):
             return Together(Equal(np.arange(sum(map(math.prod, shapes)))))
         first, others = shapes[0], set(shapes[1:])
@@ -137,10 +139,6 @@ class Tied(Together):
 
     def __and__(self, other: Any) -> NoReturn:
         self.rebuilt(())
-
-    @classmethod
-    def _of_config(cls, config: dict[str, Any]) -> Set:
-        return cls(*config["weights"], transpose=config["transpose"])
 
     def __repr__(self) -> str:
         return f"Tied({', '.join(map(repr, self.weights))}{', transpose=True' * self.transpose})"

@@ -14,7 +14,10 @@ from typing import Any
 import keras
 
 from inbounds._model.plan import Entry
+from inbounds._sets.composite import contains
+from inbounds._sets.masks import On
 from inbounds._sets.set import Set
+from inbounds._sets.sums import L1Ball
 from inbounds._train.attached_sets import is_planned
 from inbounds._train.metrics import NEED_FULL_GRADIENT, STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
 from inbounds._train.step_projections import StepProjection, projection_of
@@ -93,7 +96,7 @@ def _projects_in_metric(entry: Entry, averages: bool) -> bool:
     if training.metric == "euclidean" or constraint.separable or not constraint.exact_in_metric:
         return False
     full = training.gradient == "full" or bool(constraint.full_gradient_reason)
-    return training.metric == "optimizer" or full or constraint.has_faces or not averages
+    return training.metric == "optimizer" or full or contains(constraint, (L1Ball,)) or not averages
 
 
 def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], shared: str, sparse_gradient: bool) -> str:
@@ -161,6 +164,7 @@ def _updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
         and not optimizer.weight_decay
         and 0 not in entry.axes[0]
         and not entry.set.changes
+        and not contains(entry.applied, (On,))
         and _treats_rows_alike(entry.applied)
     )
 

@@ -39,7 +39,7 @@ from inbounds._train.attached_sets import (
 from inbounds._train.decisions import decide, signature
 from inbounds._train.optimizers import WRAPPERS, with_inner
 from inbounds._train.step_projections import Stepped, StepProjection, grouped, projection_of, reduced_gradients
-from inbounds._train.taken_plans import add_gradient_norms, add_latents, latent_of, taken_plan
+from inbounds._train.taken_plans import add_latents, add_measures, latent_of, taken_plan
 from inbounds._train.weight_access import WeightAccess, run_with_access
 
 LATENT_PREFIX = "latent"  # what the names of latent weights in a file begin with; Keras' own are numbers
@@ -61,7 +61,7 @@ def _build(build: Callable[..., None], optimizer: Any, variables: Sequence[Any])
     """Builds an optimizer and has it take up the sets of its variables."""
     variables = variables_of_values(variables)
     build(optimizer, variables)
-    add_gradient_norms(optimizer)
+    add_measures(optimizer)
     take_up(optimizer)
 
 
@@ -106,7 +106,7 @@ def _added_variables_hidden(optimizer: Any) -> Iterator[None]:
     lists = [one._variables for one in optimizers]
     for one in optimizers:
         taken = taken_plan(one)
-        ours = [taken.gradient_norms, *taken.latents.values()]
+        ours = [*taken.measures.values(), *taken.latents.values()]
         vars(one)["_variables"] = [v for v in one._variables if not any(v is our for our in ours)]
     try:
         yield
@@ -129,7 +129,7 @@ def take_up(optimizer: Any) -> None:
     projections = grouped(decide(entry, [optimizer]) for entry in entries)
     add_latents(optimizer, projections)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}
-    if projections or taken.measures_gradients:
+    if projections or taken.measures:
         vars(optimizer).update(hooks)  # TensorFlow tracks what setattr sets
     else:
         for name, hook in hooks.items():
@@ -277,7 +277,14 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
     _store_latents(optimizer)
     grads = vars(_replica_state).pop("gradients", grads)
     gradients = dict(zip(map(id, _as_variables(optimizer, trainable_variables)), grads, strict=True))
-    project_when_due(optimizer, taken_plan(optimizer).projections, gradients)
+    taken = taken_plan(optimizer)
+    moves = taken.measures.get("moves")
+    measured = optimizer._trainable_variables if moves is not None else []
+    before = [keras.ops.copy(taken.value_of(variable)) for variable in measured]
+    project_when_due(optimizer, taken.projections, gradients)
+    if before:
+        moved = [_sum_of_squares([taken.value_of(v) - old]) for v, old in zip(measured, before, strict=True)]
+        assign([(moves, keras.ops.stack(moved))])
 
 
 def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
@@ -298,13 +305,13 @@ def _reduced(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any])
     ids, count = list(map(id, _as_variables(optimizer, variables))), _coming_step(optimizer, taken.projections)
     with no_gradient():
         reduced = reduced_gradients(taken.projections, dict(zip(ids, gradients, strict=True)), read, count)
-        if taken.gradient_norms is not None:
+        if (norms := taken.measures.get("gradients")) is not None:
             all_reduced = dict(reduced)
             for one in taken.projections:
                 if one.full_gradient_reason and not one.shared and one.entry.set.has_reduced_gradient:
                     all_reduced |= one.reduced_gradients(all_reduced, read, count)
-            norms = [_sum_of_squares(all_reduced.values()), _sum_of_squares(gradients)]
-            assign([(taken.gradient_norms, keras.ops.stack(norms))])
+            squares = [_sum_of_squares(all_reduced.values()), _sum_of_squares(gradients)]
+            assign([(norms, keras.ops.stack(squares))])
     return [reduced[key] for key in ids]
 
 

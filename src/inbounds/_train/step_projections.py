@@ -15,6 +15,7 @@ from functools import cached_property, reduce
 from typing import Any
 
 import keras
+import numpy as np
 
 from inbounds._arrays.ops import (
     Array,
@@ -31,7 +32,7 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.units import Units
-from inbounds._arrays.views import Axes
+from inbounds._arrays.views import Axes, Block
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train import programs
@@ -114,10 +115,23 @@ class StepProjection:
         """The projected values in their dtypes, after so many steps; the metric holds the diagonal of each weight."""
         if not any(self.free):
             return values
+        if metric is None and namespace(values[0]) is np:
+            blocks = self.entry.applied.blocks(values, self.entry.axes * len(self.entries))
+            if len(blocks) > 1:
+                return self._by_blocks(values, blocks, count)
         units = self._units(values, self.free if self._is_stack else self.free * len(self.entries), metric)
         nearest = self._run(programs.nearest, count, units)
         trios = zip(values, self._parted(nearest.parts), self.free * len(self.entries), strict=True)
         return [cast(part, dtype_of(value)) if free else value for value, part, free in trios]
+
+    def _by_blocks(self, values: Sequence[Array], blocks: Sequence[tuple[Block, ...]], count: Any) -> list[Array]:
+        """`project`, block by block."""
+        results = [np.empty_like(value) for value in values]
+        for block in blocks:
+            parts = self.project([value[at] for value, at in zip(values, block, strict=True)], count)
+            for result, part, at in zip(results, parts, block, strict=True):
+                result[at] = part
+        return results
 
     def _units(self, values: Sequence[Array], free: Sequence[bool], metric: Sequence[Array] | None = None) -> Units:
         return Units.of(

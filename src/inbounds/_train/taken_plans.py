@@ -1,13 +1,13 @@
 """What inbounds keeps on a Keras optimizer: one attribute, which holds a `TakenPlan`.
 
 Latent weights are variables of the optimizer like its slots, with the weight's dtype and layout,
-and are saved, see `optimizer_hooks`. For a Monitor there is a variable with the squared norms of
-gradients, which isn't saved, and is listed on JAX, where a step returns only what is listed.
+and are saved, see `optimizer_hooks`. For a Monitor there are variables with what steps measure,
+which aren't saved, and are listed on JAX, where a step returns only what is listed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +35,8 @@ class TakenPlan:
     frozen_values: list[tuple[Any, Any]] = field(default_factory=list)
     # The latent weights, by the index of their variable in the optimizer.
     latents: dict[int, Any] = field(default_factory=dict)
-    # Whether steps measure the gradient, and the variable with its squared norms, reduced and full.
-    measures_gradients: bool = False
-    gradient_norms: Any = None
+    # What steps measure, by a name of `MEASURES`: a variable once the optimizer is built.
+    measures: dict[str, Any] = field(default_factory=dict)
     # Averages that were projected in the model's place, with their own values.
     averages: list[tuple[Any, Any]] = field(default_factory=list)
     # The constraints taken off the variables during a step, so that Keras calls none, and the
@@ -89,22 +88,27 @@ def latent_of(optimizer: Any, variable: Any) -> Any:
     return taken_plan(optimizer).latents.get(optimizer._get_variable_index(variable))
 
 
-def measure_gradients(optimizer: Any) -> None:
-    """Makes an optimizer measure its gradients from now on, or once it is built."""
-    taken = taken_plan(optimizer)
-    taken.measures_gradients = True
+MEASURES: dict[str, Callable[[Any], int]] = {
+    "gradients": lambda optimizer: 2,  # the squared norms of the reduced gradient and of the full one
+    "moves": lambda optimizer: len(optimizer._trainable_variables),  # squared, of each one by its projection
+}
+"""What the steps of an optimizer can measure, and how many numbers that is."""
+
+
+def measure(optimizer: Any, name: str) -> None:
+    """Makes the steps of an optimizer measure something from now on, or once it is built."""
+    taken_plan(optimizer).measures.setdefault(name, None)
     if optimizer.built:
-        add_gradient_norms(optimizer)
+        add_measures(optimizer)
 
 
-def add_gradient_norms(optimizer: Any) -> None:
-    """Adds the variable with the norms of its gradients to a built optimizer that measures them and has none."""
+def add_measures(optimizer: Any) -> None:
+    """Adds the variables to a built optimizer that what it measures needs and that it hasn't."""
     taken = taken_plan(optimizer)
-    if not taken.measures_gradients or taken.gradient_norms is not None:
-        return
-    with keras.name_scope(optimizer.name):
-        nan = np.full(2, np.nan, "float32")
-        taken.gradient_norms = keras.Variable(nan, trainable=False, name="squares_of_gradients")
-    if keras.backend.backend() == "jax":
-        optimizer._variables.append(taken.gradient_norms)
-    taken.signature = taken.signature if taken.projections else None  # so that the next step is hooked
+    for name in [name for name, variable in taken.measures.items() if variable is None]:
+        nan = np.full(MEASURES[name](optimizer), np.nan, "float32")
+        with keras.name_scope(optimizer.name):
+            taken.measures[name] = keras.Variable(nan, trainable=False, name=f"squares_of_{name}")
+        if keras.backend.backend() == "jax":
+            optimizer._variables.append(taken.measures[name])
+        taken.signature = taken.signature if taken.projections else None  # so that the next step is hooked
