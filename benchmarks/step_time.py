@@ -2,7 +2,8 @@
 
 Interleaved in one process. A round times a long and a short fit of each model; a step is their difference over that of
 their numbers of steps, so that what a fit does once doesn't count. Medians of the ratios of rounds, and the first fit,
-in which everything is compiled. One backend a process, or all by `benchmarks/run.py`:
+in which everything is compiled; of the MLP on PyTorch, how many passes over the large weights a step takes. One backend
+a process, or all by `benchmarks/run.py`:
 
     KERAS_BACKEND=jax python benchmarks/step_time.py
     KERAS_BACKEND=jax python benchmarks/step_time.py --models groups --rounds 5
@@ -178,6 +179,28 @@ def bytes_of_step(model):
     return program.cost_analysis()["bytes accessed"] / sum(weight.nbytes for weight in weights)
 
 
+def passes_of_step(model, x, y):
+    """How often an operation of PyTorch goes over a weight in one step of the fit, in sizes of the large weights."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    large = [weight.value.numel() for weight in model.trainable_variables if weight.value.numel() > 1 << 17]
+    seen = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, given=(), named=None):
+            result = operation(*given, **(named or {}))
+            sizes = [one.numel() for one in (result, *given) if isinstance(one, torch.Tensor)]
+            seen.append(0 if operation.is_view else max(sizes, default=0))
+            return result
+
+    seconds(model, x, y, SHORT)
+    seen.clear()
+    with Count():
+        seconds(model, x, y, 1)
+    return sum(size for size in seen if size >= min(large)) / sum(large)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
@@ -201,6 +224,9 @@ def main():
             free = bytes_of_step(models["free"])
             for variant, model in models.items():
                 found[name][variant]["bytes"] = round(bytes_of_step(model) - free, 1)
+        if keras.backend.backend() == "torch" and build is mlp:
+            for variant, model in models.items():
+                found[name][variant]["passes"] = round(passes_of_step(model, x, y))
         for variant, model in models.items():
             if "Keras" not in variant and variant != "free":
                 ib.check(model)
@@ -212,7 +238,8 @@ def main():
         print(f"{keras.backend.backend()}, {title}, free: {ends['free']['ms']:.2f} ms a step")
         for variant, end in ends.items():
             low, high = end["quartiles"]
-            print(f"  {variant:34} {end['ratio']:.3f} ({low:.3f} to {high:.3f}), first fit {end['first']:.2f}")
+            passes = f", {end['passes']} passes" if "passes" in end else ""
+            print(f"  {variant:34} {end['ratio']:.3f} ({low:.3f} to {high:.3f}), first fit {end['first']:.2f}{passes}")
 
 
 if __name__ == "__main__":
