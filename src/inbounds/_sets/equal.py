@@ -100,9 +100,11 @@ class Equal(Set):
         groups = self._groups(tuple(laid.shape) if self.whole else span_of(units))
         mask, costs = (given if given is None else self._flat(given) for given in (mask, costs))
         finite, known = finite_rows(rows, mask)
-        share = xp.ones_like(rows) if costs is None else costs
-        share = share if mask is None else xp.where(mask, share, xp.zeros_like(share))
-        share = groups.gathered(share)
+        if costs is None and mask is None:
+            share = constant(rows, groups.present[None])
+        else:
+            share = xp.ones_like(rows) if costs is None else costs
+            share = groups.gathered(share if mask is None else xp.where(mask, share, xp.zeros_like(share)))
         entries = groups.gathered(known)
         total = xp.sum(share, axis=2, keepdims=True)
         mean = xp.sum(entries * (share / xp.where(total > 0, total, 1)), axis=2)
