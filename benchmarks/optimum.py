@@ -63,6 +63,18 @@ SETS: dict[str, tuple[Any, ...]] = {
     "SpectralNorm(2)": ({KERNEL: ib.SpectralNorm(2.0)}, lambda w, b: [cp.sigma_max(w) <= 2]),
 }
 
+
+@keras.saving.register_keras_serializable("benchmarks")
+class Diamond(ib.SupportSet):
+    """L1Ball(3), by its vertices."""
+
+    def farthest(self, directions):
+        xp = self.namespace(directions)
+        sizes = xp.abs(directions)
+        place = xp.argmax(sizes, axis=1)[:, None] == xp.arange(directions.shape[1])[None]
+        return xp.where(place, 3 * xp.sign(directions), xp.zeros_like(directions))
+
+
 RADII = np.linspace(0.5, 1.5, 10)
 MIRRORED = np.arange(64).reshape(8, 8)[:, ::-1].ravel()
 """Of each pixel of a digit, the one on the other side."""
@@ -110,6 +122,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         {KERNEL: ib.Marginals(1, 10 / 64)},
         lambda w, b: [w >= 0, cp.sum(w, axis=0) == 1, cp.sum(w, axis=1) == 10 / 64],
     ),
+    "SupportSet of the vertices of L1Ball(3)": ({KERNEL: Diamond()}, lambda w, b: columns(w, cp.norm1, 3)),
     'Fixed(0).where("not banded", 40) & MaxNorm(1)': (
         {KERNEL: ib.Fixed(0.0).where("not banded", 40) & ib.MaxNorm(1.0)},
         lambda w, b: [w[ACROSS > 40] == 0, *columns(w, cp.norm, 1)],
