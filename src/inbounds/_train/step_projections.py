@@ -54,11 +54,11 @@ Stepped = Mapping[int, Any] | None
 
 @dataclass(frozen=True, eq=False)
 class StepProjection:
-    """How steps treat the set of one entry, or on PyTorch of several that are alike.
+    """How steps treat the set of one entry, or of several that are alike.
 
-    PyTorch runs each operation by itself, so that one call for many weights replaces many calls.
-    Small weights are copied into a stack; of large ones, side by side, only the numbers for each
-    unit are.
+    PyTorch and TensorFlow run each operation by itself, so that one for many weights replaces many.
+    Small weights are copied into a stack; of large ones on PyTorch, side by side, only the numbers
+    for each unit are. XLA on JAX compiles many operations on weights faster than some on stacks.
     """
 
     entries: tuple[Entry, ...]
@@ -158,8 +158,7 @@ class StepProjection:
 
     @cached_property
     def _is_stack(self) -> bool:
-        size = sum(math.prod(weight.shape) for weight in self.entry.weights)
-        return len(self.entries) > 1 and size < MAX_STACKED_SIZE
+        return len(self.entries) > 1 and _is_small(self.entry)
 
     @cached_property
     def _axes(self) -> tuple[Axes, ...]:
@@ -178,7 +177,7 @@ class StepProjection:
         """The arrays of the variables, from joined ones."""
         if not self._is_stack:
             return arrays
-        return [array for of_entry in zip(*(array.unbind(0) for array in arrays), strict=True) for array in of_entry]
+        return [array for of_entry in zip(*map(keras.ops.unstack, arrays), strict=True) for array in of_entry]
 
     # What the adapters call. With latent weights, an adapter assigns `starts` before the optimizer's
     # step, and stores the weights after it, before they are projected.
@@ -186,10 +185,10 @@ class StepProjection:
     def reduced_gradients(self, gradients: Mapping[int, Any], read: Read, count: Any) -> dict[int, Any]:
         """The reduced gradients by the ids of the variables; empty where none is known, or one is sparse."""
         own = [gradients.get(id(variable)) for variable in self.variables]
-        missing = sum(gradient is None for gradient in own)
-        if missing == len(own) or _any_sparse(own):
+        missing, sparse = sum(gradient is None for gradient in own), _any_sparse(own)
+        if missing == len(own) or (sparse and len(self.entries) == 1):
             return {}
-        if missing and len(self.entries) > 1:
+        if (missing or sparse) and len(self.entries) > 1:
             one_by_one = [projection.reduced_gradients(gradients, read, count) for projection in self._one_by_one]
             return reduce(operator.or_, one_by_one)
         reduced = self.reduce(list(map(read, self.variables)), own, count)
@@ -246,7 +245,7 @@ class StepProjection:
         own: list[Any] = [] if stepped is None else [stepped.get(id(variable)) for variable in self.variables]
         sparse = _any_sparse(own)
         known = self._diagonals(stepped, sparse)
-        if 0 < len(known) < len(self.entries):  # not each was stepped
+        if len(self.entries) > 1 and (sparse or 0 < len(known) < len(self.entries)):  # not each was stepped alike
             return [pair for one in self._one_by_one for pair in one.projected_values(read, count, stepped)]
         metric = [diagonal for diagonals in known for diagonal in diagonals] or None
         if sparse and self.by_rows and not in_tensorflow_strategy():  # each replica has rows of its own
@@ -306,7 +305,7 @@ def projection_of(entry: Entry, *, include_frozen: bool = False) -> StepProjecti
 
 
 def grouped(projections: Iterable[StepProjection]) -> list[StepProjection]:
-    """The projections, on PyTorch those of entries that are alike as one."""
+    """The projections, on PyTorch and TensorFlow those of entries that are alike as one."""
     groups: dict[Any, list[StepProjection]] = {}
     for projection in projections:
         groups.setdefault(_group_key(projection), []).append(projection)
@@ -316,11 +315,18 @@ def grouped(projections: Iterable[StepProjection]) -> list[StepProjection]:
 def _group_key(projection: StepProjection) -> Any:
     """What the entries of one group have in common; unique for an entry that can't be in one."""
     entry = projection.entry
-    if keras.backend.backend() != "torch" or projection.latent or not entry.applied.stackable:
+    small_on_tensorflow = keras.backend.backend() == "tensorflow" and _is_small(entry) and not in_tensorflow_strategy()
+    worth_it = keras.backend.backend() == "torch" or small_on_tensorflow
+    if not worth_it or projection.latent or not entry.applied.stackable:
         return id(entry)
     weights = tuple((weight.shape, dtype_of(weight.variable)) for weight in entry.weights)
     how = entry.training, projection.metric, projection.full_gradient_reason, projection.shared
     return entry.applied, how, entry.axes, weights, projection.free
+
+
+def _is_small(entry: Entry) -> bool:
+    """Whether copies of an entry's weights take less than the calls that they save."""
+    return sum(math.prod(weight.shape) for weight in entry.weights) < MAX_STACKED_SIZE
 
 
 def reduced_gradients(

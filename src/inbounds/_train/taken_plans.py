@@ -52,7 +52,7 @@ class TakenPlan:
         """The value of a variable within a step."""
         if keras.backend.backend() == "torch":
             return variable.value
-        value = next((value for frozen, value in self.frozen_values if frozen is variable), variable)
+        value = next((value for frozen, value in self.frozen_values if frozen is variable), variable.value)
         return keras.ops.convert_to_tensor(value, dtype=dtype_of(variable))
 
 
