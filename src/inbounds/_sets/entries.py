@@ -19,7 +19,6 @@ from inbounds._arrays.ops import (
     Array,
     clip_finite,
     constant,
-    keras_numpy_dtype,
     namespace,
     working_dtype,
 )
@@ -191,6 +190,6 @@ def _rounding(bound: Bound, dtype: str) -> float:
     """How far rounding to a dtype moves a bound, from itself and from what it is in the dtype of computing."""
     exact = np.asarray(bound, dtype="float64")
     finite = exact[np.isfinite(exact)]
-    computed = finite.astype(keras_numpy_dtype(working_dtype(dtype)))
-    rounded = computed.astype(keras_numpy_dtype(dtype)).astype("float64")
+    computed = finite.astype(working_dtype(dtype))
+    rounded = computed.astype(dtype).astype("float64")
     return float(np.max(np.abs([rounded - finite, rounded - computed]), initial=0.0))
