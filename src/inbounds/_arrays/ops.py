@@ -397,7 +397,8 @@ def booleans(like: Array, value: Any) -> Array:
     """A mask as an array of the library of `like`."""
     if namespace(like) is np:
         return np.asarray(value, dtype="bool")
-    return _beside(like, keras.ops.convert_to_tensor(np.array(value, dtype="bool"), dtype="bool"))
+    mask = keras.ops.convert_to_tensor(np.array(value, dtype="bool"), dtype="bool")
+    return _beside(like, mask.to(like.device) if is_eager_torch(like) else mask)
 
 
 def in_numpy(x: Array) -> np.ndarray[Any, Any]:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from inbounds._arrays.judgement import Bound
-from inbounds._arrays.laid import Laid, constant_mask
+from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
     SMALLEST_NORMAL,
     Array,
+    booleans,
     clip_finite,
     constant,
     namespace,
@@ -75,7 +76,7 @@ class Interval(Set):
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         inside = np.broadcast_to(np.clip(0.0, laid.entries(self.low), laid.entries(self.high)), tuple(rows.shape))
-        return namespace(rows).where(constant_mask(rows, mask), rows, constant(rows, inside))
+        return namespace(rows).where(booleans(rows, mask), rows, constant(rows, inside))
 
 
 @registered
