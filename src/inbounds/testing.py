@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays.ops import MANTISSA_BITS, Array, dtype_of, epsilon, has_float64, keras_numpy_dtype, to_numpy
+from inbounds._arrays.ops import MANTISSA_BITS, Array, dtype_of, epsilon, has_float64, to_numpy
 from inbounds._errors import explain, printable, shown
 from inbounds._sets.arguments import positive_integer
 from inbounds._sets.composite import contains
@@ -63,7 +63,7 @@ def check_set(given: Set, size: Integer = 5, units: Integer = 6) -> None:
     drawn[shape[0] // 2] = 0
     for dtype in MANTISSA_BITS:
         for scale in SCALES[:3] if dtype == "float16" else SCALES:
-            rows = (drawn * scale).astype(keras_numpy_dtype(dtype))
+            rows = (drawn * scale).astype(dtype)
             check_rows(given, rows)
             if dtype != "float64" or has_float64():
                 wide = rows.astype("float64" if dtype == "float64" else "float32")

@@ -17,8 +17,8 @@ from inbounds._arrays.ops import (
     HUGE,
     MANTISSA_BITS,
     Array,
+    booleans,
     cast,
-    constant,
     dtype_of,
     namespace,
     to_numpy,
@@ -62,7 +62,7 @@ class Laid:
         xp = namespace(self.rows)
         good = xp.isfinite(self.rows)
         if self.mask is not None:
-            good = good | ~constant_mask(self.rows, self.mask)
+            good = good | ~booleans(self.rows, self.mask)
         return xp.all(good, axis=1)
 
     @property
@@ -127,11 +127,6 @@ def norms_along(rows: Array, axis: int | None) -> Array:
     squares = xp.sum((rows / size) ** 2, axis=axis, keepdims=True)
     some = squares > 0
     return xp.where(some, size * xp.sqrt(xp.where(some, squares, xp.ones_like(squares))), squares)
-
-
-def constant_mask(like: Array, mask: np.ndarray[Any, Any]) -> Array:
-    """A NumPy mask as an array of the library of `like`."""
-    return constant(like, mask.astype("float64")) > 0
 
 
 def _rows(views: Sequence[View], weights: Iterable[Array]) -> Array:

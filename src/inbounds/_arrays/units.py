@@ -340,14 +340,12 @@ class Units:
         """The units as a copy of shape (count, size), one unit a row, in the order of `shape`."""
         return self._laid(self.parts)
 
-    def _each(self) -> list[Units]:
-        """The units that lie side by side, one after the other."""
-        per = len(self.parts) // self.beside
-        slices = [slice(start, start + per) for start in range(0, len(self.parts), per)]
-        return [
-            self._but(parts=self.parts[s], axes=self.axes[s], free=self.free[s], masks=self.masks[s], beside=1)
-            for s in slices
-        ]
+    @property
+    def _one(self) -> Units:
+        """The first of those that lie side by side."""
+        per = slice(len(self.parts) // self.beside)
+        parts, axes, masks = self.parts[per], self.axes[per], self.masks[per]
+        return self._but(parts=parts, axes=axes, free=self.free[per], masks=masks, beside=1)
 
     def metric_rows(self) -> Array | None:
         """The metric as rows; None for the Euclidean one."""
@@ -372,10 +370,10 @@ class Units:
         like = self.parts[0]
         if not isinstance(values, Units):
             return constant(like, [[values]])
-        if self.beside > 1:
-            laid = [one.table(its) for one, its in zip(self._each(), values._each(), strict=True)]
-            return laid[0] if len(laid[0]) == 1 else namespace(like).concatenate(laid, axis=0)
         xp = namespace(like)
+        if self.beside > 1:
+            laid = self._one.table(values._one)
+            return laid if len(laid) == 1 else xp.concatenate([laid] * self.beside, axis=0)
         pieces = [
             piece if len(getattr(piece, "shape", ())) else xp.reshape(constant(like, piece), (1,) * len(part.shape))
             for piece, part in zip(values.parts, self.parts, strict=True)
@@ -384,39 +382,38 @@ class Units:
         if any(n != 1 for piece, _, span in each for axis, n in enumerate(piece.shape) if axis not in span):
             return self._laid([piece + xp.zeros_like(part) for piece, part, _ in each])
         lengths = [[n if axis in span else 1 for axis, n in enumerate(part.shape)] for _, part, span in each]
-        one = list(map(xp.broadcast_to, pieces, lengths))
-        return self.with_parts(one)._laid(one)
+        return self._laid(list(map(xp.broadcast_to, pieces, lengths)), 1)
 
     def with_rows(self, rows: Array) -> Units:
         """The units with the entries of rows, except frozen and masked ones."""
-        if self.beside > 1:
-            count = self.count // self.beside
-            pieces = [rows[start : start + count] for start in range(0, self.count, count)]
-            moved = (one.with_rows(piece) for one, piece in zip(self._each(), pieces, strict=True))
-            return self.with_parts([part for units in moved for part in units.parts])
-        parts, start = [], 0
-        for part, span in zip(self.parts, self.axes, strict=True):
-            xp = namespace(part)
+        return self.map(lambda _, new: new, self.with_parts(self._from_rows(rows)))
+
+    def _from_rows(self, rows: Array) -> list[Array]:
+        """The parts that rows make, in their library."""
+        xp, parts, column = namespace(rows), [], 0
+        for i, (part, span) in enumerate(zip(self.parts, self.axes, strict=True)):
             order = self._order(part, span)
             width = math.prod(part.shape[axis] for axis in span)
-            piece = rows if width == self.size else rows[:, start : start + width]
+            piece = rows if width == self.size else rows[:, column : column + width]
+            if self.beside > 1:
+                count, first = self.count // self.beside, i * self.beside // len(self.parts)
+                piece = piece[first * count : (first + 1) * count]
             piece = xp.reshape(piece, tuple(part.shape[axis] for axis in order))
             back = sorted(range(len(order)), key=order.__getitem__)
             parts.append(piece if back == order == sorted(order) else xp.transpose(piece, back))
-            start += width
-        return self.map(lambda _, new: new, self.with_parts(parts))
+            column = (column + width) % self.size
+        return parts
 
-    def _laid(self, parts: Sequence[Array]) -> Array:
-        if self.beside > 1:
-            each = [one._laid(one.parts) for one in self.with_parts(parts)._each()]
-            return namespace(each[0]).concatenate(each, axis=0)
-        laid = []
+    def _laid(self, parts: Sequence[Array], count: int | None = None) -> Array:
+        """Arrays like the parts as rows, of which each part has so many."""
+        xp, laid, per = namespace(parts[0]), [], len(parts) // self.beside
+        count = self.count // self.beside if count is None else count
         for part, span in zip(parts, self.axes, strict=True):
-            xp = namespace(part)
             order = self._order(part, span)
             moved = part if order == sorted(order) else xp.transpose(part, order)
-            laid.append(xp.reshape(moved, (self.count, math.prod(part.shape[axis] for axis in span))))
-        return laid[0] if len(laid) == 1 else namespace(laid[0]).concatenate(laid, axis=1)
+            laid.append(xp.reshape(moved, (count, math.prod(part.shape[axis] for axis in span))))
+        wide = laid if per == 1 else [xp.concatenate(laid[i : i + per], axis=1) for i in range(0, len(laid), per)]
+        return wide[0] if len(wide) == 1 else xp.concatenate(wide, axis=0)
 
     @staticmethod
     def _order(part: Array, span: Axes) -> list[int]:
@@ -436,18 +433,13 @@ class Units:
         if not shape:
             return (value,) * len(self.parts)
         if self.beside > 1:
-            return tuple(placed for one in self._each() for placed in one.place(value))
+            return self._one.place(value) * self.beside
         if len(self.parts) == 1 and _broadcasts(shape, tuple(self.parts[0].shape)):
             return (value,)
         if len(self.parts) > 1 and shape == (self.size,):
             return self._split(np.asarray(value, dtype="float64"))
         if len(self.parts) > 1 and shape == (self.count, self.size):
-            blank = self._but(
-                parts=tuple(np.zeros(part.shape) for part in self.parts),
-                free=(True,) * len(self.parts),
-                masks=(None,) * len(self.parts),
-            )
-            return blank.with_rows(np.asarray(value, dtype="float64")).parts
+            return tuple(self._from_rows(np.asarray(value, dtype="float64")))
         weights = " and ".join(str(tuple(part.shape)) for part in self.parts)
         raise SetError(
             "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows",
@@ -487,7 +479,7 @@ class Units:
     def _split(self, value: Array) -> tuple[Array, ...]:
         """`entries` of an array, in NumPy."""
         if self.beside > 1:
-            return tuple(piece for one in self._each() for piece in one._split(value))
+            return self._one._split(value) * self.beside
         shape = tuple(value.shape)
         spans = [tuple(part.shape[axis] for axis in span) for part, span in zip(self.parts, self.axes, strict=True)]
         if shape == (self.size,):

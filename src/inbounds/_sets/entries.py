@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from inbounds._arrays.judgement import Bound
-from inbounds._arrays.laid import Laid, constant_mask
+from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
     SMALLEST_NORMAL,
     Array,
+    booleans,
     clip_finite,
     constant,
-    keras_numpy_dtype,
     namespace,
     working_dtype,
 )
@@ -76,7 +76,7 @@ class Interval(Set):
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         inside = np.broadcast_to(np.clip(0.0, laid.entries(self.low), laid.entries(self.high)), tuple(rows.shape))
-        return namespace(rows).where(constant_mask(rows, mask), rows, constant(rows, inside))
+        return namespace(rows).where(booleans(rows, mask), rows, constant(rows, inside))
 
 
 @registered
@@ -191,6 +191,6 @@ def _rounding(bound: Bound, dtype: str) -> float:
     """How far rounding to a dtype moves a bound, from itself and from what it is in the dtype of computing."""
     exact = np.asarray(bound, dtype="float64")
     finite = exact[np.isfinite(exact)]
-    computed = finite.astype(keras_numpy_dtype(working_dtype(dtype)))
-    rounded = computed.astype(keras_numpy_dtype(dtype)).astype("float64")
+    computed = finite.astype(working_dtype(dtype))
+    rounded = computed.astype(dtype).astype("float64")
     return float(np.max(np.abs([rounded - finite, rounded - computed]), initial=0.0))

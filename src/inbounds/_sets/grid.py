@@ -15,7 +15,6 @@ from inbounds._arrays.ops import (
     constant,
     dtype_of,
     epsilon,
-    keras_numpy_dtype,
     namespace,
     without_gradient,
     working_dtype,
@@ -83,7 +82,7 @@ class Grid(Set):
 
     def _project(self, units: Units) -> Units:
         wide = working_dtype(units.dtype)
-        step = float(np.asarray(min(self.step, LARGEST[wide]), keras_numpy_dtype(wide)))
+        step = float(np.asarray(min(self.step, LARGEST[wide]), wide))
         finest = 2.0 ** (MANTISSA_BITS[units.dtype] - 1)
         last = min(LARGEST[units.dtype] // max(self.step, step), finest)
         first = step if step == self.step else _truncated(step, MANTISSA_BITS[wide] // 2)

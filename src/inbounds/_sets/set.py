@@ -19,11 +19,12 @@ import keras
 import numpy as np
 
 from inbounds._arrays.judgement import Bound
-from inbounds._arrays.laid import Laid, constant_mask
+from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import (
     MANTISSA_BITS,
     SMALLEST_NORMAL,
     Array,
+    booleans,
     cast,
     constant,
     dtype_of,
@@ -131,7 +132,7 @@ class Set(Value):
     def _hidden(self, rows: Array, mask: Exact, laid: Laid) -> Array:
         """Rows in which the entries outside of a mask don't count for `_excess`."""
         xp = namespace(rows)
-        return xp.where(constant_mask(rows, mask), rows, xp.zeros_like(rows))
+        return xp.where(booleans(rows, mask), rows, xp.zeros_like(rows))
 
     @property
     def entrywise(self) -> bool:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from numbers import Number
 from typing import Any
 
 import keras
 
 from inbounds._model.plan import Entry
-from inbounds._sets.composite import contains
-from inbounds._sets.masks import On
-from inbounds._sets.set import Set
+from inbounds._sets.composite import contains, parts_of
 from inbounds._sets.sums import L1Ball
 from inbounds._train.attached_sets import is_planned
 from inbounds._train.metrics import NEED_FULL_GRADIENT, STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
@@ -164,16 +161,6 @@ def _updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
         and not optimizer.weight_decay
         and 0 not in entry.axes[0]
         and not entry.set.changes
-        and not contains(entry.applied, (On,))
-        and _treats_rows_alike(entry.applied)
+        and entry.applied.splittable
+        and all(getattr(part, "rate", 1.0) == 1 for part in parts_of(entry.applied))
     )
-
-
-def _treats_rows_alike(value: Any) -> bool:
-    """Whether a set asks the same of each row, by its own arguments and those of the sets in it."""
-    if isinstance(value, Set):
-        arguments = [getattr(value, name) for name in value.argument_names()]
-        return value.stackable and getattr(value, "rate", 1.0) == 1 and all(map(_treats_rows_alike, arguments))
-    if isinstance(value, (list, tuple)):
-        return all(map(_treats_rows_alike, value))
-    return value is None or isinstance(value, (Number, str))

@@ -45,8 +45,6 @@ from inbounds._train.weight_access import WeightAccess, run_with_access
 LATENT_PREFIX = "latent"  # what the names of latent weights in a file begin with; Keras' own are numbers
 
 _hiding_lock = threading.Lock()
-_replica_state = threading.local()
-"""What one hook passes to a later one of a replica: the weights at the gradients, and the sums of gradients."""
 
 
 def hook_optimizers() -> None:
@@ -232,7 +230,6 @@ def _run_with_access(optimizer: Any, run: Callable[[], None]) -> None:
     """Runs a function that moves the weights of an optimizer; where it raises, they are projected."""
 
     def after_error() -> None:
-        vars(_replica_state).clear()
         _restore_constraints(optimizer)
         project_after_error(attached_entries(optimizer._trainable_variables), lambda: int(optimizer.iterations))
 
@@ -244,13 +241,25 @@ def _run_with_access(optimizer: Any, run: Callable[[], None]) -> None:
 
 
 def apply_weight_decay(optimizer: Any, variables: Any) -> None:
-    """Begins an update: stores the weights at the gradients, puts latent ones in their place, and decays them."""
-    vars(_replica_state).pop("seen", None)  # left by a step that raised
-    overridden = type(optimizer)._apply_weight_decay is not keras.optimizers.Optimizer._apply_weight_decay
-    decays, taken = overridden or optimizer.weight_decay is not None, taken_plan(optimizer)
-    stored = [one for one in taken.projections if one.latent or (decays and not one.full_gradient_reason)]
-    trained = [variable for one in stored for variable in one.variables if variable.trainable]
-    _replica_state.seen = {id(variable): keras.ops.copy(taken.value_of(variable)) for variable in trained}
+    """Does nothing: `backend_update_step`, which comes next, reduces gradients before it decays the weights."""
+
+
+def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
+    """Returns gradients as they are: on TensorFlow, `backend_update_step` has summed them over replicas before."""
+    return grads_and_vars
+
+
+def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
+    """Reduces the gradients, puts latent weights in place, decays and steps the weights, and projects them."""
+    cls, taken = type(optimizer), taken_plan(optimizer)
+    if hasattr(cls, "_all_reduce_sum_gradients"):
+        pairs = zip(grads, trainable_variables, strict=True)
+        grads = [summed for summed, _ in cls._all_reduce_sum_gradients(optimizer, pairs)]
+    own = optimizer._trainable_variables
+    variables = [
+        v if isinstance(v, keras.Variable) else own[optimizer._get_variable_index(v)] for v in trainable_variables
+    ]
+    gradients = _reduced(optimizer, dict(zip(map(id, variables), grads, strict=True)))
 
     def read_latent(variable: Any) -> Any:
         return taken.value_of(latent_of(optimizer, variable))
@@ -258,7 +267,37 @@ def apply_weight_decay(optimizer: Any, variables: Any) -> None:
     with no_gradient():
         for latent in [one for one in taken.projections if one.latent]:
             assign(latent.starts(taken.value_of, read_latent, optimizer.iterations))
-    type(optimizer)._apply_weight_decay(optimizer, variables)
+    cls._apply_weight_decay(optimizer, trainable_variables)
+    cls._backend_update_step(optimizer, list(gradients.values()), trainable_variables, learning_rate)
+    _store_latents(optimizer)
+    moves = taken.measures.get("moves")
+    movable = [v for one in taken.projections for v in one.free_variables] if moves is not None else []
+    before = [keras.ops.copy(taken.value_of(variable)) for variable in movable]
+    project_when_due(optimizer, taken.projections, gradients)
+    if moves is not None:
+        pairs = zip(movable, before, strict=True)
+        moved = {id(variable): _sum_of_squares([taken.value_of(variable) - old]) for variable, old in pairs}
+        assign([(moves, keras.ops.stack([moved.get(id(variable), keras.ops.zeros([])) for variable in own]))])
+
+
+def _reduced(optimizer: Any, gradients: dict[int, Any]) -> dict[int, Any]:
+    """The gradients by the ids of their variables, reduced for the entries that ask for it."""
+    taken = taken_plan(optimizer)
+    read, count = taken.value_of, _coming_step(optimizer, taken.projections)
+    with no_gradient():
+        reduced = reduced_gradients(taken.projections, gradients, read, count)
+        if (norms := taken.measures.get("gradients")) is not None:
+            all_reduced = dict(reduced)
+            for one in taken.projections:
+                if one.full_gradient_reason and not one.shared and one.entry.set.has_reduced_gradient:
+                    all_reduced |= one.reduced_gradients(all_reduced, read, count)
+            squares = [_sum_of_squares(all_reduced.values()), _sum_of_squares(gradients.values())]
+            assign([(norms, keras.ops.stack(squares))])
+    return reduced
+
+
+def _sum_of_squares(gradients: Iterable[Any]) -> Any:
+    return sum(keras.ops.sum(keras.ops.square(keras.ops.cast(dense(g), "float32"))) for g in gradients)
 
 
 def _store_latents(optimizer: Any, where: Any = None) -> None:
@@ -267,56 +306,6 @@ def _store_latents(optimizer: Any, where: Any = None) -> None:
     for variable in [v for one in taken.projections if one.latent for v in one.free_variables]:
         latent, value = latent_of(optimizer, variable), keras.ops.copy(taken.value_of(variable))
         assign([(latent, value if where is None else keras.ops.where(where, value, taken.value_of(latent)))])
-
-
-def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
-    """Reduces the gradients, runs the optimizer's update, stores latent weights, and projects the weights."""
-    if not hasattr(type(optimizer), "_all_reduce_sum_gradients"):
-        grads = _reduced(optimizer, grads, trainable_variables)
-    type(optimizer)._backend_update_step(optimizer, grads, trainable_variables, learning_rate)
-    _store_latents(optimizer)
-    grads = vars(_replica_state).pop("gradients", grads)
-    gradients = dict(zip(map(id, _as_variables(optimizer, trainable_variables)), grads, strict=True))
-    taken = taken_plan(optimizer)
-    moves = taken.measures.get("moves")
-    measured = optimizer._trainable_variables if moves is not None else []
-    before = [keras.ops.copy(taken.value_of(variable)) for variable in measured]
-    project_when_due(optimizer, taken.projections, gradients)
-    if before:
-        moved = [_sum_of_squares([taken.value_of(v) - old]) for v, old in zip(measured, before, strict=True)]
-        assign([(moves, keras.ops.stack(moved))])
-
-
-def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
-    """On TensorFlow, sums the gradients over replicas, from which the metric is read too, and reduces them."""
-    summed = list(type(optimizer)._all_reduce_sum_gradients(optimizer, grads_and_vars))
-    variables = [variable for _, variable in summed]
-    _replica_state.gradients = _reduced(optimizer, [gradient for gradient, _ in summed], variables)
-    return list(zip(_replica_state.gradients, variables, strict=True))
-
-
-def _reduced(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
-    """The gradients, reduced for the entries that ask for it."""
-    seen, taken = vars(_replica_state).pop("seen", {}), taken_plan(optimizer)
-
-    def read(variable: Any) -> Any:
-        return seen[id(variable)] if id(variable) in seen else taken.value_of(variable)
-
-    ids, count = list(map(id, _as_variables(optimizer, variables))), _coming_step(optimizer, taken.projections)
-    with no_gradient():
-        reduced = reduced_gradients(taken.projections, dict(zip(ids, gradients, strict=True)), read, count)
-        if (norms := taken.measures.get("gradients")) is not None:
-            all_reduced = dict(reduced)
-            for one in taken.projections:
-                if one.full_gradient_reason and not one.shared and one.entry.set.has_reduced_gradient:
-                    all_reduced |= one.reduced_gradients(all_reduced, read, count)
-            squares = [_sum_of_squares(all_reduced.values()), _sum_of_squares(gradients)]
-            assign([(norms, keras.ops.stack(squares))])
-    return [reduced[key] for key in ids]
-
-
-def _sum_of_squares(gradients: Iterable[Any]) -> Any:
-    return sum(keras.ops.sum(keras.ops.square(keras.ops.cast(dense(g), "float32"))) for g in gradients)
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
@@ -368,12 +357,6 @@ HOOKS: dict[str, Callable[..., Any]] = {
     "finalize_variable_values": finalize_variable_values,
 }
 """The methods of an optimizer that hooks shadow."""
-
-
-def _as_variables(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
-    """The optimizer's variables for a list of variables or of their values."""
-    own = optimizer._trainable_variables
-    return [v if isinstance(v, keras.Variable) else own[optimizer._get_variable_index(v)] for v in variables]
 
 
 def _coming_step(optimizer: Any, projections: Iterable[StepProjection], *, counted: bool = False) -> Any:

@@ -23,12 +23,10 @@ from inbounds._arrays.ops import (
     cast,
     dtype_of,
     epsilon,
-    is_concrete,
     is_sharded,
     is_sparse,
     namespace,
     quiet,
-    whole,
     working_dtype,
 )
 from inbounds._arrays.units import Units
@@ -281,11 +279,8 @@ class StepProjection:
         if every == "epoch":
             return []
         every = math.lcm(int(every), frequency)
-        due = every == 1 or count % every == 0
-        if not isinstance(due, bool) and is_concrete(due):
-            due = bool(whole(due))
-        if isinstance(due, bool):
-            return self.projected_values(read, count, stepped) if due else []
+        since = 0 if every == 1 else count % every  # so many steps ago it was projected
+        due = np.equal(since, 0) if isinstance(since, int) else since == 0
 
         def project() -> list[Any]:
             return [value for _, value in self.projected_values(read, count, stepped)]
