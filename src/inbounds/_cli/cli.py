@@ -61,11 +61,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _audit(options: argparse.Namespace) -> int:
     page: Path | None = options.html
-    is_model = page is not None and page.resolve() == options.model.resolve()
-    if page and (is_model or (page.exists() and not options.force)):
-        wrong = f"Can't write {str(page)!r}: it {'is the model' if is_model else 'exists'}"
-        instead = "another name" + ", or --force as well, to replace it" * (not is_model)
-        raise FileError(wrong, f"--html {shlex.quote(str(page))}", instead=instead)
+    if page and page.resolve() == options.model.resolve():
+        wrong = f"Can't write {str(page)!r}: it is the model"
+        raise FileError(wrong, f"--html {shlex.quote(str(page))}", instead="another name")
+    if page:
+        _check_new([page], options, f"--html {shlex.quote(str(page))}", "another name")
     with _in_progress(f"Auditing {printable(str(options.model))}"):
         model = _load(options.model, options, compiled=False)
         report = audit(model, _rules(options, model), options.accept).of_file(options.model)
@@ -140,7 +140,7 @@ def _sets(options: argparse.Namespace) -> int:
     summary = Table(
         "The sets of inbounds.constraints, and what operators make of them",
         ("set", "a unit w satisfies", "convex"),
-        [(card.name, card.definition.replace("`", ""), card.convex) for card in all_cards],
+        [(card.name, card.definition, card.convex) for card in all_cards],
         [f"Names as in Keras: {twins}.", "Below: each with its cost, its source, and a picture if it has one."],
     )
     print("\n\n".join([str(summary), *(card.text for card in all_cards)]))
@@ -180,11 +180,8 @@ def _demo(options: argparse.Namespace) -> int:
         reason = "it is a file" if folder.is_file() else error.strerror
         wrong = f"Can't write in the folder {str(folder)!r}: {reason}"
         raise FileError(wrong, f"--output {shlex.quote(str(folder))}", instead="a folder of yours") from error
-    existing = [folder / name for name in (*PAGES.values(), PICTURE) if (folder / name).exists()]
-    if existing and not options.force:
-        wrong = f"Can't write {str(existing[0])!r}: it exists"
-        instead = "another folder, or --force as well, to replace it"
-        raise FileError(wrong, f"--output {shlex.quote(str(folder))}", instead=instead)
+    files = [folder / name for name in (*PAGES.values(), PICTURE)]
+    _check_new(files, options, f"--output {shlex.quote(str(folder))}", "another folder")
     return demo(data, folder)
 
 
@@ -242,6 +239,14 @@ def _load(path: Path, options: argparse.Namespace, *, compiled: bool) -> Any:
         where = f"{type(error).__name__} in keras.saving.load_model"
         instead = f"inbounds {options.command} {shlex.quote(str(path))} --import MODULE, with your own layers"
         raise FileError(wrong, repr(str(path)), where=where, instead=instead) from error
+
+
+def _check_new(paths: Sequence[Path], options: argparse.Namespace, received: str, other: str) -> None:
+    """Raises where one of the files exists, unless the options say that it is to be replaced."""
+    existing = [path for path in paths if path.exists()]
+    if existing and not options.force:
+        instead = f"{other}, or --force as well, to replace it"
+        raise FileError(f"Can't write {str(existing[0])!r}: it exists", received, instead=instead)
 
 
 def _write_error(path: Path, error: OSError) -> FileError:
