@@ -88,12 +88,11 @@ def _compare(options: argparse.Namespace) -> int:
         models = [_load(path, options, compiled=False) for path in (options.before, options.model)]
         before, after = (audit(model, _rules(options, model)) for model in models)
     old, new = map(_values, models)
-    common = [path for path in new if path in old]
-    if not common:
+    if old.keys().isdisjoint(new):
         wrong = "The two models have no weight in common"
         instead = "two files of one model, before and after"
         raise FileError(wrong, f"{', '.join(list(old)[:3])} ... and {', '.join(list(new)[:3])} ...", instead=instead)
-    moved = {path: _distance(new[path], old[path]) for path in common if new[path].shape == old[path].shape}
+    moved = _moved(old, new)
     constrained = {path for report in (before, after) for row in report.constrained for path in row.paths}
     free = [distance for path, distance in moved.items() if path not in constrained]
     notes = [f"{quantity(len(free), 'weight')} without a set moved by {math.hypot(*free):.3g}"] * bool(free)
@@ -112,11 +111,10 @@ def _project(options: argparse.Namespace) -> int:
     rules, settings = read_rules(options.rules, model)
     given = model.get_weights()
     constrain(model, rules, **settings)
-    projected = model.get_weights()
+    after, new, projected = audit(model), _values(model), model.get_weights()
     model.set_weights(given)
-    before = audit(model)
+    before, old = audit(model), _values(model)
     model.set_weights(projected)
-    after = audit(model)
     try:
         with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=".inbounds-") as folder:
             written = Path(folder) / "model.keras"
@@ -124,9 +122,7 @@ def _project(options: argparse.Namespace) -> int:
             os.replace(written, target.resolve())
     except OSError as error:
         raise _write_error(target, error) from error
-    trios = zip(model.weights, given, projected, strict=True)
-    moved = {printable(weight.path): _distance(new, old) for weight, old, new in trios}
-    _print_report(_comparison(f"Projection of {after.model}, before -> after", before, after, moved))
+    _print_report(_comparison(f"Projection of {after.model}, before -> after", before, after, _moved(old, new)))
     print(f"\nWritten: {printable(str(target))}")
     return 0 if after.ok else 1
 
@@ -298,8 +294,10 @@ def _values(model: Any) -> dict[str, np.ndarray[Any, Any]]:
     return {weight.path: to_numpy(weight.effective_value()) for weight in weights_of(model)}
 
 
-def _distance(new: np.ndarray[Any, Any], old: np.ndarray[Any, Any]) -> float:
-    return float(np.linalg.norm((new - old).ravel()))
+def _moved(old: dict[str, Any], new: dict[str, Any]) -> dict[str, float]:
+    """How far each weight is from where it was, of those that both have in one shape."""
+    same = [path for path in new if path in old and new[path].shape == old[path].shape]
+    return {path: float(np.linalg.norm((new[path] - old[path]).ravel())) for path in same}
 
 
 def _show_own_warnings() -> None:
