@@ -19,7 +19,7 @@ import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import MANTISSA_BITS, in_numpy, to_numpy
-from inbounds._arrays.views import Axes
+from inbounds._arrays.views import View
 from inbounds._errors import ConstraintViolation, SetError, explain, printable, shown
 from inbounds._model.layout import layout_of
 from inbounds._model.plan import Entry
@@ -31,7 +31,7 @@ from inbounds._report.report import Provenance, Report, Row, Status
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
 from inbounds._sets.notation import mathematics
-from inbounds._sets.set import Measured, Set, of_keras
+from inbounds._sets.set import Set, of_keras
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.optimizers import steps_taken
 from inbounds._train.weight_access import exclusive_access
@@ -271,9 +271,22 @@ def _declared_row(weight: Weight, declared: Any, reason: str, weights: Sequence[
         span = entry.other_span
     except SetError as error:
         return _unmeasured_row((weight.path,), code, str(error), constraint, source)
-    along, note = _along_fan_in(constraint, weight, span, weights)
+    if span is None or isinstance(constraint, Custom):
+        return _set_row(entry, code, _unenforced_reason(entry))
+    value = in_numpy(weight.effective_value())
+    along = constraint.measure([value], [span])
+    outside, units = int(np.sum(along.outside)), quantity(along.excess.size, "unit")
+    note = f"axis {constraint.axis} is not the layer's fan-in {span}: of its {units} {outside} are outside"
+    if outside:
+        norm = np.linalg.norm(to_numpy(View(value.shape, tuple(sorted(span))).rows(value)[np.argmax(along.excess)]))
+        selector = _unique_selector(weight, weights)
+        note += (
+            f", by up to {along.excess.max():.3g}, with a norm of {norm:.3g}; instead: "
+            f"{_constrain_call(selector, constraint)}, "
+            f"or where the axis is meant so: inbounds.audit(model, accept={selector!r})"
+        )
     row = _set_row(replace(entry, note=note), code, _unenforced_reason(entry))
-    if along is None or row.status != "holds" or accepted or isinstance(declared, Set):
+    if not outside or row.status != "holds" or accepted or isinstance(declared, Set):
         return row
     return replace(row, status="misaligned", excess=_bars(along.excess))
 
@@ -281,28 +294,6 @@ def _declared_row(weight: Weight, declared: Any, reason: str, weights: Sequence[
 def _declared_constraint(weight: Weight) -> Any:
     constraint = weight.variable.constraint
     return weight.declared_constraint if constraint is None else constraint
-
-
-def _along_fan_in(
-    constraint: Set, weight: Weight, span: Axes | None, weights: Sequence[Weight]
-) -> tuple[Measured | None, str]:
-    """The units along the layer's fan-in, if the set has another axis and some are outside; a note."""
-    if span is None or isinstance(constraint, Custom):
-        return None, ""
-    value = weight.effective_value()
-    measured = constraint.measure([value], [span])
-    outside = int(np.sum(measured.outside))
-    units = quantity(measured.excess.size, "unit")
-    note = f"axis {constraint.axis} is not the layer's fan-in {span}: of its {units} {outside} are outside"
-    if not outside:
-        return None, note
-    norm = np.sqrt(np.sum(np.square(to_numpy(value)), axis=span)).ravel()[np.argmax(measured.excess)]
-    selector = _unique_selector(weight, weights)
-    return measured, (
-        f"{note}, by up to {measured.excess.max():.3g}, with a norm of {norm:.3g}; instead: "
-        f"{_constrain_call(selector, constraint)}, "
-        f"or where the axis is meant so: inbounds.audit(model, accept={selector!r})"
-    )
 
 
 def _as_set(constraint: Any) -> Set:
