@@ -56,6 +56,8 @@ def assignments_of(
     source, chosen, chosen_weights = _selected(selector, layers, weights)
     if isinstance(value, Together):
         chosen_weights = chosen_weights or [w for w in weights_of(*chosen) if w.created_trainable]
+        if not chosen_weights:
+            raise _no_match_of_rule(selector, source, value, weights, chosen_weights)
     elif isinstance(selector, (type, keras.Layer)) or isinstance(value, (Mapping, Joint)) or not chosen_weights:
         by_name = isinstance(selector, str) and isinstance(value, Joint)
         named = [layer for layer in chosen if not by_name or selector in _names(layer)]
