@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 
-from inbounds._cli.catalogue import cards
+from inbounds._cli.catalogue import Card, cards
 from inbounds._report.plots import set_figure
 
 FOLDER = Path(__file__).parent
@@ -30,12 +30,20 @@ def draw() -> None:
             set_figure(drawing).savefig(folder / f"{name}.svg", metadata=about)
 
 
+def markdown(card: Card) -> str:
+    """A card for a page that lies beside the folder of pictures."""
+    parts = [f"### {card.name}", f"    {card.definition}", f"`{card.code}`; convex: {card.convex}."]
+    if card.drawing is not None:
+        parts.append(f"![{card.drawing.caption}](pictures/{card.name}.svg)")
+    return "\n\n".join([*parts, f"*Cost:* {card.cost}", f"*Source:* {card.source}"])
+
+
 def write_cards() -> None:
     """Puts the cards of all sets between their marks in `sets.md`."""
     page = FOLDER / "sets.md"
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    text = "\n\n".join(card.markdown for card in cards().values())
+    text = "\n\n".join(markdown(card) for card in cards().values())
     page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 

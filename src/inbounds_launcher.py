@@ -12,7 +12,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 DESCRIPTION = "Keeps the weights of Keras models inside the sets you choose, and shows that they are there."
 
@@ -68,70 +68,49 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"inbounds {version}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
 
-    def command(name: str, summary: str, epilog: str = "") -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    def command(name: str, summary: str, epilog: str = "", rules: str = "", **models: str) -> argparse.ArgumentParser:
+        described = summary[0].upper() + summary[1:] + "."
+        raw = argparse.RawDescriptionHelpFormatter
+        added = commands.add_parser(name, help=summary, description=described, epilog=epilog, formatter_class=raw)
+        for model, metavar in models.items():
+            added.add_argument(model, metavar=metavar, type=Path, help="a model as model.save(...) writes it")
+        if models:
+            module = "a Python module that registers the model's own layers; may be repeated"
+            added.add_argument("--import", dest="modules", metavar="MODULE", action="append", default=[], help=module)
+        if rules:
+            added.add_argument("--rules", metavar="FILE.toml", type=Path, help=rules)
+        return added
 
-    def takes_models(added: argparse.ArgumentParser, **named: str) -> None:
-        for name, metavar in named.items():
-            added.add_argument(name, metavar=metavar, type=Path, help="a model as model.save(...) writes it")
-        added.add_argument(
-            "--import",
-            dest="modules",
-            metavar="MODULE",
-            action="append",
-            default=[],
-            help="a Python module that registers the model's own layers; may be repeated",
-        )
-
-    def takes_rules(added: argparse.ArgumentParser, **options: Any) -> None:
-        added.add_argument("--rules", metavar="FILE.toml", type=Path, **options)
-
-    added = command("audit", "show whether the weights of a model are inside their sets", RULES_EPILOG + EXIT_EPILOG)
-    takes_models(added, model="MODEL.keras")
-    takes_rules(added, help="the sets to audit; without it, those saved in the model")
-    added.add_argument(
-        "--accept",
-        metavar="SELECTOR",
-        action="append",
-        default=[],
-        help="a glob on the end of a weight's path: the axis of its constraint of Keras is meant so; may be repeated",
-    )
+    summary = "show whether the weights of a model are inside their sets"
+    rules = "the sets to audit; without it, those saved in the model"
+    added = command("audit", summary, RULES_EPILOG + EXIT_EPILOG, rules, model="MODEL.keras")
+    meant = "a glob on the end of a weight's path: the axis of its constraint of Keras is meant so; may be repeated"
+    added.add_argument("--accept", metavar="SELECTOR", action="append", default=[], help=meant)
     added.add_argument("--json", action="store_true", help="print JSON in place of a table")
     added.add_argument("--html", metavar="OUT", type=Path, help="write an HTML page too")
     added.add_argument("--force", action="store_true", help="replace the HTML page if it exists")
-
-    added = command(
+    command(
         "compare",
         "show what training, or a quantization, did to each set: two files of one model, before and after",
         RULES_EPILOG + "exit status: as for an audit of the second model.",
+        "the sets to compare; without it, those saved in each model",
+        before="BEFORE.keras",
+        model="AFTER.keras",
     )
-    takes_models(added, before="BEFORE.keras", model="AFTER.keras")
-    takes_rules(added, help="the sets to compare; without it, those saved in each model")
-
-    added = command(
-        "project", "move the weights of a model into sets, and save it with them", RULES_EPILOG + EXIT_EPILOG
-    )
-    takes_models(added, model="IN.keras")
+    summary = "move the weights of a model into sets, and save it with them"
+    added = command("project", summary, RULES_EPILOG + EXIT_EPILOG, model="IN.keras")
     added.add_argument("-o", "--output", metavar="OUT.keras", type=Path, required=True, help="the file to write")
-    takes_rules(added, required=True, help="the sets")
-
+    added.add_argument("--rules", metavar="FILE.toml", type=Path, required=True, help="the sets")
     added = command("sets", "show the sets there are: definition, cost, whether convex, source, picture")
     added.add_argument("names", metavar="NAME", nargs="*", help="of a set to show; without any, all of them")
-    takes_models(command("layout", "show what makes the units of each weight of a model"), model="MODEL.keras")
+    command("layout", "show what makes the units of each weight of a model", model="MODEL.keras")
     added = command(
         "demo",
         "train small models on real data: unconstrained, constrained by Keras, and by inbounds",
         "It takes about a minute. Exit status: 0 when every set under inbounds holds, 1 when not, 2 on an error.",
     )
-    added.add_argument(
-        "-o", "--output", metavar="FOLDER", type=Path, default=Path("inbounds-demo"), help="where it writes its files"
-    )
+    folder = Path("inbounds-demo")
+    added.add_argument("-o", "--output", metavar="FOLDER", type=Path, default=folder, help="where it writes its files")
     added.add_argument("--force", action="store_true", help="replace the files that an earlier demo has written there")
     return made
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -54,11 +54,10 @@ def check_set(given: Set, size: Integer = 5, units: Integer = 6) -> None:
         raise TypeError(
             explain("check_set is given no set", shown(given), instead="inbounds.testing.check_set(MaxNorm(1.0))")
         )
-    shape = (
-        positive_integer("check_set", "units", units, "units=6"),
-        positive_integer("check_set", "size", size, "size=5"),
-    )
-    _check_config(given)
+    counts = {"units": units, "size": size}
+    shape = tuple(positive_integer("check_set", name, count, f"{name}=5") for name, count in counts.items())
+    if (again := type(given).from_config(given.get_config())) != given:
+        raise _broken("a set is equal to the one made of its config", given, None, given.get_config(), again)
     drawn = np.random.default_rng(0).standard_normal(shape)
     drawn[shape[0] // 2] = 0
     for dtype in MANTISSA_BITS:
@@ -70,7 +69,10 @@ def check_set(given: Set, size: Integer = 5, units: Integer = 6) -> None:
                 tensors = keras.ops.convert_to_tensor(wide, dtype=dtype)
                 if scale == 1.0:  # elsewhere there is no more to see in it
                     check_rows(given, tensors)
-                _check_backend(given, rows, tensors)
+                ours, theirs = (to_numpy(given.project(one)) for one in (rows, tensors))
+                rounding = 16 * epsilon(dtype) * np.abs(to_numpy(rows)).max()
+                if not np.allclose(ours, theirs, rtol=1e-5, atol=rounding):
+                    raise _broken("the backend computes what NumPy does", given, rows, ours, theirs)
     _check_nearest(given, drawn)
 
 
@@ -123,45 +125,24 @@ def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBE
 
 def _check_nearest(given: Set, drawn: np.ndarray[Any, Any]) -> None:
     """That results are nearest, by NumPy's float64 rows of several sizes, and points of the set near and far."""
+    over = None if given.couples_units else 1  # each unit, or all of them where the set couples them
     for rows in (drawn * scale for scale in (0.1, 1.0, 10.0)):
         costs = np.random.default_rng(1).uniform(0.2, 1.0, rows.shape)
         for metric in (None, costs) if given.exact_in_metric and given.convex else (None,):
             by, found = 1.0 if metric is None else metric, given.project(rows, metric)
-            for member in _members(given, found):
+            chance = np.random.default_rng(2)
+            for scale in (1e-3, 0.1, 1.0, 10.0) * 5:
+                member = given.project(found + scale * chance.standard_normal(found.shape))
                 away, aside = rows - found, member - found
-                lengths = [np.sqrt(_sums(given, x**2)) for x in (away, aside)]
+                lengths = [np.sqrt(np.sum(x**2, axis=over)) for x in (away, aside)]
                 if given.convex:
-                    nearer = _sums(given, by * away * aside) > EXACT * lengths[0] * lengths[1]
+                    nearer = np.sum(by * away * aside, axis=over) > EXACT * lengths[0] * lengths[1]
                 else:
-                    nearer = _sums(given, (member - rows) ** 2) < lengths[0] ** 2 * (1 - EXACT)
-                if nearer.any():
+                    nearer = np.sum((member - rows) ** 2, axis=over) < lengths[0] ** 2 * (1 - EXACT)
+                if np.any(nearer):
                     raise _broken(
                         "results are nearest" + " in a metric" * (metric is not None), given, rows, found, member
                     )
-
-
-def _members(given: Set, found: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
-    chance = np.random.default_rng(2)
-    for scale in (1e-3, 0.1, 1.0, 10.0) * 5:
-        yield given.project(found + scale * chance.standard_normal(found.shape))
-
-
-def _sums(given: Set, terms: np.ndarray[Any, Any]) -> Any:
-    """The sum over each unit, over all of them where the set couples them."""
-    return np.sum(terms, axis=None if given.couples_units else 1, keepdims=True)
-
-
-def _check_backend(given: Set, rows: np.ndarray[Any, Any], tensors: Array) -> None:
-    ours, theirs = (to_numpy(given.project(one)) for one in (rows, tensors))
-    rounding = 16 * epsilon(dtype_of(rows)) * np.abs(to_numpy(rows)).max()
-    if not np.allclose(ours, theirs, rtol=1e-5, atol=rounding):
-        raise _broken("the backend computes what NumPy does", given, rows, ours, theirs)
-
-
-def _check_config(given: Set) -> None:
-    again = type(given).from_config(given.get_config())
-    if again != given:
-        raise _broken("a set is equal to the one made of its config", given, None, given.get_config(), again)
 
 
 def _like(rows: Array, values: np.ndarray[Any, Any]) -> Array:

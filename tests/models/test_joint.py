@@ -314,7 +314,9 @@ def test_a_joint_over_units_that_do_not_match_is_an_error_that_says_why():
 
 def test_a_joint_naming_weights_that_the_layer_lacks_is_an_error_that_names_those_it_has():
     layer = dense({})
-    with pytest.raises(ib.RuleError, match=r"alpha.*a model with bias, kernel\. Instead: {'kernel': MaxNorm\(.*\)}\."):
+    with pytest.raises(
+        ib.RuleError, match=r"alpha.*a model with bias, kernel\. Instead: {'dense': {'kernel': MaxNorm\(.*\)}}\."
+    ):
         ib.constrain(layer, {layer: ib.Joint(ib.MaxNorm(1.0), weights=("alpha", "beta"))})
 
 

@@ -42,7 +42,7 @@ class Card:
     @property
     def definition(self) -> str:
         """The first line of the docstring: the set in set-builder notation."""
-        return self._paragraphs[0].rstrip(".")
+        return self._paragraphs[0].rstrip(".").replace("`", "")
 
     @property
     def cost(self) -> str:
@@ -69,31 +69,13 @@ class Card:
     @property
     def text(self) -> str:
         """The card for a terminal."""
-        facts = {"convex": self.convex, "cost": self.cost, "source": self.source}
-        if self.drawing is None:
-            facts["picture"] = f"none: {no_drawing_reason(self.cls)}"
-        else:
-            facts["picture"] = f"of {self.drawing.set}; points a, b... and the nearest ones in the set, A, B..."
-        lines = [self.code, *_wrapped_lines(self.definition, "  ")]
-        for name, fact in facts.items():
-            lines += _wrapped_lines(fact, f"  {name:8}")
+        picture, drawn = f"none: {no_drawing_reason(self.cls)}", []
         if self.drawing is not None:
-            lines.append(textwrap.indent(text_picture(self.drawing), " " * 10))
-        return "\n".join(lines)
-
-    @property
-    def markdown(self) -> str:
-        """The card for a page that lies beside the folder of pictures."""
-        parts = [
-            f"### {self.name}",
-            f"    {_without_backticks(self.definition)}",
-            f"`{self.code}`; convex: {self.convex}.",
-        ]
-        if self.drawing is not None:
-            parts.append(f"![{self.drawing.caption}](pictures/{self.name}.svg)")
-        parts.append(f"*Cost:* {self.cost}")
-        parts.append(f"*Source:* {self.source}")
-        return "\n\n".join(parts)
+            picture = f"of {self.drawing.set}; points a, b... and the nearest ones in the set, A, B..."
+            drawn = [textwrap.indent(text_picture(self.drawing), " " * 10)]
+        facts = {"convex": self.convex, "cost": self.cost, "source": self.source, "picture": picture}
+        lines = [_wrapped(fact, f"  {name:8}") for name, fact in facts.items()]
+        return "\n".join([self.code, _wrapped(self.definition, "  "), *lines, *drawn])
 
     @property
     def _paragraphs(self) -> list[str]:
@@ -105,28 +87,20 @@ class Card:
 
 def cards() -> dict[str, Card]:
     """The cards of all sets by class name: named classes first, then those that operators make."""
-    named = [Card(cls, constraints.signature(cls)) for _, cls in sorted(constraints.SETS.items())]
-    made = [Card(cls, code) for code, cls in constraints.MADE.items()]
-    return {card.name: card for card in [*named, *made]}
+    code = {constraints.signature(cls): cls for _, cls in sorted(constraints.SETS.items())} | constraints.MADE
+    return {cls.__name__: Card(cls, text) for text, cls in code.items()}
 
 
 def card_of(name: str) -> Card:
     """The card of a set by its name, its snake-case name, or the operator that makes it."""
     found = cards()
-    by_name = (
-        found
-        | {card.code: card for card in found.values()}
-        | {twin: found[of] for twin, of in SNAKE_CASE_NAMES.items()}
+    of_code, twins = (
+        {card.code: card for card in found.values()},
+        {twin: found[of] for twin, of in SNAKE_CASE_NAMES.items()},
     )
-    return constraints.named(name, by_name, repr(name))
+    return constraints.named(name, found | of_code | twins, repr(name))
 
 
-def _without_backticks(text: str) -> str:
-    return text.replace("`", "")
-
-
-def _wrapped_lines(text: str, label: str) -> list[str]:
-    indent = " " * len(label)
-    return textwrap.wrap(
-        _without_backticks(text), WIDTH, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False
-    )
+def _wrapped(text: str, label: str) -> str:
+    text, indent = text.replace("`", ""), " " * len(label)
+    return textwrap.fill(text, WIDTH, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False)

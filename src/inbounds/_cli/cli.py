@@ -61,11 +61,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _audit(options: argparse.Namespace) -> int:
     page: Path | None = options.html
-    is_model = page is not None and page.resolve() == options.model.resolve()
-    if page and (is_model or (page.exists() and not options.force)):
-        wrong = f"Can't write {str(page)!r}: it {'is the model' if is_model else 'exists'}"
-        instead = "another name" + ", or --force as well, to replace it" * (not is_model)
-        raise FileError(wrong, f"--html {shlex.quote(str(page))}", instead=instead)
+    if page and page.resolve() == options.model.resolve():
+        wrong = f"Can't write {str(page)!r}: it is the model"
+        raise FileError(wrong, f"--html {shlex.quote(str(page))}", instead="another name")
+    if page:
+        _check_new([page], options, f"--html {shlex.quote(str(page))}", "another name")
     with _in_progress(f"Auditing {printable(str(options.model))}"):
         model = _load(options.model, options, compiled=False)
         report = audit(model, _rules(options, model), options.accept).of_file(options.model)
@@ -88,12 +88,11 @@ def _compare(options: argparse.Namespace) -> int:
         models = [_load(path, options, compiled=False) for path in (options.before, options.model)]
         before, after = (audit(model, _rules(options, model)) for model in models)
     old, new = map(_values, models)
-    common = [path for path in new if path in old]
-    if not common:
+    if old.keys().isdisjoint(new):
         wrong = "The two models have no weight in common"
         instead = "two files of one model, before and after"
         raise FileError(wrong, f"{', '.join(list(old)[:3])} ... and {', '.join(list(new)[:3])} ...", instead=instead)
-    moved = {path: _distance(new[path], old[path]) for path in common if new[path].shape == old[path].shape}
+    moved = _moved(old, new)
     constrained = {path for report in (before, after) for row in report.constrained for path in row.paths}
     free = [distance for path, distance in moved.items() if path not in constrained]
     notes = [f"{quantity(len(free), 'weight')} without a set moved by {math.hypot(*free):.3g}"] * bool(free)
@@ -112,11 +111,10 @@ def _project(options: argparse.Namespace) -> int:
     rules, settings = read_rules(options.rules, model)
     given = model.get_weights()
     constrain(model, rules, **settings)
-    projected = model.get_weights()
+    after, new, projected = audit(model), _values(model), model.get_weights()
     model.set_weights(given)
-    before = audit(model)
+    before, old = audit(model), _values(model)
     model.set_weights(projected)
-    after = audit(model)
     try:
         with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=".inbounds-") as folder:
             written = Path(folder) / "model.keras"
@@ -124,9 +122,7 @@ def _project(options: argparse.Namespace) -> int:
             os.replace(written, target.resolve())
     except OSError as error:
         raise _write_error(target, error) from error
-    trios = zip(model.weights, given, projected, strict=True)
-    moved = {printable(weight.path): _distance(new, old) for weight, old, new in trios}
-    _print_report(_comparison(f"Projection of {after.model}, before -> after", before, after, moved))
+    _print_report(_comparison(f"Projection of {after.model}, before -> after", before, after, _moved(old, new)))
     print(f"\nWritten: {printable(str(target))}")
     return 0 if after.ok else 1
 
@@ -140,7 +136,7 @@ def _sets(options: argparse.Namespace) -> int:
     summary = Table(
         "The sets of inbounds.constraints, and what operators make of them",
         ("set", "a unit w satisfies", "convex"),
-        [(card.name, card.definition.replace("`", ""), card.convex) for card in all_cards],
+        [(card.name, card.definition, card.convex) for card in all_cards],
         [f"Names as in Keras: {twins}.", "Below: each with its cost, its source, and a picture if it has one."],
     )
     print("\n\n".join([str(summary), *(card.text for card in all_cards)]))
@@ -180,11 +176,8 @@ def _demo(options: argparse.Namespace) -> int:
         reason = "it is a file" if folder.is_file() else error.strerror
         wrong = f"Can't write in the folder {str(folder)!r}: {reason}"
         raise FileError(wrong, f"--output {shlex.quote(str(folder))}", instead="a folder of yours") from error
-    existing = [folder / name for name in (*PAGES.values(), PICTURE) if (folder / name).exists()]
-    if existing and not options.force:
-        wrong = f"Can't write {str(existing[0])!r}: it exists"
-        instead = "another folder, or --force as well, to replace it"
-        raise FileError(wrong, f"--output {shlex.quote(str(folder))}", instead=instead)
+    files = [folder / name for name in (*PAGES.values(), PICTURE)]
+    _check_new(files, options, f"--output {shlex.quote(str(folder))}", "another folder")
     return demo(data, folder)
 
 
@@ -244,6 +237,14 @@ def _load(path: Path, options: argparse.Namespace, *, compiled: bool) -> Any:
         raise FileError(wrong, repr(str(path)), where=where, instead=instead) from error
 
 
+def _check_new(paths: Sequence[Path], options: argparse.Namespace, received: str, other: str) -> None:
+    """Raises where one of the files exists, unless the options say that it is to be replaced."""
+    existing = [path for path in paths if path.exists()]
+    if existing and not options.force:
+        instead = f"{other}, or --force as well, to replace it"
+        raise FileError(f"Can't write {str(existing[0])!r}: it exists", received, instead=instead)
+
+
 def _write_error(path: Path, error: OSError) -> FileError:
     reason = error.strerror or error
     return FileError(f"Can't write {str(path)!r}: {reason}", repr(str(path)), instead="a file in a folder of yours")
@@ -293,8 +294,10 @@ def _values(model: Any) -> dict[str, np.ndarray[Any, Any]]:
     return {weight.path: to_numpy(weight.effective_value()) for weight in weights_of(model)}
 
 
-def _distance(new: np.ndarray[Any, Any], old: np.ndarray[Any, Any]) -> float:
-    return float(np.linalg.norm((new - old).ravel()))
+def _moved(old: dict[str, Any], new: dict[str, Any]) -> dict[str, float]:
+    """How far each weight is from where it was, of those that both have in one shape."""
+    same = [path for path in new if path in old and new[path].shape == old[path].shape]
+    return {path: float(np.linalg.norm((new[path] - old[path]).ravel())) for path in same}
 
 
 def _show_own_warnings() -> None:

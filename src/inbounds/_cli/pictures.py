@@ -9,25 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from inbounds import constraints as sets
 from inbounds._report.plots import DEFAULT_POINTS, HALF_WIDTH, Drawing
-from inbounds.constraints import (
-    Box,
-    Equal,
-    Fixed,
-    Grid,
-    Halfspace,
-    Hyperplane,
-    L1Ball,
-    MaxNorm,
-    MinMaxNorm,
-    Monotone,
-    NonNeg,
-    NonPos,
-    Simplex,
-    Sparse,
-    SumTo,
-    UnitNorm,
-)
 
 COLUMNS, ROWS = 33, 17  # a character is twice as high as it is wide
 INSIDE_BELOW = 0.1  # a character is inside the set if the violation there is below this, about half a column
@@ -54,25 +37,25 @@ def text_picture(drawing: Drawing) -> str:
 DRAWINGS = {
     type(drawing.set).__name__: drawing
     for drawing in (
-        Drawing(Box(-1, [1.5, 0.5])),
-        Drawing(Equal([0, 0])),
-        Drawing(Fixed([0.5, -0.5]), DEFAULT_POINTS[:1]),
-        Drawing(Grid(1.0), ((1.375, 0.75), (-1.75, 0.25), (-0.625, -1.25), (0.25, -0.75))),
-        Drawing(Halfspace([1, 2], 1), ((1.5, 1.0), (-0.5, 1.75), *DEFAULT_POINTS[2:])),
-        Drawing(Hyperplane([1, 2], 1)),
-        Drawing(L1Ball(1.0)),
-        Drawing(MaxNorm(1.0)),
-        Drawing(MinMaxNorm(0.75, 1.5), ((1.75, 1.0), (-0.25, 0.25), (-0.75, -1.75), (1.0, -0.75))),
-        Drawing(Monotone()),
-        Drawing(NonNeg()),
-        Drawing(NonPos()),
-        Drawing(Simplex(), (*DEFAULT_POINTS[:3], (0.5, 0.5))),
-        Drawing(Sparse(1)),
-        Drawing(SumTo(1.0)),
-        Drawing(UnitNorm()),
-        Drawing(MaxNorm(1.0) & Halfspace([1, 2], 1), ((1.5, 1.0), (-0.75, 1.5), *DEFAULT_POINTS[2:])),
-        Drawing(MaxNorm(1.0).where([True, False])),
-        Drawing(NonNeg().on(inputs=[1])),
+        Drawing(sets.Box(-1, [1.5, 0.5])),
+        Drawing(sets.Equal([0, 0])),
+        Drawing(sets.Fixed([0.5, -0.5]), DEFAULT_POINTS[:1]),
+        Drawing(sets.Grid(1.0), ((1.375, 0.75), (-1.75, 0.25), (-0.625, -1.25), (0.25, -0.75))),
+        Drawing(sets.Halfspace([1, 2], 1), ((1.5, 1.0), (-0.5, 1.75), *DEFAULT_POINTS[2:])),
+        Drawing(sets.Hyperplane([1, 2], 1)),
+        Drawing(sets.L1Ball(1.0)),
+        Drawing(sets.MaxNorm(1.0)),
+        Drawing(sets.MinMaxNorm(0.75, 1.5), ((1.75, 1.0), (-0.25, 0.25), (-0.75, -1.75), (1.0, -0.75))),
+        Drawing(sets.Monotone()),
+        Drawing(sets.NonNeg()),
+        Drawing(sets.NonPos()),
+        Drawing(sets.Simplex(), (*DEFAULT_POINTS[:3], (0.5, 0.5))),
+        Drawing(sets.Sparse(1)),
+        Drawing(sets.SumTo(1.0)),
+        Drawing(sets.UnitNorm()),
+        Drawing(sets.MaxNorm(1.0) & sets.Halfspace([1, 2], 1), ((1.5, 1.0), (-0.75, 1.5), *DEFAULT_POINTS[2:])),
+        Drawing(sets.MaxNorm(1.0).where([True, False])),
+        Drawing(sets.NonNeg().on(inputs=[1])),
     )
 }
 """The drawings by class name, one for each set that two dimensions show."""

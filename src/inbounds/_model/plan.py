@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from inbounds._arrays.views import Axes, View, WeightLayout
 from inbounds._errors import LayoutError
 from inbounds._model.table import Table, Tabular, common_prefix, quantity
@@ -116,6 +118,11 @@ class Entry:
     @property
     def paths(self) -> tuple[str, ...]:
         return tuple(weight.path for weight in self.weights)
+
+    def index_of(self, place: int, count: int) -> tuple[int, ...]:
+        """The index of one of `count` numbers: in the weight's axes that count units, where each unit has one."""
+        view = self.views[0]
+        return tuple(map(int, np.unravel_index(place, view.units if view.count == count else (count,))))
 
     @property
     def units(self) -> int:

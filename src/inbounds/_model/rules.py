@@ -82,28 +82,31 @@ def _plan(
     assignments = {key: assignment for key, assignment in assignments.items() if key not in empty}
     entries: list[Entry] = []
     free: list[tuple[Weight, str]] = []
-    joined: set[tuple[int, Set]] = set()
     of_layer: dict[int, list[Weight]] = {}
+    joint: dict[tuple[int, Set], list[Weight]] = {}  # those given one Joint or the like, in one layer or in several
     for weight in weights:
         of_layer.setdefault(id(weight.layer), []).append(weight)
+        if isinstance(given := _set_of(weight, assignments), JointSet):
+            joint.setdefault((0 if given.across_layers else id(weight.layer), given), []).append(weight)
+    units = Counter(given for _, given in joint)
     for weight in weights:
         assignment = assignments.get(id(weight.variable))
-        if assignment is None or not isinstance(assignment.set, Set):
+        if assignment is None or not isinstance(given := assignment.set, Set):
             free.append((weight, _why_free(weight, assignment)))
-        elif not isinstance(given := assignment.set, JointSet):
+        elif not isinstance(given, JointSet):
             entries.append(_entry(assignment, [weight]))
-        elif (key := (0 if given.across_layers else id(weight.layer), given)) not in joined:
-            joined.add(key)
-            near = weights if given.across_layers else of_layer[id(weight.layer)]
-            entries.append(_entry(assignment, *_members(weight, assignment, near, assignments, partial)))
+        elif members := joint.pop((0 if given.across_layers else id(weight.layer), given), None):
+            shared = f"{units[given]} layers have this Joint, and each has units of its own" * (units[given] > 1)
+            members, lacking = _members(members, of_layer[id(weight.layer)], assignments, partial)
+            entries.append(_entry(assignment, members, lacking, shared))
     if strict:
         _check_enforceable(entries)
-    joints = Counter(entry.set for entry in entries if isinstance(entry.set, Joint))
-    for place, entry in enumerate(entries):
-        if joints[entry.set] > 1:
-            shared = f"{joints[entry.set]} layers have this Joint, and each has units of its own"
-            entries[place] = replace(entry, note="; ".join(filter(None, [entry.note, shared])))
     return Plan(tuple(entries), tuple(free))
+
+
+def _set_of(weight: Weight, assignments: Mapping[int, Assignment]) -> Any:
+    assignment = assignments.get(id(weight.variable))
+    return None if assignment is None else assignment.set
 
 
 def _why_free(weight: Weight, assignment: Assignment | None) -> str:
@@ -119,7 +122,7 @@ def _why_free(weight: Weight, assignment: Assignment | None) -> str:
 # Entries.
 
 
-def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") -> Entry:
+def _entry(assignment: Assignment, members: Sequence[Weight], lacking: str = "", shared: str = "") -> Entry:
     """The entry of a set on a weight, or of a Joint or the like on several, if it can hold there."""
     given, first = assignment.set, members[0]
     is_joint = isinstance(given, JointSet)
@@ -139,10 +142,11 @@ def _entry(assignment: Assignment, members: Sequence[Weight], note: str = "") ->
                 raise LayoutError(wrong, f"{member.path}; {layout.apart[member.name]}", instead=instead)
         entry = Entry(given, tuple(members), assignment.source, "", layouts, bool(guessed))
         notes = [
-            note,
+            lacking,
             _guess_note(guessed[0], given) if guessed else "",
             "" if entry.other_span is None else f"the axis is not the layer's fan-in, {layouts[0].fan_in}",
             f"{frozen} frozen: projected when constrained, not trained" if frozen else "",
+            shared,
         ]
         _check_shapes(entry)
     return replace(entry, note="; ".join(filter(None, notes)))
@@ -185,17 +189,12 @@ def guess_warning(entries: Sequence[Entry]) -> str:
 
 
 def _members(
-    weight: Weight,
-    assignment: Assignment,
-    weights: Sequence[Weight],
-    assignments: Mapping[int, Assignment],
-    partial: bool,
+    members: list[Weight], of_layer: Sequence[Weight], assignments: Mapping[int, Assignment], partial: bool
 ) -> tuple[list[Weight], str]:
-    """The weights of a unit that a weight belongs to, and a note on those that it lacks."""
-    given = assignment.set
-    if not given.across_layers:
-        return _joint_members(weight, assignment, weights, assignments)
-    members = [w for w in weights if id(w.variable) in assignments and assignments[id(w.variable)].set == given]
+    """The weights with one Joint or the like in the order of the unit's entries, and a note on those that it lacks."""
+    given = _set_of(members[0], assignments)
+    if isinstance(given, Joint):
+        return _joint_members(members, of_layer, assignments)
     if not isinstance(given, Tied):
         return members, ""
     named = [[w for w in members if path_matches(name, w.path)] for name in given.weights]
@@ -210,17 +209,16 @@ def _members(
 
 
 def _joint_members(
-    weight: Weight, assignment: Assignment, weights: Sequence[Weight], assignments: Mapping[int, Assignment]
+    given: Sequence[Weight], of_layer: Sequence[Weight], assignments: Mapping[int, Assignment]
 ) -> tuple[list[Weight], str]:
     """Those of a layer's weights that make one vector per unit under a Joint, and a note on those that don't."""
-    joint: Joint = assignment.set
-    layer = weight.layer
-    layout = layout_of(layer)
-    own = {w.name: w for w in weights}
+    joint, layer, assignment = _set_of(given[0], assignments), given[0].layer, assignments[id(given[0].variable)]
+    roles = layout_of(layer).roles
+    own = {w.name: w for w in of_layer}
     members, missing = [], []
-    where = f"{joint!r} on {weight.path}"
+    where = f"{joint!r} on {given[0].path}"
     for name in joint.weights:
-        member = own.get(layout.roles.get(name, name))
+        member = own.get(roles.get(name, name))
         theirs = assignments.get(id(member.variable)) if member else None
         if member is None:
             missing.append(f"no {name}")
@@ -240,8 +238,7 @@ def _joint_members(
             wrong = "A Joint names a weight that was not given it"
             instead = f"constrain(model, {{{layer.name!r}: {joint!r}}}), or the same Joint for {name} too"
             raise RuleError(wrong, f"none for {member.path}", where=where, instead=instead)
-    given = [w for w in own.values() if id(w.variable) in assignments and assignments[id(w.variable)].set == joint]
-    if unnamed := [w for w in given if w not in members]:
+    if unnamed := [w for w in own.values() if w in given and w not in members]:
         wrong, where = "A Joint was given to a weight that it doesn't name", f"the weights {', '.join(own)}"
         instead = f"Joint({joint.inner!r}, weights={tuple(own)!r}), or those of them that make a unit"
         instead, where = instead if len(own) > 1 else repr(joint.inner), f"{type(layer).__name__} with {where}"

@@ -1,24 +1,8 @@
-"""Rules files: the arguments of `constrain` in TOML.
+"""Rules files: the arguments of `constrain` in TOML, see docs/command-line.md.
 
-    metric = "euclidean"                     # optional, as the arguments of `constrain`
-    every = 10
-    gradient = "reduced"
-    latent = true
-
-    [rules]                                  # weights: a glob on the end of a path
-    "conv*/kernel" = "MaxNorm(1.5)"
-    "**/gamma" = "Box(0.5, 2.0)"
-
-    [layers]                                 # layers: a class, or a layer's name
-    Dense = "Joint(MaxNorm(2.0))"
-    head = {kernel = "NonNeg", bias = "Box(-1, 1)"}
-
-A set is written as the Python code that it prints as, including `&`, `where`, `on` and `per`. A name alone
-is a set without arguments. The code is parsed and not evaluated: it may hold only sets, numbers,
-strings, None, lists and tuples.
-
-A weight obeys the last rule that matches it, in the order of the file. A table's place is where it
-first appears. So with `[layers]` below `[rules]`, the rules in `[layers]` win.
+The code of a set is parsed and not evaluated: it may hold only sets, numbers, strings, None, lists and
+tuples. A table's place is where it first appears. So with `[layers]` below `[rules]`, the rules in
+`[layers]` win.
 """
 
 from __future__ import annotations

@@ -56,15 +56,14 @@ def assignments_of(
     source, chosen, chosen_weights = _selected(selector, layers, weights)
     if isinstance(value, Together):
         chosen_weights = chosen_weights or [w for w in weights_of(*chosen) if w.created_trainable]
-    elif isinstance(selector, (type, keras.Layer)) or isinstance(value, (Mapping, Joint)):
+        if not chosen_weights:
+            raise _no_match_of_rule(selector, source, value, weights, chosen_weights)
+    elif isinstance(selector, (type, keras.Layer)) or isinstance(value, (Mapping, Joint)) or not chosen_weights:
         by_name = isinstance(selector, str) and isinstance(value, Joint)
         named = [layer for layer in chosen if not by_name or selector in _names(layer)]
         if not named:
-            owners = chosen or [weight.layer for weight in chosen_weights]
-            raise _no_layer_error(selector, source, value, layers, owners)
+            raise _no_match_of_rule(selector, source, value, weights, chosen_weights or weights_of(*chosen))
         return _layer_assignments(source if isinstance(selector, type) else f"layer {source}", value, named)
-    if not chosen_weights:
-        raise _no_weight_error(selector, source, value, weights, weights_of(*chosen))
     chosen_set = _as_set(value, source)
     return {id(weight.variable): Assignment(chosen_set, source) for weight in chosen_weights}
 
@@ -125,16 +124,18 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
     owned = weights_of(*chosen)
     names = sorted({weight.name for weight in owned})
     if isinstance(value, Mapping) and value:
-        return _mapping_assignments(source, value, chosen[0], owned)
-    chosen_set = value if isinstance(value, Mapping) else _as_set(value, source, _of_one_weight(owned, "MaxNorm(2.0)"))
+        return _mapping_assignments(source, value, chosen, owned)
+    instead = _rules_of_one_weight(chosen, owned, "MaxNorm(2.0)")
+    chosen_set = value if isinstance(value, Mapping) else _as_set(value, source, instead)
     if not isinstance(chosen_set, Joint):
-        wrong, code, also = "A mapping for a layer is empty", "MaxNorm(2.0)", ""
+        wrong = "A mapping for a layer is empty"
         if isinstance(chosen_set, Set):
             wrong, code = "A plain set for a layer doesn't say which of its weights it is for", _as_code(value)
+            instead = _rules_of_one_weight(chosen, owned, code)
             if "kernel" in names and chosen_set.axis is None and not contains(chosen_set, (Custom, JointSet)):
-                also = f", or Joint({code}) for kernel and bias as one vector"
+                instead += f", or {_rules_of(chosen, owned, f'Joint({code})')} for kernel and bias as one vector"
         where = f"the weights {', '.join(names) or 'none'}"
-        raise RuleError(wrong, f"{source}: {shown(value)}", where=where, instead=_of_one_weight(owned, code) + also)
+        raise RuleError(wrong, f"{source}: {shown(value)}", where=where, instead=instead)
     assignments = {}
     for weight in owned:
         roles = layout_of(weight.layer).roles
@@ -143,13 +144,13 @@ def _layer_assignments(source: str, value: Any, chosen: Sequence[Any]) -> dict[i
     if not assignments:
         wrong = f"No layer that the rule selects has any of the weights {', '.join(chosen_set.weights)}"
         received = f"{source}: {shown(value)}"
-        instead = _of_one_weight(owned, repr(chosen_set.inner))
+        instead = _rules_of_one_weight(chosen, owned, repr(chosen_set.inner))
         raise _no_match_error(wrong, received, similar_or_first(chosen_set.weights[0], names), instead)
     return assignments
 
 
 def _mapping_assignments(
-    source: str, value: Mapping[Any, Any], layer: Any, owned: Sequence[Weight]
+    source: str, value: Mapping[Any, Any], chosen: Sequence[Any], owned: Sequence[Weight]
 ) -> dict[int, Assignment]:
     """The assignments of a mapping from names to sets on the weights that the chosen layers own."""
     assignments: dict[int, Assignment] = {}
@@ -159,23 +160,15 @@ def _mapping_assignments(
         if not matching:
             near = similar_or_first(str(name), sorted({weight.name for weight in owned}))
             wrong = f"No layer that the rule selects has a weight {name!r}"
-            instead = f"{{{near[0]!r}: {_as_code(given)}}}" if near else "layers that have weights"
+            meant = {near[0] if one == name else one: inner for one, inner in value.items()} if near else {}
+            instead = _rules_of(chosen, owned, _as_code(meant)) if near else "layers that have weights"
             raise _no_match_error(wrong, received, near, instead)
         chosen_set = _as_set(given, f"{source}: {name}")
         if isinstance(chosen_set, Joint):
             wrong = "A Joint is for a whole layer, and this is the rule of one of its weights"
-            raise RuleError(wrong, received, instead=f"{{{layer.name!r}: {shown(given)}}}")
+            raise RuleError(wrong, received, instead=_rules_of(chosen, owned, shown(given)))
         assignments |= {id(weight.variable): Assignment(chosen_set, f"{source}: {name}") for weight in matching}
     return assignments
-
-
-def _of_one_weight(weights: Sequence[Weight], code: str) -> str:
-    """A mapping from one weight to a set, as code: from the kernel, else from the first trainable one."""
-    names = [weight.name for weight in weights if weight.created_trainable] or [weight.name for weight in weights]
-    if not names:
-        return "layers that have weights"
-    example = "kernel" if "kernel" in names else names[0]
-    return f"{{{example!r}: {code}}}"
 
 
 def _as_code(value: Any) -> str:
@@ -206,40 +199,58 @@ def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
 # Errors of selectors that select nothing.
 
 
-def _no_layer_error(selector: Any, source: str, value: Any, layers: Sequence[Any], owners: Sequence[Any]) -> RuleError:
-    """The error of a rule for layers that selects none, but perhaps weights, or the layers that own them."""
-    code, names = _as_code(value), sorted({layer.name for layer in layers})
-    if isinstance(selector, type):
-        classes = sorted({type(layer).__name__ for layer in layers})
-        shipped = [f"keras.layers.{name}" for name in similar(source, classes) if hasattr(keras.layers, name)]
-        wrong, near = f"No layer of the model is a {source}", similar_or_first(source, classes)
-        instead = f"{{{shipped[0]}: {code}}}" if shipped else "the class of one of these"
-    elif isinstance(selector, keras.Layer):
-        alike = similar(source, names)
-        wrong, near = f"The layer {source!r} is not in the model", alike or names
-        instead = f"{{{alike[0]!r}: {code}}}" if alike else "one of these"
-    else:
-        kind = "A Joint" if isinstance(value, Joint) else "A mapping of names"
-        wrong = f"{kind} is for a layer, and {source!r} selects {'weights' if owners else 'nothing'}"
-        alike = list(dict.fromkeys(layer.name for layer in owners)) or similar_or_first(source.split("/")[0], names)
-        near, instead = [f"the layer {name}" for name in alike], f"{{{alike[0]!r}: {code}}}"
-    return _no_match_error(wrong, _received(selector, source, value), near, instead)
-
-
-def _no_weight_error(
-    selector: Any, source: str, value: Any, weights: Sequence[Weight], owned: Sequence[Weight]
+def _no_match_of_rule(
+    selector: Any, source: str, value: Any, weights: Sequence[Weight], selected: Sequence[Weight]
 ) -> RuleError:
-    """The error of a rule for weights that selects none, but perhaps layers, which own some."""
-    received, code = _received(selector, source, value), _as_code(value)
-    if owned:
-        wrong = f"{selector!r} is a layer, and a plain set doesn't say which of its weights it is for"
-        where = f"the weights {', '.join(dict.fromkeys(weight.name for weight in owned))}"
-        return RuleError(wrong, received, where=where, instead=f"{{{selector!r}: {_of_one_weight(owned, code)}}}")
-    near, instead = [weight.path for weight in weights], "a glob such as '**/kernel', or a variable of this model"
-    if isinstance(selector, str):
-        near = _similar_paths(selector, weights)
-        instead = f"{{{near[0]!r}: {code}}}"
-    return _no_match_error(f"No weight matches {source!r}", received, near, instead)
+    """The error of a rule that selects none of what its value is for: layers, or weights; `selected` are others."""
+    by_class, code, received = isinstance(selector, type), _as_code(value), _received(selector, source, value)
+    wanted = value.weights if isinstance(value, Joint) else value if isinstance(value, Mapping) else ()
+
+    def owners(some: Sequence[Weight]) -> list[Any]:
+        return list(dict.fromkeys(one.layer for one in [one for one in some if one.name in wanted] or some))
+
+    names = sorted({type(layer).__name__ if by_class else layer.name for layer in owners(weights)})
+    near = similar(source.split("/")[0], names)
+    if by_class:
+        wrong = f"No layer of the model is a {source}"
+    elif isinstance(selector, keras.Layer):
+        wrong = f"The layer {source!r} is not in the model"
+    elif wanted:
+        kind = "A Joint" if isinstance(value, Joint) else "A mapping of names"
+        wrong = f"{kind} is for a layer, and {source!r} selects {'weights' if selected else 'nothing'}"
+    else:
+        wrong = f"No weight matches {source!r}"
+        if not isinstance(selector, str):
+            instead = "a glob such as '**/kernel', or a variable of this model"
+            return _no_match_error(wrong, received, [weight.path for weight in weights], instead)
+        if "/" in source or not near:
+            near = _similar_paths(selector, weights)
+            return _no_match_error(wrong, received, near, f"{{{near[0]!r}: {code}}}")
+    near = near or names[:5]
+    chosen = owners(selected) or [one for one in owners(weights) if near[0] in (type(one).__name__, one.name)]
+    if not by_class:
+        near = [f"the layer {name}" for name in ([layer.name for layer in chosen] if selected else near)]
+    instead = _rules_of(chosen, weights, code) if wanted else _rules_of_one_weight(chosen, weights_of(*chosen), code)
+    return _no_match_error(wrong, received, near, instead)
+
+
+def _rules_of(chosen: Sequence[Any], weights: Sequence[Weight], code: str) -> str:
+    """Rules that give some layers a value, as code: by class where they are all of it, several, else by name."""
+    classes, others = list(map(type, chosen)), [one.layer for one in weights if one.layer not in chosen]
+
+    def named(layer: Any) -> str:
+        cls = type(layer)
+        alone = classes.count(cls) == 1 or any(isinstance(one, cls) for one in others)
+        return repr(layer.name) if alone or not hasattr(keras.layers, cls.__name__) else f"keras.layers.{cls.__name__}"
+
+    return f"{{{', '.join(f'{selector}: {code}' for selector in dict.fromkeys(map(named, chosen)))}}}"
+
+
+def _rules_of_one_weight(chosen: Sequence[Any], owned: Sequence[Weight], code: str) -> str:
+    """Rules that give a set to one weight of each layer: to the kernel, else to the first trainable one."""
+    names = [weight.name for weight in owned if weight.created_trainable] or [weight.name for weight in owned]
+    example = "kernel" if "kernel" in names else names[0] if names else ""
+    return _rules_of(chosen, owned, f"{{{example!r}: {code}}}") if names else "layers that have weights"
 
 
 def _received(selector: Any, source: str, value: Any) -> str:

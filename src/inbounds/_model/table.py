@@ -10,6 +10,7 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import rich.table
@@ -54,12 +55,12 @@ class Table:
     ) -> Table:
         """A table of rows and notes that begin with paths of weights, which are shown without their prefix."""
 
-        def short(paths: Sequence[str]) -> list[str]:
-            return [path.removeprefix(prefix) for path in paths]
+        def named(paths: Sequence[str], between: str) -> str:
+            return between.join(path.removeprefix(prefix) for path in paths)
 
-        named = ((" + ".join(short(paths)), note) for paths, note in notes)
-        cells = [("\n".join(short(paths)), *rest) for paths, rest in rows]
-        return cls(title, columns, cells, [*merged_notes(named), *more_notes])
+        cells = [(named(paths, "\n"), *rest) for paths, rest in rows]
+        merged = merged_notes((named(paths, " + "), note) for paths, note in notes)
+        return cls(title, columns, cells, [*merged, *more_notes])
 
     def __str__(self) -> str:
         width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
@@ -146,11 +147,8 @@ def index_text(index: Sequence[int] | None) -> str:
 
 def common_prefix(paths: Iterable[str]) -> str:
     """The first parts that all paths share, such as `"sequential/"`, but no path's last two."""
-    parts = [path.split("/") for path in paths]
-    shared = 0
-    while parts and all(len(p) > shared + 2 and p[shared] == parts[0][shared] for p in parts):
-        shared += 1
-    return "".join(f"{part}/" for part in parts[0][:shared]) if shared else ""
+    levels = zip(*(path.split("/")[:-2] for path in paths), strict=False)
+    return "".join(f"{parts[0]}/" for parts in takewhile(lambda parts: len(set(parts)) == 1, levels))
 
 
 def merged_notes(notes: Iterable[tuple[str, str]]) -> list[str]:

@@ -54,12 +54,8 @@ class Weight:
     @property
     def constraint_argument(self) -> str | None:
         """The layer's argument for the constraint of this weight, saved with the layer, or None."""
-        candidates = {
-            "recurrent_kernel": ["recurrent_constraint"],
-            "depthwise_kernel": ["depthwise_constraint"],
-            "pointwise_kernel": ["pointwise_constraint"],
-            "kernel": ["depthwise_constraint", "kernel_constraint"],
-        }.get(self.name, [f"{self.name}_constraint"])
+        names = [f"{self.name}_constraint", f"{self.name.removesuffix('_kernel')}_constraint"]
+        candidates = ["depthwise_constraint"] * (self.name == "kernel") + names
         return next((name for name in candidates if hasattr(self.layer, name)), None)
 
     @property

@@ -19,7 +19,7 @@ import numpy as np
 
 from inbounds._arrays.laid import Laid
 from inbounds._arrays.ops import MANTISSA_BITS, in_numpy, to_numpy
-from inbounds._arrays.views import Axes
+from inbounds._arrays.views import View
 from inbounds._errors import ConstraintViolation, SetError, explain, printable, shown
 from inbounds._model.layout import layout_of
 from inbounds._model.plan import Entry
@@ -31,7 +31,7 @@ from inbounds._report.report import Provenance, Report, Row, Status
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
 from inbounds._sets.notation import mathematics
-from inbounds._sets.set import Measured, Set, of_keras
+from inbounds._sets.set import Set, of_keras
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.optimizers import steps_taken
 from inbounds._train.weight_access import exclusive_access
@@ -189,11 +189,10 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
     if entry.set.centers:
         note = 'the centre "current" becomes the weights as they are when the model is constrained'
         return _unmeasured_row(entry.paths, code, note, entry.set, entry.source)
-    values = [one.effective_value() for one in entry.weights]
+    values = [in_numpy(one.effective_value()) for one in entry.weights]
     measured = entry.applied.at(step).measure(values, entry.axes)
     violation, outside = np.maximum(measured.excess, 0.0), measured.outside
-    view, largest = entry.views[0], int(np.argmax(np.where(outside, violation, 0)))
-    worst = np.unravel_index(largest, view.units if view.count == violation.size else violation.shape)
+    worst = entry.index_of(int(np.argmax(np.where(outside, violation, 0))), violation.size)
     status: Status = "violated" if outside.any() else "unenforced" if reason else "holds"
     used = [f"{one.name} is {one.effective_description}" for one in entry.weights if not one.is_stored]
     notes = [entry.note, entry.lost_steps, f"at step {step}" * entry.set.changes, *used, reason]
@@ -203,7 +202,7 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
         units=int(violation.size),
         violated=int(outside.sum()),
         violation=float(violation.max(initial=0.0)),
-        worst_unit=tuple(int(i) for i in worst) if outside.any() else None,
+        worst_unit=worst if outside.any() else None,
         active=float(np.mean(measured.active)) if entry.set.has_boundary else math.nan,
         tolerance=float(measured.slack.max(initial=0.0)),
         status=status,
@@ -223,24 +222,22 @@ def _bars(excess: np.ndarray[Any, Any]) -> tuple[float, ...]:
     return tuple(np.maximum.reduceat(excess, starts).tolist()) if excess.size else ()
 
 
-def _sorted_entries(values: Sequence[Any]) -> tuple[float, ...]:
+def _sorted_entries(arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[float, ...]:
     """Up to MOST_BARS entries from the smallest to the largest, evenly spaced; NaN last. Of many, of a sample."""
-    arrays = [in_numpy(value).ravel() for value in values]
     if (count := sum(array.size for array in arrays)) > MOST_SORTED:
-        shares = [MOST_SORTED * array.size // count for array in arrays]
         rng = np.random.default_rng(0)
-        arrays = [array[rng.integers(0, array.size, n)] for array, n in zip(arrays, shares, strict=True)]
-    entries = np.concatenate(list(map(to_numpy, arrays)))
+        arrays = [array.ravel()[rng.integers(0, array.size, MOST_SORTED * array.size // count)] for array in arrays]
+    entries = np.concatenate([to_numpy(array).ravel() for array in arrays])
     places = np.linspace(0, entries.size - 1, min(entries.size, MOST_BARS)).astype(int)
     return tuple(np.sort(entries)[places].tolist())
 
 
 def _singular_values(entry: Entry, values: Sequence[Any]) -> tuple[float, ...]:
     """The largest MOST_BARS singular values of each matrix of a set of matrices; none where that takes long."""
-    if not entry.set.matrix:
+    if not entry.set.matrix or min(entry.views[0].count, sum(view.size for view in entry.views)) > LARGEST_MATRIX:
         return ()
     rows = Laid.of_weights(values, entry.axes).rows
-    if min(rows.shape) > LARGEST_MATRIX or not np.isfinite(rows).all():
+    if not np.isfinite(rows).all():
         return ()
     matrices = rows.reshape(entry.units, -1, rows.shape[1])
     return tuple(np.linalg.svd(matrices, compute_uv=False)[:, :MOST_BARS].ravel().tolist())
@@ -274,9 +271,22 @@ def _declared_row(weight: Weight, declared: Any, reason: str, weights: Sequence[
         span = entry.other_span
     except SetError as error:
         return _unmeasured_row((weight.path,), code, str(error), constraint, source)
-    along, note = _along_fan_in(constraint, weight, span, weights)
+    if span is None or isinstance(constraint, Custom):
+        return _set_row(entry, code, _unenforced_reason(entry))
+    value = in_numpy(weight.effective_value())
+    along = constraint.measure([value], [span])
+    outside, units = int(np.sum(along.outside)), quantity(along.excess.size, "unit")
+    note = f"axis {constraint.axis} is not the layer's fan-in {span}: of its {units} {outside} are outside"
+    if outside:
+        norm = np.linalg.norm(to_numpy(View(value.shape, tuple(sorted(span))).rows(value)[np.argmax(along.excess)]))
+        selector = _unique_selector(weight, weights)
+        note += (
+            f", by up to {along.excess.max():.3g}, with a norm of {norm:.3g}; instead: "
+            f"{_constrain_call(selector, constraint)}, "
+            f"or where the axis is meant so: inbounds.audit(model, accept={selector!r})"
+        )
     row = _set_row(replace(entry, note=note), code, _unenforced_reason(entry))
-    if along is None or row.status != "holds" or accepted or isinstance(declared, Set):
+    if not outside or row.status != "holds" or accepted or isinstance(declared, Set):
         return row
     return replace(row, status="misaligned", excess=_bars(along.excess))
 
@@ -284,28 +294,6 @@ def _declared_row(weight: Weight, declared: Any, reason: str, weights: Sequence[
 def _declared_constraint(weight: Weight) -> Any:
     constraint = weight.variable.constraint
     return weight.declared_constraint if constraint is None else constraint
-
-
-def _along_fan_in(
-    constraint: Set, weight: Weight, span: Axes | None, weights: Sequence[Weight]
-) -> tuple[Measured | None, str]:
-    """The units along the layer's fan-in, if the set has another axis and some are outside; a note."""
-    if span is None or isinstance(constraint, Custom):
-        return None, ""
-    value = weight.effective_value()
-    measured = constraint.measure([value], [span])
-    outside = int(np.sum(measured.outside))
-    units = quantity(measured.excess.size, "unit")
-    note = f"axis {constraint.axis} is not the layer's fan-in {span}: of its {units} {outside} are outside"
-    if not outside:
-        return None, note
-    norm = np.sqrt(np.sum(np.square(to_numpy(value)), axis=span)).ravel()[np.argmax(measured.excess)]
-    selector = _unique_selector(weight, weights)
-    return measured, (
-        f"{note}, by up to {measured.excess.max():.3g}, with a norm of {norm:.3g}; instead: "
-        f"{_constrain_call(selector, constraint)}, "
-        f"or where the axis is meant so: inbounds.audit(model, accept={selector!r})"
-    )
 
 
 def _as_set(constraint: Any) -> Set:

@@ -105,12 +105,16 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self.history: Numbers = {}
         self.weights: dict[str, Numbers] = {}
         self.unmoved: tuple[str, ...] = ()
-        self.not_finite: dict[str, int] = {}
         self._batches = 0
         self._epoch = 0
+        self._last_stationarity = float("nan")
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drops what is known of one fit only."""
+        self.not_finite: dict[str, int] = {}
         self._last_finite: int | None = None
         self._checked = False
-        self._last_stationarity = float("nan")
         self._warned: set[str] = set()
         self._previous: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}
 
@@ -129,15 +133,11 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         return history_figure(self.history, self.weights)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._warned = set()
-        self._previous = {}
-        self.not_finite = {}
-        self._last_finite = None
-        self._checked = False
+        self._forget()
         if self.stationarity:
             if _on_several_devices(self.model):
-                wrong, model = "The stationarity is not measured on several devices", self.model
-                where = f"{type(model).__name__} {model.name!r}"
+                wrong = "The stationarity is not measured on several devices"
+                where = f"{type(self.model).__name__} {self.model.name!r}"
                 raise RuleError(wrong, "stationarity=True", where=where, instead="inbounds.Monitor()")
             _measure(self.model, "gradients")
         if self.per_weight and not _on_several_devices(self.model):
@@ -227,24 +227,36 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         unmoved = []
         for entry, weight, (steps, new) in current:
             old_steps, old = self._previous.get(id(weight.variable), (steps, new))
-            if steps > old_steps and _learning_rate(self.model, weight) != 0 and _is_unmoved(entry, old, new):
-                unmoved.append(weight.path)
-                if weight.path not in self._warned:
-                    self._warned.add(weight.path)
-                    _warn_unmoved(entry, weight, f"epoch {epoch + 1}, {quantity(steps - old_steps, 'step')}")
+            optimizers = optimizers_stepping(self.model, [weight.variable])
+            rate = max((float(keras.ops.convert_to_numpy(one.learning_rate)) for one in optimizers), default=0.0)
+            if steps == old_steps or rate == 0:
+                continue
+            slack = entry.applied.measure(entry.variables, entry.axes).slack  # within which steps leave it
+            if np.abs(new - old).max(initial=0.0) > slack.max(initial=0.0):
+                continue
+            unmoved.append(weight.path)
+            if weight.path not in self._warned:
+                self._warned.add(weight.path)
+                wrong = f"No step has moved {weight.path}: {entry.lost_steps}; or its gradient is 0"
+                where = f"epoch {epoch + 1}, {quantity(steps - old_steps, 'step')}"
+                finer = "a set that follows smaller steps: of a grid, a finer one"
+                instead = f"constrain(model, rules, latent=True), a larger learning rate, or {finer}"
+                text = explain(wrong, repr(entry.set), where=where, instead=instead)
+                warnings.warn(text, WeightNotMovedWarning, stacklevel=2)
         self.unmoved = tuple(unmoved)
         self._previous = {id(weight.variable): now for _, weight, now in current}
 
     def _values_that_may_stall(self) -> list[tuple[Entry, Weight, tuple[int, np.ndarray[Any, Any]]]]:
         """The trained weights whose sets can swallow steps, each with its step count and values."""
         entries = resolve(self.model, None, current_constraint, strict=False).entries
-        return [
-            (entry, weight, (_step_count(self.model, weight), to_numpy(weight.variable)))
-            for entry in entries
-            if entry.lost_steps
-            for weight in entry.weights
-            if weight.variable.trainable and not weight.quantized
-        ]
+        pairs = [(entry, weight) for entry in entries if entry.lost_steps for weight in entry.weights]
+        trained = [(entry, weight) for entry, weight in pairs if weight.variable.trainable and not weight.quantized]
+
+        def steps(weight: Weight) -> int:
+            optimizers = optimizers_stepping(self.model, [weight.variable])
+            return sum(int(one.iterations) for one in optimizers if one.built)
+
+        return [(entry, weight, (steps(weight), to_numpy(weight.variable))) for entry, weight in trained]
 
 
 def _append(kept: Numbers, **numbers: float) -> None:
@@ -291,27 +303,3 @@ def _moves(model: Any) -> dict[str, float]:
         moves |= dict(zip(map(id, optimizer._trainable_variables), squares.tolist(), strict=True))
     variables = {weight.path: weight.variable for weight in weights_of(model)}
     return {path: moves.get(id(v), math.nan if v.trainable else 0.0) for path, v in variables.items()}
-
-
-def _is_unmoved(entry: Entry, old: np.ndarray[Any, Any], new: np.ndarray[Any, Any]) -> bool:
-    """Whether no entry has moved by more than the set's tolerance, within which steps leave it."""
-    moved = np.abs(new - old).max(initial=0.0)
-    return bool(moved <= entry.applied.measure(entry.variables, entry.axes).slack.max(initial=0.0))
-
-
-def _step_count(model: Any, weight: Weight) -> int:
-    """The number of steps that the optimizers of a weight have taken."""
-    return sum(int(one.iterations) for one in optimizers_stepping(model, [weight.variable]) if one.built)
-
-
-def _learning_rate(model: Any, weight: Weight) -> float:
-    """The largest current learning rate of a weight's optimizers."""
-    rates = (optimizer.learning_rate for optimizer in optimizers_stepping(model, [weight.variable]))
-    return max((float(keras.ops.convert_to_numpy(rate)) for rate in rates), default=0.0)
-
-
-def _warn_unmoved(entry: Entry, weight: Weight, when: str) -> None:
-    wrong = f"No step has moved {weight.path}: {entry.lost_steps}; or its gradient is 0"
-    finer = "a set that follows smaller steps: of a grid, a finer one"
-    instead = f"constrain(model, rules, latent=True), a larger learning rate, or {finer}"
-    warnings.warn(explain(wrong, repr(entry.set), where=when, instead=instead), WeightNotMovedWarning, stacklevel=2)

@@ -168,9 +168,8 @@ def _pressure_row(model: Any, entry: Entry, gradients: Mapping[int, Any]) -> Pre
         removed = applied.reduced(units, gradient).map(lambda reduced, full: reduced - full, gradient)
         values = applied.multiplier(units, removed)
     largest = int(np.argmax(np.nan_to_num(np.abs(values))))
-    shape = units.shape if units.count == values.size else values.shape
     has_pressure = np.isfinite(values[largest]) and values[largest] != 0
-    unit = tuple(int(i) for i in np.unravel_index(largest, shape)) if has_pressure else None
+    unit = entry.index_of(largest, values.size) if has_pressure else None
     return PressureRow(entry.paths, repr(entry.set), values, unit)
 
 

@@ -177,7 +177,7 @@ class Report(Tabular):
             OSError: the file can't be written.
         """
         target = Path(path)
-        target.write_text(html_page(self.to_dict()), encoding="utf-8")
+        target.write_text(html_page(self), encoding="utf-8")
         return target
 
     def plot(self, pressure: Iterable[Any] = ()) -> Any:
