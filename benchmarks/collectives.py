@@ -14,7 +14,6 @@ os.environ["KERAS_BACKEND"] = "jax"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import argparse
-import json
 import math
 import re
 from collections import Counter
@@ -168,27 +167,18 @@ def main():
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--shardings", default=",".join(SHARDINGS))
     parser.add_argument("--metrics", default="euclidean,optimizer")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--looks", action="store_true")
     given = parser.parse_args()
     if given.looks:
         for name, metric in (("MaxNorm", "optimizer"), ("L1Ball", "euclidean"), ("L1Ball", "optimizer")):
             print(f"{name:18} {metric:10} looks: projections {looks(name, metric)}", flush=True)
         return
-    rows = []
     for name in given.sets.split(","):
         for metric in given.metrics.split(","):
             for sharding in given.shardings.split(","):
                 row = measured(name, sharding, metric, given.inputs, given.units)
-                rows.append(row)
-                if not given.json:
-                    print(
-                        f"{name:18} {metric:10} {sharding:7} {row['bytes_per_weight']:8.1f} B a weight  "
-                        f"{row['summary']}",
-                        flush=True,
-                    )
-    if given.json:
-        print(json.dumps(rows))
+                moved = f"{row['bytes_per_weight']:8.1f} B a weight"
+                print(f"{name:18} {metric:10} {sharding:7} {moved}  {row['summary']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ REPEATED = ("dtype", "scale", "seed", "shape", "size")
 USUAL = {"numpy": "float64"}
 """The dtype of three samples in four, by library; float32 for the others."""
 
-TURNS = (*["torch"] * 5, "tensorflow", *["torch"] * 5, "jax")
+TURNS = (*["torch"] * 5, "tensorflow", *["torch"] * 5, "jax", *["torch"] * 12)
 """Whose turn it is, by test function; PyTorch has most, since it compiles nothing."""
 
-TURNS_OF_CASES = (*["torch"] * 3, "tensorflow", *["torch"] * 2, "jax")
+TURNS_OF_CASES = (*["torch"] * 4, "tensorflow", *["torch"] * 3, "jax")
 """Likewise, by test function and case: the numbers of both are added, so that a set goes round as the laws do."""
 
 everything = False
@@ -57,9 +57,13 @@ def is_of_another_backend(item: Any, backend: str) -> bool:
     mark = item.get_closest_marker("by_turns")
     if mark is None or any(item.iter_markers("skipif")):
         return False
-    cases = [_text(item.callspec.params[name]) for name in mark.args]
+    return turn_of(_function_of(item), *(item.callspec.params[name] for name in mark.args)) != backend
+
+
+def turn_of(function: str, *cases: Any) -> str:
+    """The backend that runs a test function, or some cases of it."""
     turns = TURNS_OF_CASES if cases else TURNS
-    return turns[sum(zlib.crc32(text.encode()) for text in (_function_of(item), *cases)) % len(turns)] != backend
+    return turns[sum(zlib.crc32(text.encode()) for text in (function, *map(_text, cases))) % len(turns)]
 
 
 def _text(value: Any) -> str:

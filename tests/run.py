@@ -14,9 +14,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).parent.parent
 BACKENDS = ("torch", "tensorflow", "jax")  # the first runs what no backend has a part in, and has nothing to compile
@@ -60,26 +64,31 @@ def check(name: str) -> str:
     return run(CHECKS[name], **SETTINGS)
 
 
-def on_oldest_keras() -> str:
-    """Runs some tests on the oldest Keras that is supported, which is put before the installed one."""
+def on_oldest_keras(log: TextIO) -> str:
+    """Runs some tests on the oldest Keras that is supported, which is put before the installed one.
+
+    They run beside the checks, each of which takes one core, and first compile what the next processes import.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (oldest,) = re.findall(r"keras>=([\d.]+)", " ".join(project["dependencies"]))
     folder = ROOT / ".pytest_cache" / f"keras-{oldest}"
     if not folder.exists():
         pip = ["pip", "install", "--quiet", "--no-deps", "--target", str(folder), f"keras=={oldest}"]
-        if "FAILED" in run(pip):
+        if "FAILED" in run(pip, log):
             return f"no tests, keras {oldest} can't be installed here"
     paths = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    return run(["pytest", *ON_OLDEST_KERAS], KERAS_BACKEND=BACKENDS[0], PYTHONPATH=paths, **SETTINGS)
+    return run(["pytest", *ON_OLDEST_KERAS], log, KERAS_BACKEND=BACKENDS[0], PYTHONPATH=paths, **SETTINGS)
 
 
-def run(command: list[str], **environment: str) -> str:
+def run(command: list[str], log: TextIO = sys.stdout, **environment: str) -> str:
     """Runs a command and says how it ended, and after how long."""
     label = " ".join([f"{name}={value}" for name, value in environment.items() if name == "KERAS_BACKEND"] + command)
-    print(f"\n+ {label}", flush=True)
+    print(f"\n+ {label}", file=log, flush=True)
     start = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=os.environ | environment).returncode
-    how = {0: "passed", NO_TESTS: "no tests"}.get(code, "FAILED")
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT
+    )
+    how = {0: "passed", NO_TESTS: "no tests"}.get(done.returncode, "FAILED")
     return f"{how} in {time.monotonic() - start:.0f} s"
 
 
@@ -96,18 +105,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(usage=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--backend", action="append", choices=BACKENDS)
     given, arguments = parser.parse_known_args()
-    ended = {} if given.backend else {name: check(name) for name in CHECKS}
-    once: list[str] = []
-    for backend in given.backend or BACKENDS:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log, ThreadPoolExecutor() as beside:
+        oldest = None if given.backend else beside.submit(on_oldest_keras, log)
+        ended = {} if given.backend else {name: check(name) for name in CHECKS}
+        ended |= on_backends(given.backend or BACKENDS, arguments)
+        if oldest is not None:
+            ended["oldest Keras"] = oldest.result()
+            log.seek(0)
+            print(log.read())
+    print("\n" + ", ".join(f"{name}: {how}" for name, how in ended.items()))
+    hows = {how.split(" in ")[0] for how in ended.values()}
+    return 0 if "passed" in hows and "FAILED" not in hows else 1
+
+
+def on_backends(backends: Iterable[str], arguments: list[str]) -> dict[str, str]:
+    """Runs the tests on one backend after the other, and says how each run ended."""
+    ended, once = {}, []
+    for backend in backends:
         settings = SETTINGS | OF_BACKEND[backend] | ({} if "--all" in arguments else FAST)
         for name, part in parts(arguments).items():
             ended[backend + name] = run([*TESTS, *once, *part], KERAS_BACKEND=backend, **settings)
         once = ["--once-done"]
-    if not given.backend:
-        ended["oldest Keras"] = on_oldest_keras()
-    print("\n" + ", ".join(f"{name}: {how}" for name, how in ended.items()))
-    hows = {how.split(" in ")[0] for how in ended.values()}
-    return 0 if "passed" in hows and "FAILED" not in hows else 1
+    return ended
 
 
 if __name__ == "__main__":

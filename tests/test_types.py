@@ -11,7 +11,7 @@ import pytest
 
 import inbounds as ib
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.xdist_group("types")]  # for both, mypy runs once
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,16 +1,17 @@
-"""Fits on eight devices of JAX, sharded in some ways, against one. Prints JSON; `test_jax_devices.py` reads it.
+"""Fits on eight devices of JAX, sharded in some ways, against one; and what programs of projections communicate.
 
-Its arguments are the metric and the sharding of each fit, as in `optimizer/data`.
+Prints JSON; `test_jax_devices.py` reads it. Its arguments are lists with commas between: the metric and the sharding of
+each fit, as in `optimizer/data`; and the sets, the shardings and the metrics of the programs.
 """
 
-import os
-
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ["KERAS_BACKEND"] = "jax"
-
+import itertools
 import json
 import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import collectives  # which makes the devices
 import jax
 import keras
 import numpy as np
@@ -50,12 +51,18 @@ def weights(model):
     return [(weight.path.split("/")[0], np.array(weight.value)) for weight in model.weights]
 
 
-def main(*fits):
+def programs(*lists):
+    """What is read of programs, which XLA optimizes, as for users. A matrix in a metric takes long to compile."""
+    asked = [each for each in itertools.product(*lists) if (each[0], each[2]) != ("SpectralNorm", "optimizer")]
+    return [collectives.measured(*each, inputs=128, units=64) for each in asked]
+
+
+def fits(*asked):
     jax.config.update("jax_disable_most_optimizations", True)  # of programs that run six times
     found = {}
     free = weights(fitted(None)[0])  # under Adam
-    ones = {metric: weights(fitted(metric)[0]) for metric in dict.fromkeys(fit.split("/")[0] for fit in fits)}
-    for fit in fits:
+    ones = {metric: weights(fitted(metric)[0]) for metric in dict.fromkeys(fit.split("/")[0] for fit in asked)}
+    for fit in asked:
         metric, name = fit.split("/")
         model, before = fitted(metric, name)
         after = [weight.value.sharding for weight in model.weights]
@@ -68,7 +75,8 @@ def main(*fits):
             "part of a kernel": list(kernel.addressable_shards[0].data.shape),
             "devices": len({shard.device for shard in kernel.addressable_shards}),
         }
-    print(json.dumps(found))
+    return found
 
 
-main(*sys.argv[1:])
+asked, *of_programs = [argument.split(",") for argument in sys.argv[1:]]
+print(json.dumps({"programs": programs(*of_programs), "fits": fits(*asked)}))

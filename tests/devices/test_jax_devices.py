@@ -31,8 +31,15 @@ UNITS = 64
 
 
 @pytest.fixture(scope="module")
-def fits():
-    return told_by("jax_fit.py", *FITS)
+def told():
+    """All of it from one process, which takes longest to start."""
+    lists = FITS, [*REDUCED, *GATHERED], SHARDINGS, ["euclidean", "optimizer"]
+    return told_by("jax_fit.py", *map(",".join, lists))
+
+
+@pytest.fixture(scope="module")
+def fits(told):
+    return told["fits"]
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -58,12 +65,8 @@ def test_weights_keep_their_sharding(fits, fit):
 
 
 @pytest.fixture(scope="module")
-def programs():
-    script = str(ROOT / "benchmarks" / "collectives.py")
-    given = "--json", "--units", str(UNITS), "--shardings", ",".join(SHARDINGS), "--sets"
-    rows = told_by(script, *given, ",".join(REDUCED))
-    rows += told_by(script, *given, ",".join(GATHERED), "--metrics", "euclidean")
-    return {(row["set"], row["metric"], row["sharding"]): row for row in rows}
+def programs(told):
+    return {(row["set"], row["metric"], row["sharding"]): row for row in told["programs"]}
 
 
 @pytest.mark.parametrize("metric", ["optimizer", "euclidean"])

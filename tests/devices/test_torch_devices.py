@@ -7,12 +7,12 @@ import pytest
 
 import repetition
 from devices.heads import near
-from devices.process import told_by_each
+from devices.process import told_by
 
 pytestmark = [
     pytest.mark.xdist_group("devices"),
     pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.distributed is of PyTorch"),
-    pytest.mark.skipif(sys.platform == "win32", reason="processes meet in a file, which gloo does on POSIX"),
+    pytest.mark.skipif(sys.platform != "linux", reason="a process with PyTorch in it can be forked on Linux"),
 ]
 
 TRAININGS = ["torch, euclidean", "keras, reduced", "torch, reduced"]  # who steps and who projects, in each way
@@ -26,9 +26,7 @@ GATHERED = ("spectral", "monotone", "sparse")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    meeting = str(tmp_path_factory.mktemp("torch") / "meeting")
-    first, _ = told_by_each("torch_processes.py", [(rank, meeting, *TRAININGS) for rank in ("0", "1")])
-    return first
+    return told_by("torch_processes.py", str(tmp_path_factory.mktemp("torch") / "meeting"), *TRAININGS)
 
 
 @pytest.mark.parametrize("training", TRAININGS)

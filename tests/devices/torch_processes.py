@@ -1,6 +1,6 @@
-"""One of two processes that train on PyTorch, replicated and sharded. Prints JSON; `test_torch_devices.py` reads it.
+"""Two processes train on PyTorch, replicated and sharded. The first prints JSON; `test_torch_devices.py` reads it.
 
-Its arguments are its rank, a file in which the processes meet, and the trainings, as in `keras, optimizer`.
+The arguments are a file in which the processes meet, and the trainings, as in `keras, optimizer`.
 """
 
 import os
@@ -214,8 +214,14 @@ def main(rank, meeting, *trainings):
         "trained sharded": {metric: trained_sharded(mesh, metric) for metric in ("optimizer", "euclidean")},
         "refused": refused(mesh),
     }
-    print(json.dumps(found))
     dist.destroy_process_group()
+    return found
 
 
-main(int(sys.argv[1]), *sys.argv[2:])
+second = os.fork()  # when all is imported, which takes longest, and nothing has been computed yet
+if second == 0:
+    main(1, *sys.argv[1:])
+else:
+    found = main(0, *sys.argv[1:])
+    assert os.waitpid(second, 0)[1] == 0
+    print(json.dumps(found))

@@ -9,7 +9,7 @@ __all__ = ["small_models"]
 
 def pytest_collection_modifyitems(items):
     """The tests of one layer come one after the other."""
-    places = [i for i, item in enumerate(items) if Path(__file__).parent in item.path.parents]
+    places = [i for i, item in enumerate(items) if item.path.parent == Path(__file__).parent]
     names: dict[str, int] = {}
     layer = {i: (getattr(items[i], "callspec", None) and items[i].callspec.params.get("name")) or "" for i in places}
     for name in layer.values():

@@ -20,8 +20,6 @@ from measure import inside, norms, numbers, on_bound, same_bits, slack, values_o
 import inbounds as ib
 import repetition
 
-pytestmark = pytest.mark.by_turns
-
 BACKEND = keras.backend.backend()
 BOUND = 0.4
 RULES = {"hidden": ib.Joint(ib.MaxNorm(BOUND)), "out": ib.UnitNorm()}
@@ -197,6 +195,7 @@ def found_in(folder):
     return found
 
 
+@pytest.mark.by_turns
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")  # of a weights file, in a model without
 def test_no_file_of_a_killed_run_that_loads_is_outside_and_the_resumed_run_ends_inside(runs, tmp_path):
     chance = random.Random(20)
@@ -246,6 +245,7 @@ def outside(path, digits):
     return values_of(model)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", ["free.weights.h5", "free.keras"])
 def test_weights_from_outside_are_found_violated_and_projected_at_once(name, digits, tmp_path):
     there = outside(tmp_path / name, digits)
@@ -263,6 +263,7 @@ def test_weights_from_outside_are_found_violated_and_projected_at_once(name, dig
     assert_held(model)
 
 
+@pytest.mark.by_turns
 def test_training_on_from_weights_from_outside_ends_inside_frozen_ones_but_for_a_projection(digits, tmp_path):
     outside(tmp_path / "free.weights.h5", digits)
     model = planned(keras.optimizers.SGD(1.0))
@@ -285,6 +286,7 @@ AVERAGES = {
 }
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("way", list(AVERAGES))
 def test_the_best_of_many_checkpoints_is_inside(way, digits, tmp_path):
     model, told = planned(keras.optimizers.Adam(0.05, **AVERAGES[way])), []
@@ -311,22 +313,18 @@ import json, sys
 sys.modules["inbounds"] = sys.modules["keras"] = None  # whatever imports them fails
 import numpy as np
 
-form, path, inputs = sys.argv[1], sys.argv[2], np.load(sys.argv[3])
-if form == "torch":
-    import torch
+def read(form, path, inputs):
+    if form == "torch":
+        import torch
 
-    program = torch.export.load(path)
-    outputs = [program.module()(torch.tensor(row[None])).detach().numpy()[0] for row in inputs]
-    weights = [weight.detach().numpy() for weight in program.state_dict.values()]
-if form == "tf_saved_model":
+        program = torch.export.load(path)
+        outputs = [program.module()(torch.tensor(row[None])).detach().numpy()[0] for row in inputs]
+        return outputs, [weight.detach().numpy() for weight in program.state_dict.values()]
     import tensorflow as tf
 
-    served = tf.saved_model.load(path)
-    outputs = served.serve(inputs).numpy()
-    weights = [variable.numpy() for variable in served.variables]
-if form == "litert":
-    import tensorflow as tf
-
+    if form == "tf_saved_model":
+        served = tf.saved_model.load(path)
+        return served.serve(inputs).numpy(), [variable.numpy() for variable in served.variables]
     lite = tf.lite.Interpreter(path)
     lite.allocate_tensors()
     weights = []
@@ -338,37 +336,41 @@ if form == "litert":
         lite.set_tensor(lite.get_input_details()[0]["index"], row[None])
         lite.invoke()
         outputs.append(lite.get_tensor(lite.get_output_details()[0]["index"])[0].copy())
+    return outputs, weights
+
+found, inputs = {}, np.load(sys.argv[1])
+for form, path in zip(sys.argv[2::2], sys.argv[3::2]):
+    outputs, weights = read(form, path, inputs)
+    kernels = {len(weight): weight.tolist() for weight in weights if weight.ndim == 2}
+    found[form] = {"outputs": np.array(outputs).tolist(), "hidden": kernels[64], "out": kernels[12]}
 assert sys.modules["inbounds"] is None
-kernels = {len(weight): weight.tolist() for weight in weights if weight.ndim == 2}
-print(json.dumps({"outputs": np.array(outputs).tolist(), "hidden": kernels[64], "out": kernels[12]}))
+print(json.dumps(found))
 """
 
-FORMATS = {
-    "tf_saved_model": {"torch": "Keras' export of SavedModel from PyTorch fails by itself"},
-    "torch": {"jax": "of PyTorch", "tensorflow": "of PyTorch"},
-    "litert": {"jax": "Keras exports LiteRT from TensorFlow", "torch": "needs the package litert-torch"},
-    "onnx": dict.fromkeys(("jax", "torch", "tensorflow"), "needs the package onnx or jax2onnx, which no test installs"),
+FORMATS = {  # and ONNX, for which Keras needs a package more
+    "jax": {"tf_saved_model": "served"},
+    "tensorflow": {"tf_saved_model": "served", "litert": "model.tflite"},
+    "torch": {"torch": "model.pt2"},
 }
 
 
-@pytest.mark.parametrize("form", list(FORMATS))
+@(pytest.mark.repetition if BACKEND != "tensorflow" else pytest.mark.repeats())  # which has most of the formats
 @pytest.mark.filterwarnings("ignore:The `native_serialization` parameter:DeprecationWarning")  # Keras' call of JAX
-def test_an_export_has_the_weights_that_are_inside_and_needs_nothing_of_inbounds(form, digits, tmp_path):
-    if BACKEND in FORMATS[form]:
-        pytest.skip(FORMATS[form][BACKEND])
-    if form in ("tf_saved_model", "litert"):
+def test_exports_have_the_weights_that_are_inside_and_need_nothing_of_inbounds(digits, tmp_path):
+    if BACKEND == "jax":
         pytest.importorskip("tensorflow", reason="TensorFlow writes it")
     model = planned()
     fit(model, digits)
     assert_held(model)
-    path = tmp_path / {"torch": "model.pt2", "litert": "model.tflite"}.get(form, "served")
-    model.export(path, format=form, verbose=False)
     inputs = digits[0][:4]
     np.save(tmp_path / "inputs.npy", inputs)
-    command = [sys.executable, "-W", "ignore", "-c", READER, form, str(path), str(tmp_path / "inputs.npy")]
+    command = [sys.executable, "-W", "ignore", "-c", READER, str(tmp_path / "inputs.npy")]
+    for form, name in FORMATS[BACKEND].items():
+        model.export(tmp_path / name, format=form, verbose=False)
+        command += [form, str(tmp_path / name)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    for name in ("hidden", "out"):
-        np.testing.assert_array_equal(np.float32(found[name]), numbers(model.get_layer(name).kernel))
-    np.testing.assert_allclose(found["outputs"], numbers(model(inputs)), rtol=0, atol=1e-6)
+    for found in json.loads(done.stdout.splitlines()[-1]).values():
+        for name in ("hidden", "out"):
+            np.testing.assert_array_equal(np.float32(found[name]), numbers(model.get_layer(name).kernel))
+        np.testing.assert_allclose(found["outputs"], numbers(model(inputs)), rtol=0, atol=1e-6)

@@ -122,6 +122,18 @@ def each_shape(case: Case, make: Callable[..., Any], dtype: str, library: str) -
         yield array(make(case, shape, seed), dtype, library)
 
 
+@of_numpy
+def test_each_backend_meets_each_law_and_each_set_though_they_take_turns(request: Any) -> None:
+    tests = {name: test for name, test in globals().items() if name.startswith("test_")}
+    once = {name for name, test in tests.items() if of_numpy.mark in getattr(test, "pytestmark", ())}
+    laws = [f"{request.node.parent.nodeid}::{name}" for name in tests.keys() - once]
+    assert len(laws) > 12
+    for backend in ("torch", "tensorflow", "jax"):
+        met = [(law, name) for law in laws for name in SETS if repetition.turn_of(law, SETS[name]) == backend]
+        assert {law for law, _ in met} == set(laws)
+        assert {name for _, name in met} == set(SETS)
+
+
 # What needs no other solution, of all six, is in `check_set`: again no bit changes, dtypes, what is not finite,
 # units apart.
 
@@ -168,6 +180,7 @@ def test_law_1_what_is_left_near_the_boundary_is_inside(case: Case, dtype: str, 
             assert same_bits(case.set.project(projected), projected)
 
 
+@of_numpy
 @pytest.mark.parametrize("dtype", NUMPY_DTYPES)
 @every_set
 def test_law_1_the_tolerance_is_derived(case: Case, dtype: str) -> None:
@@ -219,7 +232,7 @@ def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
         for scale in SCALES * count:
             rows = PLACES[drawn % len(PLACES)](case, rng.standard_normal(shape) * scale)
             drawn += 1
-            if not repetition.everything and drawn % 29:
+            if not repetition.everything and drawn % 31 != 20:  # leaves six, one of each place, of five small shapes
                 continue
             solve = solve or solver(case.program, shape)
             expected, exact_enough = solve(rows)
@@ -235,7 +248,7 @@ def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
             sure += exact_enough
             instances += 1
     assert drawn >= 200
-    assert instances >= drawn // 29
+    assert instances >= drawn // 31
     assert sure >= instances / 3 or not repetition.everything  # how often differs between machines
 
 
