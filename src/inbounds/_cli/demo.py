@@ -99,11 +99,7 @@ TRIALS = (
 )
 
 
-LEAST = 1.18076926
-"""The least loss of the logistic regression in BALL, as Clarabel finds it: `tests/cli/test_demo.py` does it again."""
-
-
-# Training.
+# Training, and the constrained optimum.
 
 
 def digits() -> list[Array]:
@@ -151,13 +147,37 @@ def train(trial: Trial, kind: str, data: Sequence[Array], after_epoch: Callable[
     return Result(np.array(history["loss"]), np.mean(guesses == y_test), ib.audit(model, trial.rules))
 
 
+def optimum(x: Array, y: Array, precision: float = 1e-8) -> float:
+    """The least loss of the logistic regression in BALL, by accelerated projected gradients with restarts.
+
+    Since the loss is convex, no point of BALL has one that is lower by more than the first-order gap.
+    Sources: Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm", 2009; O'Donoghue and Candes,
+    "Adaptive restart for accelerated gradient schemes", 2015; the gap: Jaggi, "Revisiting Frank-Wolfe", 2013.
+    """
+    labels = np.eye(10)[y]
+    step = 2 * len(x) / np.linalg.norm(x, 2) ** 2  # one over a bound on the curvature
+    here = ahead = np.zeros((10, x.shape[1]))  # a row is a class
+    since = 0
+    while True:
+        scores = np.exp(x @ ahead.T)
+        shares = scores / scores.sum(axis=1, keepdims=True)
+        gradient = (shares - labels).T @ x / len(x)
+        if since == 0:  # ahead is in BALL
+            farthest = BALL.project(-1e6 * gradient / np.linalg.norm(gradient, axis=1, keepdims=True))
+            if np.sum(gradient * (ahead - farthest)) < precision:
+                return float(-np.log(shares[labels == 1]).mean())
+        new = BALL.project(ahead - step * gradient)
+        since = 0 if since == 200 or np.sum(gradient * (new - here)) > 0 else since + 1
+        here, ahead = new, new + since / (since + 3) * (new - here)
+
+
 def demo(data: Sequence[Array], folder: Path) -> int:
     """Trains each model three times, prints a table of what comes of it, and writes two audits and a picture.
 
     Returns:
         0 if every set of every model under inbounds holds, else 1.
     """
-    x, x_test, *_ = data
+    x, x_test, y, _ = data
     print(f"{len(x):,} handwritten digits to train on, {len(x_test)} to test, on {keras.backend.backend()}.\n")
     results = {}
     with Progress(disable=not sys.stdout.isatty()) as progress:
@@ -168,10 +188,11 @@ def demo(data: Sequence[Array], folder: Path) -> int:
             if progress.disable:
                 print(f"{trial.name}: trained in {time.monotonic() - began:.0f} s", flush=True)
 
+    least = optimum(x.reshape(len(x), -1), y)
     rows = []
     for (name, kind), result in results.items():
         outside, units = (sum(getattr(row, key) for row in result.report.rows) for key in ("violated", "units"))
-        percent = round(100 * (result.losses[-1] / LEAST - 1), 2) + 0.0  # never -0.0
+        percent = round(100 * (result.losses[-1] / least - 1), 2) + 0.0  # never -0.0
         above = f"{percent:.2f}%" if name == "logistic" and kind != "nothing" else "-"
         verdict = f"{outside} of {units} outside" if outside else "holds"
         rows.append((name, kind, f"{result.accuracy:.1%}", above, result.report.violation * (outside > 0), verdict))
@@ -180,11 +201,11 @@ def demo(data: Sequence[Array], folder: Path) -> int:
     notes = [f"{name}: {', '.join(f'{sets} on {where}' for where, sets in rules[name])}" for name in rules]
     notes += [
         f"accuracy: on the test images, one of which is {1 / len(x_test):.1%}; differences of a percent are chance",
-        f"over optimum: the training loss at the end over the least in the set, {LEAST:.6f}",
+        f"over optimum: the training loss at the end over the least in the set, {least:.6f}",
     ]
     print(f"\n{Table('The same models, kept in their sets by nothing, Keras, and inbounds', columns, rows, notes)}\n")
 
-    written = draw({kind: results["logistic", kind].losses / LEAST - 1 for kind in KINDS[1:]}, folder / PICTURE)
+    written = draw({kind: results["logistic", kind].losses / least - 1 for kind in KINDS[1:]}, folder / PICTURE)
     written += [results["convolutional", kind].report.to_html(folder / page) for kind, page in PAGES.items()]
     print(f"Written: {', '.join(map(str, written))}")
     return 0 if all(result.report.ok for (_, kind), result in results.items() if kind == "inbounds") else 1
