@@ -60,6 +60,9 @@ def test_audit_of_a_model_outside_its_sets(command, held, saved):
 def test_audit_with_rules_of_a_model_without_sets(command, free, rules):
     assert command("audit", free, "--rules", rules(KERNELS)).status == 1
     assert command("audit", free, "--rules", rules('[rules]\n"**/kernel" = "MaxNorm(100)"\n')).status == 0
+    path = rules('[rules]\n"**" = "Joint(MaxNorm(100))"\n')
+    error = command("audit", free, "--rules", path).error
+    assert error.endswith(f"In: {path}, where [rules] are for weights and [layers] for layers.\n")
 
 
 def test_audit_of_a_model_in_which_nothing_is_constrained(command, free):

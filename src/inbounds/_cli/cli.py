@@ -26,7 +26,7 @@ from rich.text import Text
 from inbounds._arrays.ops import to_numpy
 from inbounds._arrays.views import View
 from inbounds._cli.catalogue import SNAKE_CASE_NAMES, card_of, cards
-from inbounds._errors import FileError, InboundsError, LayoutWarning, PlanNotSavedWarning, explain, printable
+from inbounds._errors import FileError, InboundsError, LayoutWarning, PlanNotSavedWarning, RuleError, explain, printable
 from inbounds._model.layout import layout_of
 from inbounds._model.rules import resolve
 from inbounds._model.rules_file import read_rules
@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except (InboundsError, OSError) as error:
-        print(f"inbounds: error: {error}", file=sys.stderr)
+        file = getattr(options, "rules", None) if isinstance(error, RuleError) else None
+        place = f" In: {printable(str(file))}, where [rules] are for weights and [layers] for layers." if file else ""
+        print(f"inbounds: error: {error}{place}", file=sys.stderr)
         return 2
 
 
