@@ -352,6 +352,7 @@ COMPILED = {name: LARGE[name] for name in ("face", "marked")}
 @ONLY["tensorflow"]
 @pytest.mark.parametrize("owner", COMPILED.values(), ids=COMPILED)
 def test_stacks_and_programs_of_xla_end_where_operations_do_one_by_one(owner, monkeypatch):
+    from inbounds._arrays import ops
     from inbounds._train import optimizer_hooks, programs
 
     model = trained_alike(owner, {})
@@ -359,10 +360,10 @@ def test_stacks_and_programs_of_xla_end_where_operations_do_one_by_one(owner, mo
     stacked = model.get_weights()
     monkeypatch.setattr(optimizer_hooks, "grouped", list)
     plain = trained_alike(owner, {}).get_weights()
-    programs._program.cache_clear()
+    ops.program.cache_clear()
     monkeypatch.setattr(programs, "SMALLEST", 0)
     compiled = trained_alike(owner, {}).get_weights()
-    assert programs._program.cache_info().hits  # equal layers share their programs
+    assert ops.program.cache_info().hits  # equal layers share their programs
     for one, two, other in zip(stacked, compiled, plain, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(two, other, rtol=1e-5, atol=1e-6)

@@ -19,6 +19,7 @@ import numpy as np
 from inbounds._arrays.ops import (
     HUGE,
     Array,
+    blocked_sum,
     booleans,
     branch,
     cast,
@@ -26,7 +27,6 @@ from inbounds._arrays.ops import (
     dtype_of,
     epsilon,
     has_float64,
-    is_eager_torch,
     iterate,
     namespace,
     to_numpy,
@@ -180,8 +180,8 @@ def singular_values(matrices: Array) -> Array:
     scale = without_gradient(xp.clip(xp.max(xp.abs(wide), axis=(1, 2), keepdims=True), 1 / HUGE, HUGE))
     plain = wide / scale
     left, _, right, _ = (without_gradient(x) for x in spectrum_of(without_gradient(plain)))
-    along = _added(xp.matmul(transposed(left), plain) * right)
-    lengths = xp.sum(left * left, axis=1) * _added(right * right)
+    along = blocked_sum(xp.matmul(transposed(left), plain) * right, (2,))
+    lengths = xp.sum(left * left, axis=1) * blocked_sum(right * right, (2,))
     found = along / xp.sqrt(xp.where(lengths > 0, lengths, xp.ones_like(lengths)))
     return xp.flip(xp.maximum(found, xp.zeros_like(found)), axis=1) * scale[:, :, 0]
 
@@ -260,7 +260,7 @@ def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
     def take_apart(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         """Rotates the remaining rows so that they are orthogonal, as far as their Gram resolves."""
         left, rows, apart = state
-        unit = xp.clip(xp.sqrt(xp.sum((1 - apart) * _added(rows * rows), axis=1)), 1 / HUGE, HUGE)[:, None]
+        unit = xp.clip(xp.sqrt(xp.sum((1 - apart) * blocked_sum(rows * rows, (2,)), axis=1)), 1 / HUGE, HUGE)[:, None]
         near = rows * ((1 - apart) / unit)[:, :, None]
         squares, turn = keras.ops.eigh(_gram(near) + _identity(rows) * (apart * order)[:, :, None])
         left, rows = _turned(left, rows, turn)
@@ -271,7 +271,7 @@ def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
         """Rotates all rows by the remaining small angles between them, to first order."""
         left, rows = state
         gram = _gram(rows)
-        squares = _added(rows * rows)
+        squares = blocked_sum(rows * rows, (2,))
         apart = squares[:, None, :] - squares[:, :, None]
         small = xp.abs(gram) < SMALL_ANGLE * xp.abs(apart)
         angles = xp.where(small, gram / xp.where(small, apart, xp.ones_like(apart)), xp.zeros_like(gram))
@@ -303,20 +303,10 @@ def _identity(like: Array) -> Array:
 
 
 def _gram(rows: Array) -> Array:
-    """The Gram matrices of rows, with diagonals that are summed by `_added`."""
+    """The Gram matrices of rows, with diagonals that are summed by `blocked_sum`."""
     xp = namespace(rows)
-    return xp.where(_identity(rows) > 0, _added(rows * rows)[:, :, None], xp.matmul(rows, transposed(rows)))
+    return xp.where(_identity(rows) > 0, blocked_sum(rows * rows, (2,))[:, :, None], xp.matmul(rows, transposed(rows)))
 
 
 def _lengths(rows: Array) -> Array:
-    return namespace(rows).sqrt(_added(rows * rows))
-
-
-def _added(x: Array) -> Array:
-    """The sums along the last of three axes, in two stages where XLA would add one term after the other."""
-    xp = namespace(x)
-    if xp is np or is_eager_torch(x):
-        return xp.sum(x, axis=2)
-    width = 2 ** ((x.shape[2] - 1).bit_length() // 2)
-    padded = xp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % width)))
-    return xp.sum(xp.sum(xp.reshape(padded, (x.shape[0], x.shape[1], -1, width)), axis=3), axis=2)
+    return namespace(rows).sqrt(blocked_sum(rows * rows, (2,)))

@@ -26,7 +26,6 @@ from inbounds._arrays.ops import (
     working_dtype,
 )
 from inbounds._arrays.views import Axes, View
-from inbounds._errors import SetError
 
 
 @dataclass(frozen=True)
@@ -101,15 +100,10 @@ class Laid:
         value for each entry of a unit, rows, or a tuple with one array per weight.
         """
         pieces = value if isinstance(value, tuple) else (np.asarray(value, dtype="float64"),)
-        try:
-            if len(pieces) < len(self.views):
-                return np.broadcast_to(pieces[0], tuple(self.rows.shape))
-            pairs = zip(pieces, self.views, strict=True)
-            return _rows(self.views, (np.broadcast_to(piece, view.shape) for piece, view in pairs))
-        except ValueError as error:
-            wrong = "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows"
-            where = f"weights of shape {' and '.join(str(view.shape) for view in self.views)}"
-            raise SetError(wrong, f"shape={np.shape(value)}", where=where) from error
+        if len(pieces) < len(self.views):
+            return np.broadcast_to(pieces[0], tuple(self.rows.shape))
+        pairs = zip(pieces, self.views, strict=True)
+        return _rows(self.views, (np.broadcast_to(piece, view.shape) for piece, view in pairs))
 
 
 def flat(value: float | np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:

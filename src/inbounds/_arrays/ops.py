@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ParamSpec, TypeVar
 
 import keras
@@ -251,14 +251,24 @@ def iterate(
 def at_once(fn: Callable[..., Array], *arrays: Array | None, static: Any) -> Array:
     """`fn(*arrays, static)`, on JAX as one program, where each operation would take seconds to compile on its own."""
     jitted = namespace(arrays[0]) is not np and keras.backend.backend() == "jax"
-    return _jitted(fn, len(arrays))(*arrays, static) if jitted else fn(*arrays, static)
+    return program(fn, static)(*arrays) if jitted else fn(*arrays, static)
 
 
-@cache
-def _jitted(fn: Callable[..., Array], arrays: int) -> Any:
-    import jax
+@lru_cache(maxsize=256)
+def program(fn: Callable[..., Any], static: Any) -> Any:
+    """`fn(*arrays, static)` as a program of the arrays, which XLA compiles, on JAX or TensorFlow."""
 
-    return jax.jit(fn, static_argnums=arrays)
+    def run(*arrays: Any) -> Any:
+        return fn(*arrays, static)
+
+    run.__name__ = fn.__name__
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(run)
+    import tensorflow as tf
+
+    return tf.function(run, jit_compile=True, autograph=False)
 
 
 def branch(true: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
@@ -290,17 +300,17 @@ def without_gradient(x: Array) -> Array:
     return x if namespace(x) is np else keras.ops.stop_gradient(x)
 
 
-def no_gradient() -> AbstractContextManager[Any]:
-    """A context in which PyTorch records nothing; empty elsewhere."""
+def unrecorded(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`fn`, of whose operations PyTorch records none for gradients."""
     if keras.backend.backend() != "torch":
-        return nullcontext()
+        return fn
     import torch
 
-    return torch.no_grad()  # type: ignore[no-any-return]  # torch has Any
+    return torch.no_grad()(fn)  # type: ignore[no-any-return]  # torch has Any
 
 
 def recording_again() -> Callable[[], Any]:
-    """A function that restores whether PyTorch records gradients now: an interrupt can leave a `no_grad` on forever."""
+    """A function that restores whether PyTorch records gradients now: an interrupt can leave it off forever."""
     if keras.backend.backend() != "torch":
         return lambda: None
     import torch

@@ -313,11 +313,6 @@ class Units:
         """The units of `other` where `moved`, else these, bit for bit."""
         return self.map(lambda x, y, moved: select(moved, y, x), other, moved)
 
-    def frozen_as_zero(self) -> Units:
-        """The units with 0 for the entries of frozen parts."""
-        parts = zip(self.parts, self.free, strict=True)
-        return self.with_parts([part if free else namespace(part).zeros_like(part) for part, free in parts])
-
     def alike(self, told: Array, groups: int) -> Array:
         """For each unit, whether `told` is true of all units of its group; groups lie one after the other."""
         xp = namespace(self.parts[0])
@@ -480,27 +475,20 @@ class Units:
         """`entries` of an array, in NumPy."""
         if self.beside > 1:
             return self._one._split(value) * self.beside
-        shape = tuple(value.shape)
-        spans = [tuple(part.shape[axis] for axis in span) for part, span in zip(self.parts, self.axes, strict=True)]
+        shape, each = tuple(value.shape), list(zip(self.parts, self.axes, strict=True))
+        spans = [tuple(part.shape[axis] for axis in span) for part, span in each]
+        # For each part the shape of one unit, with an axis of length 1 for each axis that counts units.
+        alone = [tuple(n if axis in span else 1 for axis, n in enumerate(part.shape)) for part, span in each]
         if shape == (self.size,):
-            pieces, start = [], 0
-            for span in spans:
-                pieces.append(value[start : start + math.prod(span)].reshape(span))
-                start += math.prod(span)
+            pieces = np.split(value, np.cumsum(list(map(math.prod, spans)))[:-1])
         elif len(spans) == 1 and _broadcasts(shape, spans[0]):
-            pieces = [value.reshape((1,) * (len(spans[0]) - len(shape)) + shape)]
+            pieces = [np.broadcast_to(value, spans[0])]
         else:
             wrong = "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it"
             where = f"units of {self.size} entries, of shape {' and '.join(map(str, spans))}"
             instead = f"give a number, or an array of shape ({self.size},)"
             raise SetError(wrong, f"shape={shape}", where=where, instead=instead)
-        return tuple(self._along(piece, i) for i, piece in enumerate(pieces))
-
-    def _along(self, piece: Array, i: int) -> Array:
-        """An array over a unit's axes of part `i`, with an axis of length 1 for each other axis."""
-        sizes = iter(piece.shape)
-        span = sorted(self.axes[i])
-        return piece.reshape(tuple(next(sizes) if axis in span else 1 for axis in range(len(self.parts[i].shape))))
+        return tuple(np.reshape(piece, one) for piece, one in zip(pieces, alone, strict=True))
 
     def _reduced(
         self,

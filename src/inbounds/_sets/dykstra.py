@@ -137,5 +137,5 @@ def _dykstra_round(projections: Sequence[Projection], here: Units, taken: Sequen
     for project, before in zip(projections, taken, strict=True):
         back = here.map(lambda x, p: x + p, before)
         here = project(back)
-        new.append(back.map(lambda x, y: x - y, here).frozen_as_zero())
+        new.append(before.map(lambda _, x, y: x - y, back, here))
     return here, new

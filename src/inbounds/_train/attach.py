@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays.ops import Array, as_written, is_concrete, is_sharded, no_gradient, to_numpy
+from inbounds._arrays.ops import Array, as_written, is_concrete, is_sharded, to_numpy
 from inbounds._arrays.units import Units
 from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, explain, shown
 from inbounds._model.plan import Entry, Plan
@@ -172,11 +172,11 @@ def _projected_entries(model: Any, entries: Sequence[Entry], *, in_numpy: bool =
         as_it_is = not in_numpy or is_sharded(variable.value)
         return (keras.ops.convert_to_tensor if as_it_is else keras.ops.convert_to_numpy)(variable)
 
-    pairs = []
-    with no_gradient():
-        for entry in entries:
-            pairs += projection_of(entry, include_frozen=True).projected_values(read, steps_taken(model, entry))
-    return pairs
+    return [
+        pair
+        for entry in entries
+        for pair in projection_of(entry, include_frozen=True).projected_values(read, steps_taken(model, entry))
+    ]
 
 
 def _treatment(model: Any, entry: Entry) -> tuple[str, str, str]:

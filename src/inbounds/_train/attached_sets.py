@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays.ops import Array, is_concrete, is_sharded, no_gradient
+from inbounds._arrays.ops import Array, is_concrete, is_sharded
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._model.rules import resolve
@@ -99,8 +99,7 @@ def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarra
         inside = projection_of(entry, include_frozen=True).project(before, step_count)
     trios = zip(entry.variables, before, inside, strict=True)
     moved = [(variable, old, new) for variable, old, new in trios if not np.array_equal(old, new, equal_nan=True)]
-    with no_gradient():
-        assign((variable, new) for variable, _, new in moved)
+    assign((variable, new) for variable, _, new in moved)
     return [(variable, old) for variable, old, _ in moved]
 
 

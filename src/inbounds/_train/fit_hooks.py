@@ -75,10 +75,7 @@ class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
     """
 
     _called_first = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._fitting = False
+    _fitting = False
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._fitting = False  # the fit before may have raised

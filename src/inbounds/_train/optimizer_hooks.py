@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbounds._arrays.ops import dense, is_concrete, no_gradient
+from inbounds._arrays.ops import dense, is_concrete
 from inbounds._errors import LayoutWarning, RuleError
 from inbounds._model.plan import Entry
 from inbounds._model.rules import guess_warning, resolve_given
@@ -264,9 +264,8 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
     def read_latent(variable: Any) -> Any:
         return taken.value_of(latent_of(optimizer, variable))
 
-    with no_gradient():
-        for latent in [one for one in taken.projections if one.latent]:
-            assign(latent.starts(taken.value_of, read_latent, optimizer.iterations))
+    for latent in [one for one in taken.projections if one.latent]:
+        assign(latent.starts(taken.value_of, read_latent, optimizer.iterations))
     cls._apply_weight_decay(optimizer, trainable_variables)
     cls._backend_update_step(optimizer, list(gradients.values()), trainable_variables, learning_rate)
     _store_latents(optimizer)
@@ -284,15 +283,14 @@ def _reduced(optimizer: Any, gradients: dict[int, Any]) -> dict[int, Any]:
     """The gradients by the ids of their variables, reduced for the entries that ask for it."""
     taken = taken_plan(optimizer)
     read, count = taken.value_of, _coming_step(optimizer, taken.projections)
-    with no_gradient():
-        reduced = reduced_gradients(taken.projections, gradients, read, count)
-        if (norms := taken.measures.get("gradients")) is not None:
-            all_reduced = dict(reduced)
-            for one in taken.projections:
-                if one.full_gradient_reason and not one.shared and one.entry.set.has_reduced_gradient:
-                    all_reduced |= one.reduced_gradients(all_reduced, read, count)
-            squares = [_sum_of_squares(all_reduced.values()), _sum_of_squares(gradients.values())]
-            assign([(norms, keras.ops.stack(squares))])
+    reduced = reduced_gradients(taken.projections, gradients, read, count)
+    if (norms := taken.measures.get("gradients")) is not None:
+        all_reduced = dict(reduced)
+        for one in taken.projections:
+            if one.full_gradient_reason and not one.shared and one.entry.set.has_reduced_gradient:
+                all_reduced |= one.reduced_gradients(all_reduced, read, count)
+        squares = [_sum_of_squares(all_reduced.values()), _sum_of_squares(gradients.values())]
+        assign([(norms, keras.ops.stack(squares))])
     return reduced
 
 
@@ -369,13 +367,11 @@ def project_when_due(
 ) -> None:
     """Projects sets in the steps in which they are due, of those that are multiples of `frequency`."""
     read, count = taken_plan(optimizer).value_of, _coming_step(optimizer, projections, counted=frequency > 1)
-    with no_gradient():
-        for projection in projections:
-            assign(projection.values_when_due(read, count, stepped, frequency))
+    for projection in projections:
+        assign(projection.values_when_due(read, count, stepped, frequency))
 
 
 def project_now(optimizer: Any, projections: Iterable[StepProjection], count: Any, stepped: Stepped = None) -> None:
     """Projects sets after so many steps. Outside of steps there are no gradients, and projections are Euclidean."""
-    with no_gradient():
-        for projection in projections:
-            assign(projection.projected_values(taken_plan(optimizer).value_of, count, stepped))
+    for projection in projections:
+        assign(projection.projected_values(taken_plan(optimizer).value_of, count, stepped))

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import keras
 import numpy as np
 
-from inbounds._arrays.ops import Array, dense, namespace
+from inbounds._arrays.ops import Array, dense, namespace, program
 from inbounds._arrays.units import Units
-from inbounds._arrays.views import Axes
 from inbounds._sets.composite import contains
 from inbounds._sets.intersection import AllOf
 from inbounds._sets.set import Set
@@ -42,9 +40,9 @@ def run(function: Callable[..., Units], applied: Set, count: Step, *units: Units
     first = units[0]
     if not _is_compiled(applied, first):
         return function(applied.at(count), *units)
-    program = _program(function, applied, first.axes, first.free, first.dtype, first.training)
+    static = function, applied, first.axes, first.free, first.dtype, first.training
     parts = [tuple(map(dense, one.parts)) for one in units]
-    return first.with_parts(program(parts, first.metric))
+    return first.with_parts(program(_parts, static)(parts, first.metric))
 
 
 def _is_compiled(applied: Set, units: Units) -> bool:
@@ -61,19 +59,10 @@ def _is_compiled(applied: Set, units: Units) -> bool:
     return known and sum(map(math.prod, shapes)) >= SMALLEST and not in_tensorflow_strategy()
 
 
-@lru_cache(maxsize=256)
-def _program(
-    function: Any, applied: Set, axes: tuple[Axes, ...], free: tuple[bool, ...], dtype: str, training: bool
-) -> Any:
-    """A function of a set as a program of the parts of its units."""
-    import tensorflow as tf
-
-    def run(parts: list[tuple[Array, ...]], metric: tuple[Array, ...] | None) -> tuple[Array, ...]:
-        units = [
-            Units(tuple(one), axes, free, dtype, masks=(None,) * len(axes), metric=metric, training=training)
-            for one in parts
-        ]
-        result: Units = function(applied, *units)
-        return result.parts
-
-    return tf.function(run, jit_compile=True, autograph=False)
+def _parts(parts: list[tuple[Array, ...]], metric: tuple[Array, ...] | None, static: Any) -> tuple[Array, ...]:
+    """The parts of what a function of a set makes of units with these parts."""
+    function, applied, axes, free, dtype, training = static
+    unmasked = (None,) * len(axes)
+    units = [Units(tuple(one), axes, free, dtype, masks=unmasked, metric=metric, training=training) for one in parts]
+    result: Units = function(applied, *units)
+    return result.parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ from inbounds._arrays.ops import (
     Array,
     as_written,
     dtype_of,
-    no_gradient,
     without_gradient,
 )
 from inbounds._errors import RuleError
@@ -79,7 +78,8 @@ def stateless_project(
     count = _step_count(projections, step, "stateless_project(model, values, step=count)")
     projections = [_in_given_metric(one) for one in projections]
     given = dict(zip(values, trainable_variables, strict=True))
-    return list(_projected(StepProjection.projected_values, projections, given, count, stepped).values())
+    read = partial(_given_value, given)
+    return _with((one.projected_values(read, count, stepped) for one in projections), given)
 
 
 @as_written
@@ -133,22 +133,15 @@ def _reduced(projections: Sequence[StepProjection], model: Any, at: Any, gradien
     tensors = _checked(model.trainable_variables, gradients, "gradients", optional=True)
     reducing = [one for one in projections if not one.full_gradient_reason]
     count = _step_count(reducing, step, "stateless_reduce(model, values, gradients, step=count)")
-    with no_gradient():
-        reduced = reduced_gradients(reducing, tensors, partial(_given_value, values), count)
+    reduced = reduced_gradients(reducing, tensors, partial(_given_value, values), count)
     pairs = zip(tensors.items(), gradients, strict=True)
     return [given if reduced[key] is tensor else reduced[key] for (key, tensor), given in pairs]
 
 
-def _projected(
-    project: Callable[..., Pairs], projections: Iterable[StepProjection], values: Mapping[int, Any], *state: Any
-) -> dict[int, Any]:
-    """The values by the ids of their variables, after this method of each projection."""
-    result = dict(values)
-    with no_gradient():
-        for projection in projections:
-            pairs = project(projection, partial(_given_value, values), *state)
-            result |= {id(variable): without_gradient(value) for variable, value in pairs}
-    return result
+def _with(pairs: Iterable[Pairs], values: Mapping[int, Any]) -> list[Array]:
+    """The values by the ids of their variables, with those that pairs hold for some of them."""
+    new = {id(variable): without_gradient(value) for some in pairs for variable, value in some}
+    return list((dict(values) | new).values())
 
 
 def _given_value(values: Mapping[int, Any], variable: Any) -> Array:
@@ -268,7 +261,8 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
         ]
         pairs = zip(starts.items(), steps, strict=True)
         moved = {key: _apply_update(start, step) for (key, start), step in pairs}
-        ends = _projected(StepProjection.values_when_due, projections, moved, count, None).values()
+        read = partial(_given_value, moved)
+        ends = _with((one.values_when_due(read, count, None) for one in projections), moved)
         latents = tuple(None if old is None else new for old, new in zip(state.latents, moved.values(), strict=True))
         return like(map(_update_towards, params, steps, ends)), Wrapped(inner_state, count, latents)
 

@@ -27,6 +27,7 @@ from inbounds._arrays.ops import (
     is_sparse,
     namespace,
     quiet,
+    unrecorded,
     working_dtype,
 )
 from inbounds._arrays.units import Units
@@ -95,6 +96,7 @@ class StepProjection:
 
     # Arrays: one for each variable.
 
+    @unrecorded
     def reduce(self, values: Sequence[Array], gradients: Sequence[Any], count: Any) -> list[Any]:
         """The reduced gradients, taken at these values, before a step; None for a weight that isn't stepped."""
         joined = self._joined(gradients)
@@ -107,6 +109,7 @@ class StepProjection:
         pairs = zip(gradients, self._parted(reduced.parts), strict=True)
         return [None if old is None else cast(part, dtype_of(old)) for old, part in pairs]
 
+    @unrecorded
     def project(
         self, values: Sequence[Array], count: Any = 0, metric: Sequence[Array] | None = None
     ) -> Sequence[Array]:
@@ -217,6 +220,7 @@ class StepProjection:
         trios = zip(self.variables, starts, stored, strict=True)
         return [(variable, start) for variable, start, latent in trios if latent is not None]
 
+    @unrecorded
     def _continued(self, values: Sequence[Array], latents: Sequence[Array], nearest: Sequence[Array]) -> list[Array]:
         """The latent weights where the values are their nearest point, but for rounding; else the values."""
         applied, units = self.entry.applied, Units.of(values, self._axes)

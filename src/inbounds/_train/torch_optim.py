@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from inbounds._arrays.ops import Array, cast, dtype_of, no_gradient, working_dtype
+from inbounds._arrays.ops import Array, cast, dtype_of, working_dtype
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._model.weights import variables_of
@@ -143,7 +143,7 @@ class _StepHook:
         """
         projections = self.projections(optimizer)
         latent = [one for one in projections if one.latent]
-        original: dict[int, tuple[Any, Any]] = {}
+        full: list[tuple[Any, Any]] = []  # parameters with their gradients, while they have reduced ones
         maximized = {key for key, (_, group) in _groups(optimizer).items() if group.get("maximize")}
 
         def as_descent(variable: Any, gradient: Any) -> Any:
@@ -151,38 +151,33 @@ class _StepHook:
             return -gradient if gradient is not None and id(variable.value) in maximized else gradient
 
         def reduce() -> None:
-            gradients = {id(v): as_descent(v, v.value.grad) for v in self.variables}
-            with no_gradient():
-                reduced = reduced_gradients(projections, gradients, _value_of, self.steps + 1)
+            full[:] = [(variable.value, variable.value.grad) for variable in self.variables]
+            gradients = {id(variable): as_descent(variable, variable.value.grad) for variable in self.variables}
+            reduced = reduced_gradients(projections, gradients, _value_of, self.steps + 1)
             for variable in self.variables:
-                if reduced[id(variable)] is not gradients[id(variable)]:
-                    parameter = variable.value
-                    original.setdefault(id(parameter), (parameter, parameter.grad))
-                    parameter.grad = as_descent(variable, reduced[id(variable)])
+                variable.value.grad = as_descent(variable, reduced[id(variable)])
 
         def read_latent(variable: Any) -> Any:
             return optimizer.state[variable.value].get(LATENT) if variable.value in optimizer.state else None
 
         def start() -> None:
-            with no_gradient():
-                for one in latent:
-                    assign(one.starts(_value_of, read_latent, self.steps))
+            for one in latent:
+                assign(one.starts(_value_of, read_latent, self.steps))
 
         def closure_with_reduced_gradients() -> Any:
             restore()
-            with no_gradient():
-                stepped = [(v, v.value.clone()) for one in latent for v in one.variables]
-                for one in latent:
-                    assign(one.projected_values(_value_of, self.steps))
+            stepped = [(v, v.value.detach().clone()) for one in latent for v in one.variables]
+            for one in latent:
+                assign(one.projected_values(_value_of, self.steps))
             loss = closure()
             reduce()
             assign(stepped)
             return loss
 
         def restore() -> None:
-            for parameter, gradient in original.values():
+            for parameter, gradient in full:
                 parameter.grad = gradient
-            original.clear()
+            full.clear()
 
         try:
             if closure is not None:
@@ -203,12 +198,11 @@ class _StepHook:
             if id(variable.value) in groups and variable.value.grad is not None
         }
         projections = self.projections(optimizer)
-        with no_gradient():
-            for variable in [v for one in projections if one.latent for v in one.free_variables]:
-                if id(variable) in stepped:
-                    optimizer.state[variable.value][LATENT] = variable.value.clone()
-            for projection in projections:
-                assign(projection.values_when_due(_value_of, self.steps, stepped))
+        for variable in [v for one in projections if one.latent for v in one.free_variables]:
+            if id(variable) in stepped:
+                optimizer.state[variable.value][LATENT] = variable.value.detach().clone()
+        for projection in projections:
+            assign(projection.values_when_due(_value_of, self.steps, stepped))
 
 
 def _check_torch(optimizer: Any) -> None:
