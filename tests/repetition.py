@@ -23,7 +23,7 @@ USUAL = {"numpy": "float64"}
 TURNS = (*["torch"] * 5, "tensorflow", *["torch"] * 5, "jax", *["torch"] * 12)
 """Whose turn it is, by test function; PyTorch has most, since it compiles nothing."""
 
-TURNS_OF_CASES = (*["torch"] * 4, "tensorflow", *["torch"] * 3, "jax")
+TURNS_OF_CASES = (*["torch"] * 5, "tensorflow", "torch", "jax", "torch")
 """Likewise, by test function and case: the numbers of both are added, so that a set goes round as the laws do."""
 
 everything = False
