@@ -25,9 +25,9 @@ from inbounds._report.plots import plot_set
 from inbounds._report.pressure import Pressure, PressureRow, pressure
 from inbounds._report.report import Report, Row
 from inbounds._sets import public as _public
+from inbounds._sets.custom import SupportSet
 from inbounds._sets.public import *  # noqa: F403  # all that its `__all__` lists
 from inbounds._sets.set import Set
-from inbounds._sets.support import SupportSet
 from inbounds._train.attach import constrain, project, release
 from inbounds._train.fit_hooks import hook_fits
 from inbounds._train.metrics import register_metric

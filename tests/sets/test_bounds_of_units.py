@@ -97,3 +97,25 @@ def test_a_compiled_step_computes_the_factor_of_all_bounds(owner: ib.Set) -> Non
     run = compiled if BACKEND != "torch" else lambda fn, x: fn(x)  # whose steps are not compiled
     found = run(lambda step: owner.at(step).project(given), step)
     np.testing.assert_allclose(exact(found), owner.at(3).project(rows.astype("float64")), atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("test")
+class Below(ib.Set):
+    """{w : w <= limit}, each unit with a limit of its own, from a list."""
+
+    def __init__(self, limits: list[float]) -> None:
+        self.limits = list(limits)
+
+    def _project(self, units: Any) -> Any:
+        return units.map(self.namespace(units.parts[0]).minimum, units.numbers(np.array(self.limits)))
+
+    def _excess(self, rows: Any, span: Any) -> Any:
+        return self.namespace(rows).max(rows - np.array(self.limits)[:, None], axis=1)
+
+
+@pytest.mark.once
+def test_a_large_weight_is_not_cut_where_a_list_has_a_number_for_each_unit() -> None:
+    weight, limits = np.ones((1100, 1000), "float32"), np.linspace(0.5, 2, 1000)
+    found = Below(list(limits)).measure([weight], [(0,)])
+    np.testing.assert_allclose(found.excess, 1 - limits)
+    assert len(ib.MaxNorm(1.0).blocks([weight], [(0,)])) > 1

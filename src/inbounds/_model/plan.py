@@ -16,7 +16,7 @@ from inbounds._model.weights import Weight
 from inbounds._sets.joint import JointSet
 from inbounds._sets.per import of_axes, views_of
 from inbounds._sets.set import Set
-from inbounds._sets.training import Training
+from inbounds._sets.value import Training
 from inbounds._types import Gradient, Interval, Latent, Metric
 
 

@@ -19,10 +19,9 @@ from inbounds._model.selectors import Assignment, assignments_of, path_matches, 
 from inbounds._model.weights import Weight, layers_of, own_weights
 from inbounds._sets.composite import parts_of
 from inbounds._sets.custom import Custom
-from inbounds._sets.joint import Joint, JointSet
+from inbounds._sets.joint import Joint, JointSet, Tied
 from inbounds._sets.per import Per
 from inbounds._sets.set import Set, with_argument
-from inbounds._sets.together import Tied
 
 ConstraintOf = Callable[[Any], Any]  # from a variable to the constraint that its layer was given for it, or None
 

@@ -19,7 +19,7 @@ from inbounds._errors import FileError, SetError, raised_as, shown, similar_or_f
 from inbounds._model.weights import layers_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.set import Set
-from inbounds._sets.training import NAMES, Training
+from inbounds._sets.value import NAMES, Training
 from inbounds.constraints import BY_NAME, call_of, named, signature, without_arguments
 
 TABLES = ("rules", "layers")

@@ -19,9 +19,8 @@ from inbounds._model.layout import layout_of
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.composite import contains
 from inbounds._sets.custom import Custom
-from inbounds._sets.joint import Joint, JointSet
+from inbounds._sets.joint import Joint, JointSet, Tied, Together
 from inbounds._sets.set import Set, of_keras
-from inbounds._sets.together import Tied, Together
 from inbounds.constraints import without_arguments
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, WeightLayout
 from inbounds._sets.declaration import Declaration
-from inbounds._sets.set import Edge, Set
+from inbounds._sets.set import Exceeded, Set
 from inbounds._types import Step
 
 Seen = TypeVar("Seen", Units, Laid)
@@ -98,11 +98,11 @@ class Composite(Set):
     def declaration(self, units: Units) -> Declaration:
         return reduce(operator.and_, [member.declaration(units) for member in self.members])
 
-    def edges(self, laid: Laid) -> list[Edge]:
+    def edges(self, laid: Laid) -> list[Exceeded]:
         return [edge for member in self.members for edge in member.edges(laid)]
 
     def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        return reduce(namespace(rows).maximum, [edge.excess for edge in self.edges(Laid.of_rows(rows))])
+        return reduce(namespace(rows).maximum, [excess for excess, _ in self.edges(Laid.of_rows(rows))])
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         return reduce(np.maximum, [member._tolerance(dtype, size) for member in self.members])
@@ -111,10 +111,17 @@ class Composite(Set):
 class Wrapped(Composite):
     """A set made of one other, which holds for what `inside` shows it: here, for the units as they are."""
 
+    passes_on: ClassVar[tuple[str, ...]] = ()  # the classes that are given the set in it, and not all of it
+
     @property
     def set(self) -> Set:
         """The set in it."""
         return self.members[0]
+
+    def _made(self, to: str, *arguments: Any) -> Set:
+        if to in self.passes_on:
+            return self.rebuilt([self.set._made(to, *arguments)])
+        return super()._made(to, *arguments)
 
     def inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
         """The set in it, and units or rows as that sees them."""
@@ -140,7 +147,7 @@ class Wrapped(Composite):
         inner, (seen, normal) = self.inside(units, taken)
         return inner.multiplier(seen, normal)
 
-    def edges(self, laid: Laid) -> list[Edge]:
+    def edges(self, laid: Laid) -> list[Exceeded]:
         inner, (seen,) = self.inside(laid)
         return inner.edges(seen)
 

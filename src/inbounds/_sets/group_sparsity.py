@@ -24,7 +24,7 @@ from inbounds._arrays.views import View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import at_most, axes, in_a_row, number_or_array, numbers_of_units, positive_integer
 from inbounds._sets.declaration import Declaration, Row
-from inbounds._sets.groups import groups_of, span_of
+from inbounds._sets.equal import groups_of, span_of
 from inbounds._sets.one_row import nearest_on_one_row
 from inbounds._sets.set import Exceeded, Set, registered
 from inbounds._sets.sparsity import largest, too_many
@@ -114,10 +114,10 @@ class GroupSet(Set):
         """The number of groups of a unit; -1 where TensorFlow doesn't know it."""
         if not self.whole:
             return len(groups_of(type(self).__name__, self.groups, span_of(units)).table)
-        return units.count if self.matrix else self._seen(units).count
+        return units.seen(self._views(units)).count
 
     def _view(self, shape: tuple[int, ...], span: tuple[int, ...]) -> View:
-        view = self.view
+        view = View(shape, span) if self.matrix else self.view
         if view is None and self.groups == "inputs":  # of rows, without a layer
             view = View(shape, span).layout.units_of("inputs")
         if view is not None and len(shape) == len(view.shape):
@@ -126,8 +126,9 @@ class GroupSet(Set):
             raise self._no_axis([shape])
         return view
 
-    def _seen(self, units: Units) -> Units:
-        return units.seen([self._view(tuple(units.parts[0].shape), units.axes[0])])
+    def _views(self, of: Units | Laid) -> list[View]:
+        """How the set sees weights, whose units then are the groups."""
+        return [self._view(view.shape, view.axes) for view in of.views]
 
     def _project(self, units: Units) -> Units:
         xp = namespace(units.parts[0])
@@ -152,7 +153,7 @@ class GroupSet(Set):
     def _grouped(self, units: Units) -> tuple[Units, Callable[..., Units]]:
         """The groups as units; and what makes units of a function of entries and of numbers for the groups."""
         if self.whole:
-            grouped = units if self.matrix else self._seen(units)
+            grouped = units.seen(self._views(units))
             return grouped, lambda fn, *numbers: grouped.map(fn, *numbers).unseen(units)
         rows, mask, groups = units.rows(), units.mask_rows(), groups_of("", self.groups, span_of(units))
         xp = namespace(rows)
@@ -164,11 +165,8 @@ class GroupSet(Set):
         xp = namespace(rows)
         if not self.whole:
             entries = groups_of("", self.groups, laid.span).gathered(rows)
-        elif self.matrix:
-            entries = rows
         else:
-            (view,) = laid.views
-            entries = replace(laid, rows=rows).seen([self._view(view.shape, view.axes)]).rows
+            entries = replace(laid, rows=rows).seen(self._views(laid)).rows
         norms = norms_along(entries, -1)
         return [(self._beyond(xp.reshape(norms, (1 if self.whole else rows.shape[0], -1))), self._slack(laid))]
 

@@ -23,7 +23,6 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.composite import Composite, parts_of
 from inbounds._sets.custom import Custom
-from inbounds._sets.dykstra import Projection, dykstra, in_turn, until_inside
 from inbounds._sets.entries import Interval
 from inbounds._sets.equal import Equal
 from inbounds._sets.group_sparsity import GroupSet
@@ -35,11 +34,12 @@ from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm
 from inbounds._sets.order import Monotone
 from inbounds._sets.per import OwnUnits, Per, by_units
 from inbounds._sets.reduced import difference
-from inbounds._sets.serialization import comparison_key
-from inbounds._sets.set import Edge, Set, counted, registered
+from inbounds._sets.set import Exceeded, Set, counted, registered
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
+from inbounds._sets.splitting import Projection, dykstra, in_turn, until_inside
 from inbounds._sets.sums import L1Ball, Linear, SumTo
+from inbounds._sets.value import comparison_key
 
 Ball = MaxNorm | MinMaxNorm | FrobeniusNorm  # a ball of the Euclidean norm, where it is convex
 
@@ -157,7 +157,7 @@ class AllOf(Composite):
     def reported_units(self, units: int) -> int:
         return sum(kind.reported_units(units) for kind in self.kinds) or super().reported_units(units)
 
-    def edges(self, laid: Laid) -> list[Edge]:
+    def edges(self, laid: Laid) -> list[Exceeded]:
         counts = [kind.count(laid) for kind in self.kinds]
         edges = [_among(counts, i, edge) for i, kind in enumerate(self.kinds) for edge in kind.edges(laid)]
         return edges or super().edges(laid)
@@ -280,9 +280,9 @@ def _by_kind(members: Sequence[Set]) -> list[Set]:
     return [same[0] for same in kinds.values()]
 
 
-def _among(counts: Sequence[int], kind: int, edge: Edge) -> Edge:
+def _among(counts: Sequence[int], kind: int, edge: Exceeded) -> Exceeded:
     """An edge of the units of one kind as one of all that are reported; the others are far inside."""
-    excess, slack, finite = counted(edge, counts[kind])
+    excess, slack = counted(edge, counts[kind])
     xp = namespace(excess)
 
     def padded(values: Array, otherwise: Any) -> Array:
@@ -292,7 +292,7 @@ def _among(counts: Sequence[int], kind: int, edge: Edge) -> Edge:
 
     if isinstance(excess, np.ndarray):  # who asks for violations only, of tensors, asks for no slack
         slack = padded(slack, 0.0)
-    return Edge(padded(excess, -np.inf), slack, padded(finite, True))
+    return padded(excess, -np.inf), slack
 
 
 def _groups(members: Sequence[Set]) -> list[list[Set]]:

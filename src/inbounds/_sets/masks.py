@@ -18,8 +18,8 @@ from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
-from inbounds._sets.serialization import comparison_key, to_code
 from inbounds._sets.set import Set, registered
+from inbounds._sets.value import comparison_key, to_code
 from inbounds._types import Inputs, Integer, Mask, MaskName
 
 NAMES = get_args(MaskName)

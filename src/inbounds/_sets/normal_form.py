@@ -40,7 +40,7 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
-from inbounds._sets.declaration import KINDS, Declaration, Kind, Values, clip
+from inbounds._sets.declaration import KINDS, Declaration, Kind, clip
 from inbounds._sets.one_row import nearest_on_one_row
 
 TURNS, UNROLLED = 250, 40  # the limit of looks at the multipliers, 3 to 20 as a rule; where PyTorch can't stop early
@@ -60,26 +60,16 @@ def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:
         xp = namespace(units.parts[0])
         everywhere = xp.zeros_like(one.max(xp.abs)) == 0
         return nearest_on_one_row(one, declaration, everywhere).apart(units)
-    x, costs = units.rows(), units.metric_rows()
-    xp = namespace(x)
-    moves = None
-    if not all(units.free):
-        moves = units.with_parts([float(free) for free in units.free])
-    if units.masked:
-        declaration = declaration.within(units.marks)
-
-    def table(values: Values) -> Array:
-        laid = units.table(values)
-        return laid if not whole or laid.shape == (1, 1) else xp.reshape(laid + xp.zeros_like(x), (1, -1))
-
+    x = one.rows()
+    moves = None if all(one.free) else one.table(one.with_parts([float(free) for free in one.free]))
+    if one.masked:
+        declaration = declaration.within(one.marks)
     rows = sorted(declaration.rows, key=lambda row: KINDS.index(row.kind))
-    given = [(table(row.weights), xp.reshape(constant(x, row.level), (-1, 1)), table(row.center)) for row in rows]
-    low, high, moving = (None if v is None else table(v) for v in (declaration.low, declaration.high, moves))
-    if whole:
-        x, costs = (None if a is None else xp.reshape(a, (1, -1)) for a in (x, costs))
-    static = tuple(row.kind for row in rows), units.differentiable
-    y = at_once(_nearest, x, costs, moving, low, high, given, static=static)
-    return units.with_rows(xp.reshape(y, (-1, units.size)))
+    levels = (namespace(x).reshape(constant(x, row.level), (-1, 1)) for row in rows)
+    given = [(one.table(row.weights), level, one.table(row.center)) for row, level in zip(rows, levels, strict=True)]
+    low, high = one.table(declaration.low), one.table(declaration.high)
+    static = tuple(row.kind for row in rows), one.differentiable
+    return one.with_rows(at_once(_nearest, x, one.metric_rows(), moves, low, high, given, static=static)).apart(units)
 
 
 def _nearest(

@@ -29,7 +29,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes, center_of, in_a_row, number, numbers_of_units
 from inbounds._sets.declaration import Declaration, Row
-from inbounds._sets.one_row import nearest_on_one_row
+from inbounds._sets.one_row import level_of_free, nearest_on_one_row
 from inbounds._sets.reduced import radial
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Center, Number, Numbers
@@ -256,14 +256,10 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     judged, moved_by = units.judged(root=True), units.rounding(_norm)
     moved_by = xp.reshape(moved_by, free.shape) if hasattr(moved_by, "shape") else moved_by
     least, most, floor, ceiling = map(free.numbers, (low, top, low - judged.held(low), high + judged.held(high)))
-    bounds = [least, most, floor - moved_by, ceiling + moved_by]
+    bounds = (least, most, floor - moved_by, ceiling + moved_by)
+    least, most, floor, ceiling = (level_of_free(units, free, Row("ball", bound)) for bound in bounds)
     if frozen is not None:
-        size = np.clip(top, 1 / HUGE, HUGE)
-        squares_of_frozen = frozen.total(lambda x, size: (x * (1 / size)) ** 2, frozen.numbers(size))
-        taken, unit = xp.reshape(squares_of_frozen, free.shape), free.numbers(size)
-        bounds = [unit * xp.sqrt(xp.maximum((bound / unit) ** 2 - taken, 0)) for bound in bounds]
         finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), free.shape)
-    least, most, floor, ceiling = bounds
 
     moved = (squares > (ceiling * inverse) ** 2) & finite
     if units.metric is not None:

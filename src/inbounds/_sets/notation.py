@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from inbounds._sets.intersection import Intersection
-from inbounds._sets.joint import Joint
+from inbounds._sets.joint import Joint, Together
 from inbounds._sets.masks import On, Where
 from inbounds._sets.per import Per
 from inbounds._sets.scaled import Scaled
 from inbounds._sets.set import Set
-from inbounds._sets.together import Together
 
 FEW = 4  # arrays of at most so many entries are written out
 _SYMBOLS = (

@@ -12,6 +12,7 @@ thresholds; Kiwiel, "Breakpoint searching algorithms for the continuous quadrati
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ class _OneRow:
         self.from_top = self.positive and self.costs == 1.0 and self.weights == 1.0
 
         known = free.constants()
-        level = _level_of_free(units, free, row)
+        level = level_of_free(units, free, row)
         if self.from_top:
             self.top = largest = known.max(lambda x, c: x if self.linear else xp.abs(_less(x, c)), self.offset)
             level = level + xp.zeros_like(self.top)
@@ -102,9 +103,11 @@ class _OneRow:
         if (frozen := units.only(free=False)) is not None:
             self.finite = self.finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), free.shape)
         self.level = level / self.unit
-        self.center, self.low, self.high = (
-            known.map(lambda _, v, unit: v / unit, values, self.unit) if self.bounded and is_bounded(values) else values
-            for values in (self.offset, self.lowest, self.highest)
+        self.low, self.high = (
+            known.map(lambda _, v, c, unit: _less(v, c) / unit, bound, self.offset, self.unit)
+            if is_bounded(bound)
+            else bound
+            for bound in (self.lowest, self.highest)
         )
         self.ease = self.weights if self.costs == 1.0 else known.map(lambda _, a, d: a / d, self.weights, self.costs)
         self.base, self.sign = self.based(known)
@@ -115,64 +118,57 @@ class _OneRow:
     def based(self, x: Units) -> tuple[Units, Values]:
         """What the multiplier is taken from, and the sign that an entry has, of free entries that may be live."""
         xp = self.xp
-        away = x if self.linear else x.map(_less, self.offset)
+        away = x.map(_less, self.offset)
+        sign: Values = 1.0
         if self.kind == "diamond":
-            sign: Values = away.constants().map(xp.sign)
-            away = away.map(xp.abs)
-        else:
-            sign = 1.0
+            away, sign = away.map(xp.abs), away.constants().map(xp.sign)
         if self.from_top:
             return away.map(lambda x, top, unit: xp.maximum((x - top) / unit, -1.0), self.top, self.unit), sign
         return away.map(lambda x, unit: x / unit, self.unit), sign
 
     def entries(self, base: Units, t: Array) -> Units:
-        """The entries at a multiplier; those of a norm without bounds relative to its centre, without their sign."""
+        """The entries at a multiplier, relative to the centre; those of a 1-norm without bounds without their sign."""
         xp = self.xp
 
-        def entry(b: Array, a: Any, e: Any, d: Any, sign: Any, c: Any, low: Any, high: Any, t: Array) -> Array:
+        def entry(b: Array, a: Any, e: Any, d: Any, sign: Any, low: Any, high: Any, t: Array) -> Array:
             y = b * (d / (d + times(a, t))) if self.kind == "ball" else b - times(e, t)
             y = xp.maximum(y, 0) if self.kind == "diamond" else y
-            if self.bounded:
-                y = y if self.linear else c + sign * y
-                y = clip(y, low, high)
-            return y
+            return clip(times(sign, y), low, high) if self.bounded else y
 
-        given = (self.weights, self.ease, self.costs, self.sign, self.center, self.low, self.high)
-        return base.map(entry, *given, t)
+        return base.map(entry, self.weights, self.ease, self.costs, self.sign, self.low, self.high, t)
 
     def number(self, y: Units, size: bool = False) -> Array:
         """What is compared with the level, its square for a ball; or the size of what is added up."""
         xp = self.xp
 
-        def term(y: Array, a: Any, c: Any) -> Array:
-            away = times(a, y - c if self.bounded and not self.linear else y)
+        def term(y: Array, a: Any) -> Array:
+            away = times(a, y)
             if self.kind == "ball":
                 return away * away
             return away if self.positive or (self.linear and not size) else xp.abs(away)
 
-        return y.total(term, self.weights, self.center)
+        return y.total(term, self.weights)
 
-    def moving(self, y: Array, c: Any, low: Any, high: Any) -> Array:
+    def moving(self, y: Array, low: Any, high: Any) -> Array:
         """1 where an entry moves with the multiplier, 0 where a bound or the centre of a 1-norm holds it."""
         if self.positive:
             return above(y, 0.0)
-        one: Any = self.xp.sign(self.xp.abs(y - c)) if self.kind == "diamond" else 1.0
-        if self.bounded:
-            one = times(one, above(y, low)) if is_bounded(low) else one
-            one = times(one, above(-y, -high)) if is_bounded(high) else one
+        one: Any = self.xp.sign(self.xp.abs(y)) if self.kind == "diamond" else 1.0
+        one = times(one, above(y, low)) if is_bounded(low) else one
+        one = times(one, above(-y, -high)) if is_bounded(high) else one
         return one if hasattr(one, "shape") else self.xp.ones_like(y)
 
     def slope(self, y: Units, t: Array) -> Array:
         """How fast that falls in the multiplier, half as fast as its square for a ball."""
 
-        def slope(y: Array, a: Any, e: Any, d: Any, c: Any, low: Any, high: Any, t: Array) -> Array:
+        def slope(y: Array, a: Any, e: Any, d: Any, low: Any, high: Any, t: Array) -> Array:
             if self.kind != "ball":
-                return times(a, times(e, self.moving(y, c, low, high)))
-            away = times(a, y - c if self.bounded else y)
+                return times(a, times(e, self.moving(y, low, high)))
+            away = times(a, y)
             fall = away * away / (d + times(a, t))
-            return fall * self.moving(y, c, low, high) if self.bounded else fall
+            return fall * self.moving(y, low, high) if self.bounded else fall
 
-        return y.sum(slope, self.weights, self.ease, self.costs, self.center, self.low, self.high, t)
+        return y.sum(slope, self.weights, self.ease, self.costs, self.low, self.high, t)
 
     def look(self, t: Array) -> tuple[Array, Array, Array]:
         """By how much the level is exceeded; the step to where Newton's method sees it met; what is rounding."""
@@ -201,21 +197,7 @@ class _OneRow:
         elif self.kind == "equal":  # where it is met if nothing is held
             slope = self.base.sum(lambda x, a, e: a * e + 0 * x, self.weights, self.ease)
             start = (self.number(self.base) - self.level) / xp.where(slope > 0, slope, xp.ones_like(slope))
-        start = xp.where(moved, start, zero)
-
-        def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-            t, low, high, count = state
-            over, step, near = self.look(t)
-            low, high = xp.where(over > 0, t, low), xp.where(over < 0, t, high)
-            farther = 1 + xp.abs(t)
-            middle = xp.where(high < np.inf, xp.where(low > -np.inf, 0.5 * (low + high), high - farther), low + farther)
-            new, halve = t + step, (count >= PATIENCE) & (count % 3 == 2)
-            new = xp.where((step != 0) & (new > low) & (new < high) & ~halve, new, middle)
-            going = moved & (xp.abs(over) > near) & (new > low) & (new < high)
-            return (xp.where(going, new, t), low, high, count + 1), going
-
-        unrolled = UNROLLED if self.positive else 3 * UNROLLED
-        return iterate(turn, (start, least, zero + np.inf, zero), LOOKS, unrolled)[0]
+        return in_a_bracket(self.look, xp.where(moved, start, zero), least, moved, exact=self.positive)
 
     def finished(self, y: Units, t: Array) -> Units:
         """The entries as weights, after a step that makes up for rounding: a scale, or a shift of those that move."""
@@ -228,29 +210,24 @@ class _OneRow:
             left = xp.maximum(left, 0) if self.kind == "most" else left
 
             def shifted(y: Array, e: Any, by: Array, low: Any, high: Any) -> Array:
-                return y - times(e, by) * self.moving(y, 0.0, low, high)
+                return y - times(e, by) * self.moving(y, low, high)
 
             return self.as_weights(y.map(shifted, self.ease, left, self.low, self.high))
         length = xp.sqrt(number) if self.kind == "ball" else number
         factor = self.level / xp.where(length > 0, length, xp.ones_like(length))
         factor = factor if self.positive or not self.bounded else xp.minimum(factor, 1)
 
-        def scaled(y: Array, c: Any, a: Any, by: Array) -> Array:
-            grown = by * y if isinstance(c, float) and c == 0 else c + by * (y - c)
-            return grown if isinstance(a, float) else xp.where(a > 0, grown, y)
+        def scaled(y: Array, a: Any, by: Array) -> Array:
+            return by * y if isinstance(a, float) else xp.where(a > 0, by * y, y)
 
-        center = self.center if self.bounded and not self.linear else 0.0
-        return self.as_weights(y.map(scaled, center, self.weights, factor))
+        return self.as_weights(y.map(scaled, self.weights, factor))
 
     def as_weights(self, y: Units) -> Units:
         """Entries as they are for the weights, exactly within the bounds."""
 
         def weight(y: Array, sign: Any, c: Any, unit: Array, low: Any, high: Any) -> Array:
-            y = y * unit
-            if self.bounded:
-                return clip(y, low, high)
-            y = times(sign, y)
-            return y if self.linear or (isinstance(c, float) and c == 0) else c + y
+            y = y * unit if self.bounded else times(sign, y * unit)
+            return clip(y if isinstance(c, float) and c == 0 else c + y, low, high)
 
         return y.map(weight, self.sign, self.offset, self.unit, self.lowest, self.highest)
 
@@ -266,10 +243,41 @@ class _OneRow:
         number = self.number(self.entries(live, t))
         ahead = self.as_weights(self.entries(live, t + share * (number - without_gradient(number))))
 
-        def with_it(y: Array, live: Array, dead: Array, fixed: Array, c: Any, low: Any, high: Any) -> Array:
-            return y + self.moving(fixed, c, low, high) * (live - dead)
+        def with_it(y: Array, live: Array, dead: Array, fixed: Array, low: Any, high: Any) -> Array:
+            return y + self.moving(fixed, low, high) * (live - dead)
 
-        return y.map(with_it, ahead, ahead.constants(), fixed, self.center, self.low, self.high)
+        return y.map(with_it, ahead, ahead.constants(), fixed, self.low, self.high)
+
+
+def in_a_bracket(
+    look: Callable[[Array], tuple[Array, Array, Array]], start: Array, least: Array, moved: Array, *, exact: bool
+) -> Array:
+    """For each unit that is moved the number, at least so large, at which what falls in it is 0 to rounding.
+
+    Args:
+        look: gives what it is at some numbers, the step to where Newton's method sees 0, and how
+            near to 0 is rounding.
+        start: where the search begins.
+        least: below which it never goes.
+        moved: the units that are searched for.
+        exact: whether what falls is convex and piecewise linear, where a few looks are enough.
+    """
+    xp = namespace(start)
+    zero = xp.zeros_like(start)
+
+    def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        t, low, high, count = state
+        over, step, near = look(t)
+        low, high = xp.where(over > 0, t, low), xp.where(over < 0, t, high)
+        farther = 1 + xp.abs(t)
+        middle = xp.where(high < np.inf, xp.where(low > -np.inf, 0.5 * (low + high), high - farther), low + farther)
+        new, halve = t + step, (count >= PATIENCE) & (count % 3 == 2)
+        new = xp.where((step != 0) & (new > low) & (new < high) & ~halve, new, middle)
+        going = moved & (xp.abs(over) > near) & (new > low) & (new < high)
+        return (xp.where(going, new, t), low, high, count + 1), going
+
+    unrolled = UNROLLED if exact else 3 * UNROLLED
+    return iterate(turn, (start, least, zero + np.inf, zero), LOOKS, unrolled)[0]
 
 
 def _less(x: Array, center: Any) -> Array:
@@ -280,7 +288,7 @@ def _of(values: Values, *, free: bool) -> Values:
     return values.only(free=free) or 0.0 if isinstance(values, Units) else values
 
 
-def _level_of_free(units: Units, free: Units, row: Row) -> Array | float:
+def level_of_free(units: Units, free: Units, row: Row) -> Array | float:
     """The level that frozen entries leave for the free ones."""
     xp = namespace(free.parts[0])
     level = xp.reshape(row.level, free.shape) if len(getattr(row.level, "shape", ())) else row.level

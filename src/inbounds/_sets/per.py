@@ -7,7 +7,7 @@ serves every set and every kind, and sets with different units can meet in an in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from inbounds._sets.equal import Equal
 from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet, Symmetric
 from inbounds._sets.set import Set, registered, with_argument
-from inbounds._types import Inputs, Integer, Kind, Mask, MaskName
+from inbounds._types import Kind
 
 KINDS: tuple[Kind, ...] = ("units", "inputs", "weight", "heads", "gates", "window")
 
@@ -67,6 +67,7 @@ class Per(Wrapped):
 
     whole: ClassVar[bool] = True
     matrix: ClassVar[bool] = False
+    passes_on = ("Where", "On", "Scaled")
     couples_units = True
     has_normal_form = False
     axis = None
@@ -142,15 +143,6 @@ class Per(Wrapped):
         own = self.spanning
         of_whole = own.whole and not own.matrix
         return ("weight", False, None) if of_whole else (self.kind, own.matrix, own.axis)
-
-    def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
-        return self.rebuilt([self.set.where(mask, width)])
-
-    def on(self, inputs: Inputs) -> Set:
-        return self.rebuilt([self.set.on(inputs)])
-
-    def scaled(self, schedule: Callable[[Any], Any]) -> Set:
-        return self.rebuilt([self.set.scaled(schedule)])
 
     def count(self, laid: Laid) -> int:
         """How many units a report has of these weights."""

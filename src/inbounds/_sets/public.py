@@ -5,7 +5,7 @@ from inbounds._sets.entries import Box, Fixed, NonNeg, NonPos
 from inbounds._sets.equal import Equal
 from inbounds._sets.grid import Grid
 from inbounds._sets.group_sparsity import GroupL1Ball, GroupSparse
-from inbounds._sets.joint import Joint
+from inbounds._sets.joint import Joint, Tied, Together
 from inbounds._sets.marginals import DoublyStochastic, Marginals
 from inbounds._sets.matrices import SkewSymmetric, Symmetric, ZeroDiagonal
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm, UnitNorm
@@ -13,7 +13,6 @@ from inbounds._sets.order import Monotone
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import LowRank, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
 from inbounds._sets.sums import Halfspace, Hyperplane, L1Ball, Simplex, SumTo
-from inbounds._sets.together import Tied, Together
 
 max_norm = MaxNorm
 min_max_norm = MinMaxNorm

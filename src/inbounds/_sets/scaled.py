@@ -20,7 +20,8 @@ from inbounds._sets.composite import Wrapped, bracketed, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.joint import JointSet
-from inbounds._sets.set import Edge, Set, registered
+from inbounds._sets.set import Exceeded, Set, registered
+from inbounds._sets.value import shown_callable
 
 
 @registered
@@ -85,8 +86,13 @@ class Scaled(Wrapped):
             raise SetError(wrong, f"{factor:g} at step {int(step)}", where=repr(self), instead=instead)
         return factor
 
+    def inside(self, *given: Any) -> tuple[Set, list[Any]]:
+        """The set in it, and units over the factor; the gradient there isn't divided, since P_sC(x) = s P_C(x / s)."""
+        units, *others = given
+        return self.set, [units.with_parts([part / self._factor(part) for part in units.parts]), *others]
+
     def _project(self, units: Units) -> Units:
-        inner = self._over(units)
+        _, (inner,) = self.inside(units)
         moved = self.set.nearest(inner)
         grown = moved.map(lambda x: x * self._factor(x))
         return units.map(
@@ -96,30 +102,17 @@ class Scaled(Wrapped):
     def declaration(self, units: Units) -> Declaration:
         return self.set.declaration(units).times(self._factor(units.parts[0]), units)
 
-    def reduced(self, units: Units, gradient: Units) -> Units:
-        """That of the set at the units over the factor, since P_sC(x) = s P_C(x / s)."""
-        return self.set.reduced(self._over(units), gradient)
-
-    def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
-        """That of the bound times the factor."""
-        return self.set.multiplier(self._over(units), taken)
-
-    def _over(self, units: Units) -> Units:
-        """The units over the factor."""
-        return units.with_parts([part / self._factor(part) for part in units.parts])
-
-    def edges(self, laid: Laid) -> list[Edge]:
+    def edges(self, laid: Laid) -> list[Exceeded]:
         factor = self._factor(laid.rows)
-        inner = self.set.edges(replace(laid, rows=laid.rows / factor))
 
-        def grown(edge: Edge) -> Edge:
-            slack = edge.slack * factor
+        def grown(excess: Array, slack: Any) -> Exceeded:
+            slack = slack * factor
             if isinstance(laid.rows, np.ndarray):  # who asks for violations only, of tensors, asks for no slack
-                sizes = np.abs(laid.known).max(axis=1).reshape(len(edge.excess), -1)
+                sizes = np.abs(laid.known).max(axis=1).reshape(len(excess), -1)
                 slack = slack + ulps(sizes.max(axis=1), laid.dtype)
-            return Edge(edge.excess * factor, slack, edge.finite)
+            return excess * factor, slack
 
-        return list(map(grown, inner))
+        return [grown(*edge) for edge in self.set.edges(replace(laid, rows=laid.rows / factor))]
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         return float(self.factor) * self.set._tolerance(dtype, size)
@@ -133,18 +126,6 @@ class Scaled(Wrapped):
 
     def __repr__(self) -> str:
         if self.changes:
-            return f"{bracketed(self.set)}.scaled({_said(self.schedule)})"
+            return f"{bracketed(self.set)}.scaled({shown_callable(self.schedule)})"
         factor = f"{float(self.factor):g}" if is_concrete(self.factor) else "..."
         return f"{self.set!r} * {factor}"
-
-
-def _said(schedule: Any) -> str:
-    """A schedule as the code that makes it, where it has a config."""
-    if not hasattr(schedule, "get_config"):
-        return getattr(schedule, "__qualname__", None) or repr(schedule)
-    kind = type(schedule)
-    arguments = [
-        f"{name}={value!r}" for name, value in schedule.get_config().items() if value not in (None, kind.__name__)
-    ]
-    home = "keras.optimizers.schedules." if kind.__module__.startswith("keras.") else ""
-    return f"{home}{kind.__name__}({', '.join(arguments)})"

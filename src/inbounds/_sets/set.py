@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import keras
 import numpy as np
@@ -40,8 +39,8 @@ from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, Block, View, WeightLayout, blocks_of
 from inbounds._errors import SetError, shown
 from inbounds._sets.declaration import Declaration, Values
-from inbounds._sets.proximal import in_steps
 from inbounds._sets.reduced import difference
+from inbounds._sets.splitting import in_steps
 from inbounds._sets.value import Value
 from inbounds._types import (
     Constraint,
@@ -65,14 +64,6 @@ ULPS = 4  # what rounding may cost where no sum is compared with a bound, in uni
 CLASSES: dict[str, Callable[..., Set]] = {}  # by name; operators make sets of classes that import this module
 Exceeded = tuple[Array, Any]  # how far each unit exceeds a bound, above 0 outside, and what of that counts as rounding
 Exact = np.ndarray[Any, Any]  # an array of NumPy
-
-
-class Edge(NamedTuple):
-    """What there is to see of one bound of a set."""
-
-    excess: Array  # for each thing that the set counts how far it exceeds the bound, above 0 outside
-    slack: Any  # how much of that counts as rounding
-    finite: Array  # for each unit whether its entries are finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +192,7 @@ class Set(Value):
                 width; "not causal" and "not banded" mark the others.
             width: of a band.
         """
-        return CLASSES["Where"](self, mask, width)
+        return self._made("Where", mask, width)
 
     def on(self, inputs: Inputs) -> Set:
         """The set for those weights only that come from some inputs of the layer.
@@ -210,7 +201,7 @@ class Set(Value):
             inputs: indices of input features (Dense), channels (convolutions) or tokens
                 (Embedding).
         """
-        return CLASSES["On"](self, inputs)
+        return self._made("On", inputs)
 
     def per(self, kind: Kind) -> Set:
         """The set for units of another kind than the layer's output units.
@@ -219,7 +210,11 @@ class Set(Value):
             kind: "units", "inputs", "weight", "heads", "gates" or "window", of which the layout of
                 the layer knows the axes.
         """
-        return CLASSES["Per"](self, kind)
+        return self._made("Per", kind)
+
+    def _made(self, to: str, *arguments: Any) -> Set:
+        """The set that a class makes of this one, by the name of the class."""
+        return CLASSES[to](self, *arguments)
 
     def scaled(self, schedule: Callable[[Any], Any]) -> Set:
         """The set times a factor that follows the steps of training, so that a bound can tighten or loosen.
@@ -228,7 +223,7 @@ class Set(Value):
             schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step
                 to a factor.
         """
-        return CLASSES["Scaled"](self, schedule)
+        return self._made("Scaled", schedule)
 
     def in_training(
         self,
@@ -304,20 +299,22 @@ class Set(Value):
         """One number for each unit, added up to one for each thing that a report counts."""
         return np.asarray(np.sum(np.reshape(numbers, (self.reported_units(numbers.size), -1)), axis=1))
 
-    def edges(self, laid: Laid) -> list[Edge]:
-        """For each bound of the set how far units exceed it, and how much of that counts as inside."""
+    def edges(self, laid: Laid) -> list[Exceeded]:
+        """For each bound how far units exceed it, by infinity those with entries that aren't finite; and its slack."""
         rows = laid.rows
         xp = namespace(rows)
         rows = xp.where(xp.isfinite(rows), rows, xp.zeros_like(rows))
         if self.center is not None:
             self._check_center()
             rows = rows - constant(rows, laid.place(self.center))
-        mask, finite = laid.mask, laid.finite
+        mask = laid.mask
         exceeded = self._edges(rows if mask is None else self._hidden(rows, mask, laid), laid)
         if mask is not None:
             some = constant(rows, mask.any(axis=1)) > 0  # a unit without an entry of its own is inside
             exceeded = [(xp.where(some, excess, xp.full_like(excess, -np.inf)), slack) for excess, slack in exceeded]
-        return [Edge(excess, slack, finite) for excess, slack in exceeded]
+        known = [xp.all(xp.reshape(laid.finite, (excess.shape[0], -1)), axis=1) for excess, _ in exceeded]
+        pairs = zip(exceeded, known, strict=True)
+        return [(xp.where(finite, excess, xp.full_like(excess, np.inf)), slack) for (excess, slack), finite in pairs]
 
     def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         """`edges`, for rows that are finite, about the centre, and of the marked entries only."""
@@ -340,20 +337,16 @@ class Set(Value):
         return Measured(**{name: np.concatenate([vars(one)[name] for one in found]) for name in vars(found[0])})
 
     def _measured(self, laid: Laid) -> Measured:
-        excess, slack, each_finite = map(np.stack, zip(*self._counted_edges(laid), strict=True))
-        finite: Any = np.all(each_finite, axis=0)
-        return Measured(
-            excess=np.where(finite, excess.max(axis=0), np.inf),
-            slack=slack.max(axis=0),
-            outside=(excess > slack).any(axis=0) | ~finite,
-            active=(np.abs(excess) <= slack).any(axis=0) & finite,
-        )
+        excess, slack = map(np.stack, zip(*self._counted_edges(laid), strict=True))
+        outside: Any = (excess > slack).any(axis=0)
+        active: Any = (np.abs(excess) <= slack).any(axis=0) & (excess < np.inf).all(axis=0)
+        return Measured(excess.max(axis=0), slack.max(axis=0), outside, active)
 
-    def _counted_edges(self, laid: Laid) -> list[Edge]:
+    def _counted_edges(self, laid: Laid) -> list[Exceeded]:
         """`edges`, all for as many units or matrices."""
         with quiet(laid.rows):
             edges = self.edges(laid)
-        count = max(edge.excess.shape[0] for edge in edges)
+        count = max(excess.shape[0] for excess, _ in edges)
         return [counted(edge, count) for edge in edges]
 
     def reported_units(self, units: int) -> int:
@@ -421,10 +414,8 @@ class Set(Value):
         """
         rows = _checked_rows(self, rows)
         xp = namespace(rows)
-        edges = self._counted_edges(Laid.of_rows(rows))
-        worst = functools.reduce(xp.maximum, [edge.excess for edge in edges], xp.zeros_like(edges[0].excess))
-        finite = functools.reduce(operator.and_, [edge.finite for edge in edges])
-        return xp.where(finite, worst, xp.full_like(worst, float("inf")))
+        excesses = [excess for excess, _ in self._counted_edges(Laid.of_rows(rows))]
+        return functools.reduce(xp.maximum, excesses, xp.zeros_like(excesses[0]))
 
     def tolerance(self, dtype: str, rows: Rows | None = None) -> Any:
         """The largest violation that counts as inside for weights of that dtype, in the units of the weight.
@@ -512,10 +503,15 @@ class Set(Value):
     def splittable(self) -> bool:
         """Whether some units of a weight can be projected and measured without the others.
 
-        None depends on another, and no array of the set may have a value for each of them.
+        None depends on another, and no array or list of the set may have a value for each of them.
         """
-        given = (value if isinstance(value, tuple) else (value,) for value in vars(self).values())
-        return not self.couples_units and not any(isinstance(one, np.ndarray) for many in given for one in many)
+
+        def of_numbers(value: Any) -> bool:
+            several = isinstance(value, (list, tuple)) and not all(isinstance(one, str) for one in value)
+            return several or isinstance(value, np.ndarray)
+
+        own = (value for name, value in vars(self).items() if name not in ("axis", "members"))
+        return not self.couples_units and not any(map(of_numbers, own))
 
     def blocks(self, weights: Sequence[Array], axes: Sequence[Axes]) -> list[tuple[Block, ...]]:
         """Indices that cut large weights into blocks, see `blocks_of`; a single one where units can't be apart."""
@@ -560,17 +556,14 @@ def finite_rows(rows: Array, mask: Array | None) -> tuple[Array, Array]:
     return finite, xp.where(finite & good, rows, xp.zeros_like(rows))
 
 
-def counted(edge: Edge, count: int) -> Edge:
-    """The edge for each of so many units or matrices: several may share an excess, or one has several units."""
-    excess, slack, finite = edge
-    xp, own = namespace(excess), excess.shape[0]
+def counted(edge: Exceeded, count: int) -> Exceeded:
+    """An edge for each of so many units or matrices, several of which may share an excess."""
+    excess, slack = edge
+    own = excess.shape[0]
     shares = 1 if own == count else count // own
     if isinstance(excess, np.ndarray):  # who asks for violations only, of tensors, asks for no slack
         slack = np.repeat(np.broadcast_to(slack, excess.shape), shares)
-    excess = excess if shares == 1 else xp.repeat(excess, shares)
-    if finite.shape[0] != count:
-        finite = xp.all(xp.reshape(finite, (count, -1)), axis=1)
-    return Edge(excess, slack, finite)
+    return excess if shares == 1 else namespace(excess).repeat(excess, shares), slack
 
 
 def _checked_rows(owner: Set, rows: Any) -> Array:

@@ -8,7 +8,6 @@ Newton's method from below ends after a few steps, exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +21,6 @@ from inbounds._arrays.ops import (
     above,
     constant,
     interpolate,
-    iterate,
     namespace,
     times,
     without_gradient,
@@ -31,14 +29,11 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Units
 from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units, refused
 from inbounds._sets.declaration import Declaration, Kind, Row
-from inbounds._sets.dykstra import repeated
-from inbounds._sets.one_row import nearest_on_one_row
+from inbounds._sets.one_row import LOOKS, in_a_bracket, nearest_on_one_row
 from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Exceeded, Set, registered
+from inbounds._sets.splitting import repeated
 from inbounds._types import Axis, Center, Numbers
-
-STEPS = 64  # the limit of looks at a threshold. Newton's method takes 4 to 8; after 8 each third halves a bracket
-UNROLLED = 12  # looks where PyTorch can't stop early
 
 
 class Linear(Set):
@@ -71,7 +66,7 @@ class Linear(Set):
         def moves_on(_: Units, new: Units) -> Array:
             return self._shift(new, slope, squares) != 0
 
-        return repeated(project, units, moves_on, STEPS)
+        return repeated(project, units, moves_on, LOOKS)
 
     def _shift(self, units: Units, slope: Units, squares: Array) -> Array:
         """How far each unit is to move along the slope, over what that costs; 0 where it is inside."""
@@ -383,49 +378,27 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     lost = scaled.map(xp.abs)
     moved = lost.map(lambda size, x, g, s: (size - times(s, x)) + times(s, g), scaled, pull, signs)
 
-    def beyond(t: Array) -> tuple[Array, Array]:
-        stays = sizes.map(above, t)
-        count = xp.reshape(stays.sum(lambda one: one), units.shape)
-        sums = xp.reshape(lost.total(interpolate, moved, stays), units.shape)
-        return gap - sums - count * t, xp.maximum(count, 1)
+    rounding = units.judged().held(1.0) * xp.reshape(pull.total(xp.abs), units.shape)
 
-    highest = xp.reshape(sizes.max(lambda w: w), units.shape)
+    def number(stays: Units) -> Array:
+        return xp.maximum(xp.reshape(stays.sum(lambda one: one), units.shape), 1)
+
+    def look(t: Array) -> tuple[Array, Array, Array]:
+        stays = sizes.map(above, t)
+        count = number(stays)
+        over = gap - xp.reshape(lost.total(interpolate, moved, stays), units.shape) - count * t
+        return over, over / count, rounding / 2
+
     support = free.map(xp.sign)  # entries that are 0 stay 0, as a rule
     held, along = support.sum(xp.abs), support.sum(lambda s, g: s * g, pull)
     near = (gap - xp.reshape(along, units.shape)) / xp.maximum(xp.reshape(held, units.shape), 1)
-    near = xp.minimum(near, highest)
-    left, slope = beyond(near)
-    t, count = _by_tangents(beyond, xp.minimum(near + left / slope, highest), highest, usable)
+    highest = xp.reshape(sizes.max(lambda w: w), units.shape)
+    t = in_a_bracket(look, xp.minimum(near, highest), xp.full_like(near, -np.inf), usable, exact=True)
     stays = sizes.map(above, t)
 
     tangential = scaled.map(lambda x, g, s, t, stays: interpolate(x, g + times(s, t), stays), pull, signs, t, stays)
-    rounding = units.judged().held(1.0) * xp.reshape(pull.total(xp.abs), units.shape) / count
-    points_out = t > rounding if signed else xp.abs(t) > rounding
+    points_out = (t if signed else xp.abs(t)) * number(stays) > rounding
     if not signed:
         cut = stays.sum(lambda one, w: (1 - one) * xp.abs(xp.sign(w)), ahead)
         points_out = points_out | (xp.reshape(cut, units.shape) > 0)
     return gradient.chosen(usable & points_out, gradient.with_free(tangential))
-
-
-def _by_tangents(
-    beyond: Callable[[Array], tuple[Array, Array]], low: Array, high: Array, moved: Array
-) -> tuple[Array, Array]:
-    """For each unit the number from low to high at which a sum, which falls and is convex in it, is 0; its fall there.
-
-    The tangent at any number, which `beyond` gives, meets 0 below the solution: a lower bound that
-    only rises. Where it rises slowly, halving the bracket brings it near.
-    """
-    xp = namespace(low)
-
-    def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        low, high, probe, _, turn = state
-        left, slope = beyond(probe)
-        risen = xp.maximum(low, xp.minimum(probe + left / slope, high))
-        high = xp.where(left <= 0, xp.minimum(high, probe), high)
-        unfinished = moved & ((probe != low) | (risen > low))
-        halve = (turn >= 8) & (turn % 3 == 2)
-        return (risen, high, xp.where(halve, 0.5 * (risen + high), risen), slope, turn + 1), unfinished
-
-    zero = xp.zeros_like(low)
-    t, _, _, slope, _ = iterate(look, (low, high, low, zero + 1, zero), STEPS, UNROLLED)
-    return t, slope

@@ -17,7 +17,7 @@ from inbounds._model.plan import Entry, Plan
 from inbounds._model.rules import guess_warning, resolve
 from inbounds._model.weights import Weight, weights_of
 from inbounds._sets.set import Set
-from inbounds._sets.training import Training
+from inbounds._sets.value import Training
 from inbounds._train.assignments import assign
 from inbounds._train.attached_sets import (
     AttachedSet,

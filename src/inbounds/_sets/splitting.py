@@ -1,7 +1,8 @@
-"""Points of an intersection by nothing but the projections on its members: Dykstra's algorithm, and turns.
+"""Nearest points by nothing but projections: Dykstra's algorithm, projections in turn, proximal gradient steps.
 
 Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in
-Hilbert spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's algorithm", 2005.
+Hilbert spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's algorithm", 2005;
+Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm", 2009.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ ROUNDS, TURNS = 1000, 500  # the limits of rounds of Dykstra's algorithm, and of
 SETTLED = 20  # the number of rounds after which a scaled-down unit is doubled though it still moves
 REPEATS = 8  # the limit of repeated projections from a result. As a rule one is enough, and moves the last bits
 UNROLLED_ROUNDS, UNROLLED_TURNS, UNROLLED_REPEATS = 100, 4, 1  # where PyTorch can't stop early, see `iterate`
-LIVE_ROUNDS = 40  # the number of rounds from the result that are differentiated
+LIVE = 40  # the number of rounds, or of plain steps, from the result that are differentiated
+STEPS, UNROLLED_STEPS = 2000, 3  # the limit of proximal gradient steps; where PyTorch can't stop early
 
 
 def in_turn(projections: Sequence[Projection], units: Units) -> Units:
@@ -90,7 +92,7 @@ def dykstra(projections: Sequence[Projection], units: Units) -> Units:
         here, taken = _dykstra_round(projections, here, taken)
         return joined([here, *taken])
 
-    here, *_ = units.split(repeat(turn, joined([live, *taken]), LIVE_ROUNDS))
+    here, *_ = units.split(repeat(turn, joined([live, *taken]), LIVE))
     return _with_derivative_of(ended, here)
 
 
@@ -139,3 +141,41 @@ def _dykstra_round(projections: Sequence[Projection], here: Units, taken: Sequen
         here = project(back)
         new.append(before.map(lambda _, x, y: x - y, back, here))
     return here, new
+
+
+def in_steps(project: Callable[[Units], Units], units: Units, *, couples: bool) -> Units:
+    """The units, with costs of at most 1, at the nearest point of a convex set in their metric; what is inside stays.
+
+    Accelerated proximal gradient steps `y <- P(z - d (z - x))`, for costs d of at most 1, are
+    Euclidean projections. Every one ends inside, and a point that all of them leave where it is is
+    the solution, after whatever number of them.
+    """
+    xp = namespace(units.parts[0])
+    costs = units.costs
+    plain = units.costing(None)
+    fixed = plain.constants()
+    near = project(fixed)
+    rounding = 4 * epsilon(working_dtype(units.dtype))
+
+    def one(units: Units) -> Units:
+        return units.together(couples)
+
+    def pulled(ahead: Units, to: Units) -> Units:
+        return project(ahead.map(lambda z, x, d: z - d * (z - x), to, costs))
+
+    def look(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        old, ahead = fixed.split(state[:-1])
+        new = pulled(ahead, fixed)
+        back = one(ahead).sum(lambda z, y, o: (z - y) * (y - o), new, old)
+        age = xp.where(back > 0, xp.zeros_like(back), state[-1] + 1)  # the gradient restart of O'Donoghue and Candes
+        ahead = one(new).map(lambda y, o, by: y + by * (y - o), old, age / (age + 3))
+        moved = one(new).max(lambda y, o: xp.abs(y - o), old)
+        return (*joined([new, ahead]), age), moved > rounding * one(new).max(xp.abs)
+
+    state = (*joined([near, near]), xp.zeros_like(one(fixed).max(xp.abs)))
+    ended, _ = fixed.split(iterate(look, state, STEPS, UNROLLED_STEPS)[:-1])
+    ended = one(fixed).chosen(~one(fixed).same(near), ended).apart(plain)
+    if units.differentiable:
+        live = plain.with_parts(repeat(lambda state: pulled(plain.with_parts(state), plain).parts, ended.parts, LIVE))
+        ended = _with_derivative_of(ended, live)
+    return ended.costing(costs)
