@@ -52,8 +52,8 @@ class TakenPlan:
         """The value of a variable within a step."""
         if keras.backend.backend() == "torch":
             return variable.value
-        value = next((value for frozen, value in self.frozen_values if frozen is variable), variable.value)
-        return keras.ops.convert_to_tensor(value, dtype=dtype_of(variable))
+        frozen = next((value for frozen, value in self.frozen_values if frozen is variable), None)
+        return keras.ops.convert_to_tensor(variable.value if frozen is None else frozen, dtype=dtype_of(variable))
 
 
 def taken_plan(optimizer: Any) -> TakenPlan:
