@@ -269,8 +269,8 @@ def in_a_bracket(
         t, low, high, count = state
         over, step, near = look(t)
         low, high = xp.where(over > 0, t, low), xp.where(over < 0, t, high)
-        farther = 1 + xp.abs(t)
-        middle = xp.where(high < np.inf, xp.where(low > -np.inf, 0.5 * (low + high), high - farther), low + farther)
+        far = 2 + 2 * xp.abs(t)
+        middle = 0.5 * (xp.where(low > -np.inf, low, t - far) + xp.where(high < np.inf, high, t + far))
         new, halve = t + step, (count >= PATIENCE) & (count % 3 == 2)
         new = xp.where((step != 0) & (new > low) & (new < high) & ~halve, new, middle)
         going = moved & (xp.abs(over) > near) & (new > low) & (new < high)

@@ -378,7 +378,7 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     lost = scaled.map(xp.abs)
     moved = lost.map(lambda size, x, g, s: (size - times(s, x)) + times(s, g), scaled, pull, signs)
 
-    rounding = units.judged().held(1.0) * xp.reshape(pull.total(xp.abs), units.shape)
+    noise = units.judged().held(1.0) / 2 * xp.reshape(pull.total(xp.abs), units.shape)
 
     def number(stays: Units) -> Array:
         return xp.maximum(xp.reshape(stays.sum(lambda one: one), units.shape), 1)
@@ -387,7 +387,7 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
         stays = sizes.map(above, t)
         count = number(stays)
         over = gap - xp.reshape(lost.total(interpolate, moved, stays), units.shape) - count * t
-        return over, over / count, rounding / 2
+        return over, over / count, noise
 
     support = free.map(xp.sign)  # entries that are 0 stay 0, as a rule
     held, along = support.sum(xp.abs), support.sum(lambda s, g: s * g, pull)
@@ -397,7 +397,7 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     stays = sizes.map(above, t)
 
     tangential = scaled.map(lambda x, g, s, t, stays: interpolate(x, g + times(s, t), stays), pull, signs, t, stays)
-    points_out = (t if signed else xp.abs(t)) * number(stays) > rounding
+    points_out = (t if signed else xp.abs(t)) * number(stays) > 2 * noise
     if not signed:
         cut = stays.sum(lambda one, w: (1 - one) * xp.abs(xp.sign(w)), ahead)
         points_out = points_out | (xp.reshape(cut, units.shape) > 0)
