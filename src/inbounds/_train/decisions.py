@@ -16,7 +16,7 @@ from inbounds._model.plan import Entry
 from inbounds._sets.composite import contains, parts_of
 from inbounds._sets.sums import L1Ball
 from inbounds._train.attached_sets import is_planned
-from inbounds._train.metrics import NEED_FULL_GRADIENT, STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
+from inbounds._train.metrics import STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
 from inbounds._train.step_projections import StepProjection, projection_of
 
 EUCLIDEAN = "Euclidean"
@@ -30,7 +30,6 @@ def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: boo
     optimizer = optimizers[0] if len(optimizers) == 1 else None
     return replace(
         projection_of(entry),
-        eager=optimizer is not None and keras.backend.backend() == "torch",
         optimizer=optimizer,
         metric=metric,
         metric_words=words,
@@ -104,9 +103,9 @@ def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], shared: str, 
     if shared:
         return shared
     if _projects_in_metric(entry, averages=False):
-        for kind, why in NEED_FULL_GRADIENT.items():
-            if any(isinstance(optimizer, kind) for optimizer in optimizers):
-                return f"{kind.__name__} {why}"
+        for optimizer in optimizers:
+            if (metric := optimizer_metric(optimizer)) is not None and metric.needs_full_gradient:
+                return f"{type(optimizer).__name__} {metric.needs_full_gradient}"
     another = any(isinstance(optimizer, STEP_ANOTHER_SEQUENCE) for optimizer in optimizers)
     reason = "" if another and constraint.has_reduced_gradient else constraint.full_gradient_reason
     return reason or ("it names rows of a batch only" if sparse_gradient else "")

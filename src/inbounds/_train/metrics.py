@@ -33,6 +33,7 @@ class OptimizerMetric:
     reader: Any  # reads the diagonal; None: it is constant
     description: str = ""  # what the diagonal is, in words
     averages_gradients: bool = True  # whether the optimizer steps along an average (momentum)
+    needs_full_gradient: str = ""  # why it sees full gradients where weights are projected in it; empty if it doesn't
 
     def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
         """The diagonals for an entry's variables right after a step with their gradients; None: Euclidean."""
@@ -211,19 +212,19 @@ METRICS: dict[type, OptimizerMetric] = {
         _adadelta, "root of squared gradients over squared steps", averages_gradients=False
     ),
     keras.optimizers.Adafactor: OptimizerMetric(
-        _adafactor, "root of the factored second moment", averages_gradients=False
+        _adafactor,
+        "root of the factored second moment",
+        averages_gradients=False,
+        needs_full_gradient="divides 0 by 0 where a row and a column of a gradient are 0",
     ),
     keras.optimizers.Ftrl: OptimizerMetric(
-        _ftrl, "accumulated squared gradients to its learning_rate_power", averages_gradients=False
+        _ftrl,
+        "accumulated squared gradients to its learning_rate_power",
+        averages_gradients=False,
+        needs_full_gradient="goes where the sums of whole gradients lead",
     ),
     keras.optimizers.Lion: OptimizerMetric(_lion, "size of what the sign is taken of"),
 }
-
-NEED_FULL_GRADIENT = {
-    keras.optimizers.Ftrl: "goes where the sums of whole gradients lead",
-    keras.optimizers.Adafactor: "divides 0 by 0 where a row and a column of a gradient are 0",
-}
-"""Optimizers that see full gradients where they are projected in their metric, and why."""
 
 STEP_ANOTHER_SEQUENCE = (keras.optimizers.ScheduleFreeAdamW,)
 """Optimizers that step a sequence other than the weights: only reduced gradients keep it inside."""

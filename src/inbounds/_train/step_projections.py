@@ -62,7 +62,6 @@ class StepProjection:
 
     entries: tuple[Entry, ...]
     free: tuple[bool, ...]  # for each weight of an entry, whether projections may move it
-    eager: bool = False  # whether Python can read values within a step, see `Units.concrete`
     optimizer: Any = None  # the one that steps the weights; None: none is known
     metric: OptimizerMetric | None = None  # the optimizer's, in which projections are nearest; None: Euclidean
     metric_words: str = ""  # the metric in words, or why it is the Euclidean one
@@ -139,7 +138,7 @@ class StepProjection:
             self._joined(values),
             self._axes,
             free,
-            concrete=self.eager,
+            concrete=self.optimizer is not None and keras.backend.backend() == "torch",  # within its steps
             metric=None if metric is None else self._joined(metric),
             training=metric is not None,
             beside=1 if self._is_stack else len(self.entries),
@@ -186,7 +185,7 @@ class StepProjection:
     def reduced_gradients(self, gradients: Mapping[int, Any], read: Read, count: Any) -> dict[int, Any]:
         """The reduced gradients by the ids of the variables; empty where none is known, or one is sparse."""
         own = [gradients.get(id(variable)) for variable in self.variables]
-        missing, sparse = sum(gradient is None for gradient in own), _any_sparse(own)
+        missing, sparse = sum(gradient is None for gradient in own), any(map(is_sparse, own))
         if missing == len(own) or (sparse and len(self.entries) == 1):
             return {}
         if (missing or sparse) and len(self.entries) > 1:
@@ -232,11 +231,9 @@ class StepProjection:
             return xp.where(off <= tolerance * size, latent, x)
 
         off = units.map(lambda x, y: xp.abs(x - y), nearest_units)
-        if applied.separable:
-            started = units.map(chosen, latent, off, units.map(xp.abs))
-        else:
-            view, apart = units.together(applied.couples_units), off.together(applied.couples_units)
-            started = view.map(chosen, latent, apart.max(lambda x: x), view.max(xp.abs))
+        view, apart = units.together(applied.couples_units), off.together(applied.couples_units)
+        by = (apart, view.map(xp.abs)) if applied.separable else (apart.max(lambda x: x), view.max(xp.abs))
+        started = view.map(chosen, latent, *by)
         return [cast(part, dtype_of(value)) for part, value in zip(started.parts, values, strict=True)]
 
     def projected_values(self, read: Read, count: Any = 0, stepped: Stepped = None) -> Pairs:
@@ -245,7 +242,7 @@ class StepProjection:
         Of a weight with a sparse gradient only the rows that it names, where that is enough.
         """
         own: list[Any] = [] if stepped is None else [stepped.get(id(variable)) for variable in self.variables]
-        sparse = _any_sparse(own)
+        sparse = any(map(is_sparse, own))
         known = self._diagonals(stepped, sparse)
         if len(self.entries) > 1 and (sparse or 0 < len(known) < len(self.entries)):  # not each was stepped alike
             return [pair for one in self._one_by_one for pair in one.projected_values(read, count, stepped)]
@@ -284,12 +281,13 @@ class StepProjection:
             return []
         every = math.lcm(int(every), frequency)
         since = 0 if every == 1 else count % every  # so many steps ago it was projected
-        due = np.equal(since, 0) if isinstance(since, int) else since == 0
+        if isinstance(since, int):
+            return [] if since else self.projected_values(read, count, stepped)
 
         def project() -> list[Any]:
             return [value for _, value in self.projected_values(read, count, stepped)]
 
-        values = branch(due, project, lambda: list(map(read, self.free_variables)))
+        values = branch(since == 0, project, lambda: list(map(read, self.free_variables)))
         return list(zip(self.free_variables, values, strict=True))
 
     @cached_property
@@ -337,7 +335,3 @@ def reduced_gradients(
         if not projection.full_gradient_reason:
             result |= projection.reduced_gradients(result, read, count)
     return result
-
-
-def _any_sparse(gradients: Iterable[Any]) -> bool:
-    return keras.backend.backend() == "tensorflow" and any(map(is_sparse, gradients))
