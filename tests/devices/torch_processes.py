@@ -111,8 +111,8 @@ def sharded_layer(owner, dim, mesh):
     """A Dense layer whose variables are DTensors, the kernel sharded along one axis; and the same, whole."""
     layers = []
     for _ in range(2):
-        keras.utils.set_random_seed(0)
-        layer = keras.layers.Dense(16, kernel_initializer="normal", bias_initializer="normal", name="dense")
+        normal = keras.initializers.RandomNormal(seed=0)
+        layer = keras.layers.Dense(16, kernel_initializer=normal, bias_initializer=normal, name="dense")
         layer.build((None, 64))
         layer.set_weights([20 * w for w in layer.get_weights()])
         layers.append(layer)
