@@ -28,7 +28,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.views import Axes, View
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Laid:
     """Units as rows."""
 

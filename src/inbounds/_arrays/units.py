@@ -45,7 +45,7 @@ smaller cost has hardly had a gradient and would take all of the unit's correcti
 docs/optimizers.md compares floors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Units:
     """Units that lie in several arrays, each along its own axes.
 

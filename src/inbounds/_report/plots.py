@@ -30,7 +30,7 @@ MOST_NAMES = 8  # how many weights a legend names
 FLAT = 32  # the number of tolerances that a plot spans at least, so that rounding looks flat
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawing:
     """A set of two-dimensional vectors, and points that are projected on it."""
 

@@ -15,7 +15,7 @@ Kind = Literal["equal", "most", "ball", "diamond"]
 KINDS: tuple[Kind, ...] = ("equal", "most", "ball", "diamond")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One number of each unit that is compared with a level: equal to it, or at most.
 
@@ -29,7 +29,7 @@ class Row:
     center: Values = 0.0  # of a norm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Declaration:
     """{y : low <= y <= high, and all rows hold}, each unit."""
 

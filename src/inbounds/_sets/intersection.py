@@ -229,7 +229,7 @@ class Intersection(AllOf):
         return " & ".join(map(repr, self.sets))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Method:
     """How an intersection is projected on."""
 

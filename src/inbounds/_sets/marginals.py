@@ -185,7 +185,7 @@ class DoublyStochastic(Marginals):
         self.stack = stack_of("DoublyStochastic", stack)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Sums:
     """The sums of rows and columns."""
 

@@ -107,7 +107,7 @@ def _nearest(
     return y if moves is None else xp.where(moves > 0, y, x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Seen:
     """What there is to see at some multipliers."""
 
