@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 from measure import inside, norms, numbers, on_bound, slack
 
-from inbounds.constraints import (
-    MaxNorm,
-    NonNeg,
-    get,
-    max_norm,
-    min_max_norm,
-    non_neg,
-    unit_norm,
-)
+from inbounds.constraints import MaxNorm, NonNeg, get, max_norm, min_max_norm, non_neg, unit_norm
 
 pytestmark = pytest.mark.by_turns
 

@@ -14,15 +14,7 @@ import numpy as np
 
 from inbounds._arrays.judgement import Bound
 from inbounds._arrays.laid import Laid
-from inbounds._arrays.ops import (
-    SMALLEST_NORMAL,
-    Array,
-    booleans,
-    clip_finite,
-    constant,
-    namespace,
-    working_dtype,
-)
+from inbounds._arrays.ops import SMALLEST_NORMAL, Array, booleans, clip_finite, constant, namespace, working_dtype
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import center_of, number_or_array

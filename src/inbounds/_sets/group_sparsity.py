@@ -10,15 +10,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from inbounds._arrays.judgement import Judgement
 from inbounds._arrays.laid import Laid, norms_along
-from inbounds._arrays.ops import (
-    HUGE,
-    SMALLEST_NORMAL,
-    Array,
-    constant,
-    dtype_of,
-    namespace,
-    without_gradient,
-)
+from inbounds._arrays.ops import HUGE, SMALLEST_NORMAL, Array, constant, dtype_of, namespace, without_gradient
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import View, WeightLayout
 from inbounds._errors import SetError, shown

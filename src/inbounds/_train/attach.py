@@ -19,12 +19,7 @@ from inbounds._model.weights import Weight, weights_of
 from inbounds._sets.set import Set
 from inbounds._sets.value import Training
 from inbounds._train.assignments import assign
-from inbounds._train.attached_sets import (
-    AttachedSet,
-    attach_set,
-    entries_in_force,
-    given_constraint,
-)
+from inbounds._train.attached_sets import AttachedSet, attach_set, entries_in_force, given_constraint
 from inbounds._train.decisions import decide
 from inbounds._train.optimizer_hooks import take_up
 from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken

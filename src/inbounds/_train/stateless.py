@@ -10,13 +10,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from inbounds._arrays.ops import (
-    MANTISSA_BITS,
-    Array,
-    as_written,
-    dtype_of,
-    without_gradient,
-)
+from inbounds._arrays.ops import MANTISSA_BITS, Array, as_written, dtype_of, without_gradient
 from inbounds._errors import RuleError
 from inbounds._train.attach import check_backend, check_interval
 from inbounds._train.attached_sets import entries_in_force
