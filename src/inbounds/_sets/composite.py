@@ -47,6 +47,7 @@ class Composite(Set):
     allows_frozen = _true_of(all, "allows_frozen")
     has_reduced_gradient = _true_of(all, "has_reduced_gradient")
     has_normal_form = _true_of(all, "has_normal_form")
+    bounds_one_norm = _true_of(any, "bounds_one_norm")
     couples_units = _true_of(any, "couples_units")
     matrix = _true_of(any, "matrix")
     centers = _true_of(any, "centers")

@@ -316,6 +316,7 @@ class L1Ball(OfTotal):
     """
 
     exact_in_metric: ClassVar[bool] = True
+    bounds_one_norm: ClassVar[bool] = True
     of_each_unit = ("radius",)
 
     def __init__(self, radius: Numbers = 1.0, axis: Axis = None, center: Center = None) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 import keras
 
 from inbounds._model.plan import Entry
-from inbounds._sets.composite import contains, parts_of
-from inbounds._sets.sums import L1Ball
+from inbounds._sets.composite import parts_of
 from inbounds._train.attached_sets import is_planned
 from inbounds._train.metrics import STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
 from inbounds._train.step_projections import StepProjection, projection_of
@@ -40,6 +39,13 @@ def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: boo
         shared=bool(shared),
         by_rows=_updates_given_rows_only(optimizer, entry),
     )
+
+
+def in_given_metric(projection: StepProjection) -> StepProjection:
+    """The projection in the metric whose diagonals a caller gives, unless the plan says "euclidean"."""
+    if projection.entry.training.metric == "euclidean":
+        return projection
+    return replace(projection, metric=OptimizerMetric(lambda optimizer, variable, diagonal: diagonal))
 
 
 def signature(optimizer: Any, entries: Sequence[Entry]) -> Any:
@@ -92,7 +98,7 @@ def _projects_in_metric(entry: Entry, averages: bool) -> bool:
     if training.metric == "euclidean" or constraint.separable or not constraint.exact_in_metric:
         return False
     full = training.gradient == "full" or bool(constraint.full_gradient_reason)
-    return training.metric == "optimizer" or full or contains(constraint, (L1Ball,)) or not averages
+    return training.metric == "optimizer" or full or constraint.bounds_one_norm or not averages
 
 
 def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], shared: str, sparse_gradient: bool) -> str:

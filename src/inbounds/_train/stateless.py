@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +13,7 @@ from inbounds._arrays.ops import MANTISSA_BITS, Array, as_written, dtype_of, wit
 from inbounds._errors import RuleError
 from inbounds._train.attach import check_backend, check_interval
 from inbounds._train.attached_sets import entries_in_force
-from inbounds._train.decisions import decide
-from inbounds._train.metrics import OptimizerMetric
+from inbounds._train.decisions import decide, in_given_metric
 from inbounds._train.step_projections import Pairs, StepProjection, reduced_gradients
 from inbounds._types import Model, OptaxOptimizer, Step
 
@@ -70,7 +68,7 @@ def stateless_project(
     values = _checked(variables, trainable_variables, "trainable_variables")
     stepped = None if metric is None else _checked(variables, metric, "metric", optional=True)
     count = _step_count(projections, step, "stateless_project(model, values, step=count)")
-    projections = [_in_given_metric(one) for one in projections]
+    projections = list(map(in_given_metric, projections))
     given = dict(zip(values, trainable_variables, strict=True))
     read = partial(_given_value, given)
     return _with((one.projected_values(read, count, stepped) for one in projections), given)
@@ -108,13 +106,6 @@ def stateless_reduce(
         >>> gradients = stateless_reduce(model, values, [keras.ops.ones_like(value) for value in values])
     """
     return _reduced(_projections(model), model, trainable_variables, gradients, step)
-
-
-def _in_given_metric(projection: StepProjection) -> StepProjection:
-    """The projection in the metric whose diagonals the caller gives, unless the plan asks for the Euclidean one."""
-    if projection.entry.training.metric == "euclidean":
-        return projection
-    return replace(projection, metric=OptimizerMetric(lambda optimizer, variable, diagonal: diagonal))
 
 
 def _projections(model: Any) -> list[StepProjection]:
