@@ -359,11 +359,6 @@ def above(x: Array, bound: Array | float) -> Array:
     return xp.sign(xp.maximum(x - bound, 0))
 
 
-def interpolate(a: Array, b: Array, share: Array) -> Array:
-    """`a` where the share is 0, `b` where it is 1, exactly; both must be finite."""
-    return _TORCH.torch.lerp(a, b, share) if is_eager_torch(a) else (1 - share) * a + share * b
-
-
 def select(chosen: Array, a: Array, b: Array) -> Array:
     """`a` where `chosen`, else `b`, bit for bit, for masks that are smaller than the arrays."""
     xp = namespace(b)

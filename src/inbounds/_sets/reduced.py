@@ -56,7 +56,7 @@ def difference(
     """
     fine = units.as_computed()  # else what is a grain of the weights outside would be left there
     one, slope = fine.together(together), gradient.together(together)
-    e, usable = reach(units.together(together), slope)
+    e, _, usable = reach(units.together(together), slope)
     stepped = one.map(lambda x, g, e: x - e * g, slope, e).apart(units)
     ended = project(stepped).together(together)
     here, stepped = project(fine).together(together), stepped.together(together)
@@ -118,8 +118,8 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     return gradient.chosen(taken != 0, gradient.map(add_product, units, -taken))
 
 
-def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array]:
-    """For each unit e, and whether there is one: whether the gradient is neither 0 nor infinite.
+def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array, Array]:
+    """For each unit e, the largest entry of the gradient, and whether it is neither 0 nor infinite, so that e is known.
 
     Args:
         units: where the gradient is taken.
@@ -135,4 +135,4 @@ def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, A
     size = xp.where(size > 0, size, xp.ones_like(size))
     usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)
     e = max(share, 2 * epsilon(units.dtype)) * size / xp.where(usable, slope, xp.ones_like(slope))
-    return xp.where(usable, e, xp.ones_like(e)), usable
+    return xp.where(usable, e, xp.ones_like(e)), slope, usable
