@@ -111,8 +111,7 @@ class AllOf(Composite):
     def _by_matrix(self, true: Array, units: Units) -> Array:
         """A truth value for each unit.
 
-        It is the unit's own; where a set is one of matrices, whether all units of its matrix have
-        it.
+        It is the unit's own, or where a set is one of matrices, that of all units of its matrix.
         """
         if not any(member.whole for member in self.members):
             return true
