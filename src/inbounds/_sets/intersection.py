@@ -137,7 +137,7 @@ class AllOf(Composite):
     def _check_common_point(self, zeros: Sequence[Units]) -> None:
         """Projects zeros, and raises where no result is inside.
 
-        Sets whose common point may depend on the weights aren't checked.
+        Nothing is checked where the common point may depend on the weights.
         """
         parts = list(parts_of(self))
         unknown = any(isinstance(part, (Custom, Where, On)) or part.center is not None for part in parts)
