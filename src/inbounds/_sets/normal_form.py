@@ -185,7 +185,7 @@ class _Problem:
     def exceeded(self, y: Array) -> tuple[Array, Array]:
         """By how much each row is exceeded, and the gradient of that in y.
 
-        For a ball it is half the difference of squares.
+        A ball is exceeded by half the difference of squares.
         """
         xp = self.xp
         apart = y[:, None] - self.center
