@@ -68,7 +68,7 @@ def difference(
 
 
 def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Array | float) -> Units:
-    """The reduced gradient of {w : low <= |w| <= high}: without what points out of it along the ray of a unit.
+    """The reduced gradient of {w : low <= |w| <= high}: without what points out along a unit's ray.
 
     Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two
     sums and a map, of which one sum is left where the values can be read and no unit is near its
@@ -94,7 +94,11 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     rounding = 2 * units.judged(root=True).held(1.0)
 
     def share(short: Array | float) -> Array:
-        """The share that is taken of a unit that is short of a bound by so much of its norm; rounding is nothing."""
+        """The share that is taken of what points out of the set.
+
+        `short` is the distance of a unit from the bound, as a part of its norm; rounding counts as
+        nothing.
+        """
         return xp.clip((1 + rounding / SHARE) - short / SHARE, 0, 1)
 
     bounded_below = span_of(low)[1] > 0
@@ -119,7 +123,7 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
 
 
 def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array, Array]:
-    """For each unit e, the largest entry of the gradient, and whether it is neither 0 nor infinite, so that e is known.
+    """For each unit e, the gradient's largest entry, and whether that is neither 0 nor infinite.
 
     Args:
         units: where the gradient is taken.

@@ -68,7 +68,7 @@ class Linear(Set):
         return repeated(project, units, moves_on, LOOKS)
 
     def _shift(self, units: Units, slope: Units, squares: Array) -> Array:
-        """How far each unit is to move along the slope, over what that costs; 0 where it is inside."""
+        """How far each unit is to move along the slope, over its cost; 0 where it is inside."""
         xp = namespace(units.parts[0])
         least = units.numbers(np.maximum(np.abs(self.level), 1 / HUGE))
         size = without_gradient(xp.minimum(xp.maximum(units.max(xp.abs), least), HUGE))  # lets no sum overflow
@@ -187,8 +187,9 @@ class Halfspace(_WithNormal):
         offset: a number for all units, or an array with one for each; finite.
         axis: see `MaxNorm`.
 
-    Cost: four passes, as `SumTo`. The violation is the distance, (normal . w - offset) /
-    |normal|; rounding is measured at the sum of the sizes of its terms, see `tolerance`. NaN and infinities stay.
+    Cost: four passes, as `SumTo`. The violation is the distance, (normal . w - offset) / |normal|;
+    rounding is measured at the sum of the sizes of its terms, see `tolerance`. NaN and infinities
+    stay.
 
     Source: Boyd and Vandenberghe, "Convex Optimization", 2004, section 8.1.
 
@@ -355,11 +356,11 @@ def _beyond(rows: Array, slope: Array, level: np.ndarray[Any, Any]) -> Array:
 
 
 def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: bool) -> Units:
-    """The reduced gradient of a set whose entries, or if `signed` their sizes, are lowered to add up to a total.
+    """The reduced gradient of a set whose entries are lowered to add up to a total.
 
-    The point after a step `e g` has the entries of x - e g less e t in size, or 0, for one t a
-    unit. So with a = x / e - g it takes a away from an entry of g, but no more than t. What entries
-    lose of their sizes is added up without these sizes, beside which it would be lost in rounding.
+    If `signed`, their sizes are. With a = x / e - g, the point after a step `e g` is e times a drawn
+    towards 0 by one t a unit, so that g + clip(a, -t, t) is left of g. What entries lose of their
+    sizes is added up without these sizes, beside which it would be lost in rounding.
     """
     xp = namespace(units.parts[0])
     e, steepest, usable = reach(units, gradient, NEAR)
