@@ -72,8 +72,9 @@ def _project(model: Any, entries: Iterable[Entry]) -> list[tuple[Any, Any]]:
 class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
     """Projects weights at moments of a fit that no step sees.
 
-    When a fit begins, those are all weights, which may have been loaded; before an evaluation and
-    at the end of an epoch, before other callbacks see it, those that aren't projected in each step.
+    When a fit begins, it projects all weights, which may have been loaded. Before an evaluation,
+    and at the end of an epoch before other callbacks see it, it projects the weights that aren't
+    projected in each step.
     """
 
     _called_first = True

@@ -64,7 +64,7 @@ def _build(build: Callable[..., None], optimizer: Any, variables: Sequence[Any])
 
 
 def _apply(apply: Callable[..., None], optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
-    """Runs `Optimizer.apply`, once the optimizer has taken up a plan newer than its own."""
+    """Runs `Optimizer.apply`, after the optimizer has taken up a newer plan, if any."""
 
     def run_step() -> None:
         given = None if trainable_variables is None else list(trainable_variables)
