@@ -1,7 +1,8 @@
-"""Decides how the steps of an optimizer treat each set: when it takes up a plan, and again when either has changed.
+"""Decides how the steps of an optimizer treat each set.
 
-The metric in which projections are nearest, whether the optimizer sees reduced gradients, whether
-it steps latent weights, and whether a sparse gradient names all that is to be projected.
+A decision says in which metric projections are nearest, whether the optimizer sees reduced
+gradients, whether it steps latent weights, and whether a sparse gradient names all that is to be
+projected. It is made when the optimizer takes up a plan, and again when either has changed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ EUCLIDEAN = "Euclidean"
 
 
 def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: bool = False) -> StepProjection:
-    """Decides how the steps of some optimizers treat an entry; a gradient that is sparse isn't reduced."""
+    """Decides how the steps of some optimizers treat an entry; sparse gradients aren't reduced."""
     shared = _shared(entry, optimizers)
     words, metric = _metric(entry, optimizers, shared, sparse_gradient)
     latent, latent_words = _latent(entry, optimizers, shared)
@@ -152,9 +153,10 @@ _UPDATES_GIVEN_ROWS_ONLY: dict[type, Callable[[Any], bool]] = {
 
 
 def _updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
-    """Whether it is enough to project the rows that a sparse gradient names, since a plan has projected the others.
+    """Whether it is enough to project the rows that a sparse gradient names.
 
-    It isn't where other rows may move, or the set changes, keeps latent weights or tells rows apart.
+    It is once a plan has projected the other rows, unless these may move, or the set changes, keeps
+    latent weights or tells rows apart.
     """
     return (
         keras.backend.backend() == "tensorflow"

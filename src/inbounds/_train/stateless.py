@@ -1,4 +1,7 @@
-"""Functions of values, for functional loops: `stateless_reduce`, `stateless_project`, and `optax_wrap` of both."""
+"""Functions of values, for functional loops.
+
+`optax_wrap` does for optax what `stateless_reduce` and `stateless_project` do.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,8 @@ def stateless_reduce(
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
         >>> values = [v.value for v in model.trainable_variables]
-        >>> gradients = stateless_reduce(model, values, [keras.ops.ones_like(value) for value in values])
+        >>> gradients = [keras.ops.ones_like(value) for value in values]
+        >>> reduced = stateless_reduce(model, values, gradients)
     """
     return _reduced(_projections(model), model, trainable_variables, gradients, step)
 
@@ -144,7 +148,10 @@ def _step_count(projections: Iterable[StepProjection], step: Any, instead: str) 
 
 
 def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool = False) -> dict[int, Any]:
-    """The given values as tensors by the ids of their variables, whose number, shapes and dtypes they must have."""
+    """The given values as tensors, by the ids of their variables.
+
+    Raises an error where their number, shapes or dtypes don't fit the variables.
+    """
     values = "[variable.value for variable in model.trainable_variables]"
     instead = f"{'[None] * len(model.trainable_variables)' if optional else values} to begin with"
     if not isinstance(given, (list, tuple)) or len(given) != len(variables):
@@ -197,8 +204,8 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
     be out of order by that much until the next step; so may units be outside that `every` let grow
     to a multiple of their bound.
 
-    Latent weights (see `constrain`) are in the state; the optimizer steps them, and the update leads
-    to their nearest point.
+    Latent weights (see `constrain`) are in the state; the optimizer steps them, and the update
+    leads to their nearest point.
 
     Args:
         model: a built Keras model or layer with a plan, or with sets given to its layers.
@@ -261,7 +268,7 @@ def _optax_projections(model: Any) -> list[StepProjection]:
 
 
 def _starts(latent: Sequence[StepProjection], model: Any, params: Sequence[Array], state: Wrapped) -> dict[int, Array]:
-    """The values from which the inner optimizer steps: latent weights in place of those that have them."""
+    """The values from which the inner optimizer steps: the latent weights, where there are any."""
     ids = list(map(id, model.trainable_variables))
     values, latents = dict(zip(ids, params, strict=True)), dict(zip(ids, state.latents, strict=True))
     starts = dict(values)
