@@ -158,7 +158,10 @@ class Trial:
     # What has to be.
 
     def check(self, model: keras.Model) -> None:
-        """Weights were inside when they had to be, by two accounts, and some step led outside."""
+        """Asserts that the weights were inside whenever they had to be, by two accounts.
+
+        At least one step must have led outside.
+        """
         for _ in range(12):
             if model.compiled and self.moves and self.reaches and not any(self.driven(m).any() for m in self.moments):
                 self.fit(model)  # on, with the same classes, until a step leads outside
