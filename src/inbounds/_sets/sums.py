@@ -358,9 +358,9 @@ def _beyond(rows: Array, slope: Array, level: np.ndarray[Any, Any]) -> Array:
 def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: bool) -> Units:
     """The reduced gradient of a set whose entries are lowered to add up to a total.
 
-    If `signed`, their sizes are. With a = x / e - g, the point after a step `e g` is e times a drawn
-    towards 0 by one t a unit, so that g + clip(a, -t, t) is left of g. What entries lose of their
-    sizes is added up without these sizes, beside which it would be lost in rounding.
+    If `signed`, their sizes are. With a = x / e - g, the point after a step `e g` is e a, with
+    entries drawn towards 0 by up to e t, for one t a unit; so g + clip(a, -t, t) is left of g. What
+    entries lose of their sizes is added up without these, beside which rounding would swallow it.
     """
     xp = namespace(units.parts[0])
     e, steepest, usable = reach(units, gradient, NEAR)

@@ -43,7 +43,7 @@ def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: boo
 
 
 def in_given_metric(projection: StepProjection) -> StepProjection:
-    """The projection in the metric whose diagonals a caller gives, unless the plan says "euclidean"."""
+    """The projection in the metric that a caller gives, unless the plan says "euclidean"."""
     if projection.entry.training.metric == "euclidean":
         return projection
     return replace(projection, metric=OptimizerMetric(lambda optimizer, variable, diagonal: diagonal))
