@@ -244,8 +244,11 @@ class Set(Value):
     ) -> Set:
         """The same set with these arguments of `constrain`; None: as it is.
 
+        What is made of the set is trained so too.
+
         Raises:
-            SetError: an argument is none of what `constrain` takes.
+            SetError: an argument is none of what `constrain` takes; of `a & b`: `a` and `b` have
+                different ones.
         """
         given = {"metric": metric, "every": every, "gradient": gradient, "latent": latent}
         return self._trained("in_training", {name: value for name, value in given.items() if value is not None})
