@@ -4,6 +4,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -36,6 +38,13 @@ def test_snippets_run(page, tmp_path, monkeypatch):
 @pytest.mark.repetition
 @pytest.mark.parametrize("page", GALLERY, ids=lambda page: page.stem)
 def test_the_gallery_runs(page, tmp_path, monkeypatch):
+    """Packages of which a page takes the data alone are installed as it says."""
+    for package in re.findall(r"^    pip install --no-deps (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        folder = ROOT / ".pytest_cache" / package
+        if not folder.exists():
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), package]
+            subprocess.run(pip, check=True)
+        monkeypatch.syspath_prepend(folder)
     test_snippets_run(page, tmp_path, monkeypatch)
 
 
