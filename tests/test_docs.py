@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 import subprocess
@@ -46,6 +47,15 @@ def test_the_gallery_runs(page, tmp_path, monkeypatch):
             subprocess.run(pip, check=True)
         monkeypatch.syspath_prepend(folder)
     test_snippets_run(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.once
+def test_pages_of_the_gallery_are_notebooks_too(tmp_path):
+    subprocess.run([sys.executable, ROOT / "docs" / "gallery.py", "--notebooks", tmp_path], check=True)
+    for page in GALLERY:
+        cells = json.loads((tmp_path / f"{page.stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+        code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+        assert code == [snippet.strip() for snippet in snippets(page)]
 
 
 @pytest.mark.once
