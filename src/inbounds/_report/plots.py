@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from inbounds._errors import InboundsError, SetError, printable
+from inbounds._report.html import FLAT
 from inbounds._sets.set import Set
 
 Points = Sequence[tuple[float, float]]
@@ -27,7 +28,6 @@ LINE = 0.0125
 FAR = 1e6  # points so far away show how large a set is, unless it is unbounded
 MOST_ROWS = 12  # how many sets of a report are drawn
 MOST_NAMES = 8  # how many weights a legend names
-FLAT = 32  # the number of tolerances that a plot spans at least, so that rounding looks flat
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,8 +106,8 @@ class Set(Value):
         """The nearest units in the set. A unit inside comes back as it is; NaN and infinities stay, see `project`."""
 
     @abstractmethod
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        """For each finite row, a unit of shape `span`, how far it is outside: 0 on the boundary, below 0 inside."""
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
+        """For each finite row, a unit of that shape, how far it is outside: 0 on the boundary, below 0 inside."""
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         """How far from the set rounding may leave a unit of that size; here of entries that are moved exactly.
@@ -116,7 +116,7 @@ class Set(Value):
         """
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
-    def _magnitude(self, rows: Exact, span: tuple[int, ...]) -> Any:
+    def _magnitude(self, rows: Exact) -> Any:
         """For each row the size at which rounding is measured; 0 where the bound limits it."""
         return 0.0
 
@@ -318,7 +318,7 @@ class Set(Value):
 
     def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         """`edges`, for rows that are finite, about the centre, and of the marked entries only."""
-        return [(self._excess(rows, laid.span), self._slack(laid))]
+        return [(self._excess(rows, laid.unit_shape), self._slack(laid))]
 
     def _slack(self, laid: Laid) -> Any:
         """What counts as inside: `_tolerance`, and 4 ulp at the size of numbers that a bound doesn't limit."""
@@ -326,7 +326,7 @@ class Set(Value):
         tolerance = self._tolerance(laid.dtype, size)
         if not isinstance(laid.rows, np.ndarray):  # who asks for violations only, of tensors, asks for no tolerance
             return tolerance
-        return ULPS * ulps(self._magnitude(laid.known, laid.span), laid.dtype) + tolerance
+        return ULPS * ulps(self._magnitude(laid.known), laid.dtype) + tolerance
 
     def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
         """How far each unit that some weights make together is outside, in float64; for each, the axes of a unit."""
