@@ -1,8 +1,9 @@
 """How exact the projections are: every row of the tests' table of sets, on NumPy.
 
-Instances are those of the test that asks Clarabel for the nearest point (shapes, five scales, six places). A distance
-is that of the farthest entry, over max(1, largest entry of the answer). Violations are what the table's formulas find,
-in float64, after a projection: in units in the last place at the bound.
+Instances are those of the test that asks Clarabel for the nearest point (shapes, five scales, six
+places). A distance is the largest difference between entries, over max(1, the largest entry of the
+answer). Violations are what the table's formulas find, in float64, after a projection, in units in
+the last place at the bound.
 
     KERAS_BACKEND=jax python benchmarks/accuracy.py
 """

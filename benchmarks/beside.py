@@ -1,8 +1,8 @@
 """What inbounds costs beside steps: imports, the command line, a model of 1,000 layers, and memory.
 
-Medians of runs that take turns with those they are compared with. Memory is the peak that a call adds to the process,
-over the size of the weight it works on; it is read from Linux' /proc. One backend a process, or by `benchmarks/run.py`:
-
+Each figure is the median of runs that take turns with those they are compared with. Memory is the
+peak that a call adds to the process, over the size of the weight it works on; it is read from
+Linux' /proc. One backend a process, or by `benchmarks/run.py`:
     KERAS_BACKEND=torch python benchmarks/beside.py
 """
 
@@ -83,7 +83,7 @@ def large_model(rounds):
 
 
 def peak(run, size):
-    """The peak of memory that a call adds, in multiples of a size in bytes; None where the system doesn't tell."""
+    """The peak of memory that a call adds, in multiples of `size` bytes; None without /proc."""
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not clear.exists():
         return None

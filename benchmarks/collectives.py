@@ -1,11 +1,11 @@
-"""What the projection of a sharded weight communicates and moves, read from the program that XLA makes of it.
+"""What the projection of a sharded weight communicates and moves, read from XLA's program for it.
 
-A weight of a Dense layer is projected like in the training step (`step_projections`), compiled for eight
-devices with sharded inputs and outputs. No weight is made: the program is compiled and read.
+A weight of a Dense layer is projected like in the training step (`step_projections`), compiled for
+eight devices with sharded inputs and outputs. No weight is made: the program is compiled and read.
 
-    python benchmarks/collectives.py                          # the table of docs/devices.md, small kernels
+    python benchmarks/collectives.py          # the table of docs/devices.md, small kernels
     python benchmarks/collectives.py --inputs 4096 --units 4096 --sets MaxNorm,L1Ball
-    python benchmarks/collectives.py --looks                  # how often loops look, in training
+    python benchmarks/collectives.py --looks  # how often loops look, in training
 """
 
 import os
@@ -114,7 +114,7 @@ def measured(name, sharding, metric, inputs, units):
 
 
 def summary(found, units):
-    """The collectives in words: a flag is an all-reduce of one number, a sum one of at most one number a unit."""
+    """The collectives in words: a flag all-reduces one number, a sum at most one number a unit."""
     said = Counter()
     for kind, sizes, looped in found:
         size = max(sizes)

@@ -1,6 +1,7 @@
-"""Draws `docs/convergence.svg`: the loss above the constrained optimum, by steps along all of the gradient or the rest.
+"""Draws `docs/convergence.svg`: the loss above the constrained optimum, by steps.
 
-The first row of the table of `optimum.py`, full batches of digits under `MaxNorm(1)`; matplotlib draws it.
+Steps along all of the gradient are compared with steps along the reduced gradient, for the first
+row of the table of `optimum.py`: full batches of digits under `MaxNorm(1)`. matplotlib draws it.
 
     KERAS_BACKEND=jax python benchmarks/convergence.py
 """

@@ -1,7 +1,8 @@
 """What the least cost of an entry does to new data: the table of docs/measurements.md on them.
 
-Logistic regression on 200 of scikit-learn's digits, some of whose pixels are always 0, with Adam in batches of 32 and a
-set on the kernel; the loss on the other digits, mean of several draws, and its standard error.
+Logistic regression on 200 of scikit-learn's digits, some of whose pixels are always 0, with Adam in
+batches of 32 and a set on the kernel. A cell has the loss on the other digits, the mean of several
+draws, and its standard error.
 
     KERAS_BACKEND=jax python benchmarks/dead_entries.py
 """

@@ -1,9 +1,9 @@
-"""How near to its tolerance a violation comes in fits whose learning rate decays to 0, over sets, sizes and dtypes.
+"""How near to its tolerance a violation comes in fits whose learning rate decays to 0.
 
 KERAS_BACKEND=jax python benchmarks/decaying_rates.py
 
-Each line has the largest violation over tolerance that an audit finds after any of the epochs; above 1 it says
-"violated".
+Each line has one size and one dtype, and for each set the largest violation over tolerance that an
+audit finds after any of the epochs; above 1 the audit says "violated".
 """
 
 from __future__ import annotations

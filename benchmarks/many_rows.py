@@ -1,4 +1,6 @@
-"""How long `Simplex & Box & m Halfspace` takes to compile and to project on, for m half-spaces of 12 and 4,096 entries.
+"""How long `Simplex & Box & m Halfspace` takes to compile and to project on.
+
+The m half-spaces have 12 or 4,096 entries.
 
 KERAS_BACKEND=jax python benchmarks/many_rows.py
 """

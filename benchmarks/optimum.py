@@ -1,14 +1,18 @@
-"""How far constrained training ends above the optimum that Clarabel finds: the tables of docs/measurements.md.
+"""How far constrained training ends above the optimum: the tables of docs/measurements.md.
 
-Logistic regression with a bias (softmax, one Dense layer) on scikit-learn's digits or breast cancer data: convex, so
-that there is one optimum. Each optimizer trains with a cosine schedule that ends at 1e-4 of its rate, but those that
-lower their steps by themselves. A cell has the final loss over all data, in float64, above the optimum in percent: for
-each pair of `--how`, what the optimizer sees of the gradient and the metric of the projection. One backend a process:
+The problem is logistic regression with a bias (softmax, one Dense layer) on scikit-learn's digits
+or breast cancer data. It is convex, so that there is one optimum, which Clarabel finds. Each
+optimizer trains with a cosine schedule that ends at 1e-4 of its rate, except those that lower their
+steps by themselves. A cell has the final loss over all data, in float64, above the optimum in
+percent. Each pair of `--how` names what the optimizer sees of the gradient and the metric of the
+projection. One backend a process:
 
-    KERAS_BACKEND=jax python benchmarks/optimum.py --batch 32 --how full/euclidean full/optimizer reduced/auto
+    export KERAS_BACKEND=jax
+    python benchmarks/optimum.py --batch 32 --how full/euclidean full/optimizer reduced/auto
 
-`--of groups` takes sets of groups of entries and of weights together, on digits; four layers that are equal see two
-lines of a digit each. The optimum under GroupSparse is the best of those for each class that may have no weights.
+`--of groups` takes, on digits, sets of groups of entries and sets of several weights together. One
+of these makes four layers equal, each of which sees two lines of a digit. The optimum under
+GroupSparse is the best of those for each class that may have no weights.
 """
 
 import argparse
@@ -185,7 +189,7 @@ def loss(data: Data, kernel: np.ndarray, bias: np.ndarray) -> float:
 
 
 def batches(data: Data, size: int | None) -> Iterator[Data]:
-    """All data again and again, or batches of them, each time in another order; the last, smaller one is left out."""
+    """All data again and again, or batches of `size`, reshuffled each time; a rest is left out."""
     rng = np.random.default_rng(0)
     x, y = data
     while True:

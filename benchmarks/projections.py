@@ -1,8 +1,9 @@
 """What a projection costs: the time of `set.project(rows)`, over that of a copy of the same array.
 
-Interleaved in one process: each round takes each cell of a line once, right after a copy of the array it reads. A cell
-has the median of the ratios over the rounds, their quartiles, and the median time; "outside" are standard normal rows,
-"inside" are the projected ones, which is what a training step mostly sees. One backend a process, JAX or PyTorch:
+The cells are interleaved in one process: each round takes each cell of a line once, right after a
+copy of the array it reads. A cell has the median of the ratios over the rounds, their quartiles,
+and the median time. "Outside" are standard normal rows; "inside" are projected rows, which is what
+a training step mostly sees. One backend a process, JAX or PyTorch:
 
     KERAS_BACKEND=jax python benchmarks/projections.py
 """
@@ -200,7 +201,7 @@ def torch_peers(size: int) -> dict[str, tuple[bool, Callable[[Any], Any]]]:
     from torch.nn.utils import parametrizations
 
     def weight(parametrize: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """One forward of a parametrization; it holds its own weight, so that what it is given doesn't matter."""
+        """A forward pass of a parametrization, which has its own weight and reads no argument."""
         torch.manual_seed(0)
         layer = parametrize(torch.nn.Linear(size, size, bias=False))
 
@@ -272,7 +273,7 @@ def measurements(owner: ib.Set, rows: Any) -> dict[str, Measurement]:
 
 
 def print_line(name: str, line: dict[str, Measurement], count: int, budget: float) -> None:
-    """A line of the table, measured: every cell once before the rounds, compiled, and then in turns."""
+    """Measures a line of the table and prints it: each cell once, to compile, and then in turns."""
     for cell in line.values():
         cell.run()
         cell.copy()

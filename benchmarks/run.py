@@ -1,9 +1,10 @@
-"""Measures what a step costs on every backend that is installed, and writes the tables of docs/performance.md.
+"""Measures what a step costs on every installed backend; writes the tables of docs/performance.md.
 
-    python benchmarks/run.py            # measures, and writes docs/performance.md and benchmarks/performance.json
-    python benchmarks/run.py --check    # measures, and fails where a step takes over 10 % more than is written there
+    python benchmarks/run.py          # writes docs/performance.md, benchmarks/performance.json
+    python benchmarks/run.py --check  # fails where a step takes over 10 % more than those files say
 
-Nothing else should run meanwhile. Bytes of XLA's step don't depend on the machine, so that any more of them fail.
+Both measure, and nothing else should run meanwhile. The bytes that XLA's step moves don't depend on
+the machine, so that any more of them fail the check.
 """
 
 import argparse

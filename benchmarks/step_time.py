@@ -1,9 +1,10 @@
-"""What a constraint costs: the time of a training step, over that of the same model without constraints.
+"""What a constraint costs: the time of a training step, over that of the unconstrained model.
 
-Interleaved in one process. A round times a long and a short fit of each model; a step is their difference over that of
-their numbers of steps, so that what a fit does once doesn't count. Medians of the ratios of rounds, and the first fit,
-in which everything is compiled; of the MLP on PyTorch, how many passes over the large weights a step takes. One backend
-a process, or all by `benchmarks/run.py`:
+The models are interleaved in one process. A round times a long and a short fit of each model; a
+step is the difference of their times over that of their numbers of steps, so that what a fit does
+once doesn't count. The tables have medians of the ratios of rounds, and the first fit, in which
+everything is compiled; for the MLP on PyTorch also how many passes over the large weights a step
+takes. One backend a process, or all by `benchmarks/run.py`:
 
     KERAS_BACKEND=jax python benchmarks/step_time.py
     KERAS_BACKEND=jax python benchmarks/step_time.py --models groups --rounds 5
@@ -149,7 +150,7 @@ def seconds(model, x, y, steps):
 
 
 def compare(models, x, y, rounds):
-    """For each model how its rounds and first fit compare with those of the one called "free", and its step in ms."""
+    """For each model its rounds and first fit, over those of "free", and its step in ms."""
     long = len(x) // BATCH
     first = {name: seconds(model, x, y, SHORT) for name, model in models.items()}  # compiles it
     rows = {name: [] for name in models}
@@ -171,7 +172,10 @@ def compare(models, x, y, rounds):
 
 
 def bytes_of_step(model):
-    """What XLA's compiled step of the optimizer reads and writes, in sizes of the weights, in the usual branches."""
+    """What the optimizer's step, compiled by XLA, reads and writes, in sizes of the weights.
+
+    Of the branches of a conditional only the usual one counts.
+    """
     import jax
 
     optimizer = model.optimizer
@@ -182,7 +186,7 @@ def bytes_of_step(model):
 
 
 def passes_of_step(model, x, y):
-    """How often an operation of PyTorch goes over a weight in one step of the fit, in sizes of the large weights."""
+    """How many passes over the large weights PyTorch's operations make in one step of the fit."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 

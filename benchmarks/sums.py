@@ -1,4 +1,6 @@
-"""How wrong sums over a unit are, of the backend and of inbounds, in roundings and as a share of 2 + log2(size).
+"""Errors of sums over a unit, the backend's and inbounds', in roundings.
+
+They are also given as a share of 2 + log2(size).
 
 KERAS_BACKEND=jax python benchmarks/sums.py
 """

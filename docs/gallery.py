@@ -1,4 +1,4 @@
-"""Runs pages of the gallery, and leaves their pictures beside them: `python docs/gallery.py [PAGE]...`."""
+"""Runs gallery pages and leaves their pictures beside them: `python docs/gallery.py [PAGE]...`."""
 
 import os
 import re

@@ -1,7 +1,7 @@
-"""Draws the pictures of the sets, and writes the cards of `docs/sets.md` again: `python docs/pictures.py`.
+"""Draws the sets' pictures and rewrites the cards of `docs/sets.md`: `python docs/pictures.py`.
 
-What is drawn is computed from the sets, see `_report/plots.py`. It takes matplotlib: `pip install "inbounds[docs]"`.
-Files come out the same, byte by byte, with the same version of it.
+What is drawn is computed from the sets by `_report/plots.py`. This takes matplotlib:
+`pip install "inbounds[docs]"`. The same version of it makes the same files, byte by byte.
 """
 
 from pathlib import Path

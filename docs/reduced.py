@@ -1,4 +1,4 @@
-"""Draws `docs/reduced.svg`: two weights in a ball under Adam, given all of the gradient or what the ball leaves of it.
+"""Draws `docs/reduced.svg`: two weights in a ball under Adam, given the full or reduced gradient.
 
 Both paths are computed, with Adam's steps as Keras takes them: `python docs/reduced.py`.
 """
@@ -48,7 +48,7 @@ def path(reduced: bool) -> np.ndarray:
 
 
 def figure() -> Figure:
-    """The ball, curves of equal loss, both paths, and where one ends the gradient and what is left of it."""
+    """The ball, curves of equal loss, both paths, and at the end of one both of its gradients."""
     made = Figure(figsize=(4.4, 3.4), layout="constrained")
     axes = made.subplots()
     x, y = np.meshgrid(np.linspace(-1.2, 2.1, 221), np.linspace(-1.1, 1.5, 201))

@@ -1,7 +1,7 @@
-"""The console command `inbounds`: its arguments, the environment that its libraries read, then the command.
+"""The console command `inbounds`, with the environment that its libraries read.
 
-It is a module beside the package and not in it, since importing `inbounds` imports Keras with its backend, which takes
-seconds. Help, the version and mistaken arguments don't wait for it.
+It is a module beside the package and not in it, since importing `inbounds` imports Keras with its
+backend, which takes seconds. Help, the version and mistaken arguments don't wait for it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         which prints one message on stderr. One is that there is no backend to run on.
     """
     options = parser().parse_args(arguments)
-    # Keras imports TensorFlow wherever it is installed, and TensorFlow then prints to stderr from C++; the remark on
-    # oneDNN, which changes rounding only, can't be silenced but by turning it off.
+    # Keras imports TensorFlow wherever it is installed, and TensorFlow then prints to stderr from
+    # C++; the remark on oneDNN, which changes rounding only, can only be silenced with oneDNN off.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # PyTorch's threads wait for each other by spinning, which on busy cores makes small models several times slower.
+    # PyTorch's threads wait for each other by spinning, which on busy cores makes small models
+    # several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from inbounds._cli.cli import run

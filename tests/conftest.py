@@ -1,4 +1,4 @@
-"""What every test starts from: a clean Keras state, a fixed seed, and the backend that KERAS_BACKEND names."""
+"""What every test starts from: a clean Keras state, a fixed seed, KERAS_BACKEND's backend."""
 
 import gc
 import os
@@ -57,7 +57,7 @@ def parameters_of(item):
 
 
 def groups_of(items):
-    """For each test the name of the group that one process runs: what is compiled for one test serves the others."""
+    """For each test the name of its group: one process runs a group, and compiles for all of it."""
     numbers = {}
     for item in items:
         told = next(((name, value) for name, value in parameters_of(item).items() if name in ("case", "owner")), None)

@@ -18,7 +18,7 @@ def codes(text):
 
 
 def _first_code(text):
-    """The longest beginning, in words, that is an expression and calls something or is a mapping."""
+    """The longest beginning, in words, that is an expression with a call or a mapping in it."""
     words = text.split(" ")
     for end in range(len(words), 0, -1):
         code = " ".join(words[:end]).rstrip(",.")
@@ -33,6 +33,6 @@ def _first_code(text):
 
 
 def run(text, **names):
-    """What the code in the text of an error gives, alternative by alternative; it raises what the code raises."""
+    """What the code in an error's text gives, for each alternative; raises what the code raises."""
     assert "..." not in text
     return [eval(code, NAMES | names) for code in codes(text)]

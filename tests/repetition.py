@@ -1,11 +1,12 @@
-"""What a usual run leaves out: the same proof again, of another dtype, shape or number of steps. `--all` has it too.
+"""What a usual run leaves out, and `--all` runs: repetitions of a proof, say in another dtype.
 
-Backends take turns at tests marked `by_turns`: what they prove doesn't depend on the backend, and each test function is
-run on one. Marked `by_turns("case")`, a function is run on all backends, with some of its cases on each: all backends
-compute by the same code, so that each law meets each backend, and each set too.
+Backends take turns at tests marked `by_turns`: what they prove doesn't depend on the backend, and
+each test function is run on one. Marked `by_turns("case")`, a function is run on all backends, with
+some of its cases on each: all backends compute by the same code, so that each law meets each
+backend, and each set too.
 
-Of tests that differ only in parameters named in `REPEATED`, or by the marker `repeats`, one stays for each choice of
-the others. Which one goes round, so that each value has its turn.
+Of tests that differ only in parameters named in `REPEATED`, or by the marker `repeats`, one stays
+for each choice of the others. Which one goes round, so that each value has its turn.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ TURNS = (*["torch"] * 5, "tensorflow", *["torch"] * 5, "jax", *["torch"] * 12)
 """Whose turn it is, by test function; PyTorch has most, since it compiles nothing."""
 
 TURNS_OF_CASES = (*["torch"] * 5, "tensorflow", "torch", "jax", "torch")
-"""Likewise, by test function and case: the numbers of both are added, so that a set goes round as the laws do."""
+"""Likewise, by test function and case: both numbers are added, so that sets go round as laws do."""
 
 everything = False
-"""Whether this run leaves nothing out. A test that repeats itself in a loop of its own looks here."""
+"""Whether this run leaves nothing out. A test with a loop of its own over repetitions asks here."""
 
 
 def left_out(items: Iterable[Any]) -> list[Any]:
@@ -67,7 +68,7 @@ def turn_of(function: str, *cases: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """The same for the same parameter on every backend, of a row of the table of sets that of its set."""
+    """A text that is the same on every backend; of a row of the table of sets, that of its set."""
     return re.sub(" at 0x[0-9a-f]+", "", repr(getattr(value, "set", value)))
 
 

@@ -1,11 +1,13 @@
-"""Runs lint, types, a strict build of the docs (with mkdocs), and the tests on every backend, each in its own process.
+"""Runs lint, types, a strict build of the docs (with mkdocs), and the tests on every backend.
 
 python tests/run.py [--all] [--backend NAME]... [pytest arguments]
 
-What stands on private parts of Keras runs on the oldest Keras that pyproject.toml takes too; all else on the newest.
-A usual run leaves out what only repeats a proof (tests/repetition.py). With --all it leaves out nothing, and takes one
-folder after the other, since processes keep what they have compiled, with TensorFlow up to 10 GB each. With --backend
-it runs the tests on that backend, or those, and nothing else. All other arguments go to pytest.
+Each backend runs in its own process. What stands on private parts of Keras also runs on the oldest
+Keras that pyproject.toml takes; all else runs on the newest. A usual run leaves out what only
+repeats a proof (tests/repetition.py). With --all it leaves out nothing, and takes one folder after
+the other, since processes keep what they have compiled, with TensorFlow up to 10 GB each. With
+--backend it runs the tests on that backend, or those, and nothing else. All other arguments go to
+pytest.
 """
 
 import argparse
@@ -43,8 +45,8 @@ SETTINGS = {
     "PYTHONDONTWRITEBYTECODE": "",  # what one process has compiled, the others needn't
 }
 
-# Small models are called a few times: compiling them is nearly all there is to do. With --all XLA optimizes, as it does
-# for users.
+# Small models are called a few times: compiling them is nearly all there is to do. With --all XLA
+# optimizes, as it does for users.
 OF_BACKEND = {
     "jax": {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),  # also for the next run
@@ -58,7 +60,7 @@ FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_em
 
 
 def check(name: str) -> str:
-    """Runs a check and says how it ended; the docs are built only where their extra is installed."""
+    """Runs a check and says how it ended; builds the docs only where their extra is installed."""
     if name == "docs" and importlib.util.find_spec("mkdocs") is None:
         return "not built, mkdocs is missing: pip install '.[docs]'"
     return run(CHECKS[name], **SETTINGS)
@@ -67,7 +69,7 @@ def check(name: str) -> str:
 def on_oldest_keras(log: TextIO) -> str:
     """Runs some tests on the oldest Keras that is supported, which is put before the installed one.
 
-    They run beside the checks, each of which takes one core, and first compile what the next processes import.
+    They run beside the checks, which take one core each, and compile first what others import.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (oldest,) = re.findall(r"keras>=([\d.]+)", " ".join(project["dependencies"]))

@@ -1,4 +1,4 @@
-"""For tests of hundreds of small models that are called a few times: compiling them is nearly all there is to do."""
+"""For tests of hundreds of small models called a few times: compiling is nearly all their work."""
 
 import keras
 import pytest

@@ -1,4 +1,7 @@
-"""Imports go one way, from numbers to the command line, and what only reads weights imports nothing that moves them."""
+"""Imports go one way, from numbers to the command line.
+
+What only reads weights imports nothing that moves them.
+"""
 
 import ast
 from functools import cache
@@ -13,7 +16,8 @@ pytestmark = pytest.mark.once
 PACKAGE = Path(inbounds.__file__).parent
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
-# Each imports itself and those before it. `__init__` has the public names, which the command line uses.
+# Each imports itself and those before it. `__init__` has the public names, which the command line
+# uses.
 ORDER = (
     "_version",
     "_backend",
@@ -53,7 +57,7 @@ def tree(name):
 
 @cache
 def imports(name):
-    """What a module imports, also in functions, as pairs of a module and a name in it ("": all of it)."""
+    """What a module imports, also in functions: pairs of a module and a name in it ("": all)."""
     found = set()
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
@@ -169,7 +173,7 @@ def test_private_modules_of_keras_are_imported_in_three_places_only():
 
 
 def test_a_backend_is_imported_only_where_it_is_running():
-    """Each import of torch, JAX or TensorFlow is inside a function that asked for the backend first."""
+    """Imports of torch, JAX or TensorFlow are in functions that asked for the backend first."""
     for name in MODULES:
         for node in tree(name).body:
             found = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -178,7 +182,7 @@ def test_a_backend_is_imported_only_where_it_is_running():
 
 
 def test_what_an_audit_measures_with_calls_no_projection():
-    """`_excess`, `edges` and `measure` share no code with `_project`, but for a callable's own function."""
+    """`_excess`, `edges` and `measure` share only a callable's own function with `_project`."""
     functions = [
         node
         for name in of("_arrays", "_sets")

@@ -1,4 +1,4 @@
-"""The backend that `import inbounds` takes, and the README, pasted into an empty file, on one backend by itself."""
+"""The backend that `import inbounds` takes, and the README as a script on one backend alone."""
 
 import importlib.util
 import os

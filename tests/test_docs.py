@@ -1,4 +1,4 @@
-"""Every snippet of the README and the docs runs, page by page; every docstring example gives what it says."""
+"""Every snippet of the README and the docs runs; every docstring example gives what it says."""
 
 import doctest
 import importlib
@@ -26,7 +26,7 @@ def snippets(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if snippets(page)], ids=lambda page: page.stem)
 def test_snippets_run(page, tmp_path, monkeypatch):
-    """A snippet that raises fails; what a page claims of its result, the snippet asserts. README: test_backend.py."""
+    """A snippet fails by raising; it asserts what its page claims. README: test_backend.py."""
     monkeypatch.chdir(tmp_path)
     names = {"__name__": page.stem}
     for snippet in snippets(page):

@@ -1,4 +1,4 @@
-"""What an error tells to type instead runs as it is written: each text in the source that is no f-string."""
+"""What errors say to type instead runs as written: each text in the source that is no f-string."""
 
 import ast
 import re
@@ -40,7 +40,10 @@ def _is_instead(target):
 
 
 def texts():
-    """What is said instead, of conditional expressions each arm; f-strings, which hold what is received, aside."""
+    """What is said instead, in both arms of conditional expressions.
+
+    f-strings, which hold what is received, are left out.
+    """
     nodes = list(given())
     while nodes:
         node = nodes.pop()

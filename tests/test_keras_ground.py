@@ -1,4 +1,7 @@
-"""The private facts of Keras that inbounds stands on. Each test's name says what is true, its text what breaks."""
+"""The private facts of Keras that inbounds stands on.
+
+Each test's name says what is true, its text what breaks otherwise.
+"""
 
 import ast
 import copy
@@ -68,7 +71,10 @@ def test_every_optimizer_takes_its_step_in_backend_update_step_with_all_variable
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's optimizers")
 def test_the_update_sums_the_gradients_of_all_replicas_first():
-    """Else the metric would be read of a replica's own gradients: `optimizer_hooks.all_reduce_sum_gradients`."""
+    """Else the metric would be read of a replica's own gradients.
+
+    See `optimizer_hooks.all_reduce_sum_gradients`.
+    """
     layer, told = dense(), []
     optimizer = listening(made("SGD"), "_all_reduce_sum_gradients", told)
     optimizer.apply(ones(layer.trainable_variables), layer.trainable_variables)
@@ -78,7 +84,10 @@ def test_the_update_sums_the_gradients_of_all_replicas_first():
 
 @pytest.mark.parametrize("name", ["AdamW", "Muon"])
 def test_weights_decay_in_a_method_of_their_own_before_the_update(name):
-    """Else gradients would be reduced at weights that have left the boundary: `optimizer_hooks.apply_weight_decay`."""
+    """Else gradients would be reduced at weights that have left the boundary.
+
+    See `optimizer_hooks.apply_weight_decay`.
+    """
     layer, told = dense(), []
     optimizer = listening(listening(made(name), "_apply_weight_decay", told), "_backend_update_step", told)
     assert optimizer.weight_decay, "what says that there is any"
@@ -124,7 +133,10 @@ def test_iterations_count_up_after_the_update():
 
 
 def test_accumulation_updates_once_per_real_step():
-    """Else sets that aren't idempotent, and the cost, would count every batch. JAX computes each and keeps the real."""
+    """Else sets that aren't idempotent, and the cost, would count every batch.
+
+    JAX computes each update and keeps the real ones.
+    """
     layer, told = dense(), []
     optimizer = listening(keras.optimizers.SGD(0.1, gradient_accumulation_steps=3), "_backend_update_step", told)
     for _ in range(6):
@@ -134,7 +146,7 @@ def test_accumulation_updates_once_per_real_step():
 
 
 def test_a_real_step_is_told_by_the_count_of_all_steps():
-    """Else `optimizer_hooks.backend_apply_gradients` would give weights back that a real step has moved."""
+    """Else `optimizer_hooks.backend_apply_gradients` would undo what a real step has moved."""
     layer = dense()
     optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=3)
     for taken in range(6):
@@ -161,7 +173,7 @@ OF_3_15 = pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), re
 
 @OF_3_15
 def test_apply_calls_the_constraints_of_variables_one_by_one_after_the_step():
-    """`optimizer_hooks.hidden_constraints` hides them, or Keras would constrain once more what was projected."""
+    """`optimizer_hooks.hidden_constraints` hides them, or Keras would constrain a second time."""
     called = []
 
     def noted(w):
@@ -174,7 +186,7 @@ def test_apply_calls_the_constraints_of_variables_one_by_one_after_the_step():
 
 
 def test_backend_apply_gradients_ends_with_the_average_that_overwrites():
-    """Else a set that isn't convex would be left by the overwriting: `optimizer_hooks.backend_apply_gradients`."""
+    """Else overwriting would leave nonconvex sets: `optimizer_hooks.backend_apply_gradients`."""
     layer, told = dense(use_bias=False), []
     arguments = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1}
     optimizer = listening(keras.optimizers.SGD(0.5, **arguments), "_backend_apply_gradients", told)
@@ -186,7 +198,7 @@ def test_backend_apply_gradients_ends_with_the_average_that_overwrites():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizers_build_reaches_the_build_of_the_public_base_class(name, monkeypatch):
-    """Else that optimizer would never take up the sets of its variables: `optimizer_hooks.hook_optimizers`."""
+    """Else it would never take up its variables' sets: `optimizer_hooks.hook_optimizers`."""
     built = []
     base = keras.optimizers.Optimizer
     original = base.build
@@ -200,7 +212,7 @@ def test_every_optimizers_build_reaches_the_build_of_the_public_base_class(name,
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizers_apply_is_that_of_the_public_base_class(name):
-    """Else one that was built before there was a plan would go unhooked: `optimizer_hooks.hook_optimizers`."""
+    """Else one built before a plan would go unhooked: `optimizer_hooks.hook_optimizers`."""
     assert getattr(keras.optimizers, name).apply is keras.optimizers.Optimizer.apply
 
 
@@ -222,7 +234,7 @@ def test_wrapping_optimizers_build_and_step_those_inside():
 
 
 def test_fit_ends_with_finalize_variable_values():
-    """Else the average that fit ends with would not be projected: `optimizer_hooks.finalize_variable_values`."""
+    """Else fit's average would not be projected: `optimizer_hooks.finalize_variable_values`."""
     model, told = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), []
     model.compile(listening(keras.optimizers.SGD(0.1), "finalize_variable_values", told), "mse")
     model.fit(np.ones((4, 3)), np.ones((4, 2)), epochs=2, verbose=0)
@@ -268,7 +280,7 @@ def test_an_optimizer_with_methods_in_its_instance_is_saved_without_them(tmp_pat
 
 
 def test_flatten_layers_reaches_every_layer_inside_layers_once():
-    """Else weights inside wrappers, cells and nested models would be missed: `weights.layers_of`."""
+    """Else weights in wrappers, cells and nested models would be missed: `weights.layers_of`."""
     inputs = keras.Input((4, 6))
     x = keras.layers.Bidirectional(keras.layers.LSTM(2, return_sequences=True))(inputs)
     x = keras.layers.MultiHeadAttention(2, 3)(x, x)
@@ -372,7 +384,7 @@ CONSTRAINED = {
 @pytest.mark.once
 @pytest.mark.parametrize("name", list(CONSTRAINED))
 def test_a_layers_constraint_argument_is_an_attribute_named_after_its_weight_and_saved(name):
-    """Else a plan would not be saved with the model: `weights.Weight.constraint_argument` and `carry`."""
+    """Else plans would not be saved with models: `weights.Weight.constraint_argument`, `carry`."""
     from inbounds._model.weights import own_weights
 
     arguments, shape = CONSTRAINED[name]
@@ -393,7 +405,7 @@ def test_a_layers_constraint_argument_is_an_attribute_named_after_its_weight_and
 
 @pytest.mark.once
 def test_a_recurrent_layers_arguments_are_read_only_properties_of_its_cells():
-    """Else `attach._set_layer_argument` would set an attribute that is not the one that is saved."""
+    """Else `attach._set_layer_argument` would set an attribute other than the saved one."""
     layer = keras.layers.LSTM(2)
     layer.build((1, 3, 2))
     assert isinstance(type(layer).kernel_constraint, property)
@@ -441,7 +453,10 @@ def test_only_these_layers_of_keras_quantize():
     ("name", "mode"), [(name, mode) for name, (_, _, modes) in QUANTIZED.items() for mode in modes]
 )
 def test_a_quantized_layer_names_its_mode_and_stores_integers_beside_their_scale(name, mode):
-    """Else `weights` would take integers for the weight. test_audit compares its numbers with outputs."""
+    """Else `weights` would take integers for the weight.
+
+    test_audit compares its numbers with outputs.
+    """
     arguments, shape, _ = QUANTIZED[name]
     layer = getattr(keras.layers, name)(*arguments)
     layer.build(shape)
@@ -489,7 +504,10 @@ def test_an_adapter_is_two_weights_named_after_theirs_and_their_share(name):
 
 @pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
 def test_torch_tells_what_is_vectorized():
-    """Else `ops.is_concrete` would look at values that vmap hides, and loops of projections would fail in it."""
+    """Else `ops.is_concrete` would look at values that vmap hides.
+
+    Loops of projections would fail in it.
+    """
     import torch
 
     told = []
@@ -515,7 +533,7 @@ def test_every_list_of_callbacks_is_handed_its_model_by_set_model(monkeypatch):
 
 
 def test_a_fit_begins_an_epoch_after_all_callbacks_have_begun_and_evaluates_before_the_epoch_ends():
-    """Else the ProjectionCallback would project before other callbacks load weights, or after they save them."""
+    """Else ProjectionCallback would project before callbacks load weights, or after they save."""
     events = []
 
     class Listening(keras.callbacks.Callback):
@@ -555,7 +573,7 @@ def test_averages_are_swapped_in_and_out_by_one_method_that_is_told_apart_by_a_f
 
 
 def test_an_optimizer_keeps_what_it_lists_and_saves_in_a_plain_list():
-    """Else the norms of gradients would be lost on JAX between steps, or land in files: `taken_plans`."""
+    """Else norms of gradients would be lost between steps on JAX, or be in files: `taken_plans`."""
     optimizer = keras.optimizers.SGD(0.1)
     optimizer.build([keras.Variable(np.ones(2))])
     extra = keras.Variable(np.ones(3), trainable=False)
@@ -577,7 +595,7 @@ def test_an_optimizer_keeps_what_it_lists_and_saves_in_a_plain_list():
     keras.backend.backend() != "jax", reason="only JAX keeps the state of a fit apart from the variables"
 )
 def test_on_jax_a_fit_is_told_by_the_state_that_it_holds():
-    """Else a plan made within a fit would lengthen a list that the fit has taken: `attach._rehook`."""
+    """Else a plan made in a fit would lengthen a list that the fit has taken: `attach._rehook`."""
     model = keras.Sequential([dense()])
     model.compile("sgd", "mse")
     seen = []
@@ -589,7 +607,10 @@ def test_on_jax_a_fit_is_told_by_the_state_that_it_holds():
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="where Keras calls no callback from another thread")
 def test_callbacks_are_asked_again_whether_they_are_safe_in_another_thread():
-    """Else a Monitor in no list would audit while the model is stepped: `fit_hooks._add_projection_callback`."""
+    """Else a Monitor in no list would audit while the model steps.
+
+    See `fit_hooks._add_projection_callback`.
+    """
     callbacks = keras.callbacks.CallbackList()
     assert callbacks._async_train
     callbacks._configure_async_dispatch([ib.Monitor()])
@@ -598,7 +619,10 @@ def test_callbacks_are_asked_again_whether_they_are_safe_in_another_thread():
 
 @pytest.mark.parametrize("name", ["fit", "train_on_batch"])
 def test_every_model_of_keras_is_trained_by_the_method_of_keras_model(name):
-    """Else a training that raises would end outside, and other threads wouldn't know of it: `fit_hooks.hook_fits`."""
+    """Else a training that raises would end outside, and other threads wouldn't know of it.
+
+    See `fit_hooks.hook_fits`.
+    """
     inputs = keras.Input((3,))
     for model in (keras.Sequential([dense()]), keras.Model(inputs, dense()(inputs))):
         assert getattr(type(model), name) is getattr(keras.Model, name)
@@ -608,7 +632,7 @@ def test_every_model_of_keras_is_trained_by_the_method_of_keras_model(name):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="only JAX takes the values out of variables")
 def test_on_jax_a_fit_empties_the_variables_which_have_no_initializer_any_more():
-    """Else `weight_access.has_lost_value` would take an emptied variable for one that has a value."""
+    """Else `weight_access.has_lost_value` would take an emptied variable for one with a value."""
     model = keras.Sequential([dense()])
     model.compile("sgd", "mse")
     seen = []

@@ -1,4 +1,4 @@
-"""Pictures and cards of the sets: they show what is so, there is one for every set, and the docs have them all.
+"""Pictures and cards of the sets: they show what is so, and the docs have those of every set.
 
 The files in docs/pictures say what they show, and are compared by it.
 """

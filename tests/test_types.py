@@ -1,4 +1,4 @@
-"""The types of the public signatures: mypy passes right code in strict mode, and rejects each wrong line."""
+"""Public signatures' types: mypy passes right code in strict mode, and rejects each wrong line."""
 
 import inspect
 import os
@@ -179,7 +179,7 @@ ib.register_layout(keras.layers.Dense, {"kernel": 0})
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """The lines that mypy rejects of both snippets, by file, each with what it says; one run, with our own settings."""
+    """By file, the lines that mypy rejects and what it says; one run, with our own settings."""
     folder = tmp_path_factory.mktemp("types")
     files = [folder / "right.py", folder / "wrong.py"]
     home = Path(ib.__file__).parent.parent

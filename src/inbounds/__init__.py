@@ -1,4 +1,4 @@
-"""inbounds keeps the weights of Keras 3 models inside the sets you choose, and shows that they are there."""
+"""Keeps the weights of Keras 3 models inside the sets you choose, and shows that they are there."""
 
 from inbounds import _backend as _backend  # imports Keras, on a backend that is installed: before all that imports it
 

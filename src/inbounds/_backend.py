@@ -60,7 +60,7 @@ def _chosen(given: str | None) -> str:
 
 
 def _configured() -> str:
-    """The backend that Keras takes by itself where KERAS_BACKEND isn't set: that of keras.json, else TensorFlow."""
+    """The backend that Keras takes without KERAS_BACKEND: that of keras.json, else TensorFlow."""
     base = Path.home() if os.access(Path.home(), os.W_OK) else Path("/tmp")
     folder = Path(os.environ.get("KERAS_HOME", base / ".keras"))
     try:

@@ -18,9 +18,9 @@ LONG = 240  # values are cut off after so many characters
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    r"""Text with control characters escaped, as `\x1b` or `\n`, so that no terminal or log acts on them.
+    r"""Text with control characters escaped, as `\x1b` or `\n`: no terminal or log acts on them.
 
-    Names of layers, weights and files are the user's. Everything that is printed passes through here.
+    Names of layers, weights and files are the user's. All that is printed passes through here.
 
     Args:
         text: any text.
@@ -35,7 +35,10 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def shown(value: Any) -> str:
-    """The repr of a value on one line: cut off where it is long; of a large array, the shape and first entries."""
+    """The repr of a value on one line, cut off where it is long.
+
+    Of a large array it is the shape and the first entries.
+    """
     if isinstance(value, np.ndarray) and value.size > FEW:
         first = ", ".join(map(repr, value.reshape(-1)[:3].tolist()))
         return f"<array of shape {value.shape}: {first}, ...>"
@@ -44,7 +47,10 @@ def shown(value: Any) -> str:
 
 
 class InboundsError(Exception):
-    """Base of every error that inbounds raises; see `explain` for its parts. A text alone is the whole message."""
+    """Base of every error that inbounds raises.
+
+    `explain` makes its message of parts; a text alone is the whole message.
+    """
 
     def __init__(self, wrong: str = "", received: str | None = None, *, where: str = "", instead: str = "") -> None:
         text = wrong if received is None else explain(wrong, received, where=where, instead=instead)
@@ -100,7 +106,7 @@ class NotFiniteWarning(UserWarning):
 
 
 def explain(wrong: str, received: str, *, where: str = "", instead: str = "") -> str:
-    """The text of an error: what went wrong, what was received, where, and the line to type instead."""
+    """The text of an error: what went wrong, what was received, where, and what to type instead."""
     parts = [wrong.rstrip(".") + ".", f"Received: {received}."]
     if where:
         parts.append(f"Where: {where}.")
@@ -111,7 +117,7 @@ def explain(wrong: str, received: str, *, where: str = "", instead: str = "") ->
 
 @contextmanager
 def raised_as(kind: type[InboundsError], place: str) -> Iterator[None]:
-    """A context that raises the errors of sets and layouts as another kind, with their place in the text."""
+    """A context that raises errors of sets and layouts as another kind, with their place."""
     try:
         yield
     except (SetError, LayoutError) as error:
@@ -119,7 +125,10 @@ def raised_as(kind: type[InboundsError], place: str) -> Iterator[None]:
 
 
 def similar(wanted: str, names: Collection[str], cutoff: float = 0.5) -> list[str]:
-    """The names most similar to the wanted one, three at most; if none is, without regard to case and underscores."""
+    """The names most similar to the wanted one, three at most.
+
+    If none is similar, case and underscores are disregarded.
+    """
     by_letters = {_letters(name): name for name in names}
     close = difflib.get_close_matches(wanted, names, n=3, cutoff=cutoff)
     return close or [by_letters[near] for near in difflib.get_close_matches(_letters(wanted), by_letters, n=3)]

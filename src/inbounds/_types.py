@@ -1,7 +1,7 @@
 """Types of the arguments of public functions.
 
-Keras is untyped, so that its layers, tensors, variables and constraints are protocols here: any object
-with these attributes.
+Keras is untyped, so that its layers, tensors, variables and constraints are protocols here: any
+object with these attributes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ class Tensor(Protocol):
 
 
 class Nested(Protocol[Leaf]):
-    """A list or tuple of values, or of such lists. A string is none: its `__contains__` takes strings only."""
+    """A list or tuple of values, or of such lists.
+
+    A string is none: its `__contains__` takes strings only.
+    """
 
     def __contains__(self, item: object, /) -> bool: ...
 
@@ -153,9 +156,9 @@ Rule: TypeAlias = OfWeight | Mapping[str, OfWeight]
 """What a selector is given: a set, or for a layer a mapping from the names of its weights to
 sets."""
 
-# A type variable, so that mypy infers the type of the argument before it compares it: dict[str, Rule]
-# is no dict[Selector, Rule]. Of values of different classes mypy infers object or Collection, which
-# are therefore accepted.
+# A type variable, so that mypy infers the type of the argument before it compares it:
+# dict[str, Rule] is no dict[Selector, Rule]. Of values of different classes mypy infers object or
+# Collection, which are therefore accepted.
 Rules = TypeVar(
     "Rules",
     bound=Mapping[Any, Rule]

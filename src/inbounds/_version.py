@@ -1,3 +1,3 @@
-"""The version, in a file of its own that is read without importing the package, and Keras with it."""
+"""The version, in its own file, so that it is read without importing the package and Keras."""
 
 __version__ = "0.1.0"

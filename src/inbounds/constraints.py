@@ -1,4 +1,4 @@
-"""The public mirror of `keras.constraints`: code written for Keras needs only its import line changed."""
+"""The public mirror of `keras.constraints`: code for Keras needs only its import line changed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,11 @@ def signature(cls: type[Constraint]) -> str:
 
 
 def call_of(cls: type[Constraint]) -> str:
-    """The call that makes a constraint, with its defaults written out; its signature where an argument has none."""
+    """The call that makes a constraint, with its arguments written out.
+
+    For a class that isn't a set, or has an argument with neither a default nor a sample, it is the
+    signature of the class.
+    """
     required = {name for name, given in inspect.signature(cls).parameters.items() if given.default is given.empty}
     if issubclass(cls, Set) and required <= _SAMPLES.keys():
         return repr(cls(**{name: _SAMPLES[name] for name in required}))

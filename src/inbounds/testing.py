@@ -28,7 +28,7 @@ EXACT = 1e-6
 
 
 def check_set(given: Set, size: Integer = 5, units: Integer = 6) -> None:
-    """Runs the laws of a set on rows of random numbers, in every dtype, of NumPy and of the backend.
+    """Runs the laws of a set on random rows, in every dtype, of NumPy and of the backend.
 
     - What `project` returns is inside, and projecting it again changes no bit of it.
     - It is the nearest point: of a convex set no other one of it lies towards the rows, in a metric
@@ -77,7 +77,9 @@ def check_set(given: Set, size: Integer = 5, units: Integer = 6) -> None:
 
 
 def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBERS) -> None:
-    """The laws that need no other solution, on some rows; a row at a time gets a number that isn't finite.
+    """The laws that need no other solution, on some rows.
+
+    One row gets each of `bad_numbers` in turn.
 
     Raises:
         AssertionError: a law doesn't hold.
@@ -124,7 +126,10 @@ def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBE
 
 
 def _check_nearest(given: Set, drawn: np.ndarray[Any, Any]) -> None:
-    """That results are nearest, by NumPy's float64 rows of several sizes, and points of the set near and far."""
+    """Checks that results are nearest, against points of the set near and far.
+
+    The rows are NumPy's, in float64, of several sizes.
+    """
     over = None if given.couples_units else 1  # each unit, or all of them where the set couples them
     for rows in (drawn * scale for scale in (0.1, 1.0, 10.0)):
         costs = np.random.default_rng(1).uniform(0.2, 1.0, rows.shape)

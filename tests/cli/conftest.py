@@ -1,4 +1,4 @@
-"""The command line run in this process, small model files, and the one thing that is true of every error."""
+"""The command line run in this process, small model files, and what is true of every error."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ class Outcome:
 
     @property
     def error(self):
-        """The message of a command that failed: one line on stderr, status 2, no traceback, nothing on stdout."""
+        """A failed command's message: one line on stderr, no traceback or stdout, status 2."""
         assert self.status == 2, (self.status, self.err)
         assert self.err.startswith("inbounds: error: "), self.err
         assert self.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The commands, run in this process: what they print, their exit status, and every mistake a user can make."""
+"""The commands, run in this process: their output, exit status, and every mistake of a user."""
 
 import hashlib
 import json

@@ -84,7 +84,7 @@ def test_the_demo_as_a_user_runs_it(tmp_path):
 
 
 def rows(out):
-    """The table: accuracy, percent above the optimum, violation and verdict, by model and constraints."""
+    """By model and constraints: accuracy, percent above the optimum, violation and verdict."""
     found = re.findall(
         r"^(\w+) +(nothing|Keras|inbounds) +([\d.]+)% +(-|[\d.]+)%? +(\S+) +(holds|\d+ of.*)$", out, re.M
     )

@@ -1,4 +1,4 @@
-"""The console script, in processes of their own; `tests/test_backend.py` is about the backend that it takes."""
+"""The console script, in processes of its own; `test_backend.py` is about the backend it takes."""
 
 import os
 import runpy
@@ -22,7 +22,7 @@ def test_no_backend_to_run_on_is_one_message():
 
 @pytest.mark.once
 def test_a_command_in_a_process_of_its_own(free, rules):
-    """As a user runs it: nothing but the report on stdout, nothing on stderr, the status of the audit."""
+    """As a user runs it: the report alone on stdout, nothing on stderr, the status of the audit."""
     path = rules('[rules]\n"**/kernel" = "MaxNorm(0.5)"\n')
     outcome = in_subprocess("audit", free, "--rules", path, KERAS_BACKEND=keras.backend.backend())
     assert outcome.status == 1

@@ -1,4 +1,4 @@
-"""`inbounds sets`: every set with its definition, cost, source and picture; or those that are named."""
+"""`inbounds sets`: every set, or those named, with its definition, cost, source and picture."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The axis of layers: small models, each with one layer that is held, and the axes of its units, written down."""
+"""The axis of layers: small models, each with one held layer, and the axes of its units."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
-"""Cells of the matrix: what they are, which of them can't be and why, how a few are sampled, and how one is run.
+"""Cells of the matrix: which there are and why others can't be, how they are sampled and run.
 
-A combination that Keras or inbounds refuses is declared in `REFUSALS`, and is a cell whose error is checked. One that
-says nothing about the library is declared in `LEFT_OUT` with its reason, and is no cell.
+A combination that Keras or inbounds refuses is declared in `REFUSALS`, and is a cell whose error is
+checked. One that says nothing about the library is declared in `LEFT_OUT` with its reason, and is
+no cell.
 """
 
 import math
@@ -211,7 +212,7 @@ def size() -> tuple[int, int]:
 
 
 def run(cell: Cell, folder: Path) -> str:
-    """Runs a cell and fails where it isn't as it has to be; returns "passed", or "refused" where that's declared."""
+    """Runs a cell, fails where it is wrong, and returns "passed" or, as declared, "refused"."""
     refusal = refusal_of(cell)
     if refusal is None:
         _try(cell, folder)
@@ -239,12 +240,13 @@ SLOW = ("LSTM", "GRU", "Bidirectional", "MultiHeadAttention")
 def sampled(count: int | str, seed: int, start: Iterable[Cell] = ()) -> list[Cell]:
     """Cells that cover pairs of values as evenly as they can.
 
-    Situations come in turns. The others are then chosen one by one: first what has been seen least with those that are
-    chosen already, then what has been seen least at all. Cells that are refused come only where pairs need them.
+    Situations come in turns. The others are then chosen one by one: first what has been seen least
+    with those that are chosen already, then what has been seen least at all. Cells that are refused
+    come only where pairs need them.
 
     Args:
-        count: how many; "values" or "pairs": until each value, or each pair of values of two axes, that is possible has
-            been covered.
+        count: how many; "values": until each possible value has been covered; "pairs": until each
+            possible pair of values of two axes has been.
         seed: decides between equals.
         start: the first of them.
     """

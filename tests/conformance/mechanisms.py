@@ -60,7 +60,7 @@ def replaced(owner: object, **named: object) -> Callable[[pytest.MonkeyPatch], N
 
 
 def after_the_average(patch):
-    """Projects where Keras constrains: when the average has been taken of weights that aren't inside."""
+    """Projects where Keras constrains: after the average was taken, of weights not yet inside."""
 
     def apply_gradients(optimizer, grads, variables):
         type(optimizer)._backend_apply_gradients(optimizer, grads, variables)

@@ -1,6 +1,7 @@
-"""The axis of optimizers: all that Keras ships, at rates that drive weights out of small sets in a few steps.
+"""The axis of optimizers: all that Keras ships, at rates that leave small sets in a few steps.
 
-A `beta_2` of 0.999 is 1 in bfloat16, where Keras corrects second moments in it: the weights would never move.
+A `beta_2` of 0.999 is 1 in bfloat16, where Keras corrects second moments in it: the weights would
+never move.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The axis of sets, each with its own test of membership: NumPy in float64 on rows, one unit a row."""
+"""The axis of sets, each with its own test of membership: NumPy in float64, one unit a row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 import inbounds as ib
 
 Edge = tuple[np.ndarray, np.ndarray]
-"""How far each unit is outside of one bound (0: on it, below 0: inside), and the size of the numbers compared."""
+"""How far each unit is beyond a bound (0: on it, below 0: inside); the size of what is compared."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Held:
         make: makes it.
         edges: from rows and the number of steps taken to what each bound of it says of each unit.
         onto: from rows to rows on the boundary, with no entry at 0.
-        normal: from these to a gradient whose descent leads straight out of the set; None: none is written down.
+        normal: from these to a gradient whose descent leads straight out of the set, or None.
         solid: whether it has an inside, to go back to from the boundary.
         joint: whether it holds for kernel and bias of each unit as one vector.
         convex: whether the average of what is inside is inside.
@@ -44,9 +44,9 @@ class Held:
         Args:
             rows: one unit a row.
             step: how many steps have been taken.
-            spacing: the distance of 1 from the next number of the weights' dtype: 4 of them, and the errors of a sum,
-                are what rounding may cost,
-                and 16 how far below a bound a loop in this dtype may end.
+            spacing: the distance of 1 from the next number of the weights' dtype. Rounding may
+                cost 4 of it and the errors of a sum, and a loop in this dtype may end 16 of it
+                below a bound.
         """
         edges = self.edges(rows, step)
         sums = 2.25 * (2 + np.log2(rows.size)) * 2.0**-23  # three errors of a sum in float32
@@ -120,7 +120,7 @@ def of_matrix(measure, bound):
 
 
 def falling(step):
-    """The schedule of the scaled set, as Keras documents it: from 3 to 1 in 6 steps, in a straight line."""
+    """The schedule of the scaled set, as Keras documents it: linear from 3 to 1 in 6 steps."""
     return 3.0 - 2.0 * min(step, 6) / 6
 
 

@@ -1,4 +1,4 @@
-"""The axis of situations: each trains a model in one way, has its weights looked at meanwhile, and returns it."""
+"""The axis of situations: each trains a model in one way, and looks at its weights meanwhile."""
 
 import copy
 import warnings
@@ -84,7 +84,7 @@ def averaged(trial):
 
 
 class Averages(keras.callbacks.Callback):
-    """Looks at the averages themselves, before any of them is in a weight's place and could be mended there."""
+    """Looks at the averages before any is in a weight's place and could be mended there."""
 
     def __init__(self, trial):
         super().__init__()
@@ -278,7 +278,10 @@ class FirstBatch(keras.callbacks.Callback):
 
 
 def one_frozen(trial):
-    """Of the held layer, the last weight is frozen, and changed between two fits: the others keep the units inside."""
+    """The last weight of the held layer is frozen, and changed between two fits.
+
+    The layer's other weights keep the units inside.
+    """
     model = trial.model()
     frozen = layer_of(model).trainable_variables[-1]
     frozen.trainable = False
@@ -329,7 +332,7 @@ def loaded_outside(trial):
 
 
 def carried(trial: Trial) -> keras.Model:
-    """A model whose plan goes with its files and copies; where it doesn't, `constrain` says so, which is an error."""
+    """A model whose plan goes with its files and copies; a warning that it doesn't is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ib.PlanNotSavedWarning)
         return trial.ready()
@@ -406,9 +409,10 @@ def in_the_euclidean_metric(trial):
 
 
 def at_the_optimum(trial):
-    """Where the gradient is normal to the set, a step along all of it and the projection in its metric lead back.
+    """Where the gradient is normal to the set, a full step and its projection lead back.
 
-    When the gradient turns, the weights leave the boundary again: nothing has gone on behind it.
+    The projection is in the step's metric. When the gradient turns, the weights leave the boundary
+    again: nothing has accumulated behind it.
     """
     model = trial.model()
     variables, gradients, random = model.trainable_variables, {}, np.random.default_rng(2)
@@ -438,7 +442,7 @@ def at_the_optimum(trial):
 
 
 OUT, BACK = 12, 9
-"""Steps outwards, and as many back as turn every momentum, but not what went on behind the boundary."""
+"""Steps outwards, and back: enough to turn every momentum, but not what accumulated outside."""
 
 
 def far(now: Any, then: Any) -> float:

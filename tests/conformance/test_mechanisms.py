@@ -1,6 +1,6 @@
-"""Each mechanism of inbounds is switched off in turn, and cells of the matrix fail. `-rA` prints which, and how.
+"""Each mechanism of inbounds is switched off in turn, and cells of the matrix fail.
 
-With all of them on, the same cells pass: `test_matrix.py` runs them.
+`-rA` prints which, and how. With all of them on, `test_matrix.py` passes the same cells.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Trial: one model with one set under one optimizer, what is done with it, and what was seen of its weights."""
+"""Trial: one model with one set under one optimizer, what it goes through, and what was seen."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,12 +45,13 @@ class Trial:
         held: the set.
         kind: the layer.
         make_optimizer: the optimizer.
-        reaches: whether some step is to end on the boundary: an average that is in the weights' place leaves it.
+        reaches: whether some step is to end on the boundary; an average of weights may not.
         folder: for files.
         moments: what was seen since the model was last looked at as a start.
         start: what the held weights were then.
         moves: whether some weight is to move.
-        fits: how many there have been; the next has other classes, so that weights at an end of the set come back.
+        fits: how many there have been; the next has other classes, so that weights leave an end of
+            the set.
         loose: the names of the moments at which weights may be outside.
     """
 
@@ -104,7 +105,7 @@ class Trial:
         evaluated: bool = False,
         **how: Any,
     ) -> keras.Model:
-        """A fit in which the weights are looked at after each step, and when others look at them."""
+        """A fit that looks at the weights after each step and epoch and before each evaluation."""
         x, y = self.kind.data(BATCH * batches)
         y = (y + self.fits) % CLASSES
         self.fits += 1
@@ -157,7 +158,10 @@ class Trial:
     # What has to be.
 
     def check(self, model: keras.Model) -> None:
-        """That the weights were inside whenever they had to be, by two accounts, and that this took doing."""
+        """Asserts that the weights were inside whenever they had to be, by two accounts.
+
+        At least one step must have led outside.
+        """
         for _ in range(12):
             if model.compiled and self.moves and self.reaches and not any(self.driven(m).any() for m in self.moments):
                 self.fit(model)  # on, with the same classes, until a step leads outside
@@ -181,7 +185,7 @@ class Trial:
         )
 
     def driven(self, moment: Moment) -> np.ndarray:
-        """For each unit whether it has moved, and is on the boundary, where no step ends by chance, or outside."""
+        """Whether each unit moved, and is outside or on the boundary, where none ends by chance."""
         looks = [self.held.looks(rows, moment.step, moment.spacing) for rows in moment.rows]
         return self.moved(moment) & np.concatenate([touched | ~inside for inside, touched in looks])
 

@@ -1,4 +1,4 @@
-"""A model with one Dense layer a set, side by side: one fit trains all sets, and what one does shows in no other."""
+"""A model with one Dense layer for each set: one fit trains all sets, and none affects another."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ RATE = 6.0
 
 
 def data():
-    """Digits, and for each a target that drives weights out of every set: the classes times 3, with noise."""
+    """Digits, and targets that drive weights out of every set: the classes times 3, with noise."""
     x, y = load_digits(return_X_y=True)
     x, y = x[: STEPS * BATCH] / 16, y[: STEPS * BATCH]
     targets = 3 * np.eye(10)[y] @ np.random.default_rng(0).normal(size=(10, UNITS * len(SETS)))
@@ -28,7 +28,10 @@ def data():
 
 
 def heads():
-    """The model; its weights are the same each time. To set Keras' own seed imports TensorFlow on every backend."""
+    """The model, whose weights are the same each time.
+
+    They are not drawn from Keras' own seed: setting it imports TensorFlow on every backend.
+    """
     inputs = keras.Input((64,))
     outputs = [
         keras.layers.Dense(UNITS, kernel_initializer=keras.initializers.GlorotUniform(seed), name=name)(inputs)
@@ -38,9 +41,10 @@ def heads():
 
 
 def constrained(model, metric, without=()):
-    """The model with each head in its set, but for some; all of the gradient is seen but where the metric is "reduced".
+    """The model with each head in its set, except the heads of `without`.
 
-    Of what a face leaves of a gradient, however little, Adam makes a step of its rate: then rounding decides when.
+    All of the gradient is seen unless the metric is "reduced", which is for SGD: however little a
+    face leaves of a gradient, Adam makes a step of its rate of it, and rounding decides when.
     """
     rules = [
         (model.get_layer(name), owner if isinstance(owner, ib.Joint) else {"kernel": owner})
@@ -52,7 +56,10 @@ def constrained(model, metric, without=()):
 
 
 def near(name, training):
-    """How near trainings of a head are that differ by rounding; two decompositions' difference magnifies it."""
+    """How near trainings of a head are that differ by rounding.
+
+    The difference of two decompositions magnifies rounding.
+    """
     return 1e-3 if name == "spectral" and "reduced" in training else 1e-5
 
 

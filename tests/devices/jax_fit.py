@@ -1,7 +1,8 @@
-"""Fits on eight devices of JAX, sharded in some ways, against one; and what programs of projections communicate.
+"""Fits on eight devices of JAX, sharded, against one; and what projections communicate.
 
-Prints JSON; `test_jax_devices.py` reads it. Its arguments are lists with commas between: the metric and the sharding of
-each fit, as in `optimizer/data`; and the sets, the shardings and the metrics of the programs.
+Prints JSON; `test_jax_devices.py` reads it. Its arguments are lists with commas between: the metric
+and the sharding of each fit, as in `optimizer/data`; and the sets, the shardings and the metrics of
+the programs whose communication is read.
 """
 
 import itertools
@@ -52,7 +53,10 @@ def weights(model):
 
 
 def programs(*lists):
-    """What is read of programs, which XLA optimizes, as for users. A matrix in a metric takes long to compile."""
+    """What is measured of programs, which XLA optimizes as for users.
+
+    A matrix in a metric is left out: it takes long to compile.
+    """
     asked = [each for each in itertools.product(*lists) if (each[0], each[2]) != ("SpectralNorm", "optimizer")]
     return [collectives.measured(*each, inputs=128, units=64) for each in asked]
 

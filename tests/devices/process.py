@@ -1,4 +1,4 @@
-"""Runs a script of this folder in a process of its own, where devices can be made, and reads the JSON it ends with."""
+"""Runs a script of this folder in a process of its own, which can make devices; reads its JSON."""
 
 import json
 import os

@@ -1,6 +1,7 @@
-"""Trains on two devices of TensorFlow, mirrored, against one. Prints JSON; `test_tensorflow_devices.py` reads it.
+"""Trains on two mirrored devices of TensorFlow, against one.
 
-Its arguments are names in `TRAININGS`, the first of which is also trained in a loop, and `half` for half precision.
+Prints JSON; `test_tensorflow_devices.py` reads it. Its arguments are names in `TRAININGS`, the
+first of which is also trained in a loop, and `half` for half precision.
 """
 
 import os
@@ -54,7 +55,10 @@ def batches():
 
 
 def spread():
-    """The batches, half of each for either device. Fetched ahead to virtual devices they sometimes don't come."""
+    """The batches, half of each for either device.
+
+    Without fetching ahead: on virtual devices what is fetched ahead sometimes never arrives.
+    """
     return STRATEGY.experimental_distribute_dataset(
         batches(), tf.distribute.InputOptions(experimental_fetch_to_device=False)
     )
@@ -93,7 +97,7 @@ def compared(model, one):
 
 
 def halved(mirrored):
-    """How often a callable that halves was applied to a weight that no gradient moves, on each device."""
+    """How often each device applied a halving callable to a weight that no gradient moves."""
     with STRATEGY.scope() if mirrored else contextlib.nullcontext():
         layer = keras.layers.Dense(data()[1].shape[1], kernel_initializer="ones", name="dense")
         model = keras.Sequential([keras.Input((64,)), layer])

@@ -1,4 +1,4 @@
-"""JAX with Keras' distribution API, on eight virtual devices: the same weights, still sharded, none gathered."""
+"""JAX with Keras' distribution API, on eight virtual devices: same weights, sharded, ungathered."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TensorFlow with MirroredStrategy on two virtual devices: replicas alike, and where one device ends."""
+"""TensorFlow with MirroredStrategy: replicas on two virtual devices agree, also with one device."""
 
 import keras
 import pytest

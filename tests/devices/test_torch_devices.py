@@ -1,4 +1,4 @@
-"""PyTorch in two processes: replicated by DistributedDataParallel, sharded as DTensors, and what FSDP doesn't do."""
+"""PyTorch in two processes: DistributedDataParallel, sharded DTensors, and what FSDP refuses."""
 
 import sys
 

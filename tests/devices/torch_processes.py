@@ -1,6 +1,7 @@
-"""Two processes train on PyTorch, replicated and sharded. The first prints JSON; `test_torch_devices.py` reads it.
+"""Two processes train on PyTorch, replicated and sharded.
 
-The arguments are a file in which the processes meet, and the trainings, as in `keras, optimizer`.
+The first prints JSON; `test_torch_devices.py` reads it. The arguments are a file in which the
+processes meet, and the trainings, as in `keras, optimizer`.
 """
 
 import os
@@ -41,9 +42,9 @@ def batches(rank=None):
 
 
 def trained(optimizer, metric, rank=None):
-    """A model after a few steps of Keras' Adam, or of PyTorch's in one metric or the other; alone, or as one of two.
+    """A model after a few steps of Keras' optimizer, or of PyTorch's; alone, or as one of two.
 
-    Where gradients are reduced, of SGD.
+    The optimizer is Adam, in the metric given, or SGD where gradients are reduced.
     """
     # a matrix in a metric takes long; that it is right there is told elsewhere
     model = constrained(heads(), metric, without=["spectral"] if metric == "optimizer" else [])
@@ -108,7 +109,7 @@ class Listening(TorchDispatchMode):
 
 
 def sharded_layer(owner, dim, mesh):
-    """A Dense layer whose variables are DTensors, the kernel sharded along one axis; and the same, whole."""
+    """A Dense layer of DTensors, its kernel sharded along one axis; and the same layer, whole."""
     layers = []
     for _ in range(2):
         normal = keras.initializers.RandomNormal(seed=0)
@@ -132,7 +133,7 @@ def sharded_layer(owner, dim, mesh):
 
 
 def sharded(mesh):
-    """`project` of DTensors: what it communicates, and how far from the same in one process it ends."""
+    """`project` of DTensors: what it communicates, and how far from one process' result it ends."""
     sets = SETS | {
         "box": ib.Box(-0.1, np.linspace(0.1, 0.2, 64)),
         "sum_to": ib.SumTo(1.0),

@@ -86,7 +86,7 @@ FILES = {
 
 
 def rules_of(sets):
-    """A rule for the kernel of the layer of each name, or for the layer where the set is a Joint."""
+    """A rule for the kernel of each layer named, or for the layer where the set is a Joint."""
     return {name if isinstance(given, ib.Joint) else f"{name}/kernel": given for name, given in sets.items()}
 
 

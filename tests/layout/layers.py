@@ -1,7 +1,7 @@
-"""Every Keras layer that owns weights, with the axes that one unit spans, written down apart from inbounds.
+"""Every Keras layer that owns weights, with the axes of one unit, written down apart from inbounds.
 
-The axes are measured facts of Keras: those over which the layer sums for one output feature. A bias, a scale or an
-attention's scalar has none, ().
+The axes are measured facts of Keras: those over which the layer sums for one output feature. A
+bias, a scale or an attention's scalar has none, ().
 """
 
 from collections.abc import Callable, Mapping
@@ -34,12 +34,12 @@ class Case:
         spans: the end of a weight's path -> the axes that one unit spans.
         features: the axes of the output that count its features.
         gates: how many units feed each output feature.
-        joint: the names of the weights that have one entry group each for every unit; () where there are none.
+        joint: the names of the weights that each have one group of entries a unit; () for none.
         shared: the weights without fan-in whose entries belong to several output features.
         keywords: what else it is called with.
-        prepare: sets weights (layer, end of a path) so that the unit of one weight can be told from the output.
-        probe: (layer, end of a path) -> an output and the axes that count its features, where the layer's own output
-            mixes the features that the weight makes.
+        prepare: sets weights (layer, end of a path) so that the output tells one weight's units.
+        probe: (layer, end of a path) -> an output and the axes that count its features, where the
+            layer's own output mixes the features that the weight makes.
     """
 
     name: str
@@ -106,7 +106,7 @@ def conv(name: str, make: Callable[[], Layer], inputs: tuple, kernel: Axes, feat
 
 
 def separable(name: str, make: Callable[[], Layer], inputs: tuple, window: Axes, features: Axes = (-1,)) -> Case:
-    """As many filters as the first stage has outputs, so that an identity can hand these through."""
+    """As many filters as the first stage has outputs: an identity can hand these through."""
 
     def hand_through(layer: Layer, weight: str) -> None:
         if weight == "depthwise_kernel":
@@ -153,7 +153,10 @@ def conv_recurrent(name: str, make: Callable[[], Layer], inputs: tuple, state: t
 
 
 def unmixed(layer: Layer, weight: str) -> None:
-    """With `reset_after=False` a GRU multiplies its state by the reset gate before the recurrent kernel mixes it."""
+    """Makes the recurrent kernel of a GRU's candidate state diagonal, so that it mixes no units.
+
+    With `reset_after=False` the state is multiplied by the reset gate before this kernel mixes it.
+    """
     recurrent = read(layer.cell.recurrent_kernel)
     units = len(recurrent)
     recurrent[:, 2 * units :] *= np.eye(units)
@@ -281,8 +284,9 @@ CASES = [
         joint=("embeddings", "reverse_embeddings"),
         probe=both_ways,
     ),
-    # Convolutions: a kernel is (*window, channels / groups, filters), in either data format. No output with channels
-    # first is as wide as it has channels: Keras on TensorFlow then adds the bias along the width.
+    # Convolutions: a kernel is (*window, channels / groups, filters), in either data format. No
+    # output with channels first is as wide as it has channels: Keras on TensorFlow then adds the
+    # bias along the width.
     conv("Conv1D", lambda: layers.Conv1D(3, 2), (1, 4, 2), (0, 1)),
     conv("Conv1D causal", lambda: layers.Conv1D(3, 2, padding="causal", dilation_rate=2), (1, 4, 2), (0, 1)),
     conv("Conv1D groups", lambda: layers.Conv1D(4, 2, groups=2), (1, 4, 4), (0, 1)),

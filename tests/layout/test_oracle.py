@@ -1,7 +1,7 @@
-"""The layout against the layers themselves: a unit's weights move one output feature, and no other weights do.
+"""The layout against the layers themselves: a unit's weights alone move its one output feature.
 
-No table of axes is believed here, not even the tests' own: the entries of each unit are moved, and the output says to
-which feature they belong.
+No table of axes is believed here, not even the tests' own: the entries of each unit are moved, and
+the output says to which feature they belong.
 """
 
 import functools
@@ -28,7 +28,7 @@ RADIUS = 0.1
 
 @functools.cache
 def ours(name: str, weight: str) -> tuple[int, ...]:
-    """The axes that one unit of a weight spans, as inbounds says: those of a set that asks for none of its own."""
+    """The axes of a unit of a weight, as inbounds says for a set that asks for none of its own."""
     layer = BY_NAME[name].build()
     (entry,) = ib.constrain(layer, [(find(layer, weight), ib.NonNeg())])
     return entry.axes[0]
@@ -60,7 +60,10 @@ def units_of(shape: tuple[int, ...], span: tuple[int, ...]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ALONE)
 def test_a_unit_moves_one_output_feature_and_is_all_that_does(name):
-    """Units share no entries: where each moves one feature, and each feature has one (or one a gate), all are whole."""
+    """Units are whole if each moves one feature and each feature has one, or one for each gate.
+
+    This is enough since units share no entries.
+    """
     case = BY_NAME[name]
     for weight in set(case.spans) - set(case.shared):
         units = moved(name, weight)
@@ -98,7 +101,10 @@ def test_a_joint_bounds_all_weights_of_each_output_feature_together(name):
 
 @pytest.mark.parametrize("name", GATED)
 def test_a_gate_of_a_unit_has_the_same_column_in_all_weights(name):
-    """From an input and a state of (1, 0), a kernel's first row acts as the bias does: equal columns move alike."""
+    """From an input and a state of (1, 0), a kernel's first row acts as the bias does.
+
+    Equal columns therefore move the output alike.
+    """
     case = BY_NAME[name]
     layer = case.build()
     case.prepare(layer, "kernel")

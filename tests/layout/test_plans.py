@@ -1,4 +1,4 @@
-"""Plans over all layers: the axes of every weight, weights that no argument reaches, and layers of one's own."""
+"""Plans over all layers: axes of all weights, weights that no argument reaches, own layers."""
 
 import inspect
 

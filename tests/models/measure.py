@@ -17,7 +17,7 @@ def norms(*parts):
 
 
 def slack(bound, size=128):
-    """What rounding to float32 may cost at a bound: 4 ulp, and three errors of the norm of so many entries."""
+    """What rounding to float32 may cost at a bound: 4 ulp and three errors of a norm of `size`."""
     return 4 * float(np.spacing(np.float32(bound))) + 3 * 0.75 * (2 + np.log2(size)) * 2.0**-24 * bound
 
 
@@ -32,7 +32,7 @@ def on_bound(values, bound):
 
 
 def joint_projection(kernel, bias, bound, axes=(0,)):
-    """The nearest kernel and bias whose units (a filter and its bias entry) have norms of at most `bound`."""
+    """The nearest kernel and bias whose units, a filter and its bias, have norms up to `bound`."""
     kernel, bias = numbers(kernel), numbers(bias)
     length = np.sqrt(np.sum(kernel**2, axis=axes) + bias**2)
     factor = np.where(length > bound, bound / np.maximum(length, 1e-300), 1.0)

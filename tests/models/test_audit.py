@@ -380,7 +380,10 @@ WAYS = {
 
 
 def ways(name):
-    """What Keras can do to a layer: it quantizes no convolution, and adapts an embedding's forward weight only."""
+    """What Keras can do to a layer.
+
+    It quantizes no convolution, and adapts an embedding's forward weight only.
+    """
     if name == "Conv2D":
         return ["LoRA"]
     unable = {"abc,dc->abd": ["int4 and LoRA"], "ReversibleEmbedding, backwards": ["LoRA", "int4 and LoRA"]}

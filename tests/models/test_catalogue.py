@@ -1,4 +1,4 @@
-"""The catalogue and its algebra in models: every kind of set trains, is audited, is saved and is loaded again."""
+"""The catalogue and its algebra in models: every kind of set trains, is audited, saved, loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans in force: `constrain`, `release` and `project` on models of every kind, selectors, and every bad input."""
+"""`constrain`, `release` and `project` on models of every kind, selectors, and every bad input."""
 
 import keras
 import numpy as np
@@ -384,7 +384,8 @@ def test_frozen_weights_are_projected_once_and_the_plan_says_so(digits):
     assert ib.audit(model).ok
 
 
-# Bad input: each is an error that says the rule, what was received and what to type instead; nothing is touched.
+# Bad input: each error says the rule, what was received and what to type instead; nothing is
+# touched.
 
 
 def normed():

@@ -1,4 +1,4 @@
-"""At every learning rate down to 0 an audit finds inside what the steps leave: all kinds of sets, trained at once."""
+"""At every learning rate down to 0, what steps leave passes an audit: all kinds of sets at once."""
 
 from __future__ import annotations
 

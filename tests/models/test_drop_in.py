@@ -1,4 +1,4 @@
-"""Code written for Keras with only the import of its constraints changed; `constrain` is never called."""
+"""Code written for Keras with only its constraints' import changed; `constrain` is never called."""
 
 import inspect
 
@@ -13,8 +13,9 @@ pytestmark = pytest.mark.by_turns
 
 BOUND = 0.5
 
-# Every layer of Keras with a `*_constraint` argument: its other arguments, an input, and for each of its constraint
-# arguments the weights it reaches with the axes that Keras sums over for one unit. None: the weight is one vector.
+# Every layer of Keras with a `*_constraint` argument: its other arguments, an input, and for each
+# of its constraint arguments the weights it reaches with the axes that Keras sums over for one
+# unit. None: the weight is one vector.
 ONE_KERNEL = {"kernel_constraint": {"kernel": (0,)}, "bias_constraint": {"bias": None}}
 RECURRENT = {
     "kernel_constraint": {"/kernel": (0,)},
@@ -97,7 +98,7 @@ ARGUMENTS = {name: list(reached) for name, (_, _, reached) in LAYERS.items()}
 
 
 def built(name, **constraints):
-    """A layer with weights of known numbers; Keras' own initializers take seconds to compile on JAX."""
+    """A layer with weights of known numbers; Keras' initializers take seconds to compile on JAX."""
     arguments, shape, _ = LAYERS[name]
     layer_class = getattr(keras.layers, name)
     zeros = {
@@ -119,7 +120,7 @@ def drawn(layer, seed):
 
 
 def stepped(layer):
-    """The layer after one step of SGD, and where the step alone would have led, by the paths of its weights."""
+    """The layer after one step of SGD, and by weights' paths where the step alone would lead."""
     pulls = drawn(layer, seed=2)
     for pull in pulls:
         pull.flat[0] += 5  # far enough for every set to be left

@@ -16,7 +16,7 @@ MOMENTS = {"vectors": 1, "matrices": 0, "made": 2, "in_metric": 2}
 
 
 TRAINED = FILES if BACKEND == "torch" or repetition.everything else ("in_metric",)
-"""The files whose models are trained on: those of all sets take JAX and TensorFlow half a minute."""
+"""The files whose models train on: those of all sets take JAX and TensorFlow half a minute."""
 
 
 def loaded(name):

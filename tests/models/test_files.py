@@ -1,4 +1,4 @@
-"""Files of a run that is killed, files that Keras writes by itself, and exports: what can be read is inside."""
+"""Files of a killed run, files that Keras writes itself, exports: what can be read is inside."""
 
 import json
 import os

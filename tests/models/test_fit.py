@@ -1,4 +1,4 @@
-"""What a fit does outside of its steps: it begins with what it is given, evaluates, checkpoints, swaps averages in."""
+"""What a fit does outside its steps: it begins, evaluates, checkpoints, and swaps averages in."""
 
 import gc
 

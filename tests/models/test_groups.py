@@ -1,4 +1,4 @@
-"""Equal, GroupL1Ball and GroupSparse on layers: which entries make groups, in training and in files."""
+"""Equal, GroupL1Ball and GroupSparse on layers: which entries are groups, in training and files."""
 
 import keras
 import numpy as np

@@ -41,7 +41,7 @@ def gradients(model):
 
 
 class Stop(BaseException):
-    """Raised where a test says; no `except Exception` catches it, as none catches a KeyboardInterrupt."""
+    """Raised where a test says; like KeyboardInterrupt it isn't caught by `except Exception`."""
 
 
 def stop(*arguments, **named):
@@ -60,9 +60,10 @@ def sphere(w):
 
 
 def interruptible(projection, **how):
-    """A model, a function that has a later step interrupted, and whether the weights were inside then.
+    """A model, a function that interrupts a later step, and whether the weights were inside then.
 
-    The moments are "a" and "b", the projections of these layers, and "update", when a weight has moved.
+    The moments are "a" and "b", the projections of these layers, and "update", when a weight has
+    moved.
     """
     armed, seen = set(), []
 

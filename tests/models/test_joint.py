@@ -33,7 +33,7 @@ def sequential(constraints):
 
 
 def units(layer, axes=(0,)):
-    """The norms of the joint vectors of a dense layer, or of another whose kernel has these axes in a unit."""
+    """The norms of the joint vectors of a dense layer, or of one whose kernel has other axes."""
     return norms((layer.kernel, axes), (layer.bias, ()))
 
 
@@ -70,11 +70,14 @@ def pulls(variables, seed=4):
 # Every optimizer.
 
 IN_THEIR_METRIC = ("RMSprop", "Adagrad", "Adadelta", "Ftrl")
-"""Optimizers that step along each gradient as it comes. Adafactor does too, at a rate for each weight of a Joint."""
+"""Optimizers that step along each gradient as it comes.
+
+Adafactor does too, at a rate for each weight of a Joint.
+"""
 
 
 def implied_metric(name, steps):
-    """The first step of an optimizer that steps entry by entry is the gradient over its metric, whatever it keeps."""
+    """The metric of an optimizer that steps entry by entry: the gradient over its first step."""
     layer = dense({})
     gradients = np.concatenate([np.atleast_2d(numbers(pull)) for pull in pulls(layer.trainable_variables)])
     if name == "Ftrl":  # which starts from nothing, not from the weights; its documented formula
@@ -238,7 +241,8 @@ def test_one_object_serves_many_layers_each_with_its_own_vectors(digits):
     assert any(on_bound(units(layer), BOUND) for layer in ends)
 
 
-# Arguments of other names, and units with entries in three weights. tests/layout has all layers, under rules.
+# Arguments of other names, and units with entries in three weights. tests/layout has all layers,
+# under rules.
 
 
 ALL_THREE = ib.Joint(ib.MaxNorm(BOUND), weights=("kernel", "recurrent_kernel", "bias"))

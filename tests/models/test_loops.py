@@ -1,4 +1,4 @@
-"""Loops without a Keras optimizer: `torch.optim`, optax and other functional loops, raw variables of TensorFlow."""
+"""Loops without a Keras optimizer: `torch.optim`, optax, functional loops, tf.Variables."""
 
 import importlib.util
 import re
@@ -427,7 +427,7 @@ def of_ones_own():
 
 
 def made(name, wrap):
-    """An optimizer with what may be inside and outside of the wrapper; rates fall as a cosine, to negligible steps."""
+    """An optimizer with parts inside and outside the wrapper; a cosine ends at negligible steps."""
     falling = optax.cosine_decay_schedule(0.02, 400, alpha=1e-5)
     return {
         "one's own": lambda: wrap(optax.chain(of_ones_own(), optax.scale_by_schedule(falling))),

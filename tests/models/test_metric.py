@@ -1,4 +1,4 @@
-"""The optimizer's metric in training, of full gradients: what the plan says, whom it follows, whether it is right."""
+"""The optimizer's metric with full gradients: what plans say, whom it follows, if it is right."""
 
 import keras
 import numpy as np
@@ -43,7 +43,7 @@ def trained(model, steps=STEPS, data=None):
 
 
 def gap(kernel, bias, joint=False):
-    """How far the gradient is from the outward normal of the ball at the weights, in sine: 0 at the optimum."""
+    """The sine between the ball's outward normal at the weights and descent: 0 at the optimum."""
     x, y = (part.astype("float64") for part in problem())
     pull = 1 / (1 + np.exp(-(x @ kernel + bias))) - y
     gradient, point = x.T @ pull, kernel
@@ -243,7 +243,7 @@ def test_before_a_step_the_plan_tells_what_can_be_known():
 
 @pytest.mark.parametrize("kind", ["adam", "lion", "adadelta"])
 def test_gradients_of_embeddings_that_come_as_slices_are_read(kind):
-    """TensorFlow's hold the rows that were used; those of Lion and Adadelta are part of the metric."""
+    """TensorFlow's hold the rows used; those of Lion and Adadelta are part of the metric."""
     layers = keras.layers
     model = keras.Sequential(
         [keras.Input((4,), dtype="int32"), layers.Embedding(50, 6), layers.GlobalAveragePooling1D(), layers.Dense(2)]

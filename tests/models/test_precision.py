@@ -15,7 +15,7 @@ pytestmark = pytest.mark.by_turns
 BACKEND = keras.backend.backend()
 ULP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 WIDE = ("MaxNorm", "Simplex", "NonNeg & MaxNorm", "Joint")
-"""What mixed policies, whose weights are float32, and float64 are tried on: the others are compiled for seconds."""
+"""The sets for float64 and mixed policies, whose weights are float32; others compile for long."""
 
 CASES = [
     *((policy, "optimizer") for policy in ("bfloat16", "mixed_float16", "float64")),
@@ -66,8 +66,9 @@ def test_a_fit_in_any_precision_moves_the_weights_and_ends_inside(policy, metric
     ib.constrain(model, rules, metric=metric)
     assert ib.audit(model).ok
     before = [numbers(layer.kernel) for layer in layers.values()]
-    # Keras keeps Adam's numbers in the weights' dtype. In bfloat16 a beta_2 of 0.999 is 1, and no step is taken; in
-    # float16 squares of small gradients are 0, and with an epsilon of 1e-7 steps are huge or NaN.
+    # Keras keeps Adam's numbers in the weights' dtype. In bfloat16 a beta_2 of 0.999 is 1, and no
+    # step is taken; in float16 squares of small gradients are 0, and with an epsilon of 1e-7 steps
+    # are huge or NaN.
     model.compile(keras.optimizers.Adam(0.02, beta_2=0.98, epsilon=1e-4), "sparse_categorical_crossentropy")
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
     model.fit(digits[0][:96], [digits[1][:96]] * len(names), batch_size=32, shuffle=False, verbose=0)

@@ -85,7 +85,7 @@ def optimum(program, y, x=X):
 
 
 def falls(program, bound, h, y, x=X):
-    """The best weights, and the fall of the least loss for each unit by which the bound is loosened."""
+    """The best weights, and the fall of the least loss for each unit that the bound is loosened."""
     solve = optimum(program, y, x)
     least = [solve(bound + step)[1] for step in (h, -h)]
     return solve(bound)[0], (least[1] - least[0]) / (2 * h)
@@ -105,7 +105,8 @@ def pressure_of(owner, weights, **how):
     return row.values
 
 
-# What it is: the fall of the optimal loss. That each backend has the gradient, the tests of the loss below show.
+# What it is: the fall of the optimal loss. That each backend computes the gradient is shown by
+# the tests of the loss below.
 
 
 @pytest.mark.by_turns

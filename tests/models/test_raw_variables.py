@@ -1,4 +1,4 @@
-"""Loops of TensorFlow that hand a Keras optimizer `variable.value` in place of the variable; and tracing."""
+"""Loops of TensorFlow that give a Keras optimizer `variable.value` for the variable; tracing."""
 
 import keras
 import numpy as np
@@ -82,7 +82,7 @@ def test_a_plan_made_after_the_optimizer_was_built_holds(built, rules):
 
 
 class OwnVariable(keras.layers.Layer):
-    """x + v, where v is not made by `add_weight`: until a plan is made, no one but the layer knows whose it is."""
+    """x + v, without `add_weight` for v: until a plan is made, only the layer knows whose v is."""
 
     def build(self, shape):
         self.v = keras.Variable(np.zeros(shape[-1]), name="v")

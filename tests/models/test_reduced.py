@@ -55,7 +55,7 @@ def test_it_is_what_a_solver_projects_on_the_tangent_cone(case: Case):
 @pytest.mark.by_turns("case")
 @every_set
 def test_it_is_0_where_no_member_is_better(case: Case):
-    """At the nearest point to any other, the gradient of the distance points straight out of the set."""
+    """At the nearest point to any other, the distance's gradient points straight out of the set."""
     (shape,) = case.shapes((3, 5))
     y = np.random.default_rng(1).standard_normal(shape) * 3
     x = case.set.project(y)
@@ -121,7 +121,7 @@ TRAINED = {
 
 
 def optimum(owner: ib.Set):
-    """Of the sum of squares `SCALES * (w - TARGET)`: the nearest point to the target in that metric."""
+    """The minimizer of |SCALES * (w - TARGET)|^2, nearest to the target in that metric."""
     owner = ib.MaxNorm(1.0) if isinstance(owner, (ib.UnitNorm, ib.Custom)) else owner  # all end on the ball
     if not owner.matrix:
         columns = [Units.of([TARGET], [(0,)], metric=[np.tile(SCALES[:, None] ** 2, UNITS)])]
@@ -201,7 +201,7 @@ def test_what_schedule_free_steps_stays_near_so_that_weights_come_back_at_once(o
 @pytest.mark.parametrize("centre", [1.0, 10.0])
 @pytest.mark.parametrize("kind", [ib.L1Ball, ib.MaxNorm])
 def test_about_a_centre_nothing_is_left_where_no_member_is_better(kind, centre):
-    """Also where the centre's entries are large beside the bound, whose rounding is that of the entries."""
+    """Also where the centre is large beside the bound, which is then rounded as the entries are."""
     rng = np.random.default_rng(0)
     middle = centre * rng.standard_normal(64)
     owner = kind(0.1, center=middle)

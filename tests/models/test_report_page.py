@@ -1,6 +1,7 @@
-"""The page of a report: what is on it, that nothing on it comes from elsewhere, and what its plots show.
+"""A report's page: what is on it, what its plots show, and that nothing comes from elsewhere.
 
-Pages are parsed. Where Chromium is installed, one of 1,000 layers is opened, sorted and filtered in it.
+Pages are parsed. Where Chromium is installed, one of 1,000 layers is opened, sorted and filtered
+in it.
 """
 
 import base64
@@ -50,7 +51,7 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;"
 
 
 class Page(HTMLParser):
-    """The elements of a page, each with its attributes and all its text; raises where tags don't match."""
+    """The elements of a page, with attributes and all their text; raises where tags don't match."""
 
     def __init__(self, text):
         super().__init__()

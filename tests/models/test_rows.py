@@ -1,4 +1,4 @@
-"""Sparse gradients of an Embedding: the same training as with dense ones, and which rows are projected."""
+"""Sparse gradients of an Embedding: training as with dense ones, and which rows are projected."""
 
 import keras
 import numpy as np
@@ -89,7 +89,11 @@ LONG = ("RMSprop with momentum", "Adadelta", "Ftrl")
     "name", [pytest.param(n, marks=[pytest.mark.repetition] * (n in LONG)) for n in (*LEAVING, *MOVING)]
 )
 def test_training_is_that_of_dense_gradients(name):
-    """Where a batch uses a word once: of several, Keras on TensorFlow adds up the squares in place of the gradients."""
+    """Where a batch uses a word once.
+
+    Where it uses one several times, Keras on TensorFlow adds up the squares in place of the
+    gradients.
+    """
     make = (LEAVING | MOVING)[name]
     rng = np.random.default_rng(0)
     x, y = np.stack([rng.permutation(ROWS)[:9].reshape(3, 3) for _ in range(8)]).reshape(24, 3), words(24)[1]

@@ -1,4 +1,4 @@
-"""Plans in files: what a `.keras` file carries is in force after loading, and what it can't carry is said before."""
+"""Plans in files: a `.keras` file's plan is in force after loading; what it can't save is said."""
 
 import json
 import os
@@ -310,7 +310,7 @@ def sets(model):
 
 
 def lost(model, path):
-    """The paths whose sets are not there after saving and loading; all of them where the file can't be loaded."""
+    """The paths whose sets are gone after saving and loading; all, if the file can't be loaded."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`")  # one of the cases
         model.save(path)

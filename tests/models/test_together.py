@@ -1,4 +1,4 @@
-"""Together: weights of several layers as one unit, which share one budget; Tied: weights that are equal."""
+"""Together: weights of several layers as one unit with one budget; Tied: weights that are equal."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A row of the table of all sets: a set, and what is true of it by formulas in float64 that are not ours."""
+"""A row of the table of all sets: a set, and what is true of it by float64 formulas not ours."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class Case:
         by_entry: whether each entry is projected by itself.
         whole: whether all rows are one unit.
         square: whether the rows are as many as their entries.
-        any_scale: whether rows near the largest and the smallest number of their dtype are projected too.
+        any_scale: whether it also projects rows near the largest and smallest number of a dtype.
         solved: shapes for which a solver is asked, with how often for each of five scales.
         exact: how near the formula's answer is in float64, relatively.
         largest: what rows near the largest number of their dtype are made of.
         smallest: and near the smallest: XLA computes with no number that is not normal.
         seen: which entries of a row the set sees; None for all.
-        ambiguous: whether some rows have several nearest points, of which the order of the units decides.
+        ambiguous: whether some rows have several nearest points; the order of units decides.
         slow: whether it is tried in fewer formats, since each projection takes many operations.
         curved: whether the solver, of cones beside other constraints, ends up to 1e-5 off.
         samples: how many members near an answer are tried, whether one is nearer.
         held: within how many ulp at each bound a unit has to be to come back bit for bit.
         audited: how many epsilons of float64 an audit's own numbers are off, beside those of sums.
         unseen: what an audit of float64 can't see, where the set computes in float32.
-        summed: how much of the error of a sum over a unit its numbers have: 1 for sums, 0.5 for norms, else 0.
-        mixes: for a set whose answers are made of several entries, by how many ulp of the largest entry one may be off.
+        summed: its share of the error of a sum over a unit: 1 for sums, 0.5 for norms, else 0.
+        mixes: for answers made of several entries, by how many ulp of the largest one may be off.
     """
 
     set: ib.Set
@@ -85,7 +85,7 @@ class Case:
         return worst.max(keepdims=True) if self.whole else worst
 
     def inside(self, rows: Rows, dtype: str, ulps: float | None = None) -> Rows:
-        """For each row, whether it is within what is allowed at each of its bounds, or within so many ulp."""
+        """Whether each row is within what is allowed at each of its bounds, or within `ulps`."""
         kept = []
         for bound, excess in self.edges(rows):
             allowed = self.allowed(bound, dtype, rows.shape) if ulps is None else ulps * ulp(bound, dtype)
@@ -93,7 +93,7 @@ class Case:
         return np.all(kept, axis=(0, 2))
 
     def allowed(self, bound: Any, dtype: str, shape: tuple[int, ...]) -> Rows:
-        """4 ulp at a bound, and three errors of a sum over a unit in the dtype that weights are computed in."""
+        """4 ulp at a bound, and three errors of a sum over a unit in the dtype of computation."""
         size = shape[0] * shape[1] if self.whole else shape[1]
         computed = "float64" if dtype == "float64" else "float32"
         error = 1.5 * (2 + np.log2(size)) * 2.0 ** -SIGNIFICAND_BITS[computed] * self.summed
@@ -113,7 +113,8 @@ class Case:
 def ulp(value: Any, dtype: str) -> Rows:
     """The unit in the last place of numbers in a dtype.
 
-    At 0, a quarter of the smallest number that all libraries tell from 0: XLA computes with none that is not normal.
+    At 0, a quarter of the smallest number that all libraries tell from 0: XLA computes with none
+    that is not normal.
     """
     value = np.asarray(value, dtype="float64")
     _, exponent = np.frexp(np.where(np.isfinite(value), value, 0.0))

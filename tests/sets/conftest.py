@@ -5,4 +5,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def fresh_keras() -> None:
-    """In place of the cleaning that tests of models start with, which takes longer than most tests here."""
+    """Replaces the cleaning before tests of models, which takes longer than most tests here."""

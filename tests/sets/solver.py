@@ -14,7 +14,7 @@ Program = Callable[[cp.Variable], list[cp.Constraint]]
 
 
 def solver(program: Program, shape: tuple[int, int]) -> Callable[[Any], tuple[Any, bool]]:
-    """The nearest rows under the constraints of a program, as Clarabel finds them, and whether it is sure."""
+    """The nearest rows under a program's constraints, by Clarabel, and whether it is sure."""
     rows, given, unit = cp.Variable(shape), cp.Parameter(shape), cp.Parameter(nonneg=True)
     objective = cp.Minimize(unit * cp.sum_squares(rows) / 2 - cp.sum(cp.multiply(given, rows)))
     problem = cp.Problem(objective, program(rows))

@@ -1,6 +1,7 @@
 """The one table of all sets. A new set is a new row.
 
-What a row says of its set comes from NumPy's formulas and CVXPY's sets, in float64, and from nothing of ours.
+What a row says of its set comes from NumPy's formulas and CVXPY's sets, in float64, and from
+nothing of ours.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows in every dtype, in NumPy and in the backend that runs, and what the backend does with a function."""
+"""Rows in every dtype, in NumPy and in the backend, and what the backend does with functions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ NUMPY_DTYPES: dict[str, Any] = {
 }
 EPSILON = {name: float(ml_dtypes.finfo(dtype).eps) for name, dtype in NUMPY_DTYPES.items()}
 
-# JAX has no float64 unless asked for it with jax_enable_x64: there float64 is tested with NumPy only.
+# JAX has no float64 unless jax_enable_x64 asks for it: there NumPy alone is tested in float64.
 BACKEND_DTYPES = [name for name in NUMPY_DTYPES if not (BACKEND == "jax" and name == "float64")]
 
-# On NumPy arrays the library does the same whatever the backend: a run on several backends tries them on the first.
+# On NumPy arrays the library does the same whatever the backend: a run on several backends tries
+# them on the first.
 LIBRARIES = ("numpy", BACKEND)
 of_numpy = pytest.mark.once
 
@@ -62,7 +63,7 @@ def same_bits(a: Any, b: Any) -> bool:
 
 
 def compiled(fn: Callable[[Any], Any], x: Any) -> Any:
-    """`fn(x)` as the backend computes it where functions are traced: no number may decide what is computed."""
+    """`fn(x)` as the backend traces and computes it: no number may decide what is computed."""
     if BACKEND == "jax":
         import jax
 
@@ -127,9 +128,10 @@ def gradient(fn: Callable[[Any], Any], x: Any, weights: Any) -> np.ndarray[Any, 
 def differences(
     fn: Callable[[Any], Any], x: Any, weights: Any = 1.0, *, apart: bool = False, step: float = 1e-6
 ) -> tuple[Any, Any]:
-    """The gradient of sum(weights * fn(x)) by differences forward and backward: two numbers at a kink.
+    """The gradient of sum(weights * fn(x)) by forward and backward differences: two at a kink.
 
-    Entry by entry; where each row of fn(x) is of that row of x alone, `apart`, of all entries at once.
+    Entries are moved one by one; with `apart`, where each row of fn(x) is of that row of x alone,
+    in all rows at once.
     """
     if apart:
         weights = np.broadcast_to(weights, (len(x), 1) if np.ndim(weights) == 0 else weights.shape)

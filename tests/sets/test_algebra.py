@@ -1,4 +1,4 @@
-"""What operators make: intersections against a solver, their ways, masks, inputs, centres, and what is refused."""
+"""What operators make: intersections against a solver, their methods, masks, centres, refusals."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ ALL = CASES | MATRICES
 
 @functools.cache
 def made(name: str) -> ib.Set:
-    """A set of the table, made where it is needed: to look for a common point takes some of them seconds."""
+    """A set of the table, made when needed: some take seconds to look for a common point."""
     return ALL[name][0]()
 
 
@@ -201,7 +201,10 @@ def draws(name: str, units: int = 6) -> Any:
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 300.0])
 @pytest.mark.parametrize("name", ALL)
 def test_the_nearest_point_is_that_of_a_solver(name: str, scale: float) -> None:
-    """A point that is inside, and no farther than the solver's, is the nearest to the root of the solver's gap."""
+    """A point that is inside, and no farther than the solver's, is the nearest.
+
+    It is so to the root of the solver's gap.
+    """
     owner, (_, program, way) = made(name), ALL[name]
     rows = draws(name) * scale
     found, (theirs, _) = owner.project(rows), solver(program, rows.shape)(rows)

@@ -1,4 +1,7 @@
-"""Every bad argument is refused, by an error that says the rule, what was received, and what to give instead."""
+"""Every bad argument is refused.
+
+The error says the rule, what was received, and what to give instead.
+"""
 
 from __future__ import annotations
 

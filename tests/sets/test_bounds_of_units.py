@@ -1,4 +1,4 @@
-"""Bounds that differ from unit to unit: each unit is projected and judged as by a set with its own number."""
+"""Bounds that differ by unit: each unit is projected and judged as by a set with its own number."""
 
 from __future__ import annotations
 

@@ -57,7 +57,10 @@ def in_formats(cases: dict[str, Case], formats: list[tuple[str, str]]) -> Any:
 
 
 def in_dtypes(cases: dict[str, Case], long: tuple[str, ...] = ()) -> Any:
-    """Every case in every dtype of the backend; those that are slow in float32, and those named only with `--all`."""
+    """Every case in every dtype of the backend; slow ones in float32 only.
+
+    Those named in `long` run only with `--all`.
+    """
     rows = [
         pytest.param(
             case, dtype, id=f"{name}-{dtype}-{BACKEND}", marks=[pytest.mark.repetition] if name in long else []
@@ -82,7 +85,7 @@ def ordinary(case: Case) -> tuple[int, int]:
 
 
 def rows_of_many_sizes(case: Case, shape: tuple[int, int], seed: int = 0) -> Any:
-    """Rows of norms from about 1e-3 to 1e3, most of them outside one bound or the other, and one of zeros."""
+    """Rows of norms of about 1e-3 to 1e3, most outside one bound or the other, and one of zeros."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal(shape) * 10 ** rng.uniform(-3, 3, (shape[0], 1)) / np.sqrt(shape[1])
     rows[shape[0] // 2 :: 7] = 0
@@ -95,7 +98,7 @@ def slack(case: Case, rows: Any, dtype: str) -> Any:
 
 
 def mixing(case: Case, rows: Any, dtype: str) -> Any:
-    """How far an entry of an answer may be off since it is made of other entries: in ulp of a row's largest."""
+    """How far an entry of an answer made of other entries may be off: in ulp of a row's largest."""
     wide = EPSILON["float64" if dtype == "float64" else "float32"]
     largest = np.abs(rows).max(keepdims=True) if case.whole else np.abs(rows).max(axis=1, keepdims=True)
     return case.mixes * wide * np.maximum(largest, case.smallest)
@@ -110,7 +113,8 @@ def members(case: Case, shape: tuple[int, int], seed: int = 1) -> Any:
 def shapes(case: Case, dtype: str, library: str) -> list[tuple[int, tuple[int, int]]]:
     """With the seed of each.
 
-    Of NumPy's arrays all; of a backend's, which compiles each shape anew, in a usual run the ordinary one.
+    Of NumPy's arrays all; of a backend's, which compiles each shape anew, in a usual run only the
+    ordinary one.
     """
     few = library != "numpy" and (not repetition.everything or (case.slow and dtype == "bfloat16"))
     every = enumerate(case.shapes(*SHAPES))
@@ -134,8 +138,8 @@ def test_each_backend_meets_each_law_and_each_set_though_they_take_turns(request
         assert {name for _, name in met} == set(SETS)
 
 
-# What needs no other solution, of all six, is in `check_set`: again no bit changes, dtypes, what is not finite,
-# units apart.
+# What needs no other solution, of all six laws, is in `check_set`: projecting again changes no
+# bit, dtypes, what is not finite, units apart.
 
 
 @every_set_and_format
@@ -147,7 +151,8 @@ def test_the_laws_that_check_set_runs(case: Case, dtype: str, library: str) -> N
         check_rows(case.set, rows, bad)
 
 
-# 1. After a projection, an audit finds the units inside, to the tolerance that it shows: 4 ulp and the error of a sum.
+# 1. After a projection, an audit finds the units inside, to the tolerance that it shows: 4 ulp and
+# the error of a sum.
 
 
 @every_set_and_format
@@ -205,7 +210,7 @@ def test_law_1_violation_is_the_distance_beyond_the_bound(case: Case, dtype: str
 
 @every_set_and_format
 def test_law_2_inside_stays_bit_for_bit(case: Case, dtype: str, library: str) -> None:
-    # Bounds of entries are met to rounding, so that a member is all that is inside; norms, to 4 ulp at each bound.
+    # Bounds of entries are met to rounding: only members are inside. Norms are met to 4 ulp.
     for nudge in (0,) if case.by_entry else (0, 1.5, -1.5):
         for seed, shape in shapes(case, dtype, library):
             nudged = exact(array(members(case, shape, seed), dtype, "numpy")) * (1 + nudge * EPSILON[dtype])
@@ -237,8 +242,9 @@ def test_law_3_nearest_as_a_solver_finds_it(case: Case) -> None:
             solve = solve or solver(case.program, shape)
             expected, exact_enough = solve(rows)
             found = case.set.project(rows)
-            # A point that is inside, and no farther than the solver's, is the nearest to the root of the solver's gap.
-            # It is compared too: with the solver's where that is sure, else with the formula's.
+            # A point that is inside, and no farther than the solver's, is the nearest to the root
+            # of the solver's gap. It is compared too: with the solver's where that is sure, else
+            # with the formula's.
             assert case.inside(found, "float64").all()
             further = distance(case, found, rows) - distance(case, expected, rows)
             assert (further <= 1e-8 * (1 + distance(case, expected, rows))).all()
@@ -339,7 +345,8 @@ def test_law_5_a_zero_unit_ends_where_it_is_documented(case: Case, dtype: str, l
         assert case.inside(projected, dtype).all()
 
 
-# 6. Units are independent; every library computes the same, and can trace, vectorize and differentiate it.
+# 6. Units are independent; every library computes the same, and can trace, vectorize and
+# differentiate it.
 
 
 @every_set_and_dtype
@@ -362,7 +369,7 @@ UNROLLED = (
     *("Box-L1Ball", "Box-SumTo", "GroupL1Ball-labels", "Halfspace-MaxNorm", "Halfspace-cone", "Hyperplane"),
     *("L1Ball-MaxNorm", "Marginals", "SumTo"),
 )
-"""Sets whose loops PyTorch writes out when it traces, for up to half a minute. The law of `vmap` has them too."""
+"""Sets whose loops PyTorch unrolls in tracing, for up to half a minute; `vmap` tries them too."""
 
 TRACED_LONG = (
     *UNROLLED,
@@ -370,7 +377,8 @@ TRACED_LONG = (
 )
 """Sets whose vectorized loops TensorFlow traces for 10 to 25 seconds each."""
 
-# On JAX the next test compiles what it vectorizes; of what TensorFlow vectorizes, XLA there compiles a part.
+# On JAX the next test compiles what it vectorizes; of what TensorFlow vectorizes, XLA compiles a
+# part there.
 PROVEN_NEXT = {"torch": UNROLLED, "tensorflow": (), "jax": tuple(SETS)}
 
 

@@ -1,4 +1,4 @@
-"""What the laws don't say of sets of square matrices: stacks, layouts, size, distance, and what is refused."""
+"""What the laws don't say of square matrices: stacks, layouts, size, distance, and refusals."""
 
 from __future__ import annotations
 
@@ -220,7 +220,8 @@ def test_large_matrices_end_inside_on_every_backend(dtype: str) -> None:
 
 
 def test_a_member_that_is_moved_along_rows_and_columns_comes_back() -> None:
-    # Numbers added to rows and columns don't count: in float32 the answer is as exact as their size lets it be.
+    # Numbers added to rows and columns don't count: in float32 the answer is as exact as their size
+    # lets it be.
     inside = birkhoff(normal(20, 20))
     for size in (1e-2, 1.0, 1e2):
         moved = inside + size * (normal(20, 1, seed=1) + normal(20, seed=2))

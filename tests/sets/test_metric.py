@@ -1,4 +1,4 @@
-"""Projections in a metric: nearest in `sum metric (y - x)^2` as a solver finds it, and the laws that hold there too."""
+"""Projections in a metric: nearest in `sum metric (y - x)^2` by a solver, and the laws there."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_the_one_unknown_of_a_ball_is_where_its_norm_is_right() -> None:
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_far_away_a_unit_goes_where_its_direction_leads(library: str) -> None:
-    """From 1e15 bounds away the nearest point no longer depends on how far it is: x d, on the ball."""
+    """From 1e15 bounds away the nearest point doesn't depend on the distance: x d, on the ball."""
     x, d = np.array([[3.0, -4.0, 1.0]]), np.array([[1.0, 0.1, 0.5]])
     expected = x * d / np.linalg.norm(x * d)
     for far in (1e15, 1e20, 1e30):
@@ -213,7 +213,7 @@ COUPLED = [
 @of_numpy
 @pytest.mark.parametrize("owner", COUPLED)
 def test_what_one_unit_costs_against_another_counts_where_a_set_looks_at_all(owner: Any) -> None:
-    """A kernel's columns are its units, so that a metric made comparable column by column would be another one."""
+    """A kernel's columns are its units, so that comparing costs by columns gives another metric."""
     rng = np.random.default_rng(9)
     kernel, metric = rng.standard_normal((4, 3)) * 2, 10 ** rng.uniform(-2, 0, (4, 3)) * [1.0, 0.1, 0.01]
     units = Units.of([kernel], [(0,)], metric=[metric]).comparable(owner.couples_units)
@@ -225,7 +225,10 @@ def test_what_one_unit_costs_against_another_counts_where_a_set_looks_at_all(own
 
 @of_numpy
 def test_in_training_faces_are_found_to_rounding() -> None:
-    """Else Lion ends 0.06 % above the optimum under `L1Ball(3)`, and Adafactor 0.4 % under `Simplex()`."""
+    """Else optimizers end above the optimum.
+
+    Lion ends 0.06 % above it under `L1Ball(3)`, and Adafactor 0.4 % under `Simplex()`.
+    """
     rng = np.random.default_rng(0)
     far, metric = rng.standard_normal((200, 30)), rng.uniform(0.1, 1.0, (200, 30))
     for owner in (ib.L1Ball(1.0), ib.Simplex()):

@@ -1,4 +1,4 @@
-"""Units of another kind, sets of different units at once, and matrices with given sums of rows and columns."""
+"""Units of another kind, sets of different units at once, and given sums of rows and columns."""
 
 from __future__ import annotations
 

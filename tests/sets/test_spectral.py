@@ -1,4 +1,4 @@
-"""What the laws don't say of the spectral sets: sizes, stacks, ways that training takes, ties, bad arguments."""
+"""What the laws don't say of spectral sets: sizes, stacks, methods in training, ties, bad input."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def test_large_matrices_are_the_nearest_to_rounding(owner: Any, case: Any, shape
         return
     rows = array(matrix(shape), "float32", BACKEND)
     expected = case.nearest(exact(rows))
-    # Singular vectors near a tie, or near 0, are known to the rounding of the others over the distance between them.
+    # Singular vectors near a tie, or near 0, are known to the rounding of the others over the
+    # distance between them.
     within = {"Orthogonal": 1e-3, "LowRank": 1e-4}.get(type(owner).__name__, 2e-5)
     off = np.linalg.norm(exact(owner.project(rows)) - expected) / np.linalg.norm(expected)
     assert off < within
@@ -175,7 +176,8 @@ def test_missing_directions_are_filled_by_the_nearest_to_the_identity(library: s
     rng = np.random.default_rng(0)
     for shape in ((4, 4), (3, 7), (6, 4)):
         rows = np.outer(rng.standard_normal(shape[0]), rng.standard_normal(shape[1]))
-        # Rounded to float32, it has singular values of the size of rounding, which NumPy, in float64, takes for more.
+        # Rounded to float32, it has singular values of the size of rounding, which NumPy, in
+        # float64, takes for more.
         projected = exact(Orthogonal().project(array(rows, "float64" if library == "numpy" else "float32", library)))
         assert np.sum(projected * rows) == pytest.approx(np.linalg.norm(rows), rel=1e-5)
         reached = np.linalg.norm(projected - np.eye(*shape))
@@ -257,7 +259,7 @@ def test_gradients_are_finite_at_ties(owner: Any, rows: Any) -> None:
 @pytest.mark.parametrize("shape", [(4, 4), (3, 6), (6, 3)], ids=str)
 @pytest.mark.parametrize("owner", [SpectralNorm(1), NuclearNorm(2), Orthogonal(), LowRank(2), PositiveSemidefinite()])
 def test_gradients_are_right_with_equal_singular_values(owner: Any, shape: tuple[int, int]) -> None:
-    """Where the projection is smooth in spite of the tie: both values on the same side of the threshold."""
+    """Where the projection is smooth despite the tie: both values on one side of the threshold."""
     if owner.__class__.square and shape[0] != shape[1]:
         return
     rng = np.random.default_rng(1)
@@ -369,7 +371,7 @@ def test_a_bias_is_no_matrix(owner: Any) -> None:
 @pytest.mark.parametrize("owner", [ib.SpectralNorm(2.0), ib.NuclearNorm(2.0)], ids=repr)
 @pytest.mark.parametrize("shape", [(2, 30), (8, 16), (10, 64)], ids=repr)
 def test_what_a_small_step_leaves_just_outside_ends_inside(owner: ib.Set, shape: tuple[int, int]) -> None:
-    """Singular values of single precision are off by some units in the last place, and so tell it from what is in."""
+    """Singular values in single precision are off by a few ulp, as far as these lie outside."""
     rng = np.random.default_rng(0)
     for far in range(3, 13):
         for spread in (1.0, 1e-3):

@@ -37,7 +37,7 @@ class Layout:
         return sum(math.prod(s[a] for a in span) for s, span in zip(self.shapes, self.spans(), strict=True))
 
     def rows(self, parts: Any) -> Any:
-        """The units as rows: for each part a transposed copy, the units' axes first, and one part after the other."""
+        """The units as rows: a copy of each part, its units' axes first, side by side."""
         laid = []
         for part, span in zip(parts, self.spans(), strict=True):
             counting = [axis for axis in range(part.ndim) if axis not in span]
@@ -204,7 +204,10 @@ FROZEN_SETS = {name: VECTOR_SETS[name] for name in ("Box", "MaxNorm", "UnitNorm"
 
 
 def nearest_with_frozen(owner: ib.Set, rows: Any, frozen: Any) -> Any:
-    """The nearest rows with some entries frozen, by formula: what is free has what norm the frozen entries leave."""
+    """The nearest rows with some entries frozen, by formula.
+
+    The free entries have the norm that the frozen ones leave.
+    """
     if isinstance(owner, ib.Box):
         return np.where(frozen, rows, np.clip(rows, owner.low, owner.high))
     held = np.sum(np.where(frozen, rows, 0) ** 2, axis=1, keepdims=True)
@@ -344,7 +347,7 @@ def test_the_shorter_way_of_an_eager_step_leads_to_the_same_units(chosen: ib.Set
 
 @pytest.mark.parametrize("size", [31, 300, 1000, 3000])
 def test_totals_are_as_exact_as_a_judgement_takes_them_to_be(size):
-    """Numbers that are all the same are rounded the same way, the worst case of a sum in a fixed order."""
+    """Numbers that are all equal round the same way, the worst case of a sum in a fixed order."""
     for units in (1, 16):
         rows = np.broadcast_to(np.linspace(0.1, 0.7, units, dtype="float32")[:, None], (units, size))
         for part, span in ((rows.T, (0,)), (rows, (1,))):

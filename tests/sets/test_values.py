@@ -1,4 +1,4 @@
-"""A set is a value: it prints as code, compares, saves, never changes; and it takes the place of Keras' own."""
+"""A set is a value: it prints as code, compares, saves, never changes, and replaces Keras' own."""
 
 from __future__ import annotations
 

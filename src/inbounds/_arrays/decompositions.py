@@ -73,7 +73,7 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
         resolved = apart * cast(values > least, dtype)
         right = rows * ratio(xp.ones_like(values), values)[:, :, None]
         right = xp.where(resolved[:, :, None] > 0, orthonormal(right * resolved[:, :, None], resolved), right)
-        # Near rounding, unresolved singular values may add up to more than `enough`, and count as 0.
+        # Near rounding, unresolved values may add up to more than `enough`, and count as 0.
         values = xp.where((resolved == 0) & (enough > 0) & (rounding > enough / 4), 0 * values, values)
     else:
         left, values, right = (np.linalg if xp is np else keras.ops).svd(matrices, full_matrices=False)
@@ -86,7 +86,10 @@ def spectrum_of(matrices: Array, enough: Any = 0.0, *, fully: bool = False, floo
 
 
 def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Array:
-    """The derivative, along a step, of matrices whose singular values a map makes `new` (Daleckii and Krein)."""
+    """The derivative, along a step, of a map of the singular values (Daleckii and Krein).
+
+    The map makes the singular values `new`, with the derivatives `slope`.
+    """
     xp = namespace(step)
     left, old, right, resolved = spectrum
     right = right * resolved[:, :, None]
@@ -105,7 +108,10 @@ def derivative(spectrum: Spectrum, new: Array, slope: Array, step: Array) -> Arr
 
 
 def polar(matrices: Array) -> tuple[Array, Spectrum, Array]:
-    """The nearest matrices with orthonormal rows, see `Orthogonal`; for the derivative, the spectrum and the scale."""
+    """The nearest matrices with orthonormal rows, see `Orthogonal`.
+
+    Also the spectrum and the scale of the given matrices, for the derivative.
+    """
     xp = namespace(matrices)
     count, size = matrices.shape[1:]
     scale = scale_of(matrices)
@@ -157,7 +163,10 @@ def off_identity(matrices: Array, precise: float) -> Array:
 
 
 def orthonormal(rows: Array, resolved: Array | None = None) -> Array:
-    """The orthonormal rows nearest to almost orthonormal ones, by Newton-Schulz steps; 0 for those not resolved."""
+    """The orthonormal rows nearest to almost orthonormal ones, by Newton-Schulz steps.
+
+    Rows that aren't resolved become 0.
+    """
     xp = namespace(rows)
     resolved = xp.ones_like(rows[:, :, 0]) if resolved is None else resolved
     near = epsilon(dtype_of(rows)) ** 0.5 / 2
@@ -173,7 +182,10 @@ def orthonormal(rows: Array, resolved: Array | None = None) -> Array:
 
 
 def singular_values(matrices: Array) -> Array:
-    """Singular values, descending up to rounding, as u^T W v, with an error of second order in that of u and v."""
+    """Singular values as u^T W v, descending up to rounding.
+
+    Their error is of second order in that of u and v.
+    """
     xp = namespace(matrices)
     matrices = in_working_precision(matrices)
     wide = transposed(matrices) if matrices.shape[1] > matrices.shape[2] else matrices
@@ -187,7 +199,10 @@ def singular_values(matrices: Array) -> Array:
 
 
 def scale_of(matrices: Array) -> Array:
-    """The divisors of matrices, of shape (stack, 1), with which squares neither overflow nor vanish; 1 if unneeded."""
+    """Divisors of matrices, of shape (stack, 1), so that squares neither overflow nor vanish.
+
+    The divisor of a matrix that needs none is 1.
+    """
     xp = namespace(matrices)
     largest = xp.clip(xp.max(xp.abs(matrices), axis=(1, 2)), 1 / HUGE, HUGE)
     plain = (largest > 1 / PLAIN) & (largest < PLAIN)
@@ -200,9 +215,10 @@ def in_working_precision(x: Array) -> Array:
 
 
 def judged(matrices: Array, judge: Callable[[Array], Array]) -> Array:
-    """The result of `judge` on the singular values of tensors, ascending, in float64, in NumPy if tensors can't be.
+    """The result of `judge` on the singular values of tensors, ascending, in float64.
 
-    A Gram matrix in float64 resolves them to single precision or better.
+    They are computed in NumPy where tensors can't be float64. A Gram matrix in float64 resolves
+    them to single precision or better.
     """
     if not has_float64():
         wide = to_numpy(matrices)
@@ -253,7 +269,10 @@ def ratio(a: Array, b: Array) -> Array:
 
 
 def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
-    """Matrices as left @ rows with orthogonal `left`, and which rows are orthogonal: all not shorter than `least`."""
+    """Matrices as left @ rows with orthogonal `left`, and which rows are orthogonal.
+
+    All rows longer than `least` are orthogonal.
+    """
     xp = namespace(matrices)
     order = constant(matrices, 2 + np.arange(matrices.shape[1]) / matrices.shape[1])
 
@@ -285,7 +304,10 @@ def _taken_apart(matrices: Array, least: Array) -> tuple[Array, Array, Array]:
 
 
 def _turned(left: Array, rows: Array, turn: Array) -> tuple[Array, Array]:
-    """The factors of left @ rows with a rotation, which is made more exact, and its inverse between them."""
+    """The factors of left @ rows with a rotation and its inverse between them.
+
+    A Newton-Schulz step first makes the rotation more exact.
+    """
     xp = namespace(rows)
     turn = 1.5 * turn - 0.5 * xp.matmul(turn, xp.matmul(transposed(turn), turn))
     return xp.matmul(left, turn), xp.matmul(transposed(turn), rows)

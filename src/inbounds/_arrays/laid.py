@@ -89,7 +89,7 @@ class Laid:
         return replace(self, rows=laid(self.rows), views=tuple(views), mask=mask)
 
     def entries(self, value: float | np.ndarray[Any, Any]) -> Any:
-        """Values for the entries of a unit, or of the weight, as an array that broadcasts against the rows."""
+        """Values for the entries of a unit or a weight, in a shape that broadcasts to the rows."""
         of_unit = isinstance(value, float) or value.ndim <= max(len(self.unit_shape), 1)
         return flat(value, self.unit_shape) if of_unit else self.place(value)
 
@@ -115,7 +115,10 @@ def flat(value: float | np.ndarray[Any, Any], unit_shape: tuple[int, ...]) -> An
 
 
 def norms_along(rows: Array, axis: int | None) -> Array:
-    """The Euclidean norms along an axis, or of all entries, with the axes left; of a zero the derivative is 0."""
+    """The Euclidean norms along an axis, or of all entries, with the axes kept at length 1.
+
+    The derivative at zero is 0.
+    """
     xp = namespace(rows)
     size = without_gradient(xp.clip(xp.max(xp.abs(rows), axis=axis, keepdims=True), 1 / HUGE, HUGE))
     squares = xp.sum((rows / size) ** 2, axis=axis, keepdims=True)

@@ -37,7 +37,8 @@ SMALLEST_EXPONENT = {"float16": -14, "bfloat16": -126, "float32": -126, "float64
 
 
 _OF_TORCH = ("abs", "clip", "floor", "full_like", "isfinite", "matmul", "reshape", "sqrt", "stack", "sum", "where")
-"""Of these, Keras takes half a millisecond to stack, and computes `floor` and `matmul` of float64 in float32."""
+"""The operations taken from PyTorch. Keras takes half a millisecond to stack, and computes
+`floor` and `matmul` of float64 in float32."""
 
 
 class _Torch:
@@ -130,7 +131,10 @@ def cast(x: Array, dtype: str) -> Array:
 
 
 def is_sharded(x: Array) -> bool:
-    """Whether `x` is a DTensor of PyTorch, of which Python reads only the part of its process, see `whole`."""
+    """Whether `x` is a DTensor of PyTorch.
+
+    Of a DTensor, Python reads only the part that its process holds, see `whole`.
+    """
     tensors = sys.modules.get("torch.distributed.tensor")  # not imported: there are no DTensors
     return tensors is not None and isinstance(x, tensors.DTensor)
 
@@ -198,7 +202,10 @@ def is_concrete(x: Array) -> bool:
 
 
 def as_written(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`fn`, excluded from AutoGraph, which would rewrite all that it calls in a user's `tf.function`, with warnings."""
+    """`fn`, excluded from AutoGraph.
+
+    In a user's `tf.function`, AutoGraph would rewrite all that `fn` calls, with warnings.
+    """
     if keras.backend.backend() != "tensorflow":
         return fn
     import tensorflow as tf
@@ -216,7 +223,7 @@ def iterate(
     unrolled: int = 0,
     unfinished: Array | None = None,
 ) -> State:
-    """Repeats `step` from state to state while it says that some unit is unfinished, at most `limit` times.
+    """Repeats `step` while it says that some unit is unfinished, at most `limit` times.
 
     A step must leave finished units as they are, up to rounding: where PyTorch exports or
     vectorizes and no value can be read, `unrolled` steps are taken, or `limit`. `torch.compile`
@@ -249,14 +256,17 @@ def iterate(
 
 
 def at_once(fn: Callable[..., Array], *arrays: Array | None, static: Any) -> Array:
-    """`fn(*arrays, static)`, on JAX as one program, where each operation would take seconds to compile on its own."""
+    """`fn(*arrays, static)`, on JAX as one program.
+
+    JAX would take seconds to compile each operation by itself.
+    """
     jitted = namespace(arrays[0]) is not np and keras.backend.backend() == "jax"
     return program(fn, static)(*arrays) if jitted else fn(*arrays, static)
 
 
 @lru_cache(maxsize=256)
 def program(fn: Callable[..., Any], static: Any) -> Any:
-    """`fn(*arrays, static)` as a program of the arrays, which XLA compiles, on JAX or TensorFlow."""
+    """`fn(*arrays, static)` as a program of the arrays, compiled by XLA on JAX or TensorFlow."""
 
     def run(*arrays: Any) -> Any:
         return fn(*arrays, static)
@@ -310,7 +320,10 @@ def unrecorded(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
 
 def recording_again() -> Callable[[], Any]:
-    """A function that restores whether PyTorch records gradients now: an interrupt can leave it off forever."""
+    """A function that sets PyTorch's recording of gradients back to what it is now.
+
+    An interrupt can leave the recording off forever.
+    """
     if keras.backend.backend() != "torch":
         return lambda: None
     import torch
@@ -357,11 +370,6 @@ def above(x: Array, bound: Array | float) -> Array:
         bound = bound.detach() if hasattr(bound, "detach") else bound
         return xp.torch.gt(x.detach(), bound, out=xp.torch.empty_like(x))
     return xp.sign(xp.maximum(x - bound, 0))
-
-
-def interpolate(a: Array, b: Array, share: Array) -> Array:
-    """`a` where the share is 0, `b` where it is 1, exactly; both must be finite."""
-    return _TORCH.torch.lerp(a, b, share) if is_eager_torch(a) else (1 - share) * a + share * b
 
 
 def select(chosen: Array, a: Array, b: Array) -> Array:

@@ -154,7 +154,10 @@ class Units:
         return any(mask is not None for mask in self.masks)
 
     def sum(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
-        """The sum over each unit of `fn(entries, *per_unit)`, of numbers per unit or units over the same parts."""
+        """The sum over each unit of `fn(entries, *per_unit)`.
+
+        `per_unit` holds arrays with one number per unit, or units over the same parts.
+        """
         return self._reduced(namespace(self.parts[0]).sum, 0.0, fn, per_unit, lambda a, b: a + b)
 
     def total(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Array:
@@ -182,7 +185,10 @@ class Units:
         return self._but(parts=tuple(parts))
 
     def scaled(self, moved: Array, *factors: Array) -> Units:
-        """The units multiplied by per-unit factors, which are 1 where a unit isn't `moved` and stays as it is."""
+        """The units multiplied by per-unit factors.
+
+        A unit that isn't `moved` has factors of 1 and stays as it is.
+        """
         if is_eager_torch(self.parts[0]):  # multiplying by 1 is exact and faster than a mask
             return self.map(lambda x, *by: reduce(lambda a, b: a * b, by, x), *factors)
         return self.map(
@@ -239,7 +245,7 @@ class Units:
         return self._but(metric=None if costs is None else costs.parts)
 
     def comparable(self, together: bool) -> Units:
-        """The units with their metric divided by its largest entry, of all units together or of each.
+        """The units with their metric divided by its largest entry, over all units or in each.
 
         That changes no nearest point. Entries are raised to a floor, in training `LEAST`. Where the
         largest entry is 0 or not finite, the metric is Euclidean.
@@ -314,7 +320,10 @@ class Units:
         return self.map(lambda x, y, moved: select(moved, y, x), other, moved)
 
     def alike(self, conditions: Array, groups: int) -> Array:
-        """For each unit, whether the condition holds for all units of its group; groups lie one after the other."""
+        """For each unit, whether its condition holds for all units of its group.
+
+        Groups lie one after the other.
+        """
         xp = namespace(self.parts[0])
         every = xp.all(xp.reshape(conditions, (groups, -1)), axis=1, keepdims=True)
         return xp.reshape(xp.broadcast_to(every, (groups, self.count // groups)), self.shape)
@@ -446,7 +455,10 @@ class Units:
         )
 
     def numbers(self, value: float | np.ndarray[Any, Any]) -> Array | float:
-        """One number for all units, or an array with one for each, given as (count,) or `shape`, of shape `shape`."""
+        """One number for all units, or an array of shape `shape` with one for each.
+
+        The array is given in shape (count,) or `shape`.
+        """
         if not isinstance(value, np.ndarray) or not value.shape:
             return float(value)
         if self.count >= 0 and value.shape not in ((self.count,), self.shape):
@@ -477,7 +489,7 @@ class Units:
             return self._one._split(value) * self.beside
         shape, each = tuple(value.shape), list(zip(self.parts, self.axes, strict=True))
         shapes = [tuple(part.shape[axis] for axis in span) for part, span in each]
-        # For each part the shape of one unit, with an axis of length 1 for each axis that counts units.
+        # For each part, the shape of one unit, with length 1 for each axis that counts units.
         alone = [tuple(n if axis in span else 1 for axis, n in enumerate(part.shape)) for part, span in each]
         if shape == (self.size,):
             pieces = np.split(value, np.cumsum(list(map(math.prod, shapes)))[:-1])

@@ -13,7 +13,8 @@ Axes = tuple[int, ...]
 Block = tuple[slice, ...]  # an index into a weight
 
 BLOCK = 1 << 19
-"""How many numbers are projected or measured at once outside of training steps, so that temporaries stay small."""
+"""How many numbers are projected or measured at once outside of training steps, so that temporaries
+stay small."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class View:
 
     @property
     def layout(self) -> WeightLayout:
-        """What is known of the weight without its layer: inputs lie along the last axis of a unit."""
+        """What is known without the weight's layer: inputs lie along a unit's last axis."""
         return WeightLayout(self.shape, self.axes, max(self.axes, default=None))
 
     @property
@@ -66,10 +67,11 @@ class View:
 
 
 def blocks_of(views: Sequence[View]) -> list[tuple[Block, ...]]:
-    """Indices into weights, one for each, that cut them into blocks of whole units, in the order of the units.
+    """Indices that cut weights into blocks of whole units, in the order of the units.
 
-    A block has up to `BLOCK` numbers where that leaves it an index of the first axis that counts more than one unit,
-    along which the weights are cut. There is a single block of weights that are small, or have no such axis in common.
+    A block has one index for each weight. Weights are cut along the first axis that counts more
+    than one unit, into blocks of up to `BLOCK` numbers, or of one index of that axis where this is
+    more. Weights that are small, or have no such axis in common, are a single block.
     """
     whole: list[tuple[Block, ...]] = [((),) * len(views)]
     if (numbers := sum(math.prod(view.shape) for view in views)) <= BLOCK:
@@ -101,7 +103,10 @@ class WeightLayout:
         return cls(shape, None, max(0, len(shape) - 2) if shape else None)
 
     def units_of(self, kind: str) -> View | None:
-        """The weight by its "inputs", "heads" or "gates", along all axes but what counts them; None without any."""
+        """The weight in units of "inputs", "heads" or "gates"; None where it has none of these.
+
+        A unit spans all axes but the one that counts them.
+        """
         shape, axis = self.shape, self.inputs if kind == "inputs" else self.heads
         if kind == "gates":
             if not self.gates or not shape or shape[-1] % self.gates:

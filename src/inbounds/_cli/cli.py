@@ -1,4 +1,7 @@
-"""The command line: reads files, calls the library and prints. `inbounds_launcher` parses the arguments."""
+"""The command line: reads files, calls the library and prints.
+
+`inbounds_launcher` parses the arguments.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,14 @@ from inbounds._report.report import COLUMNS, Report, cells
 from inbounds._train.attach import constrain
 
 NOT_HELD = r"(?m)(?<=\d )(violated|unenforced|misaligned)|(violated|unenforced|misaligned)$"
-"""The statuses that a terminal shows in colour: in the title, after their count, and at the end of rows."""
+"""Statuses that a terminal shows in colour: in the title after their count, and at ends of rows."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command that the options name, and returns the exit status, as `inbounds_launcher.main`."""
+    """Runs the command that the options name, and returns the exit status.
+
+    `inbounds_launcher.main` returns the same status.
+    """
     try:
         with warnings.catch_warnings():
             _show_own_warnings()
@@ -257,7 +263,10 @@ def _write_error(path: Path, error: OSError) -> FileError:
 
 @contextlib.contextmanager
 def _in_progress(what: str) -> Iterator[None]:
-    """Shows on a terminal what is being done, and for how long; an audit takes a second for some hundred weights."""
+    """Shows on a terminal what is being done, and for how long.
+
+    An audit takes a second for some hundred weights.
+    """
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
     disable = not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=disable) as progress:
@@ -292,7 +301,7 @@ def _comparison(title: str, before: Report, after: Report, moved: dict[str, floa
 
 
 def _values(model: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """The values that the layers of a model compute with, by path: of quantized ones what they stand for."""
+    """The values that a model's layers compute with, by path; quantized ones are dequantized."""
     return {weight.path: to_numpy(weight.effective_value()) for weight in weights_of(model)}
 
 

@@ -1,4 +1,4 @@
-"""The demo: the same models without constraints, with those of Keras and with inbounds, on real data.
+"""The demo: the same models without constraints, with Keras' and with inbounds, on real data.
 
 To copy it: write rules for the weights, call `ib.constrain(model, rules)` once the model is built,
 call `fit` as always, and print `ib.audit(model)`.
@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 KINDS = ("nothing", "Keras", "inbounds")  # what keeps the weights of a model inside
 
 PAGES, PICTURE = {"Keras": "keras.html", "inbounds": "inbounds.html"}, "convergence.png"
-"""What the demo writes: audits of the convolutional model, and the losses of the logistic regression."""
+"""The demo's files: audits of the convolutional model, losses of the logistic regression."""
 
 
 # The models. Each layer is given the same constraints of Keras, or none.
@@ -148,11 +148,12 @@ def train(trial: Trial, kind: str, data: Sequence[Array], after_epoch: Callable[
 
 
 def optimum(x: Array, y: Array, precision: float = 1e-8) -> float:
-    """The least loss of the logistic regression in BALL, by accelerated projected gradients with restarts.
+    """The least loss of the logistic regression in BALL, by accelerated projected gradients.
 
-    Since the loss is convex, no point of BALL has one that is lower by more than the first-order gap.
-    Sources: Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm", 2009; O'Donoghue and Candes,
-    "Adaptive restart for accelerated gradient schemes", 2015; the gap: Jaggi, "Revisiting Frank-Wolfe", 2013.
+    The acceleration restarts. Since the loss is convex, no point of BALL has a loss that is lower
+    by more than the first-order gap. Sources: Beck and Teboulle, "A fast iterative
+    shrinkage-thresholding algorithm", 2009; O'Donoghue and Candes, "Adaptive restart for
+    accelerated gradient schemes", 2015; the gap: Jaggi, "Revisiting Frank-Wolfe", 2013.
     """
     labels = np.eye(10)[y]
     step = 2 * len(x) / np.linalg.norm(x, 2) ** 2  # one over a bound on the curvature
@@ -172,7 +173,7 @@ def optimum(x: Array, y: Array, precision: float = 1e-8) -> float:
 
 
 def demo(data: Sequence[Array], folder: Path) -> int:
-    """Trains each model three times, prints a table of what comes of it, and writes two audits and a picture.
+    """Trains each model three times, prints a table, and writes two audits and a picture.
 
     Returns:
         0 if every set of every model under inbounds holds, else 1.

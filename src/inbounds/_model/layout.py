@@ -55,7 +55,7 @@ class Layout:
                     raise LayoutError(wrong, f"{name!r}: {axes!r}", instead=instead)
 
     def span(self, name: str, shape: tuple[int, ...], *, joint: bool = False) -> Axes | None:
-        """The axes that one unit of a weight spans, from 0; None where the layout lacks the weight."""
+        """The axes that one unit of a weight spans, from 0; None if the layout lacks the weight."""
         axes = self.joint_spans.get(name, self.spans.get(name)) if joint else self.spans.get(name)
         if axes is None:
             return None
@@ -140,7 +140,7 @@ def _torch_module(layer: Any) -> Layout:
 
 
 def _convolutions(rank: int) -> dict[str, LayoutFunction | Layout]:
-    """The layouts of the convolutions over a window of so many axes, which are the first of each kernel."""
+    """The layouts of convolutions in `rank` dimensions; a kernel's first axes are the window."""
     window = tuple(range(rank))
     conv = Layout({"kernel": (*window, rank), "bias": ()}, inputs={"kernel": rank}, window=rank)
     in_groups = replace(conv, inputs={})  # in each group, an index is that of another channel

@@ -63,7 +63,7 @@ class Entry:
 
     @property
     def axes(self) -> tuple[Axes, ...]:
-        """For each weight, the axes that one unit spans; all of a set with units of different kinds.
+        """For each weight, the axes that one unit spans; all if a set has several kinds of units.
 
         Raises:
             SetError: the set doesn't apply to such weights.
@@ -73,7 +73,7 @@ class Entry:
 
     @property
     def other_span(self) -> Axes | None:
-        """The axes of a unit by the layer's fan-in, where the set has an `axis` that is another; else None."""
+        """The axes of a unit by the layer's fan-in, where the set's `axis` differs; else None."""
         (axes, *_), layout = self.axes, self.layouts[0]
         if self.set.axis is None or layout.fan_in is None:
             return None
@@ -120,7 +120,10 @@ class Entry:
         return tuple(weight.path for weight in self.weights)
 
     def index_of(self, place: int, count: int) -> tuple[int, ...]:
-        """The index of one of `count` numbers: in the weight's axes that count units, where each unit has one."""
+        """The index of one of `count` numbers.
+
+        Where each unit has one, it is an index into the weight's axes that count units.
+        """
         view = self.views[0]
         return tuple(map(int, np.unravel_index(place, view.units if view.count == count else (count,))))
 
@@ -144,9 +147,9 @@ class Plan(Tabular):
         every: the number of steps between projections, or "epoch".
         gradient: which gradient the optimizer sees, "reduced" or "full".
         latent: whether the optimizer steps latent weights: True, False or "auto".
-        treatment: from an entry to how the steps of the model's present optimizer treat it, in words:
-            the metric of the projection, why the optimizer sees the full gradient, and what there is
-            to say of latent weights; each may be empty.
+        treatment: a function from an entry to how the steps of the model's present optimizer treat
+            it, in words: the metric of the projection, why the optimizer sees the full gradient,
+            and a remark on latent weights; each may be empty.
     """
 
     entries: tuple[Entry, ...]
@@ -194,6 +197,9 @@ class Plan(Tabular):
 
 
 def _axes(entry: Entry) -> str:
-    """The axes of a unit in each weight of an entry, one a line; of a set of several kinds of units, of each."""
+    """The axes of a unit in each weight of an entry, one a line.
+
+    Of a set with several kinds of units, the axes of each kind.
+    """
     views = views_of(entry.applied) or entry.views
     return "\n".join(f"{', '.join(map(str, view.axes)) or 'none'} of {view.shape}" for view in views)

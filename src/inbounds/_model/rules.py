@@ -122,7 +122,7 @@ def _why_free(weight: Weight, assignment: Assignment | None) -> str:
 
 
 def _entry(assignment: Assignment, members: Sequence[Weight], lacking: str = "", shared: str = "") -> Entry:
-    """The entry of a set on a weight, or of a Joint or the like on several, if it can hold there."""
+    """The entry of a set on a weight, or of a Joint or the like on several, if it can hold."""
     given, first = assignment.set, members[0]
     is_joint = isinstance(given, JointSet)
     for member in members:
@@ -160,7 +160,7 @@ def _needs_axes(given: Set, *, joint: bool) -> bool:
 
 
 def _guess_note(weight: Weight, given: Set) -> str:
-    """The note of an entry whose units are a guess; an error where the axes may have another order."""
+    """The note of an entry whose units are a guess; an error if axes may be in another order."""
     kind = type(weight.layer).__name__
     if not wraps_foreign_model(weight.layer):
         return f"units of {kind} not known: every axis but the last; register_layout says otherwise"
@@ -190,7 +190,7 @@ def guess_warning(entries: Sequence[Entry]) -> str:
 def _members(
     members: list[Weight], of_layer: Sequence[Weight], assignments: Mapping[int, Assignment], partial: bool
 ) -> tuple[list[Weight], str]:
-    """The weights with one Joint or the like in the order of the unit's entries, and a note on those that it lacks."""
+    """The weights of one Joint or the like in the unit's order, and a note on those it lacks."""
     given = _set_of(members[0], assignments)
     if isinstance(given, Joint):
         return _joint_members(members, of_layer, assignments)
@@ -210,7 +210,7 @@ def _members(
 def _joint_members(
     given: Sequence[Weight], of_layer: Sequence[Weight], assignments: Mapping[int, Assignment]
 ) -> tuple[list[Weight], str]:
-    """Those of a layer's weights that make one vector per unit under a Joint, and a note on those that don't."""
+    """A layer's weights that a Joint makes one vector per unit, and a note on those it lacks."""
     joint, layer, assignment = _set_of(given[0], assignments), given[0].layer, assignments[id(given[0].variable)]
     roles = layout_of(layer).roles
     own = {w.name: w for w in of_layer}
@@ -310,7 +310,10 @@ def _frozen(weights: Iterable[Weight]) -> list[Weight]:
 
 
 def _check_torch_parameters(model: Any, weights: Sequence[Weight]) -> None:
-    """Checks that PyTorch's parameters are the values of the variables; `fully_shard` replaces them by DTensors."""
+    """Checks that PyTorch's parameters are the values of the variables.
+
+    `fully_shard` replaces the parameters by DTensors.
+    """
     values = {id(weight.variable.value) for weight in weights}
     for name, parameter in model.named_parameters() if keras.backend.backend() == "torch" else ():
         if is_sharded(parameter) and id(parameter) not in values:

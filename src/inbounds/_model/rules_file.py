@@ -1,8 +1,8 @@
 """Rules files: the arguments of `constrain` in TOML, see docs/command-line.md.
 
-The code of a set is parsed and not evaluated: it may hold only sets, numbers, strings, None, lists and
-tuples. A table's place is where it first appears. So with `[layers]` below `[rules]`, the rules in
-`[layers]` win.
+The code of a set is parsed and not evaluated: it may hold only sets, numbers, strings, None, lists
+and tuples. A table's place is where it first appears. So with `[layers]` below `[rules]`, the rules
+in `[layers]` win.
 """
 
 from __future__ import annotations

@@ -34,7 +34,10 @@ class Assignment:
 
 
 def rule_pairs(rules: Any) -> Iterable[tuple[Any, Any]]:
-    """Rules as pairs of a selector and a value, from a mapping or a list, in which a Tied is its own selector."""
+    """Rules as pairs of a selector and a value, from a mapping or a list.
+
+    A Tied in a list is its own selector.
+    """
     if rules is None:
         return ()
     pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
@@ -68,7 +71,7 @@ def assignments_of(
 
 
 def selected_weights(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> list[Weight]:
-    """The weights, one at least, that a selector selects without a value; of a layer, all its weights."""
+    """The weights, at least one, that a selector without a value selects; all those of a layer."""
     source, chosen, selected = _selected(selector, layers, weights)
     owners = set(map(id, layers_of(*chosen)))
     found = selected or [weight for weight in weights if id(weight.layer) in owners]
@@ -81,7 +84,7 @@ def selected_weights(selector: Any, layers: Sequence[Any], weights: Sequence[Wei
 def _selected(selector: Any, layers: Sequence[Any], weights: Sequence[Weight]) -> tuple[str, list[Any], list[Weight]]:
     """The text of a selector, and the layers and the weights that it selects.
 
-    A string selects weights by the end of their path, and layers by that, their name or their class.
+    A string selects weights by the end of their path, and layers by that or their name or class.
     """
     if isinstance(selector, type):
         return selector.__name__, [layer for layer in layers if isinstance(layer, selector)], []
@@ -184,7 +187,11 @@ def _as_code(value: Any) -> str:
 
 
 def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
-    """The set of a rule: a set, a constraint of Keras, a callable, or a class or name that takes no arguments."""
+    """The set that a rule's value stands for.
+
+    The value is a set, a constraint of Keras, a callable, or a class or name that takes no
+    arguments.
+    """
     with raised_as(RuleError, f"Rule: {source!r}"):
         value = of_keras(without_arguments(value) if isinstance(value, (str, type)) else value)
     if isinstance(value, Set):
@@ -201,7 +208,10 @@ def _as_set(value: Any, source: str, instead: str = "MaxNorm(2.0)") -> Set:
 def _no_match_of_rule(
     selector: Any, source: str, value: Any, weights: Sequence[Weight], selected: Sequence[Weight]
 ) -> RuleError:
-    """The error of a rule that selects none of what its value is for: layers, or weights; `selected` are others."""
+    """The error of a rule that selects none of what its value is for: layers, or weights.
+
+    `selected` are the weights that it selects instead.
+    """
     by_class, code, received = isinstance(selector, type), _as_code(value), _received(selector, source, value)
     wanted = value.weights if isinstance(value, Joint) else value if isinstance(value, Mapping) else ()
 
@@ -234,7 +244,10 @@ def _no_match_of_rule(
 
 
 def _rules_of(chosen: Sequence[Any], weights: Sequence[Weight], code: str) -> str:
-    """Rules that give some layers a value, as code: by class where they are all of it, several, else by name."""
+    """Rules that give some layers a value, as code.
+
+    Several layers that are all of their class in the model are named by the class, others by name.
+    """
     classes, others = list(map(type, chosen)), [one.layer for one in weights if one.layer not in chosen]
 
     def named(layer: Any) -> str:
@@ -246,7 +259,7 @@ def _rules_of(chosen: Sequence[Any], weights: Sequence[Weight], code: str) -> st
 
 
 def _rules_of_one_weight(chosen: Sequence[Any], owned: Sequence[Weight], code: str) -> str:
-    """Rules that give a set to one weight of each layer: to the kernel, else to the first trainable one."""
+    """Rules that give one weight of each layer a set: the kernel, else the first trainable one."""
     names = [weight.name for weight in owned if weight.created_trainable] or [weight.name for weight in owned]
     example = "kernel" if "kernel" in names else names[0] if names else ""
     return _rules_of(chosen, owned, f"{{{example!r}: {code}}}") if names else "layers that have weights"

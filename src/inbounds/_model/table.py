@@ -1,4 +1,4 @@
-"""Tables: a title, the rows, and notes below them, as text no wider than a terminal, and for notebooks."""
+"""Tables: a title, rows, and notes below, as text no wider than a terminal, and for notebooks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Table:
         prefix: str,
         more_notes: Sequence[str] = (),
     ) -> Table:
-        """A table of rows and notes that begin with paths of weights, which are shown without their prefix."""
+        """A table whose rows and notes begin with paths of weights, shown without `prefix`."""
 
         def named(paths: Sequence[str], between: str) -> str:
             return between.join(path.removeprefix(prefix) for path in paths)

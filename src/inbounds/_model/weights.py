@@ -1,4 +1,4 @@
-"""The weights of a model, each with the layer that owns it, its name in that layer, and what the layer computes with.
+"""The weights of a model, each with its layer, its name there, and what the layer computes with.
 
 Only this module uses the private attributes of Keras that list nested layers. Keras has no way from
 a variable to its layer, so that `hook_layers` notes the layer where a weight is made.
@@ -65,7 +65,10 @@ class Weight:
 
     @property
     def integer_mode(self) -> str | None:
-        """How the layer stores integers, "int8" or "int4", which no training step changes; else None."""
+        """How the layer stores integers, "int8" or "int4", or None where it doesn't.
+
+        No training step changes integers.
+        """
         if self.name not in ADAPTABLE_NAMES or dtype_of(self.variable) != "int8":
             return None
         scaled, mode = getattr(self.layer, f"{self.name}_scale", None) is not None, self.layer.quantization_mode
@@ -111,7 +114,7 @@ class Weight:
         return ", and ".join(filter(None, [integers if mode else "", sums]))
 
     def effective_value(self) -> Any:
-        """The variable where the effective weight is stored, else an array, in the weight's dtype."""
+        """The variable if it stores the effective weight, else an array in the weight's dtype."""
         if self.is_stored:
             return self.variable
         value = self._dequantized() if self.quantized else to_numpy(self.variable)
@@ -125,7 +128,7 @@ class Weight:
         return float(self.layer.lora_alpha / self.layer.lora_rank)
 
     def _dequantized(self) -> np.ndarray[Any, Any]:
-        """The integers divided by their scale, or with zero points multiplied by it, as in Keras."""
+        """Integers over their scale; with zero points, (integers - zero) * scale, as in Keras."""
         layer, name = self.layer, self.name
         integers, scale = to_numpy(self.variable), to_numpy(getattr(layer, f"{name}_scale"))
         if self.integer_mode == "int4":
@@ -194,7 +197,7 @@ def remember_layer(variable: Any, layer: Any) -> None:
 
 
 def wrap_method(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Makes calls of a class's method go to `around(method, self, ...)`; does nothing the second time."""
+    """Makes calls of a class's method go to `around(method, self, ...)`; wraps it only once."""
     original = getattr(owner, name)
     if getattr(original, "watched_by_inbounds", False):
         return

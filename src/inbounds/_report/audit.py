@@ -223,7 +223,10 @@ def _bars(excess: np.ndarray[Any, Any]) -> tuple[float, ...]:
 
 
 def _sorted_entries(arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[float, ...]:
-    """Up to MOST_BARS entries from the smallest to the largest, evenly spaced; NaN last. Of many, of a sample."""
+    """Up to MOST_BARS entries from the smallest to the largest, evenly spaced; NaN is last.
+
+    Of more than MOST_SORTED entries, those of a sample.
+    """
     if (count := sum(array.size for array in arrays)) > MOST_SORTED:
         rng = np.random.default_rng(0)
         arrays = [array.ravel()[rng.integers(0, array.size, MOST_SORTED * array.size // count)] for array in arrays]
@@ -233,7 +236,10 @@ def _sorted_entries(arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[float, ...]
 
 
 def _singular_values(entry: Entry, values: Sequence[Any]) -> tuple[float, ...]:
-    """The largest MOST_BARS singular values of each matrix of a set of matrices; none where that takes long."""
+    """The largest MOST_BARS singular values of each matrix of a set of matrices.
+
+    Of other sets, and where they take long, none.
+    """
     if not entry.set.matrix or min(entry.views[0].count, sum(view.size for view in entry.views)) > LARGEST_MATRIX:
         return ()
     rows = Laid.of_weights(values, entry.axes).rows
@@ -260,7 +266,7 @@ def _unenforced_reason(entry: Entry) -> str:
 
 
 def _declared_row(weight: Weight, declared: Any, reason: str, weights: Sequence[Weight], *, accepted: bool) -> Row:
-    """The row of a weight with a constraint of Keras, or with one that never reached its variable."""
+    """The row of a weight with a Keras constraint, or with one that never reached its variable."""
     constraint, code, source = _as_set(declared), _constraint_text(declared), weight.argument_code
     if weight.dtype not in MANTISSA_BITS:
         note = f"{reason}; {weight.constraint_argument} is declared, but the weight is {weight.dtype}"

@@ -1,4 +1,4 @@
-"""`Monitor`: a Keras callback that audits on a schedule, and finds weights that stall or aren't finite."""
+"""`Monitor`: a callback that audits on a schedule and finds weights that stall or aren't finite."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Numbers = dict[str, list[float]]  # from "batch", "violation", "active" and "mov
 
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
-    """Adds `violation` and `active` to the logs of training, and warns of weights that stall or aren't finite.
+    """Adds `violation` and `active` to training logs; warns of weights that stall or aren't finite.
 
     The progress bar, History, CSV files and trackers then show them. `violation` is the largest
     over the model, in the units of the weights, and 0 where all of it is rounding; `active` is the
@@ -77,7 +77,8 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
 
     Cost: one audit (a pass over the weights in float64) when training begins and after each epoch
     or each `every` batches. Weights whose set can swallow steps are copied to the host's memory
-    once an epoch, 8 bytes an entry. With `per_weight`, a copy of the weights and two passes in each step.
+    once an epoch, 8 bytes an entry. With `per_weight`, a copy of the weights and two passes in each
+    step.
 
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
@@ -276,7 +277,7 @@ def _on_several_devices(model: Any) -> bool:
 
 
 def _measure(model: Any, name: str) -> None:
-    """Makes the steps of a model measure what has this name, and has them compiled again if needed."""
+    """Makes a model's steps measure what has this name; they are compiled again if needed."""
     not_measuring = [optimizer for optimizer in steppers_of(model) if name not in taken_plan(optimizer).measures]
     for optimizer in not_measuring:
         measure(optimizer, name)
@@ -285,7 +286,7 @@ def _measure(model: Any, name: str) -> None:
 
 
 def _measured(model: Any, name: str) -> list[tuple[Any, np.ndarray[Any, Any]]]:
-    """The optimizers of a model that measure what has this name, with the numbers of the last step."""
+    """A model's optimizers that measure what has this name, with the numbers of the last step."""
     measures = [(one, taken_plan(one).measures.get(name)) for one in steppers_of(model)]
     return [(one, to_numpy(variable)) for one, variable in measures if variable is not None]
 
@@ -297,7 +298,7 @@ def _stationarity(model: Any) -> float:
 
 
 def _moves(model: Any) -> dict[str, float]:
-    """How far the projection of the last step moved each weight, squared, by path; steps move no frozen one."""
+    """How far the last step's projection moved each weight, squared, by path; 0 for frozen ones."""
     moves: dict[int, float] = {}
     for optimizer, squares in _measured(model, "moves"):
         moves |= dict(zip(map(id, optimizer._trainable_variables), squares.tolist(), strict=True))

@@ -1,4 +1,7 @@
-"""Plots: a set in two dimensions, the units of a report, what a Monitor has seen. Only drawing imports matplotlib."""
+"""Plots: a set in two dimensions, the units of a report, what a Monitor has seen.
+
+Only drawing imports matplotlib.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ HALF_WIDTH = 2.0  # a picture of a set spans -HALF_WIDTH to HALF_WIDTH on both a
 INSIDE, OUTSIDE, NEAREST = "#9ecae1", "#d95f02", "#08519c"
 
 LINE = 0.0125
-"""How far around a set is drawn as the set, as a share of the half width, so that lines and points are seen."""
+"""The margin around a set that is drawn with it, as a share of the half width, so that lines and
+points are seen."""
 
 FAR = 1e6  # points so far away show how large a set is, unless it is unbounded
 MOST_ROWS = 12  # how many sets of a report are drawn
@@ -71,7 +75,7 @@ def _pair(point: tuple[float, float]) -> str:
 
 
 def plot_set(set: Set, points: Points | None = None) -> Any:  # noqa: A002  # the name of what it draws
-    """Draws a set of vectors with two entries, some points, and an arrow from each to its nearest point in the set.
+    """Draws a set of vectors with two entries, and arrows from points to the nearest points in it.
 
     Args:
         set: a set of vectors or entries, whose arrays have two entries or one.
@@ -134,7 +138,7 @@ def set_figure(drawing: Drawing, half: float = HALF_WIDTH) -> Any:
 
 
 def report_figure(model: str, rows: Sequence[Any], pressures: Mapping[tuple[str, ...], Any]) -> Any:
-    """The figure of a report: for each set its units against the bound, its entries, and what it costs.
+    """The figure of a report: each set's units against the bound, its entries, and what it costs.
 
     Args:
         model: its name.
@@ -158,7 +162,10 @@ def report_figure(model: str, rows: Sequence[Any], pressures: Mapping[tuple[str,
 
 
 def _draw_units(axes: Any, row: Any) -> None:
-    """Bars from the bound, a line: up for units outside, down for those inside; NaN and infinities are striped."""
+    """Bars from the bound, a line: up for units outside, down for those inside.
+
+    NaN and infinities are striped.
+    """
     excess = np.array(row.excess, dtype="float64")
     known = np.where(np.isfinite(excess), excess, 0.0)
     out = known > row.tolerance
@@ -174,7 +181,7 @@ def _draw_units(axes: Any, row: Any) -> None:
 
 
 def _draw_values(axes: Any, row: Any) -> None:
-    """The singular values where they are known, else the entries from the smallest to the largest."""
+    """The singular values where they are known, else the entries, the smallest first."""
     values = [value for value in row.singular_values or row.entries if math.isfinite(value)]
     axes.plot(values, ".-", color=NEAREST, markersize=3, linewidth=0.8)
     axes.set_xlabel("singular values" if row.singular_values else "sorted entries", fontsize=7)
@@ -190,7 +197,10 @@ def _draw_pressure(axes: Any, values: Any) -> None:
 
 
 def history_figure(model: Mapping[str, Sequence[float]], weights: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
-    """The figure of what a Monitor has kept: violation, share of active units and distance moved, audit by audit."""
+    """The figure of what a Monitor has kept, audit by audit.
+
+    It shows the violation, the share of active units and the distance moved.
+    """
     lines = weights or {"the model": model}
     texts = {"violation": "violation", "active": "share of units active"}
     texts |= {"moved": "moved by projections"} if weights else {}

@@ -1,4 +1,7 @@
-"""`Report` and `Row`: frozen data that prints as text, JSON or HTML, and is drawn. Imports no Keras."""
+"""`Report` and `Row`: frozen data that prints as text, JSON or HTML, and is drawn.
+
+This module imports no Keras.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ class Row:
         set: the set, as code; empty for a free weight.
         units: the number of units.
         violated: the number of units outside by more than `tolerance`.
-        violation: the largest violation, rounding included, in the units of the weight; infinity for NaN or
-            infinities.
+        violation: the largest violation, rounding included, in the units of the weight; infinity
+            for NaN or infinities.
         worst_unit: the index of the unit with the largest violation, in the weight's axes that
             count units; None if none is outside.
         active: the share of units on their boundary; NaN if the set has no boundary.
@@ -128,7 +131,7 @@ class Report(Tabular):
         return {source: ", ".join(assigned) for source, assigned in sets.items()}
 
     def of_file(self, path: str | Path) -> Report:
-        """The same report with the name and the SHA-256 of the file that the model was loaded from."""
+        """The same report with the name and SHA-256 of the file that the model was loaded from."""
         if self.provenance is None:
             return self
         with open(path, "rb") as file:
@@ -150,7 +153,10 @@ class Report(Tabular):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data (docs/reports.md). Infinities and NaN, which JSON lacks, become None."""
+        """The report as plain data (docs/reports.md).
+
+        Infinities and NaN, which JSON lacks, become None.
+        """
         data: dict[str, Any] = _json_value(
             {
                 "model": self.model,
@@ -184,8 +190,8 @@ class Report(Tabular):
         """Draws each set's units against the bound, and its singular values or sorted entries.
 
         A bar is a unit, or the worst of neighbours. It rises from the bound, a line, where the unit
-        is outside, and hangs from it where it is inside; NaN and infinities are striped. Of more than
-        12 sets the first 12 are drawn, those that don't hold before the others.
+        is outside, and hangs from it where it is inside; NaN and infinities are striped. Of more
+        than 12 sets the first 12 are drawn, those that don't hold before the others.
 
         Args:
             pressure: what `inbounds.pressure` gives for this model: a third plot then shows for

@@ -1,4 +1,4 @@
-"""Checks of the arguments of sets: each returns the value in its final form, or raises what is wrong with it."""
+"""Checks of the arguments of sets: each returns the value in its final form, or raises an error."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
 def numbers_of_units(
     owner: str, name: str, value: Any, *, low: float = -math.inf, positive: bool = False, infinite: bool = False
 ) -> Bound:
-    """A number for all units, or an array with one for each; each in [low, infinity], or above 0."""
+    """One number for all units, or an array of one for each; in [low, infinity], or above 0."""
     instead = f"{owner}({name}=1.0), or an array with one number for each unit"
     if not isinstance(value, (list, tuple)) and not getattr(value, "shape", ()):
         given: Bound = number(owner, name, value, low=low, infinite=infinite, instead=instead)
@@ -106,7 +106,7 @@ def numbers_of_units(
 
 
 def in_a_row(given: Bound) -> Bound:
-    """One number for each unit as an array with one axis, in the order in which reports count units."""
+    """The numbers of units as an array with one axis, in the order in which reports count units."""
     return given.reshape(-1) if isinstance(given, np.ndarray) else given
 
 

@@ -1,4 +1,4 @@
-"""Sets that are made of other sets: Composite, and Wrapped, which sees the weights in a way of its own."""
+"""Sets made of other sets: Composite, and Wrapped, which decides how one set sees the weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class Composite(Set):
     members: tuple[Set, ...]
 
     def rebuilt(self, members: Sequence[Set]) -> Self:
-        """The same, made of other members; without `__init__`, whose checks can't read a compiled step's tensors."""
+        """The same set, made of other members.
+
+        It is made without `__init__`, whose checks can't read the tensors of a compiled step.
+        """
         return self._with(members=tuple(members))
 
     @property
@@ -47,6 +50,7 @@ class Composite(Set):
     allows_frozen = _true_of(all, "allows_frozen")
     has_reduced_gradient = _true_of(all, "has_reduced_gradient")
     has_normal_form = _true_of(all, "has_normal_form")
+    bounds_one_norm = _true_of(any, "bounds_one_norm")
     couples_units = _true_of(any, "couples_units")
     matrix = _true_of(any, "matrix")
     centers = _true_of(any, "centers")
@@ -109,7 +113,10 @@ class Composite(Set):
 
 
 class Wrapped(Composite):
-    """A set made of one other, which holds for what `inside` shows it: here, for the units as they are."""
+    """A set made of one other set.
+
+    The other set holds for what `inside` shows it: here, for the units as they are.
+    """
 
     passes_on: ClassVar[tuple[str, ...]] = ()  # the classes that are given the set in it, and not all of it
 

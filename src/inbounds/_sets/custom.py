@@ -1,4 +1,7 @@
-"""Sets of a user's own: Custom, the fixed points of a callable; SupportSet, a polytope by its support function."""
+"""Sets of a user's own.
+
+Custom: the fixed points of a callable. SupportSet: a polytope by its support function.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ class Custom(Set):
         return xp.max(xp.abs(self._applied(rows) - rows), axis=1)
 
     def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
-        """As for any set; `fn` sees the weight in its own shape, and in the dtype it is computed in."""
+        """As for any set; `fn` sees the weight in its own shape and in the dtype of computing."""
         (weight,), (span,) = weights, axes
         value = to_numpy(weight)
         seen = keras.ops.convert_to_tensor(value, dtype=working_dtype(dtype_of(weight)))
@@ -120,7 +123,8 @@ class Custom(Set):
             raise SetError(wrong, f"fn={shown(self.fn)}, which returned {returned}", where=where)
         if seen is weight:
             return cast(result, dtype_of(weight))
-        # Entries that `fn` doesn't change keep their float64 value where the backend computes in float32.
+        # Where the backend computes in float32, entries that `fn` doesn't change keep their float64
+        # value.
         return np.where(to_numpy(result) == to_numpy(seen), weight, constant(weight, to_numpy(result)))
 
     def __repr__(self) -> str:
@@ -143,7 +147,7 @@ LARGEST = 128
 
 
 class SupportSet(Set):
-    """{w : g . w <= s(g) for every g}, each unit: a polytope of your own, by its support function s.
+    """{w : g . w <= s(g) for every g}, each unit: your own polytope, by its support function s.
 
     A subclass says which point of the set is the farthest in a direction. The support function
     follows: s(g) = g . farthest(g). Of a convex hull it is the farthest vertex, of a zonotope the
@@ -217,7 +221,10 @@ class SupportSet(Set):
         return EXACT * epsilon(dtype)
 
     def _nearest(self, rows: Array) -> tuple[Array, Array]:
-        """The nearest points, and the largest entry of the set's points that were met, of shape (units, 1)."""
+        """The nearest points, and the size of the set, of shape (units, 1).
+
+        The size is the largest entry, in magnitude, of the points of the set that the search met.
+        """
         xp = namespace(rows)
         rows = xp.where(xp.isfinite(rows), rows, xp.zeros_like(rows))
         rounding, slots = epsilon(dtype_of(rows)), rows.shape[1] + 2

@@ -1,4 +1,4 @@
-"""What a set in normal form declares of units: bounds on entries, linear rows, balls and 1-norms."""
+"""What sets in normal form declare of units: bounds on entries, linear rows, balls and 1-norms."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Declaration:
         )
 
     def within(self, mask: Units) -> Declaration:
-        """The declaration for those entries that a mask of 0 and 1 marks; a unit without one is free."""
+        """The declaration for entries that a mask of 0 and 1 marks; a unit without any is free."""
         some = mask.max(lambda marked: marked)
 
         def marked(values: Values, otherwise: float) -> Values:
@@ -61,7 +61,7 @@ class Declaration:
         )
 
     def times(self, factor: Array | float, units: Units) -> Declaration:
-        """The declaration of a multiple of the set, by one number, which a compiled step may hold."""
+        """The declaration of the set times a number, which may be a tensor of a compiled step."""
 
         def grown(values: Values) -> Values:
             if isinstance(values, Units):

@@ -180,7 +180,11 @@ class Fixed(Interval):
 
 
 def _rounding(bound: Bound, dtype: str) -> float:
-    """How far rounding to a dtype moves a bound, from itself and from what it is in the dtype of computing."""
+    """How far rounding to a dtype moves a bound.
+
+    It is the larger of two distances: from the bound itself, and from its value in the dtype of
+    computing.
+    """
     exact = np.asarray(bound, dtype="float64")
     finite = exact[np.isfinite(exact)]
     computed = finite.astype(working_dtype(dtype))

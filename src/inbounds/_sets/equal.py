@@ -1,4 +1,4 @@
-"""Groups of the entries of a unit, by labels or by a name, and the set of units in which they share values: Equal."""
+"""Groups of entries, by labels or by a name, and Equal, the units whose groups share values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Groups:
     present: np.ndarray[Any, Any]  # where the table doesn't repeat
 
     def gathered(self, rows: Array) -> Array:
-        """Rows of entries by their groups, of shape (units, groups, most), with 0 for the repeated ones."""
+        """Rows by their groups, of shape (units, groups, most), with 0 where the table repeats."""
         xp = namespace(rows)
         entries = xp.take(rows, self.table.reshape(-1), axis=1)
         return xp.reshape(entries, (-1, *self.table.shape)) * constant(rows, self.present)
@@ -51,8 +51,9 @@ def unit_shape_of(units: Units) -> tuple[int, ...]:
 def groups_of(owner: str, given: Any, shape: tuple[int, ...]) -> Groups:
     """The groups of units, or of a matrix, of this shape, for the set `owner`.
 
-    They are given as a name; or as labels of the unit's size, of a shape that broadcasts to the
-    unit's, or of its first axes, where entries that differ in a further one are in different groups.
+    They are given as a name or as labels. Labels have the unit's size, a shape that broadcasts to
+    the unit's, or the shape of its first axes. In the last case entries that differ in a further
+    axis are in different groups.
     """
     if isinstance(given, str):
         if given in MATRICES and (len(shape) != 2 or (given == "circulant" and shape[0] != shape[1])):
@@ -159,7 +160,7 @@ class Equal(Set):
         return self.whole
 
     def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
-        """With the labels of a name, for the window of a convolution's kernel: all axes but its last two."""
+        """With the labels of a name, for a kernel's window, which is all axes but the last two."""
         window = layouts[0].shape[:-2] if isinstance(self.groups, str) and self.groups in WINDOWS else ()
         return Equal(labels_of(self.groups, window), self.axis) if window else self
 

@@ -1,4 +1,4 @@
-"""Sets of the norms of groups of entries: GroupL1Ball bounds their sum, GroupSparse how many are not 0."""
+"""Sets by the norms of groups: GroupL1Ball bounds their sum, GroupSparse how many are not 0."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class GroupSet(Set):
         """Whether each group is moved, and its new norm.
 
         Args:
-            norms: of the groups, of shape (units, groups), over `unit`; not finite where an entry isn't.
+            norms: of the groups, of shape (units, groups), divided by `unit`; not finite where an
+                entry isn't.
             unit: of each unit the number over which norms are given, of shape (units, 1).
             units: what they come from.
         """
@@ -143,7 +144,10 @@ class GroupSet(Set):
         return back(shortened, *(xp.reshape(one, grouped.shape) for one in (moved, new, scale)))
 
     def _grouped(self, units: Units) -> tuple[Units, Callable[..., Units]]:
-        """The groups as units; and what makes units of a function of entries and of numbers for the groups."""
+        """The groups as units, and a function that makes the units of the weight again.
+
+        It takes a function of entries and of numbers, and these numbers, one for each group.
+        """
         if self.whole:
             grouped = units.seen(self._views(units))
             return grouped, lambda fn, *numbers: grouped.map(fn, *numbers).unseen(units)
@@ -168,7 +172,7 @@ class GroupSet(Set):
 
 @registered
 class GroupL1Ball(OfTotal, GroupSet):
-    """{w : |w_1|_2 + ... + |w_g|_2 <= radius}, for the groups of its entries: few groups that are not 0.
+    """{w : |w_1|_2 + ... + |w_g|_2 <= radius}, for the groups of its entries: few are not 0.
 
     `L1Ball` on the norms of groups: entries of a group become 0 together. With the groups "inputs"
     it selects the inputs of a layer (features, channels), for all of its units at once; what no

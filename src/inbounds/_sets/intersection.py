@@ -100,7 +100,7 @@ class AllOf(Composite):
         return units.chosen(moved, method.project(units))
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        """The reduced gradient; of cones with a ball about 0, that of the cones and then that of the ball."""
+        """The reduced gradient; of cones and a ball about 0, of the cones and then of the ball."""
         for rest, last in _splits(self.members):
             if _ball_after_cones(rest, last):
                 project, by_entry = method_of(rest).project, all(member.separable for member in rest)
@@ -109,7 +109,10 @@ class AllOf(Composite):
         return super().reduced(units, gradient)
 
     def _by_matrix(self, true: Array, units: Units) -> Array:
-        """A truth value for each unit: its own, or that of all units of its matrix where a set is one of matrices."""
+        """A truth value for each unit.
+
+        It is the unit's own, or where a set is one of matrices, that of all units of its matrix.
+        """
         if not any(member.whole for member in self.members):
             return true
         groups = self.members[0].reported_units(units.count) if self.whole and not self.kinds else 1
@@ -132,7 +135,10 @@ class AllOf(Composite):
         return True
 
     def _check_common_point(self, zeros: Sequence[Units]) -> None:
-        """Projects zeros, and raises where no result is inside and the common point doesn't depend on the weights."""
+        """Projects zeros, and raises where no result is inside.
+
+        Nothing is checked where the common point may depend on the weights.
+        """
         parts = list(parts_of(self))
         unknown = any(isinstance(part, (Custom, Where, On)) or part.center is not None for part in parts)
         if unknown or self.changes or not self.convex:
@@ -166,7 +172,7 @@ class AllOf(Composite):
         return np.sqrt(np.reshape(taken.total(np.square), (-1,))) if self.kinds else super().multiplier(units, taken)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes that are copied and pickled: all but those that are computed from the members."""
+        """The attributes that are copied and pickled: all but those computed from the members."""
         return {name: value for name, value in vars(self).items() if name not in ("kinds", "method", "weighted_method")}
 
 
@@ -239,7 +245,7 @@ class Method:
 
 
 def method_of(members: Sequence[Set], *, weighted: bool = False) -> Method:
-    """The method for an intersection of these sets, in the Euclidean metric or in one that weighs each entry."""
+    """The method for an intersection, in the Euclidean metric or in one that weighs each entry."""
     members = _by_kind(members)
     if len(members) == 1:
         (only,) = members
@@ -281,7 +287,7 @@ def _by_kind(members: Sequence[Set]) -> list[Set]:
 
 
 def _among(counts: Sequence[int], kind: int, edge: Exceeded) -> Exceeded:
-    """An edge of the units of one kind as one of all that are reported; the others are far inside."""
+    """An edge of one kind's units as one of all that are reported; the others are far inside."""
     excess, slack = counted(edge, counts[kind])
     xp = namespace(excess)
 
@@ -296,7 +302,10 @@ def _among(counts: Sequence[int], kind: int, edge: Exceeded) -> Exceeded:
 
 
 def _groups(members: Sequence[Set]) -> list[list[Set]]:
-    """The sets in groups, each with one normal form: all of units or all of matrices, with 1-norms about one centre."""
+    """The sets in groups, each of which has one normal form.
+
+    The sets of a group are all of units or all of matrices, and their 1-norms have one centre.
+    """
     balls = [[part for part in parts_of(member) if isinstance(part, L1Ball)] for member in members]
     centers = [{comparison_key(ball.center) for ball in some} for some in balls]
     center = next((about for about in centers if about), set())
@@ -335,7 +344,7 @@ def _named(members: Sequence[Set]) -> str:
 
 
 def exact_in_turn(rest: Sequence[Set], last: Set, *, weighted: bool = False) -> bool:
-    """Whether projecting on the intersection of `rest` and then on `last` gives the nearest point of all."""
+    """Whether projecting on the intersection of `rest`, then on `last`, gives the nearest point."""
     if (all(map(_orthant, rest)) and _solid(last)) or all(map(_box, [*rest, last])):
         return True
     first = rest[0] if len(rest) == 1 else None

@@ -26,12 +26,12 @@ KERNEL_AND_BIAS = ("kernel", "bias")
 
 
 class JointSet(Wrapped):
-    """A set of vectors that several weights form: it is the inner one, of units that have several parts."""
+    """A set of vectors that several weights form: the inner set, of units with several parts."""
 
     passes_on = ("Where", "On", "Per")
     example: ClassVar[str]  # code that makes one
     across_layers: ClassVar[bool] = False
-    """Whether all weights of a model that are given it form one unit; else those of each layer form theirs."""
+    """Whether all weights of a model with this set form one unit; else those of each layer do."""
 
     def __init__(self, inner: Set) -> None:
         name = type(self).__name__
@@ -60,7 +60,10 @@ class JointSet(Wrapped):
         return self.rebuilt([self.inner & other.inner])
 
     def __call__(self, w: Numbers) -> Array:
-        """Always an error: one weight is not the whole unit. Keras' optimizers don't come here, see `constrain`."""
+        """Always an error: one weight is not the whole unit.
+
+        Keras' optimizers don't call it, see `constrain`.
+        """
         wrong = f"A {type(self).__name__} can't be applied to one weight: it holds for several at once"
         loops = "inbounds.project(model) in loops without a Keras optimizer"
         instead = f"inbounds.constrain(model) once the model is built; {loops}"
@@ -110,7 +113,7 @@ class Joint(JointSet):
 
 @registered
 class Together(JointSet):
-    """{(w, ..., v) : all of them together in a set}: weights of one layer or several as a single unit.
+    """{(w, ..., v) : all of them together in a set}: weights of one layer or several as one unit.
 
     A budget that the weights of a model share: `Together(FrobeniusNorm(3.0))` for the norm of all
     of them, `Together(L1Ball(50.0))` for a sum of sizes, `Together(Sparse(1000))` for a number of
@@ -133,8 +136,9 @@ class Together(JointSet):
 
     One optimizer steps the weights where the result is to be the constrained optimum. With several,
     all weights are projected after the step of each of them, and the gradient is not reduced. After
-    `load_model`, a loop of your own knows those that its optimizer steps, so call `constrain(model)`
-    before it where others are frozen or have another optimizer. A centre is saved with each layer.
+    `load_model`, a loop of your own knows the weights that its optimizer steps, so call
+    `constrain(model)` before it where others are frozen or have another optimizer. A centre is
+    saved with each layer.
 
     Cost: that of the inner set over all the weights; nothing is copied for norms and sums.
 
@@ -164,15 +168,17 @@ class Together(JointSet):
 
 @registered
 class Tied(Together):
-    """{(w, ..., v) : v = w, or v = w^T}: weights of one layer or several that are equal, entry by entry.
+    """{(w, ..., v) : v = w, or v = w^T}: weights of one layer or several, equal entry by entry.
 
     `Together(Equal(labels))`, with the labels that the shapes of the weights give: an encoder and a
     decoder that is the encoder transposed, an embedding and the classifier over its tokens. Each
-    weight becomes their mean, in a metric the weighted one. A list of rules takes it as it is, since
-    it names its weights; a mapping, and a rules file, give it to the weights that a selector takes:
+    weight becomes their mean, in a metric the weighted one. A list of rules takes it as it is,
+    since it names its weights; a mapping, and a rules file, give it to the weights that a selector
+    takes:
 
-        constrain(model, [Tied("encoder/kernel", "decoder/kernel", transpose=True)])
-        constrain(model, {"*coder/kernel": Tied("encoder/kernel", "decoder/kernel", transpose=True)})
+        tied = Tied("encoder/kernel", "decoder/kernel", transpose=True)
+        constrain(model, [tied])
+        constrain(model, {"*coder/kernel": tied})
 
     Args:
         weights: globs on the ends of the weights' paths, see `constrain`; two at least, each of
@@ -184,8 +190,8 @@ class Tied(Together):
             once the weights are known, their shapes don't fit each other. Of `where`, `on` and `&`:
             give `Together(Equal(labels) & ...)` for tied weights in a set.
 
-    As for `Together`, one optimizer should step all of them; those that are frozen can't be followed
-    by the others, so that all are trained or none.
+    As for `Together`, one optimizer should step all of them. Those that are frozen can't be
+    followed by the others, so that all are trained or none.
 
     Cost: that of `Equal`.
 
@@ -204,7 +210,7 @@ class Tied(Together):
         JointSet.__init__(self, Equal([0] * len(weights)))
 
     def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
-        """With the labels that the shapes give; all entries apart where not all weights are known."""
+        """With labels by the shapes; all entries are apart where not all weights are known."""
         shapes = [layout.shape for layout in layouts]
         if len(shapes) < len(self.weights):
             return Together(Equal(np.arange(sum(map(math.prod, shapes)))))

@@ -54,7 +54,7 @@ LENGTHS = tuple(2.0**-k for k in range(9))  # the shares of a step that the line
 
 @registered
 class Marginals(MatrixSet):
-    """{W : W >= 0, each row sums to rows, each column to columns}, the whole weight: transport plans.
+    """{W : W >= 0, each row sums to rows, each column to columns}, a whole weight: transport plans.
 
     How much goes from each source to each sink where what leaves and what arrives is known:
     couplings, assignments with capacities, tables with given margins. Rows are the units of the
@@ -101,7 +101,7 @@ class Marginals(MatrixSet):
             self._sums((1, np.size(self.rows), np.size(self.columns)))
 
     def _sums(self, shape: tuple[int, ...]) -> _Sums:
-        """The sums of matrices of shape (stack, rows, columns), or an error where they don't fit."""
+        """The sums of matrices of shape (stack, rows, columns); an error if they don't fit."""
         given = zip(("rows", "columns"), (self.rows, self.columns), shape[1:], strict=True)
         wrong = [f"{name}.shape={np.shape(sums)}" for name, sums, n in given if np.ndim(sums) and np.size(sums) != n]
         where = f"{self!r} on a matrix of {shape[1]} rows and {shape[2]} columns"
@@ -199,7 +199,10 @@ class _Sums:
         return _Sums(self.columns.T, self.rows.T, self.unit)
 
     def of(self, like: Array) -> _Wanted:
-        """The sums of rows, and of columns, as arrays of a library and dtype, each with what the dtype can't hold."""
+        """The sums of rows and of columns, as arrays of the library and dtype of `like`.
+
+        With each array comes another, of what the dtype can't hold of it.
+        """
         held = [sums.astype(dtype_of(like)).astype("float64") for sums in (self.rows, self.columns)]
         rests = (self.rows - held[0], self.columns - held[1])
         rows, columns = ((constant(like, a[None]), constant(like, b[None])) for a, b in zip(held, rests, strict=True))
@@ -210,7 +213,7 @@ _Wanted = tuple[tuple[Array, Array], tuple[Array, Array]]
 
 
 def _summing(matrices: Array, outside: Array, sums: _Sums) -> Array:
-    """The nearest matrices with these sums to those that are outside, in units; of the others, anything."""
+    """The nearest matrices with these sums to those outside, in units; for the others, anything."""
     xp = namespace(matrices)
     enough = 1.5 * epsilon(dtype_of(matrices))
     wanted = (of_rows, _), (of_columns, _) = sums.of(matrices)
@@ -243,7 +246,10 @@ def _summing(matrices: Array, outside: Array, sums: _Sums) -> Array:
 
 
 def _start(matrices: Array, sums: _Sums) -> tuple[Array, Array]:
-    """Matrices with these sums, shifted from those given over `left`, in units; and `left`, at least 1."""
+    """Matrices with these sums, in units, from which the steps start; and `left`, at least 1.
+
+    They are the given matrices divided by `left`, and shifted.
+    """
     xp = namespace(matrices)
     size = xp.clip(xp.max(xp.abs(matrices), axis=(1, 2), keepdims=True), sums.unit, HUGE)
     centred = matrices / size
@@ -291,7 +297,7 @@ def _shifts(mask: Array, rows: Array, columns: Array, ridge: Array) -> tuple[Arr
 
 
 def _length(z: Array, shift: Array, fall: Array, total: Array) -> Array:
-    """The share that is taken of a step to `z - shift`: the largest at which the slope is not clearly above 0.
+    """The share of a step to `z - shift`: the largest at which the slope isn't clearly above 0.
 
     The slope of the dual function is `-fall` at first, and would be `total`, were no entry above 0.
     """
@@ -302,7 +308,10 @@ def _length(z: Array, shift: Array, fall: Array, total: Array) -> Array:
 
 
 def _scaled(matrices: Array, wanted: _Wanted) -> Array:
-    """Matrices within 3 ulp of 1 of these sums as they are; others scaled to sums below them, and filled up."""
+    """The matrices as they are where their sums are within 3 ulp of 1 of these.
+
+    Others are scaled to sums below these, and then filled up.
+    """
     xp = namespace(matrices)
     ulp_of_one = epsilon(dtype_of(matrices))
     scaled = matrices

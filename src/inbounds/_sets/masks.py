@@ -33,7 +33,10 @@ class _Marked(Wrapped):
 
     @abstractmethod
     def _marks(self, of: Units | Laid) -> Any:
-        """The mask, see `Units.place`; where it depends on a layer that isn't known, by the units as they are."""
+        """The mask, see `Units.place`.
+
+        Where it depends on a layer that isn't known, it follows from the units as they are.
+        """
 
     def inside(self, *given: Seen) -> tuple[Set, list[Seen]]:
         marks = self._marks(given[0])

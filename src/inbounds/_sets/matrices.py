@@ -29,9 +29,10 @@ class MatrixSet(Set):
 
     @abstractmethod
     def _nearest(self, matrices: Array, units: Units) -> tuple[Array, Array]:
-        """The nearest to finite matrices of some units, and for each whether it is outside by more than the tolerance.
+        """The nearest to finite matrices of some units, and for each whether it is outside.
 
-        They have the shape (stack, rows, columns), the second result (stack,).
+        Outside is what exceeds the tolerance. The matrices have the shape (stack, rows, columns),
+        the second result (stack,).
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The normal form: one projection for every intersection of bounds on entries, linear rows, balls and 1-norms.
+"""The normal form: one projection for any intersection of bounds, linear rows, balls and 1-norms.
 
 The nearest point y of x in {y : low <= y <= high, A y = b, |y - c| <= r, ...}, in the norm `sum d
 (y - x)^2`, is known entry by entry once one multiplier is known for each linear row (z), ball (m)
@@ -52,7 +52,10 @@ REACH = 4.0  # a ball's multiplier, and 1, grow to at most so many times what th
 
 
 def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:
-    """The units at the nearest points of a set declared of each, or of the whole; those with NaN may be anywhere."""
+    """The units at the nearest points of a set declared of each, or of the whole.
+
+    Units with NaN may end anywhere.
+    """
     one = units.together(whole)
     if not declaration.rows:
         return one.map(clip, declaration.low, declaration.high).apart(units)
@@ -118,7 +121,10 @@ class _Seen:
 
 
 class _Problem:
-    """What is to be solved for the multipliers z, of shape (units, K): linear rows first, then balls, then diamonds."""
+    """What is to be solved for the multipliers z, of shape (units, K).
+
+    Those of linear rows come first, then those of balls, then those of diamonds.
+    """
 
     def __init__(
         self, x: Array, d: Array | float, moves: Array | None, low: Array, high: Array, rows: Any, kinds: Sequence[Kind]
@@ -147,7 +153,10 @@ class _Problem:
         return self.xp.stack([array + like for array in arrays], axis=1)
 
     def entries(self, z: Array, x: Array | None = None) -> tuple[Array, Array, Array]:
-        """The entries at some multipliers; how fast each moves against its pull; the size of what it is made of."""
+        """The entries at some multipliers, the speed of each, and the size of its terms.
+
+        The speed is the derivative of the entry in what pulls it.
+        """
         xp = self.xp
         x = self.x if x is None else x
         by = z[:, :, None] * self.weights
@@ -174,7 +183,10 @@ class _Problem:
         return y, moving / weight, xp.abs(y) + moving * size / weight
 
     def exceeded(self, y: Array) -> tuple[Array, Array]:
-        """By how much each row is exceeded: half the difference of squares for a ball; and its gradient in y."""
+        """By how much each row is exceeded, and the gradient of that in y.
+
+        A ball is exceeded by half the difference of squares.
+        """
         xp = self.xp
         apart = y[:, None] - self.center
         gradient = xp.concatenate(
@@ -194,7 +206,10 @@ class _Problem:
         return xp.stack([xp.sum(weighed[:, k : k + 1] * gradient, axis=2) for k in range(self.count)], axis=1)
 
     def damped(self, matrix: Array, damping: Array | float) -> Array:
-        """A Hessian with a share more of what its diagonal is where no entry is held, so that it isn't singular."""
+        """A Hessian with a share of a diagonal added, so that it isn't singular.
+
+        That diagonal is what the Hessian's own is where no entry is held.
+        """
         xp = self.xp
         most = xp.max(xp.max(matrix * self.one, axis=2), axis=1, keepdims=True)
         least = 8 * epsilon(dtype_of(self.x)) * (1 + most / xp.max(self.unheld, axis=1, keepdims=True))
@@ -245,7 +260,10 @@ class _Problem:
         return xp.where(rise(step) >= rise(alone), step, alone)
 
     def turn_of_ball(self, z: Array, seen: _Seen, low: Array, high: Array) -> Array:
-        """The multipliers with a step of the first ball's, in which the inverse of the length is nearly linear."""
+        """The multipliers with a step of the first ball's.
+
+        The inverse of the length is nearly linear in that multiplier.
+        """
         xp = self.xp
         coupling = xp.sum(seen.matrix * self.first_ball[:, None], axis=2)
         held = (self.first_ball > 0) | (self.idle(z) & (seen.exceeded <= 0))
@@ -266,7 +284,10 @@ class _Problem:
         return self.allowed(z + (self.first_ball - tilt) * (new - multiplier))
 
     def multipliers(self) -> Array:
-        """The solution: by Newton's method, damped as by Levenberg and Marquardt, between steps of the first ball's."""
+        """The solution, by Newton's method, damped as by Levenberg and Marquardt.
+
+        Newton's steps are taken between those of the first ball's multiplier.
+        """
         xp = self.xp
         zero = xp.zeros_like(self.x[:, :1])
 
@@ -318,7 +339,10 @@ class _Problem:
         return self.xp.sum(numbers * self.first_ball, axis=1, keepdims=True)
 
     def differentiable(self, x: Array, z: Array) -> Array:
-        """The entries at a solution, with their derivative in what is projected: that of the multipliers with it."""
+        """The entries at a solution, with their derivative in what is projected.
+
+        The derivative includes that of the multipliers.
+        """
         fixed, speed, _ = self.entries(z)
         exceeded, gradient = self.exceeded(fixed)
         live = self.exceeded(self.entries(z, x)[0])[0] - exceeded  # 0, with a derivative

@@ -161,7 +161,7 @@ class UnitNorm(_NormInterval):
 
 @registered
 class MinMaxNorm(_NormInterval):
-    """{w : min_value <= |w|_2 <= max_value}, each unit: a shell. Convex only where `min_value` is 0.
+    """{w : min_value <= |w|_2 <= max_value}, each unit: a shell. Convex only if `min_value` is 0.
 
     The drop-in for `keras.constraints.MinMaxNorm`.
 
@@ -284,11 +284,11 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
 
 
 def _squares(units: Units, least: float = 1 / PLAIN) -> tuple[Array | None, Array]:
-    """What entries are multiplied by before they are squared, so that nothing overflows or vanishes; and the sums.
+    """The factor of entries before they are squared, and the sums of the squares.
 
-    The first is one number per unit, or None for 1. It takes passes over a weight that are made
-    only where a sum of the squares as they are is above `PLAIN` or below `least`; always where
-    devices would have to tell each other.
+    The factor is one number per unit, or None for 1, so that no sum overflows or vanishes. It takes
+    passes over a weight that are made only where a sum of the squares as they are is above `PLAIN`
+    or below `least`; always where devices would have to tell each other.
     """
     xp = namespace(units.parts[0])
 

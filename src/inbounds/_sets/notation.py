@@ -32,7 +32,7 @@ _INDICES = str.maketrans("0123456789in", "₀₁₂₃₄₅₆₇₈₉ᵢₙ")
 
 
 def mathematics(given: Set) -> str:
-    """A set in set-builder notation, such as `{w : ‖w‖₂ ≤ 2}`; empty if its docstring has no definition."""
+    """A set in set-builder notation, such as `{w : ‖w‖₂ ≤ 2}`; empty if its class defines none."""
     if isinstance(given, Joint):
         return f"({', '.join(given.weights)}) ∈ {mathematics(given.inner)}"
     if type(given) is Together:

@@ -1,4 +1,4 @@
-"""The projection on one row with bounds on entries: one multiplier for each unit, found in a bracket.
+"""The projection on one row with bounds on entries: one multiplier per unit, found in a bracket.
 
 The entries are known by a formula once the multiplier t is known (see `normal_form`), and what they
 add up to falls in t. Newton's method finds where it meets the level; a step that leaves the bracket
@@ -35,7 +35,9 @@ point does to rounding: the squares of what is left would vanish."""
 
 
 def nearest_on_one_row(units: Units, declaration: Declaration, moved: Array) -> Units:
-    """The units that are moved, at their nearest points; the result meets the level where bounds leave it room.
+    """The units that are moved, at their nearest points.
+
+    The result meets the level where bounds leave it room.
 
     Args:
         units: of any parts, in their metric.
@@ -57,7 +59,7 @@ def nearest_on_one_row(units: Units, declaration: Declaration, moved: Array) -> 
 
 
 class _OneRow:
-    """One row, and the free entries of units, divided by a number for each unit so that they are of the size of 1.
+    """One row and the free entries of units, divided by a number per unit to be of the size of 1.
 
     Attributes:
         level: what the entries are to add up to, or at most.
@@ -66,7 +68,8 @@ class _OneRow:
         ease: by how much a multiplier of 1 moves each entry.
         none: the multiplier that moves nothing, below which that of an inequality doesn't go.
         noise: the part of a sum that may be rounding.
-        slack: how near to a ball is enough: the next step of training makes up for the rest, see `Units`.
+        slack: how near to a ball is enough: the next step of training makes up for the rest, see
+            `Units`.
     """
 
     def __init__(self, units: Units, free: Units, declaration: Declaration) -> None:
@@ -116,7 +119,7 @@ class _OneRow:
             self.none = xp.full_like(level, -np.inf)
 
     def based(self, x: Units) -> tuple[Units, Values]:
-        """What the multiplier is taken from, and the sign that an entry has, of free entries that may be live."""
+        """The `base` and the sign of free entries, which may carry a derivative."""
         xp = self.xp
         away = x.map(_less, self.offset)
         sign: Values = 1.0
@@ -127,7 +130,10 @@ class _OneRow:
         return away.map(lambda x, unit: x / unit, self.unit), sign
 
     def entries(self, base: Units, t: Array) -> Units:
-        """The entries at a multiplier, relative to the centre; those of a 1-norm without bounds without their sign."""
+        """The entries at a multiplier, relative to the centre.
+
+        Those of a 1-norm without bounds have no sign.
+        """
         xp = self.xp
 
         def entry(b: Array, a: Any, e: Any, d: Any, sign: Any, low: Any, high: Any, t: Array) -> Array:
@@ -138,7 +144,10 @@ class _OneRow:
         return base.map(entry, self.weights, self.ease, self.costs, self.sign, self.low, self.high, t)
 
     def number(self, y: Units, size: bool = False) -> Array:
-        """What is compared with the level, its square for a ball; or the size of what is added up."""
+        """What is compared with the level, for a ball its square.
+
+        If `size`, it is the sum of the sizes of what is added up.
+        """
         xp = self.xp
 
         def term(y: Array, a: Any) -> Array:
@@ -150,7 +159,7 @@ class _OneRow:
         return y.total(term, self.weights)
 
     def moving(self, y: Array, low: Any, high: Any) -> Array:
-        """1 where an entry moves with the multiplier, 0 where a bound or the centre of a 1-norm holds it."""
+        """1 if an entry moves with the multiplier, 0 if a bound or a 1-norm's centre holds it."""
         if self.positive:
             return above(y, 0.0)
         one: Any = self.xp.sign(self.xp.abs(y)) if self.kind == "diamond" else 1.0
@@ -171,7 +180,7 @@ class _OneRow:
         return y.sum(slope, self.weights, self.ease, self.costs, self.low, self.high, t)
 
     def look(self, t: Array) -> tuple[Array, Array, Array]:
-        """By how much the level is exceeded; the step to where Newton's method sees it met; what is rounding."""
+        """How far the level is exceeded; Newton's step to where it is met; how much is rounding."""
         xp = self.xp
         y = self.entries(self.base, t)
         number, slope = self.number(y), self.slope(y, t)
@@ -200,7 +209,10 @@ class _OneRow:
         return in_a_bracket(self.look, xp.where(moved, start, zero), least, moved, exact=self.positive)
 
     def finished(self, y: Units, t: Array) -> Units:
-        """The entries as weights, after a step that makes up for rounding: a scale, or a shift of those that move."""
+        """The entries as weights, after a step that makes up for rounding.
+
+        The step scales entries, or shifts those that move.
+        """
         xp = self.xp
         number = self.number(y)
         if self.linear and not self.positive:
@@ -252,15 +264,15 @@ class _OneRow:
 def in_a_bracket(
     look: Callable[[Array], tuple[Array, Array, Array]], start: Array, least: Array, moved: Array, *, exact: bool
 ) -> Array:
-    """For each unit that is moved the number, at least so large, at which what falls in it is 0 to rounding.
+    """For each unit that is moved, the number at which a falling function is 0, to rounding.
 
     Args:
-        look: gives what it is at some numbers, the step to where Newton's method sees 0, and how
+        look: gives the function at some numbers, the step to where Newton's method sees 0, and how
             near to 0 is rounding.
         start: where the search begins.
-        least: below which it never goes.
+        least: the number below which it never goes.
         moved: the units that are searched for.
-        exact: whether what falls is convex and piecewise linear, where a few looks are enough.
+        exact: whether the function is convex and piecewise linear: then a few looks are enough.
     """
     xp = namespace(start)
     zero = xp.zeros_like(start)

@@ -36,7 +36,7 @@ FEW = 4  # up to this many entries are counted one by one, which a binary search
 
 @registered
 class Monotone(Set):
-    """{w : w_1 <= w_2 <= ... <= w_n}, each unit: its entries in order; with `increasing=False` w_1 >= ... >= w_n.
+    """{w : w_1 <= w_2 <= ... <= w_n}, each unit: entries in order, falling if `increasing=False`.
 
     For weights along an axis that means something: thresholds, dose or age classes, the bins of a
     calibration. The nearest point replaces runs of entries that are out of order by their mean,
@@ -95,7 +95,10 @@ class Monotone(Set):
         return xp.max(-steps if self.increasing else steps, axis=1)
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
-        """The entries that the mask marks, one after the other; a row with fewer of them goes on in steady steps."""
+        """The entries that the mask marks, one after the other.
+
+        A row with fewer of them goes on in steady steps.
+        """
         xp = namespace(rows)
         marked = mask.sum(axis=1, keepdims=True)
         width = max(1, int(marked.max(initial=0)))
@@ -109,7 +112,7 @@ class Monotone(Set):
 
 
 def _isotonic(rows: Array, costs: Array | None, differentiable: bool) -> Array:
-    """The nearest rows whose entries don't fall, in the norm of some costs; None: in the Euclidean one."""
+    """The nearest rows whose entries don't fall, in the norm of `costs`; None: the Euclidean."""
     xp = namespace(rows)
     units, size = rows.shape
     padded = 1 << (size - 1).bit_length()
@@ -129,7 +132,9 @@ def _isotonic(rows: Array, costs: Array | None, differentiable: bool) -> Array:
 
 
 def _merged(pairs: Array, costs: Array | None, share: Array, differentiable: bool) -> Array:
-    """Pairs of halves, of shape (units, pairs, size), each in order by itself, as wholes in order: the nearest.
+    """The nearest wholes in order, from pairs of halves that are each in order by themselves.
+
+    The pairs, and the wholes, have the shape (units, pairs, size).
 
     What exceeds a level on the left, and what falls short of it on the right, becomes that level,
     which is the mean of what becomes it. Entry i of the left, counted from the middle, is above the
@@ -199,9 +204,10 @@ def _less(rising: Array, numbers: Array) -> Array:
 
 
 def _leading(holds: Callable[[Array], Array], size: int, none: Array) -> Array:
-    """How many of `size` entries satisfy a condition that holds up to some entry and not beyond: a binary search.
+    """How many of `size` entries satisfy a condition, by a binary search.
 
-    For indices, `holds` says where it does; `none` is a zero, an integer, for each search.
+    The condition holds up to some entry and not beyond. For indices, `holds` says where it does;
+    `none` is a zero, an integer, for each search.
     """
     xp = namespace(none)
     if size <= FEW and none.shape[-1] == 1:
@@ -222,7 +228,11 @@ def _at(x: Array, index: Array) -> Array:
 
 
 def _packing(mask: Array) -> tuple[Array, Array, Array]:
-    """How entries that a mask marks are moved to the front: where each comes from, which those are, where each went."""
+    """How entries that a mask marks are moved to the front.
+
+    For each place, the index of the entry that moves there, and whether that is a marked one; for
+    each entry, the place to which it moves.
+    """
     xp = namespace(mask)
     ranks = xp.cumsum(cast(mask, "int32"), axis=1)
     size = ranks.shape[1]

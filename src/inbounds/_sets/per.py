@@ -168,9 +168,10 @@ class Per(Wrapped):
 
 
 class OwnUnits(Per):
-    """A member of an intersection whose sets have different units, with its own. It is never saved, the set in it is.
+    """A member, with its own units, of an intersection whose sets have different units.
 
-    Its units are those of the set `beside`: it itself, or one that has units where it has none.
+    Its units are those of the set `beside`: it itself, or one that has units where it has none. It
+    is never saved, the set in it is.
     """
 
     def __init__(self, set: Set, beside: Set) -> None:  # noqa: A002  # the word of the library
@@ -182,7 +183,7 @@ class OwnUnits(Per):
 
 
 def by_units(sets: Sequence[Set]) -> list[Set]:
-    """The members of an intersection: where sets have different units, each with its own; else as they are.
+    """The members of an intersection: where units differ, each with its own; else as they are.
 
     A set that looks at each entry by itself has the units of the first that doesn't.
     """
@@ -198,7 +199,10 @@ def by_units(sets: Sequence[Set]) -> list[Set]:
 
 
 def of_axes(given: Set, shapes: Sequence[tuple[int, ...]]) -> tuple[Set, tuple[Axes, ...]] | None:
-    """A set whose units are those of `per`, as the set in it and axes of the weights; None where these don't tell."""
+    """A set whose units are those of `per`, as the set in it and axes of the weights.
+
+    None where axes of the weights don't tell its units.
+    """
     if isinstance(given, JointSet):
         inner = of_axes(given.inner, shapes)
         return inner and (given.rebuilt([inner[0]]), inner[1])

@@ -1,4 +1,7 @@
-"""The public sets: `__all__` is the one list of their names, which `inbounds` and `inbounds.constraints` repeat."""
+"""The public sets.
+
+`__all__` is the one list of their names, which `inbounds` and `inbounds.constraints` repeat.
+"""
 
 from inbounds._sets.custom import Custom
 from inbounds._sets.entries import Box, Fixed, NonNeg, NonPos

@@ -56,7 +56,7 @@ def difference(
     """
     fine = units.as_computed()  # else what is a grain of the weights outside would be left there
     one, slope = fine.together(together), gradient.together(together)
-    e, usable = reach(units.together(together), slope)
+    e, _, usable = reach(units.together(together), slope)
     stepped = one.map(lambda x, g, e: x - e * g, slope, e).apart(units)
     ended = project(stepped).together(together)
     here, stepped = project(fine).together(together), stepped.together(together)
@@ -68,7 +68,7 @@ def difference(
 
 
 def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Array | float) -> Units:
-    """The reduced gradient of {w : low <= |w| <= high}: without what points out of it along the ray of a unit.
+    """The reduced gradient of {w : low <= |w| <= high}: without what points out along a unit's ray.
 
     Of a unit that is off a bound by less than `SHARE` of its norm, a part of that is taken. Two
     sums and a map, of which one sum is left where the values can be read and no unit is near its
@@ -94,7 +94,11 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     rounding = 2 * units.judged(root=True).held(1.0)
 
     def share(short: Array | float) -> Array:
-        """The share that is taken of a unit that is short of a bound by so much of its norm; rounding is nothing."""
+        """The share that is taken of what points out of the set.
+
+        `short` is the distance of a unit from the bound, as a part of its norm; rounding counts as
+        nothing.
+        """
         return xp.clip((1 + rounding / SHARE) - short / SHARE, 0, 1)
 
     bounded_below = extremes(low)[1] > 0
@@ -118,8 +122,8 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     return gradient.chosen(taken != 0, gradient.map(add_product, units, -taken))
 
 
-def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array]:
-    """For each unit e, and whether there is one: whether the gradient is neither 0 nor infinite.
+def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array, Array]:
+    """For each unit e, the gradient's largest entry, and whether that is neither 0 nor infinite.
 
     Args:
         units: where the gradient is taken.
@@ -135,4 +139,4 @@ def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, A
     size = xp.where(size > 0, size, xp.ones_like(size))
     usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)
     e = max(share, 2 * epsilon(units.dtype)) * size / xp.where(usable, slope, xp.ones_like(slope))
-    return xp.where(usable, e, xp.ones_like(e)), usable
+    return xp.where(usable, e, xp.ones_like(e)), slope, usable

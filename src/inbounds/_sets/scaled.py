@@ -26,7 +26,7 @@ from inbounds._sets.value import shown_callable
 
 @registered
 class Scaled(Wrapped):
-    """{s w : w in a set}, where the factor s follows the steps of training: what `a.scaled(schedule)` makes.
+    """{s w : w in a set}, where s follows the steps of training: what `a.scaled(schedule)` makes.
 
     A bound that tightens, or loosens, as training goes on: `MaxNorm(1).scaled(schedule)` with a
     schedule from 4 to 1 bounds the norm by 4 at first and by 1 in the end. A cone (NonNeg,
@@ -87,7 +87,10 @@ class Scaled(Wrapped):
         return factor
 
     def inside(self, *given: Any) -> tuple[Set, list[Any]]:
-        """The set in it, and units over the factor; the gradient there isn't divided, since P_sC(x) = s P_C(x / s)."""
+        """The set in it, and the units divided by the factor.
+
+        The gradient there isn't divided, since P_sC(x) = s P_C(x / s).
+        """
         units, *others = given
         return self.set, [units.with_parts([part / self._factor(part) for part in units.parts]), *others]
 

@@ -2,8 +2,8 @@
 
 A family of sets says three things: how units are projected (`_project`), how far rows are outside
 (`_excess`), and how exact floating point lets it be (`_tolerance`). Everything else is here:
-dtypes, shapes, axes, and the two doors, `project` and `violation` on rows and `__call__` on a weight
-as Keras calls it.
+dtypes, shapes, axes, and the two doors, `project` and `violation` on rows and `__call__` on a
+weight as Keras calls it.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Set(Value):
     convex: ClassVar[bool] = True
     has_boundary: ClassVar[bool] = True  # whether it can be told if a unit lies on the boundary
     exact_in_metric: ClassVar[bool] = False  # whether `_project` heeds the metric of the units
+    bounds_one_norm: ClassVar[bool] = False  # whether it has faces that steps of one size, as Lion's, drag along
     allows_frozen: ClassVar[bool] = True  # whether free entries of a unit can make up for those that are frozen
     of_each_unit: ClassVar[tuple[str, ...]] = ()  # the arguments that may be arrays with one number for each unit
     needs_latent: ClassVar[bool] = False  # whether training stalls without latent weights, see `Training`
@@ -103,16 +104,22 @@ class Set(Value):
 
     @abstractmethod
     def _project(self, units: Units) -> Units:
-        """The nearest units in the set. A unit inside comes back as it is; NaN and infinities stay, see `project`."""
+        """The nearest units in the set.
+
+        A unit inside comes back as it is; NaN and infinities stay, see `project`.
+        """
 
     @abstractmethod
     def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
-        """For each finite row, a unit of that shape, how far it is outside: 0 on the boundary, below 0 inside."""
+        """For each finite row, how far it is outside: 0 on the boundary, below 0 inside.
+
+        A row is a unit of shape `unit_shape`.
+        """
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        """How far from the set rounding may leave a unit of that size; here of entries that are moved exactly.
+        """How far from the set rounding may leave a unit of that size.
 
-        XLA takes numbers below the smallest normal one for 0.
+        Here entries are moved exactly, but XLA takes numbers below the smallest normal one for 0.
         """
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
@@ -142,18 +149,21 @@ class Set(Value):
 
     @property
     def full_gradient_reason(self) -> str:
-        """Why an optimizer sees all of a gradient where the reduced one is asked for, in words; empty: it doesn't."""
+        """Why an optimizer sees all of a gradient where the reduced one is asked for, in words.
+
+        Empty where it sees the reduced one.
+        """
         if self.separable:
             return "each entry is projected by itself"
         return "" if self.has_reduced_gradient else "the set is neither convex nor smooth"
 
     @property
     def has_normal_form(self) -> bool:
-        """Whether it is made of bounds on entries, linear rows, balls and 1-norms, which `declaration` gives."""
+        """Whether it is made of bounds, linear rows, balls and 1-norms, see `declaration`."""
         return type(self).declaration is not Set.declaration
 
     def declaration(self, units: Units) -> Declaration:
-        """What it asks of the rows of units, for intersections; only of sets that say `has_normal_form`."""
+        """What it asks of units, for intersections; only of sets that say `has_normal_form`."""
         raise NotImplementedError(f"{type(self).__name__} has no normal form")
 
     @property
@@ -164,7 +174,7 @@ class Set(Value):
     # What is made of it.
 
     def __and__(self, other: Constraint) -> Set:
-        """The intersection; its projection is the nearest point of it, not one projection after the other.
+        """The intersection; its projection is its nearest point, not one projection after another.
 
         Args:
             other: a set, or a constraint of Keras' own, which becomes the set that it means, with
@@ -184,7 +194,7 @@ class Set(Value):
         raise SetError(wrong, f"bool({self!r})", where=where, instead=instead)
 
     def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:
-        """The set for those entries only that a mask marks; the others are neither seen nor changed.
+        """The set for only those entries that a mask marks; others are neither seen nor changed.
 
         Args:
             mask: booleans that broadcast to the weight; within a `Joint`, one for each entry of a
@@ -217,7 +227,7 @@ class Set(Value):
         return CLASSES[to](self, *arguments)
 
     def scaled(self, schedule: Callable[[Any], Any]) -> Set:
-        """The set times a factor that follows the steps of training, so that a bound can tighten or loosen.
+        """The set times a factor that follows the steps of training, to tighten or loosen a bound.
 
         Args:
             schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a callable from a step
@@ -241,11 +251,11 @@ class Set(Value):
         return self._trained("in_training", {name: value for name, value in given.items() if value is not None})
 
     def at(self, step: Step) -> Set:
-        """The set as it is after so many steps of training, a number or a tensor; most sets are always the same."""
+        """The set after so many steps of training, a number or a tensor; most sets never change."""
         return self
 
     def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
-        """The set on weights of such layouts, whose axes `on`, `per` and names of groups refer to."""
+        """The set on weights of such layouts, to whose axes `on`, `per` and group names refer."""
         return self
 
     @property
@@ -262,7 +272,10 @@ class Set(Value):
     # The engine, for sets and what puts them to work.
 
     def nearest(self, units: Units) -> Units:
-        """The nearest units in the set, about its centre, and in their metric where the set is convex or heeds it."""
+        """The nearest units in the set, about its centre.
+
+        They are nearest in their metric where the set is convex or heeds it.
+        """
         if units.metric is not None and not self.exact_in_metric:
             if self.convex and not self.separable:
                 return in_steps(self.nearest, units, couples=self.couples_units)
@@ -278,11 +291,11 @@ class Set(Value):
         return units.map(back, self._project(shifted), shifted, centers)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        """What the set leaves of a gradient at some units, for an optimizer to see: see `reduced`."""
+        """What the set leaves of a gradient for an optimizer to see, see the module `reduced`."""
         return difference(self.nearest, units, gradient, together=self.couples_units, by_entry=self.separable)
 
     def multiplier(self, units: Units, taken: Units) -> Exact:
-        """For each thing that a report counts, the fall of the loss for each unit by which its bound is loosened.
+        """For each thing that a report counts, how fast the loss falls as its bound is loosened.
 
         Here, all bounds on single entries are loosened at once; any other set is widened on all
         sides. `taken` is the normal of the set, at `units`, in the direction of descent.
@@ -292,7 +305,7 @@ class Set(Value):
         return np.asarray(np.sqrt(self._by_count(taken.total(np.square))))
 
     def _by_scale(self, units: Units, taken: Units, size: Bound) -> Exact:
-        """`multiplier` of the size of a set that is this size times another one, about its centre."""
+        """`multiplier` of the size of a set that is this size times another, about its centre."""
         return self._by_count(taken.total(lambda n, x: n * x, self.centred(units))) / size
 
     def _by_count(self, numbers: Exact) -> Exact:
@@ -300,7 +313,10 @@ class Set(Value):
         return np.asarray(np.sum(np.reshape(numbers, (self.reported_units(numbers.size), -1)), axis=1))
 
     def edges(self, laid: Laid) -> list[Exceeded]:
-        """For each bound how far units exceed it, by infinity those with entries that aren't finite; and its slack."""
+        """For each bound, how far units exceed it, and its slack.
+
+        Units with entries that aren't finite exceed it by infinity.
+        """
         rows = laid.rows
         xp = namespace(rows)
         rows = xp.where(xp.isfinite(rows), rows, xp.zeros_like(rows))
@@ -321,7 +337,7 @@ class Set(Value):
         return [(self._excess(rows, laid.unit_shape), self._slack(laid))]
 
     def _slack(self, laid: Laid) -> Any:
-        """What counts as inside: `_tolerance`, and 4 ulp at the size of numbers that a bound doesn't limit."""
+        """What counts as inside: `_tolerance`, plus 4 ulp of numbers that a bound doesn't limit."""
         size = laid.rows.shape[1] * (laid.rows.shape[0] if self.whole else 1)
         tolerance = self._tolerance(laid.dtype, size)
         if not isinstance(laid.rows, np.ndarray):  # who asks for violations only, of tensors, asks for no tolerance
@@ -329,7 +345,10 @@ class Set(Value):
         return ULPS * ulps(self._magnitude(laid.known), laid.dtype) + tolerance
 
     def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
-        """How far each unit that some weights make together is outside, in float64; for each, the axes of a unit."""
+        """How far each unit that some weights make together is outside, in float64.
+
+        `axes` has those that a unit spans, for each weight.
+        """
         if len(blocks := self.blocks(weights, axes)) == 1:
             return self._measured(Laid.of_weights(weights, axes))
         arrays = list(map(in_numpy, weights))
@@ -404,13 +423,14 @@ class Set(Value):
             return cast(self.nearest(units.comparable(self.couples_units)).parts[0], dtype_of(rows))
 
     def violation(self, rows: Rows) -> Array:
-        """How far each row is outside, in the units of the weight; 0 inside, infinity for NaN and infinities.
+        """How far each row is outside; 0 inside, infinity for NaN and infinities.
 
         Args:
             rows: as for `project`.
 
         Returns:
-            Shape (units,), or (1,) for a set of a whole matrix.
+            Numbers in the units of the weight, of shape (units,), or (1,) for a set of a whole
+            matrix.
         """
         rows = _checked_rows(self, rows)
         xp = namespace(rows)
@@ -418,7 +438,7 @@ class Set(Value):
         return functools.reduce(xp.maximum, excesses, xp.zeros_like(excesses[0]))
 
     def tolerance(self, dtype: str, rows: Rows | None = None) -> Any:
-        """The largest violation that counts as inside for weights of that dtype, in the units of the weight.
+        """The largest violation that counts as inside for weights of that dtype.
 
         Args:
             dtype: "float16", "bfloat16", "float32" or "float64".
@@ -428,7 +448,7 @@ class Set(Value):
                 units of one entry.
 
         Returns:
-            A float, or an array of shape (units,) where rows are given.
+            A float, or an array of shape (units,) where rows are given, in the units of the weight.
         """
         if dtype not in MANTISSA_BITS:
             wrong = "`dtype` is none of " + ", ".join(MANTISSA_BITS)
@@ -439,7 +459,7 @@ class Set(Value):
         return self._measured(dataclasses.replace(laid, dtype=dtype)).slack
 
     def __call__(self, w: Numbers) -> Array:
-        """The nearest weight in the set, as Keras calls a constraint: with a variable or a tensor of any shape."""
+        """The nearest weight in the set to a variable or tensor of any shape, as Keras calls it."""
         weight: Any = keras.ops.convert_to_tensor(w) if isinstance(w, keras.Variable) else w
         weight = np.asarray(weight, dtype="float64") if isinstance(weight, (list, tuple, float, int)) else weight
         _check_float(self, weight)
@@ -453,7 +473,7 @@ class Set(Value):
             return cast(own.nearest(units).parts[0], dtype_of(weight))
 
     def span(self, shape: tuple[int, ...], fan_in: Axes | None = None) -> Axes:
-        """The axes that one unit of a weight spans: the explicit `axis`, or those of `layer_span`."""
+        """The axes that one unit of a weight spans: the explicit `axis`, or `layer_span`."""
         rank = len(shape)
         if self.axis is not None:
             if len({axis % rank for axis in self.axis if -rank <= axis < rank}) < len(self.axis):
@@ -494,7 +514,7 @@ class Set(Value):
 
     @property
     def stackable(self) -> bool:
-        """Whether weights that are alike can be projected as one, with one more axis that counts units."""
+        """Whether weights that are alike can be projected as one, with one more axis of units."""
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         table = any(value.ndim > (name not in self.of_each_unit) for name, value in arrays.items())  # of one layer's
         return not self.whole and self.center is None and not table
@@ -514,14 +534,17 @@ class Set(Value):
         return not self.couples_units and not any(map(of_numbers, own))
 
     def blocks(self, weights: Sequence[Array], axes: Sequence[Axes]) -> list[tuple[Block, ...]]:
-        """Indices that cut large weights into blocks, see `blocks_of`; a single one where units can't be apart."""
+        """Indices that cut large weights into blocks, see `blocks_of`.
+
+        There is a single block where units can't be apart.
+        """
         views = [View(tuple(one.shape), span) for one, span in zip(weights, axes, strict=True)]
         blocks = blocks_of(views)
         return blocks if len(blocks) == 1 or self.splittable else [((),) * len(views)]
 
 
 def of_keras(constraint: Any) -> Any:
-    """The set that a constraint of Keras' own means, with its axis as given; anything else as it is."""
+    """The set that Keras' own constraint means, with its axis as given; anything else as it is."""
     cls = type(constraint)
     if cls is keras.constraints.Constraint or cls is not getattr(keras.constraints, cls.__name__, None):
         return constraint
@@ -549,7 +572,7 @@ def with_argument(given: Set, name: str, value: Any) -> Set:
 
 
 def finite_rows(rows: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Whether all entries of each row that a mask marks are finite, and the rows with 0 for what isn't."""
+    """Whether all marked entries of each row are finite, and the rows with 0 for what isn't."""
     xp = namespace(rows)
     good = xp.isfinite(rows)
     finite = xp.all(good if mask is None else good | ~mask, axis=1, keepdims=True)

@@ -107,7 +107,7 @@ def k_largest(sizes: Array, k: int) -> Array:
 
 
 def _threshold(sizes: Array, k: int) -> Array:
-    """A number for each row that fewer than k entries, or just k, are above, and at least k are not below."""
+    """For each row a number that at most k entries are above, and at least k are not below."""
     xp = namespace(sizes)
     if xp is np:
         return np.partition(sizes, -k, axis=1)[:, -k, np.newaxis]

@@ -1,6 +1,7 @@
-"""Sets of matrices by their spectrum: SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite.
+"""Sets of matrices by their spectrum.
 
-The nearest matrix keeps the singular vectors of the given one and changes its singular values only.
+SpectralNorm, NuclearNorm, Orthogonal, LowRank, PositiveSemidefinite: the nearest matrix keeps the
+singular vectors of the given one and changes its singular values only.
 
 Newton-Schulz steps and Gram matrices decide what is inside, and finish what is nearly orthogonal,
 without a decomposition: that is where products win, see docs/measurements.md.
@@ -67,7 +68,7 @@ class _Spectral(MatrixSet):
 
     @abstractmethod
     def _nearest_wide(self, matrices: Array, units: Units) -> tuple[Array, Array]:
-        """`_nearest` for matrices with as many rows as columns or fewer; NumPy's come and go in float64."""
+        """`_nearest` for matrices no taller than wide; NumPy's come in, and go out, in float64."""
 
     @abstractmethod
     def _beyond(self, values: Array) -> Array:
@@ -77,16 +78,19 @@ class _Spectral(MatrixSet):
         return self._by_wide(lambda wide: self._nearest_wide(wide, units), matrices)
 
     def _by_wide(self, formula: Callable[..., tuple[Array, Any]], *matrices: Array) -> tuple[Array, Any]:
-        """A formula for matrices with as many rows as columns or fewer, whose first result is turned back."""
+        """The results of a formula for matrices no taller than wide.
+
+        Taller matrices are transposed for it, and its first result is transposed back.
+        """
         turned = matrices[0].shape[1] > matrices[0].shape[2]
         with exact_products(matrices[0]):
             found, other = formula(*(in_working_precision(transposed(x) if turned else x) for x in matrices))
         found = cast(transposed(found) if turned else found, dtype_of(matrices[0]))
-        # PyTorch rounds a transposed view to half precision by other code, which changes NaN's bits.
+        # PyTorch rounds transposed views to half precision by other code, which changes NaN's bits.
         return found.contiguous() if is_eager_torch(found) else found, other
 
     def _reduced_by(self, formula: Callable[[Array, Array, Units], Array], units: Units, gradient: Units) -> Units:
-        """`reduced` by a formula for wide finite matrices; where something isn't finite the gradient as it is."""
+        """`reduced` by a formula for wide matrices; the full gradient if something isn't finite."""
         given = gradient.rows()
         xp = namespace(given)
         matrices, slopes = self._matrices(units.rows()), self._matrices(given)
@@ -112,9 +116,10 @@ class _Shrinking(_Spectral):
 
     @abstractmethod
     def _changed(self, values: Array, scale: Array, dtype: str) -> tuple[Array, Array]:
-        """The singular values of the nearest matrices over `_unit`, and their derivatives, from the ascending `values`.
+        """The singular values of the nearest matrices over `_unit`, and their derivatives.
 
-        Those are the singular values of the matrices over `scale`, of shape (stack, 1).
+        `values` are the singular values, ascending, of the matrices divided by `scale`, which has
+        the shape (stack, 1).
         """
 
     def _unit(self, scale: Array) -> Array:
@@ -123,7 +128,7 @@ class _Shrinking(_Spectral):
 
     @abstractmethod
     def _outside(self, matrices: Array, values: Array, units: Units) -> Array:
-        """Which of `units` as matrices (stack, k, n) with ascending singular values (stack, k) are outside."""
+        """Which matrices (stack, k, n), with ascending singular values (stack, k), are outside."""
 
     def _enough(self, scale: Array) -> Any:
         """The singular value of the divided matrices below which others need not be told apart."""
@@ -185,7 +190,10 @@ class _Ball(_Shrinking):
         return self._beyond(np.linalg.svd(self._matrices(rows), compute_uv=False)) + self.max_value
 
     def _margin(self, values: Array, dtype: str) -> float:
-        """The relative distance below the bound at which projections aim; without float64 the judgement errs too."""
+        """The relative distance below the bound at which projections aim.
+
+        It is larger without float64, where the judgement errs too.
+        """
         computed = dtype_of(values)
         if computed == "float32" and not has_float64():
             return 2 * self._off(values.shape[1], computed)
@@ -232,8 +240,8 @@ class SpectralNorm(_Ball):
     A zero matrix is inside. Singular values below the bound stay; equal ones are no special case.
     What ends up at the bound is aimed 3 + 2 sqrt(n) epsilons of float32 (float64) below it, for n
     rows or columns, whichever are fewer, so that the tolerance of float32 is 4 ulp at every size;
-    on JAX without float64 twice as far. A large matrix within a few ulp of the bound may be moved by
-    as much. NaN and infinities stay, and count as violated.
+    on JAX without float64 twice as far. A large matrix within a few ulp of the bound may be moved
+    by as much. NaN and infinities stay, and count as violated.
 
     Source: Lefkimmiatis, Ward and Unser, "Hessian Schatten-norm regularization for linear inverse
     problems", 2013; Sedghi, Gupta and Long, "The singular values of convolutional layers", 2019.
@@ -263,7 +271,7 @@ class SpectralNorm(_Ball):
         return self._reduced_by(self._left, self.centred(units), gradient)
 
     def _left(self, matrices: Array, slopes: Array, units: Units) -> Array:
-        """The gradient less the part of its descent that would raise the singular values at the bound.
+        """The gradient less the part of its descent that would raise singular values at the bound.
 
         In their singular vectors u and v that part is u Z v^T, with Z the positive semidefinite
         part of the symmetric part of -u^T g v (Watson, "Characterization of the subdifferential of
@@ -307,7 +315,7 @@ class SpectralNorm(_Ball):
 
 @registered
 class NuclearNorm(_Ball):
-    """{W : sigma_1(W) + sigma_2(W) + ... <= max_value}, the whole matrix: the sum of singular values is bounded.
+    """{W : sigma_1(W) + sigma_2(W) + ... <= max_value}, singular values of the whole matrix.
 
     The convex way to a low rank: small singular values become 0. For a rank that is known, see
     `LowRank`.
@@ -499,7 +507,7 @@ class LowRank(_AtItsSize, _Shrinking):
 
 @registered
 class PositiveSemidefinite(_AtItsSize, SquareSet):
-    """{W : W = W^T and x^T W x >= 0 for every x}, the whole matrix, square: symmetric, no negative eigenvalue.
+    """{W : W = W^T and x^T W x >= 0 for every x}, the whole matrix, square: no negative eigenvalue.
 
     For kernels, covariances, metrics and recurrent weights with an energy. The nearest such matrix
     is the symmetric part without its negative eigenvalues.

@@ -1,4 +1,6 @@
-"""Nearest points by nothing but projections: Dykstra's algorithm, projections in turn, proximal gradient steps.
+"""Nearest points by nothing but projections.
+
+The methods are Dykstra's algorithm, projections in turn, and proximal gradient steps.
 
 Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex sets in
 Hilbert spaces", 1986; Birgin and Raydan, "Robust stopping criteria for Dykstra's algorithm", 2005;
@@ -35,7 +37,10 @@ def in_turn(projections: Sequence[Projection], units: Units) -> Units:
 def repeated(
     project: Projection, units: Units, unfinished: Callable[[Units, Units], Array], limit: int, unrolled: int = 0
 ) -> Units:
-    """A projection, and again from its result while units are unfinished, with the derivative of the first."""
+    """A projection, repeated from its result while units are unfinished.
+
+    The derivative is that of the first.
+    """
     first = project(units)
     fixed = replace(first.constants(), differentiable=False)
 
@@ -67,7 +72,7 @@ def _with_derivative_of(value: Units, other: Units) -> Units:
 
 
 def until_inside(project: Projection, members: Sequence[Projection], units: Units) -> Units:
-    """A projection, and again from its result, where rounding is finer, until no member's moves it."""
+    """A projection, repeated from its result, where rounding is finer, until no member moves it."""
 
     def outside(_: Units, new: Units) -> Array:
         plain = new.costing(None)
@@ -77,7 +82,10 @@ def until_inside(project: Projection, members: Sequence[Projection], units: Unit
 
 
 def dykstra(projections: Sequence[Projection], units: Units) -> Units:
-    """Dykstra's algorithm, and once more from its result: what rounding left there is at the size of the sets."""
+    """Dykstra's algorithm, and once more from its result.
+
+    What rounding leaves after that is at the size of the sets.
+    """
     first, taken = _dykstra_from_near(projections, replace(units.constants(), differentiable=False))
     again, _ = _dykstra_from_near(projections, first)
     ended = in_turn(projections, again.costing(None)).costing(units.costs)
@@ -144,7 +152,7 @@ def _dykstra_round(projections: Sequence[Projection], here: Units, taken: Sequen
 
 
 def in_steps(project: Callable[[Units], Units], units: Units, *, couples: bool) -> Units:
-    """The units, with costs of at most 1, at the nearest point of a convex set in their metric; what is inside stays.
+    """The units at the nearest point of a convex set in their metric; what is inside stays.
 
     Accelerated proximal gradient steps `y <- P(z - d (z - x))`, for costs d of at most 1, are
     Euclidean projections. Every one ends inside, and a point that all of them leave where it is is

@@ -20,7 +20,6 @@ from inbounds._arrays.ops import (
     Array,
     above,
     constant,
-    interpolate,
     namespace,
     times,
     without_gradient,
@@ -69,7 +68,7 @@ class Linear(Set):
         return repeated(project, units, moves_on, LOOKS)
 
     def _shift(self, units: Units, slope: Units, squares: Array) -> Array:
-        """How far each unit is to move along the slope, over what that costs; 0 where it is inside."""
+        """How far each unit is to move along the slope, over its cost; 0 where it is inside."""
         xp = namespace(units.parts[0])
         least = units.numbers(np.maximum(np.abs(self.level), 1 / HUGE))
         size = without_gradient(xp.minimum(xp.maximum(units.max(xp.abs), least), HUGE))  # lets no sum overflow
@@ -188,8 +187,9 @@ class Halfspace(_WithNormal):
         offset: a number for all units, or an array with one for each; finite.
         axis: see `MaxNorm`.
 
-    Cost: four passes, as `SumTo`. The violation is the distance, (normal . w - offset) /
-    |normal|; rounding is measured at the sum of the sizes of its terms, see `tolerance`. NaN and infinities stay.
+    Cost: four passes, as `SumTo`. The violation is the distance, (normal . w - offset) / |normal|;
+    rounding is measured at the sum of the sizes of its terms, see `tolerance`. NaN and infinities
+    stay.
 
     Source: Boyd and Vandenberghe, "Convex Optimization", 2004, section 8.1.
 
@@ -316,6 +316,7 @@ class L1Ball(OfTotal):
     """
 
     exact_in_metric: ClassVar[bool] = True
+    bounds_one_norm: ClassVar[bool] = True
     of_each_unit = ("radius",)
 
     def __init__(self, radius: Numbers = 1.0, axis: Axis = None, center: Center = None) -> None:
@@ -355,14 +356,14 @@ def _beyond(rows: Array, slope: Array, level: np.ndarray[Any, Any]) -> Array:
 
 
 def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: bool) -> Units:
-    """The reduced gradient of a set whose entries, or if `signed` their sizes, are lowered to add up to a total.
+    """The reduced gradient of a set whose entries are lowered to add up to a total.
 
-    The point after a step `e g` has the entries of x - e g less e t in size, or 0, for one t a
-    unit. That is looked for in x / e - g: entries at 0, which a threshold on x - e g would lose in
-    rounding, are compared with it exactly.
+    If `signed`, their sizes are. With a = x / e - g, the point after a step `e g` is e a, with
+    entries drawn towards 0 by up to e t, for one t a unit; so g + clip(a, -t, t) is left of g. What
+    entries lose of their sizes is added up without these, beside which rounding would swallow it.
     """
     xp = namespace(units.parts[0])
-    e, usable = reach(units, gradient, NEAR)
+    e, steepest, usable = reach(units, gradient, NEAR)
     free, pull = units.only(free=True), gradient.only(free=True)
     assert free is not None
     assert pull is not None
@@ -371,34 +372,28 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         least = units.numbers(total - units.judged().held(total))  # rounding is nothing
         gap = xp.minimum(units.total(xp.abs) - least + moved_by, 0) / e
-    scaled = free.map(lambda x, e: x / e, e)
-    ahead = scaled.map(lambda x, g: x - g, pull)
+    ahead = free.map(lambda x, g, e: x / e - g, pull, e)
     sizes, signs = (ahead.map(xp.abs), ahead.map(xp.sign)) if signed else (ahead, 1.0)
-    # What an entry loses of its size, before t is taken: where it becomes 0, and where it doesn't.
-    lost = scaled.map(xp.abs)
-    moved = lost.map(lambda size, x, g, s: (size - times(s, x)) + times(s, g), scaled, pull, signs)
 
+    def lowered(x: Array, g: Array, s: Array, e: Array) -> Array:
+        """What the step takes of an entry's size, before t; it may turn the sign of x."""
+        return times(s, g) - 2 * xp.minimum(times(s, x / e), 0) if signed else g
+
+    lost = free.map(lowered, pull, signs, e)
     noise = units.judged().held(1.0) / 2 * xp.reshape(pull.total(xp.abs), units.shape)
 
-    def number(stays: Units) -> Array:
-        return xp.maximum(xp.reshape(stays.sum(lambda one: one), units.shape), 1)
-
     def look(t: Array) -> tuple[Array, Array, Array]:
-        stays = sizes.map(above, t)
-        count = number(stays)
-        over = gap - xp.reshape(lost.total(interpolate, moved, stays), units.shape) - count * t
-        return over, over / count, noise
+        taken = lost.total(lambda loss, size, t: loss + xp.minimum(size, t), sizes, t)
+        over = gap - xp.reshape(taken, units.shape)
+        count = xp.reshape(sizes.sum(above, t), units.shape)
+        return over, over / xp.maximum(count, 1), noise
 
-    support = free.map(xp.sign)  # entries that are 0 stay 0, as a rule
-    held, along = support.sum(xp.abs), support.sum(lambda s, g: s * g, pull)
-    near = (gap - xp.reshape(along, units.shape)) / xp.maximum(xp.reshape(held, units.shape), 1)
-    highest = xp.reshape(sizes.max(lambda w: w), units.shape)
-    t = in_a_bracket(look, xp.minimum(near, highest), xp.full_like(near, -np.inf), usable, exact=True)
-    stays = sizes.map(above, t)
-
-    tangential = scaled.map(lambda x, g, s, t, stays: interpolate(x, g + times(s, t), stays), pull, signs, t, stays)
-    points_out = (t if signed else xp.abs(t)) * number(stays) > 2 * noise
+    points_out = usable
+    if signed:
+        points_out = points_out & (gap - xp.reshape(lost.total(lambda loss: loss), units.shape) > 2 * noise)
+    t = in_a_bracket(look, steepest, xp.full_like(e, -np.inf), points_out, exact=True)
+    taken = ahead.map(lambda a, t: xp.maximum(xp.minimum(a, t), -t) if signed else xp.minimum(a, t), t)
     if not signed:
-        cut = stays.sum(lambda one, w: (1 - one) * xp.abs(xp.sign(w)), ahead)
-        points_out = points_out | (xp.reshape(cut, units.shape) > 0)
-    return gradient.chosen(usable & points_out, gradient.with_free(tangential))
+        points_out = points_out & (xp.reshape(taken.total(xp.abs), units.shape) > 2 * noise)
+    tangential = pull.map(lambda g, taken: g + taken, taken)
+    return gradient.chosen(points_out, gradient.with_free(tangential))

@@ -1,4 +1,4 @@
-"""Value: a constraint that is its arguments, by which it is compared, printed, saved and trained."""
+"""Value: a constraint that is compared, printed, saved and trained by its arguments."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ LEFT_OUT = ("center", "width")  # the arguments that a config has only where the
 
 
 class Value(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras has no types
-    """A constraint that is its arguments: it can't be changed, and prints as the code that makes it."""
+    """A constraint that is its arguments: it can't change, and prints as the code that makes it."""
 
     training: Training = Training()  # how steps of training treat it, see `Set.in_training`
 
@@ -140,7 +140,10 @@ class Value(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras h
         return tuple(inspect.signature(cls).parameters)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON; what Keras' sets lack (a centre, training) only if given."""
+        """The constructor's arguments, ready for JSON.
+
+        What Keras' sets lack (a centre, training) is among them only if given.
+        """
         arguments = {name: to_json(getattr(self, name)) for name in self.argument_names()}
         given = {name: value for name, value in arguments.items() if value is not None or name not in LEFT_OUT}
         default = vars(Training())
@@ -148,7 +151,10 @@ class Value(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras h
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """The set with these arguments; an error where the config, which may come from a file, holds others."""
+        """The set with these arguments; an error where the config holds others.
+
+        A config may come from a file.
+        """
         arguments = {name: value for name, value in config.items() if name not in NAMES}
         where = f"the config of {cls.__name__}, as saved with a model"
         if unknown := sorted(arguments.keys() - set(cls.argument_names())):
@@ -168,12 +174,12 @@ class Value(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras h
         return made._trained(f"{made!r} in a saved plan", {name: config[name] for name in NAMES if name in config})
 
     def _trained(self, owner: str, options: dict[str, Any]) -> Self:
-        """The same with other options of training; an error of their `owner` where they are wrong."""
+        """The same with other options of training; an error of `owner` where they are wrong."""
         training = Training.checked(owner, vars(self.training) | options)
         return self if training == self.training else self._with(training=training)
 
     def _with(self, **attributes: Any) -> Self:
-        """A copy with other attributes, such as what a layer or a step of training makes of the set."""
+        """A copy with other attributes, such as a layer or a step of training gives it."""
         other = copy.copy(self)
         other.__dict__.update(attributes)
         return other

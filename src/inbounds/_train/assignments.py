@@ -12,7 +12,10 @@ from inbounds._train.optimizers import in_stateless_scope
 
 
 def assign(pairs: Iterable[tuple[Any, Any]]) -> None:
-    """Assigns to each variable the value beside it; on TensorFlow, `IndexedSlices` to the rows that they name."""
+    """Assigns to each variable the value beside it.
+
+    On TensorFlow, `IndexedSlices` are assigned to the rows that they name.
+    """
     given = list(pairs)
     if keras.backend.backend() == "torch" and not in_stateless_scope():
         given = _without_copied(given)
@@ -24,7 +27,7 @@ def assign(pairs: Iterable[tuple[Any, Any]]) -> None:
 
 
 def _without_copied(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Copies the values that are plain tensors of PyTorch in one call, and returns the other pairs."""
+    """Copies values that are plain tensors of PyTorch in one call, and returns the other pairs."""
     import torch
 
     plain = [isinstance(value, torch.Tensor) and not is_sharded(value) for _, value in pairs]

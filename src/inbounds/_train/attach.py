@@ -84,7 +84,8 @@ def constrain(
         LayoutWarning: the layout of a layer is unknown, so the units of its weight were guessed.
 
     Example:
-        >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))})
+        >>> rules = {"**/kernel": MaxNorm(2.0), keras.layers.Conv2D: Joint(MaxNorm(1.0))}
+        >>> plan = constrain(model, rules)
     """
     plan = _constrain(model, rules, {"metric": metric, "every": every, "gradient": gradient, "latent": latent})
     if text := guess_warning(plan.entries):
@@ -136,7 +137,10 @@ def _with_current_center(entry: Entry) -> Entry:
 
 
 def _check_latents_can_be_added(model: Any, plan: Plan) -> None:
-    """Checks that no latent weights have to be added while a fit on JAX holds the optimizer's variables."""
+    """Checks that no latent weights have to be added within a fit on JAX.
+
+    Such a fit holds the optimizer's variables.
+    """
     if not getattr(model, "_jax_state", None):
         return
     for entry in plan.entries:
@@ -161,7 +165,10 @@ def _check_no_other_plan(model: Any) -> None:
 
 
 def _projected_entries(model: Any, entries: Sequence[Entry], *, in_numpy: bool = False) -> list[tuple[Any, Any]]:
-    """The variables of some entries, frozen ones too, with their projected values: in NumPy nothing is compiled."""
+    """The variables of some entries, frozen ones too, with their projected values.
+
+    In NumPy nothing is compiled.
+    """
 
     def read(variable: Any) -> Array:
         as_it_is = not in_numpy or is_sharded(variable.value)
@@ -246,7 +253,7 @@ def _restore_given_constraints(model: Any) -> None:
 
 
 def _rehook(model: Any) -> None:
-    """Has the built optimizers of a model take up its plan, and discards its compiled training step."""
+    """Has a model's built optimizers take up its plan, and discards its compiled training step."""
     if getattr(model, "train_function", None) is not None:
         model.make_train_function(force=True)
     for optimizer in optimizers_of(model):

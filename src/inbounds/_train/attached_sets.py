@@ -1,4 +1,4 @@
-"""Sets attached to variables, as their `constraint`, and their projection outside of training steps."""
+"""Sets attached to variables, as their `constraint`, and their projection outside of steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class AttachedSet(keras.constraints.Constraint):  # type: ignore[misc]  # keras 
         return None if self._model is None else self._model()
 
     def __call__(self, w: Any) -> Array:
-        """The projected weight, for optimizers with an `apply` of their own that call constraints."""
+        """The projected weight, for optimizers whose own `apply` calls constraints."""
         if self.entry.training.every != 1:
             return w
         pairs = projection_of(self.entry).projected_values(keras.ops.convert_to_tensor)
@@ -104,9 +104,10 @@ def project_in_numpy(entry: Entry, step_count: int) -> list[tuple[Any, np.ndarra
 
 
 def project_after_error(entries: Iterable[Entry], steps: Callable[[], int]) -> None:
-    """Projects weights that a step may have left outside when it raised; `steps` counts the steps taken.
+    """Projects weights that a step may have left outside when it raised.
 
-    Not in a trace, nor weights that devices share, since the others may not get here.
+    `steps` counts the steps taken. In a trace nothing is projected. Nor are weights that devices
+    share, since the other devices may not get here.
     """
     if in_stateless_scope() or in_tensorflow_strategy():
         return

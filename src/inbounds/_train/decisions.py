@@ -1,7 +1,8 @@
-"""Decides how the steps of an optimizer treat each set: when it takes up a plan, and again when either has changed.
+"""Decides how the steps of an optimizer treat each set.
 
-The metric in which projections are nearest, whether the optimizer sees reduced gradients, whether
-it steps latent weights, and whether a sparse gradient names all that is to be projected.
+A decision says in which metric projections are nearest, whether the optimizer sees reduced
+gradients, whether it steps latent weights, and whether a sparse gradient names all that is to be
+projected. It is made when the optimizer takes up a plan, and again when either has changed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import Any
 import keras
 
 from inbounds._model.plan import Entry
-from inbounds._sets.composite import contains, parts_of
-from inbounds._sets.sums import L1Ball
+from inbounds._sets.composite import parts_of
 from inbounds._train.attached_sets import is_planned
 from inbounds._train.metrics import STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
 from inbounds._train.step_projections import StepProjection, projection_of
@@ -23,7 +23,7 @@ EUCLIDEAN = "Euclidean"
 
 
 def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: bool = False) -> StepProjection:
-    """Decides how the steps of some optimizers treat an entry; a gradient that is sparse isn't reduced."""
+    """Decides how the steps of some optimizers treat an entry; sparse gradients aren't reduced."""
     shared = _shared(entry, optimizers)
     words, metric = _metric(entry, optimizers, shared, sparse_gradient)
     latent, latent_words = _latent(entry, optimizers, shared)
@@ -40,6 +40,13 @@ def decide(entry: Entry, optimizers: Sequence[Any] = (), *, sparse_gradient: boo
         shared=bool(shared),
         by_rows=_updates_given_rows_only(optimizer, entry),
     )
+
+
+def in_given_metric(projection: StepProjection) -> StepProjection:
+    """The projection in the metric that a caller gives, unless the plan says "euclidean"."""
+    if projection.entry.training.metric == "euclidean":
+        return projection
+    return replace(projection, metric=OptimizerMetric(lambda optimizer, variable, diagonal: diagonal))
 
 
 def signature(optimizer: Any, entries: Sequence[Entry]) -> Any:
@@ -92,7 +99,7 @@ def _projects_in_metric(entry: Entry, averages: bool) -> bool:
     if training.metric == "euclidean" or constraint.separable or not constraint.exact_in_metric:
         return False
     full = training.gradient == "full" or bool(constraint.full_gradient_reason)
-    return training.metric == "optimizer" or full or contains(constraint, (L1Ball,)) or not averages
+    return training.metric == "optimizer" or full or constraint.bounds_one_norm or not averages
 
 
 def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], shared: str, sparse_gradient: bool) -> str:
@@ -146,9 +153,10 @@ _UPDATES_GIVEN_ROWS_ONLY: dict[type, Callable[[Any], bool]] = {
 
 
 def _updates_given_rows_only(optimizer: Any, entry: Entry) -> bool:
-    """Whether it is enough to project the rows that a sparse gradient names, since a plan has projected the others.
+    """Whether it is enough to project the rows that a sparse gradient names.
 
-    It isn't where other rows may move, or the set changes, keeps latent weights or tells rows apart.
+    It is once a plan has projected the other rows, unless these may move, or the set changes, keeps
+    latent weights or tells rows apart.
     """
     return (
         keras.backend.backend() == "tensorflow"

@@ -1,8 +1,9 @@
 """Hooks on Keras' fits: projections when a fit begins, evaluates, swaps averages, ends or raises.
 
 Every list of callbacks gets one more callback at its front, and behind it those that are
-`_called_first`. `fit`, `train_on_batch` and `SwapEMAWeights` are wrapped. `tests/test_keras_ground.py`
-pins what the hooks rely on. Projections within steps are in `optimizer_hooks`.
+`_called_first`. `fit`, `train_on_batch` and `SwapEMAWeights` are wrapped.
+`tests/test_keras_ground.py` pins what the hooks rely on. Projections within steps are in
+`optimizer_hooks`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def hook_fits() -> None:
 
 
 _EPOCH_START = "_inbounds_epoch_start"
-"""Attribute of a model that JAX fits: the variables' values, which Keras loses if an interrupt stops the compiling."""
+"""Attribute of a model that JAX fits, with the variables' values. Keras loses them if an interrupt
+stops the compiling."""
 
 
 def _train_with_access(
@@ -70,8 +72,9 @@ def _project(model: Any, entries: Iterable[Entry]) -> list[tuple[Any, Any]]:
 class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
     """Projects weights at moments of a fit that no step sees.
 
-    When a fit begins, those are all weights, which may have been loaded; before an evaluation and at
-    the end of an epoch, before other callbacks see it, those that aren't projected in each step.
+    When a fit begins, it projects all weights, which may have been loaded. Before an evaluation,
+    and at the end of an epoch before other callbacks see it, it projects the weights that aren't
+    projected in each step.
     """
 
     _called_first = True
@@ -136,7 +139,7 @@ def _begin_fit(model: Any) -> None:
 
 
 def _build_optimizer(model: Any) -> None:
-    """Builds the optimizer of a model before TensorFlow traces the step, as Keras does on the other backends.
+    """Builds a model's optimizer before TensorFlow traces a step, as Keras does on other backends.
 
     A step that creates variables is traced twice, with all sets in it.
     """

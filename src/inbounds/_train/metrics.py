@@ -36,7 +36,7 @@ class OptimizerMetric:
     needs_full_gradient: str = ""  # why it sees full gradients where weights are projected in it; empty if it doesn't
 
     def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
-        """The diagonals for an entry's variables right after a step with their gradients; None: Euclidean."""
+        """The diagonals for an entry's variables right after a step; None: Euclidean."""
         diagonals: list[Array] = []
         for variable, gradient in zip(variables, gradients, strict=True):
             dtype = working_dtype(dtype_of(variable))
@@ -71,7 +71,7 @@ def register_metric(optimizer: type[Any], reader: Reader, words: str = "register
         >>> class Signed(keras.optimizers.SGD):
         ...     def update_step(self, gradient, variable, learning_rate):
         ...         self.assign_sub(variable, learning_rate * keras.ops.sign(gradient))
-        >>> register_metric(Signed, lambda optimizer, variable, gradient: keras.ops.abs(gradient) + 1e-12)
+        >>> register_metric(Signed, lambda optimizer, v, gradient: keras.ops.abs(gradient) + 1e-12)
     """
     is_optimizer = inspect.isclass(optimizer) and issubclass(optimizer, keras.optimizers.Optimizer)
     steps = is_optimizer and optimizer is not keras.optimizers.Optimizer and optimizer not in WRAPPERS
@@ -161,7 +161,10 @@ def _adadelta(optimizer: Any, variable: Any, gradient: Any) -> Any:
 
 
 def _lamb(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """The root of the second moment over the trust ratio, which differs between the weights of a Joint."""
+    """The root of the second moment over the trust ratio.
+
+    The trust ratio differs between the weights of a Joint.
+    """
     diagonal, momentum = _bias_corrected_root(optimizer, variable, gradient), _slot(optimizer, "_momentums", variable)
     step = keras.ops.cast(optimizer.iterations + 1, momentum.dtype)
     step_size = _norm(momentum / (1 - keras.ops.power(optimizer.beta_1, step)) / diagonal)
@@ -171,7 +174,7 @@ def _lamb(optimizer: Any, variable: Any, gradient: Any) -> Any:
 
 
 def _adafactor(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """The root of the factored second moment, times the step's clipping, over the root mean square of the weight."""
+    """The root of the factored second moment, times the step's clipping, over the weight's RMS."""
     diagonal = keras.ops.sqrt(_slot(optimizer, "_v", variable))
     size, step_size = (_norm(x) / math.prod(variable.shape) ** 0.5 for x in (variable, gradient / diagonal))
     clipped = keras.ops.maximum(step_size / optimizer.clip_threshold, 1.0)
@@ -189,7 +192,7 @@ def _ftrl(optimizer: Any, variable: Any, gradient: Any) -> Any:
 
 
 def _lion(optimizer: Any, variable: Any, gradient: Any) -> Any:
-    """The size of the interpolated momentum whose sign Lion took, before it updated the momentum."""
+    """The size of the interpolated momentum whose sign Lion took before updating the momentum."""
     momentum, b1, b2 = _slot(optimizer, "_momentums", variable), optimizer.beta_1, optimizer.beta_2
     before = (momentum - (1 - b2) * keras.ops.cast(gradient, momentum.dtype)) / b2
     return keras.ops.abs(b1 * before + (1 - b1) * keras.ops.cast(gradient, momentum.dtype))

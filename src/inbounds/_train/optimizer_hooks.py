@@ -64,7 +64,7 @@ def _build(build: Callable[..., None], optimizer: Any, variables: Sequence[Any])
 
 
 def _apply(apply: Callable[..., None], optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
-    """Runs `Optimizer.apply`; where the plan is newer than what the optimizer took up, it is taken up before."""
+    """Runs `Optimizer.apply`, after the optimizer has taken up a newer plan, if any."""
 
     def run_step() -> None:
         given = None if trainable_variables is None else list(trainable_variables)
@@ -79,7 +79,7 @@ def _apply(apply: Callable[..., None], optimizer: Any, grads: Any, trainable_var
 
 
 def _save_own_variables(save: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:
-    """Saves an optimizer's variables and its latent weights, but none of the other variables added to it."""
+    """Saves an optimizer's variables and latent weights, but no other variable added to it."""
     with _added_variables_hidden(optimizer):
         save(optimizer, store)
     for index, latent in taken_plan(optimizer).latents.items():
@@ -87,7 +87,7 @@ def _save_own_variables(save: Callable[[Any, Any], None], optimizer: Any, store:
 
 
 def _load_own_variables(load: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:
-    """Loads an optimizer's variables and its latent weights, which start anew where the file lacks them."""
+    """Loads an optimizer's variables and latent weights; those that the file lacks start anew."""
     stored = {key: store[key] for key in list(store.keys())}  # a store is no mapping
     with _added_variables_hidden(optimizer):
         load(optimizer, {key: value for key, value in stored.items() if not key.startswith(LATENT_PREFIX)})
@@ -114,7 +114,7 @@ def _added_variables_hidden(optimizer: Any) -> Iterator[None]:
 
 
 def take_up(optimizer: Any) -> None:
-    """Decides how the steps of a built optimizer treat each set of its variables, and hooks them."""
+    """Decides how a built optimizer's steps treat each set of its variables, and hooks them."""
     if isinstance(optimizer, WRAPPERS):
         return
     taken = taken_plan(optimizer)
@@ -138,7 +138,7 @@ def take_up(optimizer: Any) -> None:
 
 
 def take_up_changes(optimizer: Any) -> bool:
-    """Takes up the plan again where its decisions are out of date, and returns whether they were."""
+    """Takes up the plan again if its decisions are out of date, and returns whether they were."""
     taken = taken_plan(optimizer)
     with _hiding_lock:
         variables = variables_of_values(optimizer._trainable_variables)
@@ -152,7 +152,10 @@ def take_up_changes(optimizer: Any) -> bool:
 
 
 def update_compiled_constants(optimizer: Any) -> bool:
-    """Stores the decisions and the frozen weights that a compiled step holds, and returns whether they have changed."""
+    """Stores what a compiled step holds, and returns whether that has changed.
+
+    It holds the decisions and the frozen weights.
+    """
     if not optimizer.built or isinstance(optimizer, WRAPPERS):
         return False
     changed, taken = take_up_changes(optimizer), taken_plan(optimizer)
@@ -176,14 +179,20 @@ def _attach_given_sets(variables: Sequence[Any]) -> None:
 
 
 def _frozen_values(entries: Iterable[Entry]) -> list[tuple[Any, Any]]:
-    """The frozen weights of some entries with their values, on JAX, whose compiled steps receive only trained ones."""
+    """The frozen weights of some entries with their values, on JAX; elsewhere none.
+
+    JAX's compiled steps receive only the trained weights.
+    """
     of_jax = entries if keras.backend.backend() == "jax" else ()
     frozen = [variable for entry in of_jax for variable in entry.variables if not variable.trainable]
     return [(variable, keras.ops.convert_to_numpy(variable)) for variable in frozen]
 
 
 def _check_frozen_weights(entry: Entry) -> None:
-    """Checks that the trained weights of a set given to layers can bring units inside: only plans move frozen ones."""
+    """Checks that the trained weights of a set given to layers can bring units inside.
+
+    Only plans move frozen weights.
+    """
     frozen = [weight for weight in entry.weights if not weight.variable.trainable]
     if not frozen or len(frozen) == len(entry.weights) or not is_concrete(frozen[0].variable.value):
         return  # TensorFlow may build an optimizer in a traced function
@@ -199,7 +208,10 @@ def _check_frozen_weights(entry: Entry) -> None:
 
 @contextmanager
 def hidden_constraints(optimizer: Any) -> Iterator[None]:
-    """A context that hides sets from Keras, which would call them; if the body raises, call `_restore_constraints`."""
+    """A context that hides sets from Keras, which would call them.
+
+    If the body raises, call `_restore_constraints`.
+    """
     taken = taken_plan(optimizer)
     if not taken.projections:
         yield
@@ -227,7 +239,7 @@ def _restore_constraints(optimizer: Any) -> None:
 
 
 def _run_with_access(optimizer: Any, run: Callable[[], None]) -> None:
-    """Runs a function that moves the weights of an optimizer; where it raises, they are projected."""
+    """Runs a function that moves an optimizer's weights; where it raises, projects the weights."""
 
     def after_error() -> None:
         _restore_constraints(optimizer)
@@ -241,16 +253,16 @@ def _run_with_access(optimizer: Any, run: Callable[[], None]) -> None:
 
 
 def apply_weight_decay(optimizer: Any, variables: Any) -> None:
-    """Does nothing: `backend_update_step`, which comes next, reduces gradients before it decays the weights."""
+    """Does nothing: `backend_update_step`, called next, decays after it has reduced gradients."""
 
 
 def all_reduce_sum_gradients(optimizer: Any, grads_and_vars: Any) -> Any:
-    """Returns gradients as they are: on TensorFlow, `backend_update_step` has summed them over replicas before."""
+    """Returns gradients as they are: `backend_update_step` has summed them over replicas before."""
     return grads_and_vars
 
 
 def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
-    """Reduces the gradients, puts latent weights in place, decays and steps the weights, and projects them."""
+    """Reduces gradients, puts latent weights in place, decays, steps and projects the weights."""
     cls, taken = type(optimizer), taken_plan(optimizer)
     if hasattr(cls, "_all_reduce_sum_gradients"):
         pairs = zip(grads, trainable_variables, strict=True)
@@ -299,7 +311,7 @@ def _sum_of_squares(gradients: Iterable[Any]) -> Any:
 
 
 def _store_latents(optimizer: Any, where: Any = None) -> None:
-    """Stores the weights as they are before their projection as the latent ones; `where` a condition holds."""
+    """Stores weights, before their projection, as the latent ones; `where` a condition holds."""
     taken = taken_plan(optimizer)
     for variable in [v for one in taken.projections if one.latent for v in one.free_variables]:
         latent, value = latent_of(optimizer, variable), keras.ops.copy(taken.value_of(variable))
@@ -307,9 +319,10 @@ def _store_latents(optimizer: Any, where: Any = None) -> None:
 
 
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
-    """Runs the step, and projects where it overwrites weights with their moving average, which may be outside.
+    """Runs the step, and projects weights that it overwrites with their moving average.
 
-    It is where the set is not convex, has changed, or has weights that two optimizers average.
+    The average may be outside where the set is not convex, has changed, or has weights that two
+    optimizers average.
     """
     others = _other_optimizers_variables(optimizer)
     updates = others and (optimizer._iterations + 1) % optimizer.gradient_accumulation_steps == 0
@@ -325,7 +338,11 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
 
 
 def _other_optimizers_variables(optimizer: Any) -> list[Any]:
-    """The weights of a Joint whose updates Keras, accumulating gradients on JAX, doesn't undo: those of others."""
+    """The weights of a Joint that other optimizers step, on JAX with gradient accumulation.
+
+    In steps that only accumulate gradients, Keras undoes only the updates of the optimizer's own
+    weights.
+    """
     if keras.backend.backend() != "jax" or not optimizer.gradient_accumulation_steps:
         return []
     own = set(map(id, optimizer._trainable_variables))
@@ -334,7 +351,7 @@ def _other_optimizers_variables(optimizer: Any) -> list[Any]:
 
 
 def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
-    """Ends `fit` with the moving averages, and projects those and the weights that aren't projected in each step."""
+    """Ends `fit` with the moving averages; projects them and weights not projected in each step."""
 
     def finalize() -> None:
         take_up_changes(optimizer)
@@ -358,20 +375,23 @@ HOOKS: dict[str, Callable[..., Any]] = {
 
 
 def _coming_step(optimizer: Any, projections: Iterable[StepProjection], *, counted: bool = False) -> Any:
-    """The number of the step under way, which Keras has not counted yet; 0 where it doesn't matter."""
+    """The number of the step under way, which Keras hasn't counted yet; 0 if it doesn't matter."""
     return optimizer.iterations + 1 if counted or any(one.counts_steps for one in projections) else 0
 
 
 def project_when_due(
     optimizer: Any, projections: Sequence[StepProjection], stepped: Stepped = None, frequency: int = 1
 ) -> None:
-    """Projects sets in the steps in which they are due, of those that are multiples of `frequency`."""
+    """Projects each set that is due in this step, if the step is a multiple of `frequency`."""
     read, count = taken_plan(optimizer).value_of, _coming_step(optimizer, projections, counted=frequency > 1)
     for projection in projections:
         assign(projection.values_when_due(read, count, stepped, frequency))
 
 
 def project_now(optimizer: Any, projections: Iterable[StepProjection], count: Any, stepped: Stepped = None) -> None:
-    """Projects sets after so many steps. Outside of steps there are no gradients, and projections are Euclidean."""
+    """Projects sets after so many steps.
+
+    Outside of steps there are no gradients, and projections are Euclidean.
+    """
     for projection in projections:
         assign(projection.projected_values(taken_plan(optimizer).value_of, count, stepped))

@@ -11,7 +11,7 @@ from keras.src.backend.common import stateless_scope  # no public equivalent
 from inbounds._model.plan import Entry
 
 WRAPPERS = (keras.optimizers.LossScaleOptimizer, *filter(None, [getattr(keras.optimizers, "MultiOptimizer", None)]))
-"""Optimizers that leave the step to the optimizers inside them. Keras 3.14 has no MultiOptimizer."""
+"""Optimizers that leave the step to optimizers inside them. Keras 3.14 has no MultiOptimizer."""
 
 
 def optimizers_of(model: Any) -> list[Any]:

@@ -36,7 +36,7 @@ def reduced(applied: Set, units: Units, gradient: Units) -> Units:
 
 
 def run(function: Callable[..., Units], applied: Set, count: Step, *units: Units) -> Units:
-    """One of these functions of a set as it is after so many steps, where it is worth it by a program."""
+    """One of these functions of a set after so many steps, by a program where that is worth it."""
     first = units[0]
     if not _is_compiled(applied, first):
         return function(applied.at(count), *units)

@@ -1,10 +1,12 @@
-"""Functions of values, for functional loops: `stateless_reduce`, `stateless_project`, and `optax_wrap` of both."""
+"""Functions of values, for functional loops.
+
+`optax_wrap` does for optax what `stateless_reduce` and `stateless_project` do.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +16,7 @@ from inbounds._arrays.ops import MANTISSA_BITS, Array, as_written, dtype_of, wit
 from inbounds._errors import RuleError
 from inbounds._train.attach import check_backend, check_interval
 from inbounds._train.attached_sets import entries_in_force
-from inbounds._train.decisions import decide
-from inbounds._train.metrics import OptimizerMetric
+from inbounds._train.decisions import decide, in_given_metric
 from inbounds._train.step_projections import Pairs, StepProjection, reduced_gradients
 from inbounds._types import Model, OptaxOptimizer, Step
 
@@ -70,7 +71,7 @@ def stateless_project(
     values = _checked(variables, trainable_variables, "trainable_variables")
     stepped = None if metric is None else _checked(variables, metric, "metric", optional=True)
     count = _step_count(projections, step, "stateless_project(model, values, step=count)")
-    projections = [_in_given_metric(one) for one in projections]
+    projections = list(map(in_given_metric, projections))
     given = dict(zip(values, trainable_variables, strict=True))
     read = partial(_given_value, given)
     return _with((one.projected_values(read, count, stepped) for one in projections), given)
@@ -105,16 +106,10 @@ def stateless_reduce(
     Example:
         >>> plan = constrain(model, {"**/kernel": MaxNorm(2.0)})
         >>> values = [v.value for v in model.trainable_variables]
-        >>> gradients = stateless_reduce(model, values, [keras.ops.ones_like(value) for value in values])
+        >>> gradients = [keras.ops.ones_like(value) for value in values]
+        >>> reduced = stateless_reduce(model, values, gradients)
     """
     return _reduced(_projections(model), model, trainable_variables, gradients, step)
-
-
-def _in_given_metric(projection: StepProjection) -> StepProjection:
-    """The projection in the metric whose diagonals the caller gives, unless the plan asks for the Euclidean one."""
-    if projection.entry.training.metric == "euclidean":
-        return projection
-    return replace(projection, metric=OptimizerMetric(lambda optimizer, variable, diagonal: diagonal))
 
 
 def _projections(model: Any) -> list[StepProjection]:
@@ -153,7 +148,10 @@ def _step_count(projections: Iterable[StepProjection], step: Any, instead: str) 
 
 
 def _checked(variables: Sequence[Any], given: Any, name: str, *, optional: bool = False) -> dict[int, Any]:
-    """The given values as tensors by the ids of their variables, whose number, shapes and dtypes they must have."""
+    """The given values as tensors, by the ids of their variables.
+
+    Raises an error where their number, shapes or dtypes don't fit the variables.
+    """
     values = "[variable.value for variable in model.trainable_variables]"
     instead = f"{'[None] * len(model.trainable_variables)' if optional else values} to begin with"
     if not isinstance(given, (list, tuple)) or len(given) != len(variables):
@@ -206,8 +204,8 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
     be out of order by that much until the next step; so may units be outside that `every` let grow
     to a multiple of their bound.
 
-    Latent weights (see `constrain`) are in the state; the optimizer steps them, and the update leads
-    to their nearest point.
+    Latent weights (see `constrain`) are in the state; the optimizer steps them, and the update
+    leads to their nearest point.
 
     Args:
         model: a built Keras model or layer with a plan, or with sets given to its layers.
@@ -270,7 +268,7 @@ def _optax_projections(model: Any) -> list[StepProjection]:
 
 
 def _starts(latent: Sequence[StepProjection], model: Any, params: Sequence[Array], state: Wrapped) -> dict[int, Array]:
-    """The values from which the inner optimizer steps: latent weights in place of those that have them."""
+    """The values from which the inner optimizer steps: the latent weights, where there are any."""
     ids = list(map(id, model.trainable_variables))
     values, latents = dict(zip(ids, params, strict=True)), dict(zip(ids, state.latents, strict=True))
     starts = dict(values)

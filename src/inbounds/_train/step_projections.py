@@ -1,4 +1,6 @@
-"""What a step of training does with a set: it reduces gradients before the update, and projects weights after it.
+"""What a step of training does with a set.
+
+It reduces gradients before the update, and projects weights after it.
 
 The steps of Keras' optimizers, those of `torch.optim`, and functions of values are adapters of this
 module. Each reads gradients and values in its own way, calls `reduced_gradients`, `starts` and
@@ -41,14 +43,14 @@ from inbounds._train.optimizers import in_tensorflow_strategy
 MAX_STACKED_SIZE = 1 << 15  # only entries with fewer numbers are copied: above it the copies cost more than the calls
 
 Read = Callable[[Any], Array]
-"""Returns the value of a variable, as a tensor or a NumPy array: projections compute in its kind."""
+"""Returns a variable's value as a tensor or a NumPy array: projections compute in its kind."""
 
 Pairs = list[tuple[Any, Any]]
 """Variables, each with a value to assign to it."""
 
 Stepped = Mapping[int, Any] | None
-"""What a metric's reader takes, by the ids of the variables of a step: for Keras the gradients. None outside of steps.
-"""
+"""What a metric's reader takes, by the ids of a step's variables: for Keras the gradients. None
+outside of steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,7 @@ class StepProjection:
 
     @unrecorded
     def reduce(self, values: Sequence[Array], gradients: Sequence[Any], count: Any) -> list[Any]:
-        """The reduced gradients, taken at these values, before a step; None for a weight that isn't stepped."""
+        """The reduced gradients at these values, before a step; None for a weight not stepped."""
         joined = self._joined(gradients)
         units = self._units(values, [gradient is not None for gradient in joined])
         parts = [
@@ -112,7 +114,10 @@ class StepProjection:
     def project(
         self, values: Sequence[Array], count: Any = 0, metric: Sequence[Array] | None = None
     ) -> Sequence[Array]:
-        """The projected values in their dtypes, after so many steps; the metric holds the diagonal of each weight."""
+        """The projected values in their dtypes, after so many steps.
+
+        The metric holds the diagonal of each weight.
+        """
         if not any(self.free):
             return values
         if metric is None and namespace(values[0]) is np:
@@ -145,7 +150,7 @@ class StepProjection:
         )
 
     def _run(self, function: Callable[..., Units], count: Any, *units: Units) -> Units:
-        """A function of the set; an error of PyTorch's DTensors becomes one that says what to do instead."""
+        """A function of the set; errors of PyTorch's DTensors become ones that say what to do."""
         try:
             with quiet(units[0].parts[0]):
                 return programs.run(function, self.entry.applied, count, *units)
@@ -162,12 +167,12 @@ class StepProjection:
 
     @cached_property
     def _axes(self) -> tuple[Axes, ...]:
-        """The axes that a unit spans in each of the joined arrays; the first axis of a stack counts entries."""
+        """The axes that a unit spans in each joined array; a stack's first axis counts entries."""
         axes = self.entry.axes
         return tuple(tuple(axis + 1 for axis in span) for span in axes) if self._is_stack else axes * len(self.entries)
 
     def _joined(self, arrays: Sequence[Array]) -> Sequence[Array]:
-        """The arrays that units are made of: the variables' own, or those of each weight as a stack."""
+        """The arrays that units are made of: the variables' own, or one stack for each weight."""
         if not self._is_stack:
             return arrays
         each = len(self.free)
@@ -179,11 +184,11 @@ class StepProjection:
             return arrays
         return [array for of_entry in zip(*map(keras.ops.unstack, arrays), strict=True) for array in of_entry]
 
-    # What the adapters call. With latent weights, an adapter assigns `starts` before the optimizer's
-    # step, and stores the weights after it, before they are projected.
+    # What the adapters call. With latent weights, an adapter assigns `starts` before the
+    # optimizer's step, and stores the weights after it, before they are projected.
 
     def reduced_gradients(self, gradients: Mapping[int, Any], read: Read, count: Any) -> dict[int, Any]:
-        """The reduced gradients by the ids of the variables; empty where none is known, or one is sparse."""
+        """The reduced gradients by the variables' ids; empty if none is known, or one is sparse."""
         own = [gradients.get(id(variable)) for variable in self.variables]
         missing, sparse = sum(gradient is None for gradient in own), any(map(is_sparse, own))
         if missing == len(own) or (sparse and len(self.entries) == 1):
@@ -195,11 +200,11 @@ class StepProjection:
         return {id(v): gradient for v, gradient in zip(self.variables, reduced, strict=True) if gradient is not None}
 
     def starts(self, read: Read, read_latent: Read, count: Any) -> Pairs:
-        """The free variables with the values from which the optimizer steps: their latent weights, where they have any.
+        """The free variables with latent weights, and the values from which they are stepped.
 
-        A unit, or an entry of a set that looks at each by itself, starts from its own values where
-        those are no longer the nearest point of its latent weights: NaN, or someone has assigned
-        others.
+        These are the latent weights. A unit, or an entry of a set that looks at each by itself,
+        starts from its own values where those are no longer the nearest point of its latent
+        weights: NaN, or someone has assigned others.
         """
         values = list(map(read, self.variables))
         stored = [read_latent(v) if free else None for v, free in zip(self.variables, self.free, strict=True)]
@@ -221,7 +226,7 @@ class StepProjection:
 
     @unrecorded
     def _continued(self, values: Sequence[Array], latents: Sequence[Array], nearest: Sequence[Array]) -> list[Array]:
-        """The latent weights where the values are their nearest point, but for rounding; else the values."""
+        """The latent weights whose nearest point is the values, up to rounding; else the values."""
         applied, units = self.entry.applied, Units.of(values, self._axes)
         xp, wide = namespace(values[0]), working_dtype(units.dtype)
         latent, nearest_units = (units.with_parts([cast(part, wide) for part in parts]) for parts in (latents, nearest))
@@ -237,9 +242,10 @@ class StepProjection:
         return [cast(part, dtype_of(value)) for part, value in zip(started.parts, values, strict=True)]
 
     def projected_values(self, read: Read, count: Any = 0, stepped: Stepped = None) -> Pairs:
-        """The free variables with their projected values, after so many steps; right after one, in its metric.
+        """The free variables with their projected values, after so many steps.
 
-        Of a weight with a sparse gradient only the rows that it names, where that is enough.
+        Right after a step, they are nearest in its metric. Of a weight with a sparse gradient, only
+        the rows that it names are projected, where that is enough.
         """
         own: list[Any] = [] if stepped is None else [stepped.get(id(variable)) for variable in self.variables]
         sparse = any(map(is_sparse, own))
@@ -263,7 +269,10 @@ class StepProjection:
         return [diagonals for diagonals in found if diagonals is not None]
 
     def _projected_rows(self, rows: Any, count: Any, metric: Sequence[Array] | None) -> Pairs:
-        """Some rows of the only variable, an Embedding's on TensorFlow: the whole table isn't read and written."""
+        """Some projected rows of the only variable, an Embedding's table on TensorFlow.
+
+        The rest of the table is neither read nor written.
+        """
         import tensorflow as tf
 
         (variable,) = self.variables
@@ -272,7 +281,7 @@ class StepProjection:
         return [(variable, tf.IndexedSlices(values, rows))]
 
     def values_when_due(self, read: Read, count: Any, stepped: Stepped, frequency: int = 1) -> Pairs:
-        """`projected_values` in the steps that project the set, of those that are multiples of `frequency`.
+        """`projected_values` in steps that project the set and are multiples of `frequency`.
 
         JAX and TensorFlow compile branches, in which the other steps keep the values.
         """

@@ -64,7 +64,10 @@ def taken_plan(optimizer: Any) -> TakenPlan:
 
 
 def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
-    """Adds the latent weights that projections ask for to a built optimizer. They are NaN until its first step."""
+    """Adds the latent weights that projections ask for to a built optimizer.
+
+    They are NaN until its first step.
+    """
     latents = taken_plan(optimizer).latents
     for index, variable in without_latents(optimizer, projections):
         if in_stateless_scope():
@@ -77,7 +80,7 @@ def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
 
 
 def without_latents(optimizer: Any, projections: Iterable[StepProjection]) -> list[tuple[int, Any]]:
-    """The variables without the latent weights that projections ask for, with their indices in the optimizer."""
+    """The variables that lack the latent weights asked for, with their indices in the optimizer."""
     wanted = [variable for one in projections if one.latent for variable in one.free_variables]
     indexed = ((optimizer._get_variable_index(variable), variable) for variable in wanted)
     return [(index, variable) for index, variable in indexed if index not in taken_plan(optimizer).latents]

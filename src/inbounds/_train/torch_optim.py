@@ -1,4 +1,4 @@
-"""`project_after`: projects after each step of an optimizer of `torch.optim`, whose metric it reads."""
+"""`project_after`: projects after each step of a `torch.optim` optimizer, whose metric it reads."""
 
 from __future__ import annotations
 
@@ -100,7 +100,10 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
 
 
 def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
-    """Wraps an optimizer's step, for which PyTorch has no hook where it raises, as a method that schedulers wrap."""
+    """Wraps the step of an optimizer, since PyTorch has no hook for a step that raises.
+
+    The wrapper is a method, which schedulers can wrap.
+    """
     step = optimizer.step
 
     @functools.wraps(step)
@@ -118,7 +121,7 @@ def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
 
 
 class _StepHook:
-    """The hook on the steps of one optimizer, which counts them, with the variables of the model."""
+    """The hook on one optimizer's steps, with their count and the variables of the model."""
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self.variables = variables
@@ -137,7 +140,7 @@ class _StepHook:
         return self._projections
 
     def run_step(self, optimizer: Any, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
-        """Runs a step of the latent weights that sees reduced gradients, then restores the gradients.
+        """Runs a step of the latent weights with reduced gradients, then restores the gradients.
 
         A closure sees the weights that the layers use.
         """
@@ -273,7 +276,10 @@ class _TorchMetric(OptimizerMetric):
     """The metric of a class of optimizers of PyTorch. Its reader is a `Reader` of this module."""
 
     def diagonals(self, optimizer: Any, variables: Sequence[Any], gradients: Sequence[Any]) -> list[Array] | None:
-        """The diagonals right after a step; `gradients` holds the parameter of each stepped variable and its group."""
+        """The diagonals right after a step.
+
+        `gradients` holds the parameter of each stepped variable and its group.
+        """
         trained = {id(v): given for v, given in zip(variables, gradients, strict=True) if v.trainable}
         if any(given is None for given in trained.values()):
             return None

@@ -62,7 +62,10 @@ def _saved_layers(model: Any) -> list[Any]:
 
 
 def _saves_arguments(layer: Any, planned: list[tuple[Weight, Set]]) -> bool:
-    """Whether a layer is one of Keras, as its config makes it, whose arguments hold the planned sets of inbounds."""
+    """Whether the arguments of a layer hold its planned sets, so that its config saves them.
+
+    The layer must be one of Keras, as its config makes it, and the sets those of inbounds.
+    """
     held = [weight.layer is layer and weight.declared_constraint == constraint for weight, constraint in planned]
     kinds = {type(part) for _, constraint in planned for part in parts_of(constraint)}
     ours = all(kind.__module__.startswith("inbounds.") and kind is not Custom for kind in kinds)

@@ -23,7 +23,10 @@ from inbounds._model.weights import variables_of
 
 @dataclass(eq=False)
 class WeightAccess:
-    """One access of one thread to some weights: a fit, a step, or exclusive, to change a plan or read the weights."""
+    """One thread's access to some weights: a fit, a step, or exclusive.
+
+    An exclusive access changes a plan or reads the weights.
+    """
 
     kind: Literal["fit", "step", "exclusive"]
     what: str  # the name of the call, for errors
@@ -42,7 +45,7 @@ _accesses_changed = threading.Condition()
 def run_with_access(
     access: WeightAccess, function: Callable[[], Result], after_error: Callable[[], Any] = lambda: None
 ) -> Result:
-    """The result of a function that accesses weights; where it raises, `after_error` puts them inside.
+    """The result of a function that accesses weights; if it raises, `after_error` puts them inside.
 
     A KeyboardInterrupt may come between any two operations, also within `_end`, which is then
     called again.
@@ -65,7 +68,10 @@ def run_with_access(
 
 
 def _begin(access: WeightAccess) -> None:
-    """Begins an access once no other one conflicts; an exclusive one fails if another thread fits the weights."""
+    """Begins an access once no other one conflicts.
+
+    An exclusive one fails if another thread fits the weights.
+    """
     with _accesses_changed:
         if access.kind == "exclusive":
             for fit in _conflicts(access, "fit"):
@@ -125,7 +131,7 @@ def exclusive_access(
 
 
 def check_weights_exist(model: Any) -> None:
-    """Checks that weights have values: on JAX a compiled step takes them over, and an interrupt loses them."""
+    """Checks that weights have values, which an interrupt of a compiled step on JAX loses."""
     if keras.backend.backend() != "jax" or not any(map(has_lost_value, variables_of(model))):
         return
     for access in list(_accesses):

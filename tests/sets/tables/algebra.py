@@ -1,7 +1,7 @@
 """Rows of the table: sets made by operators, and sets about a centre.
 
-The formulas are of the textbook: one after the other for a cone and a ball, bisection for one multiplier, and for the
-rest Dykstra's algorithm in a few lines of NumPy, run until nothing changes.
+The formulas are of the textbook: one after the other for a cone and a ball, bisection for one
+multiplier, and for the rest Dykstra's algorithm in a few lines of NumPy, run until nothing changes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def in_turn(*cases: Case) -> Oracle:
 
 
 def with_multiplier(family: Callable[[Rows, Rows], Rows], gap: Callable[[Rows], Rows]) -> Oracle:
-    """By bisection on one number per row, in [-big, big], or [0, big] for a family that begins at 0."""
+    """By bisection on one number per row, in [-big, big].
+
+    A family that begins at 0 takes all below for 0, so that it is bisected in [0, big].
+    """
 
     def nearest(rows: Rows) -> Rows:
         big = 1e3 * (1 + np.abs(rows).max(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Rows of the table: multiples of a step that every dtype holds; for other steps see test_grid.py."""
+"""Rows of the table: multiples of a step that every dtype holds; test_grid.py has other steps."""
 
 from __future__ import annotations
 

@@ -52,7 +52,10 @@ def toeplitz_program(rows: cp.Variable) -> list[cp.Constraint]:
 
 
 def norms_of_groups(labels: Rows | None, of_units: bool = False) -> tuple[Any, Any]:
-    """Two functions: the norms of groups, for each row by labels or of all columns or rows; and numbers for entries."""
+    """Two functions: the norms of groups, and one that gives numbers of groups to their entries.
+
+    Groups are the entries of a row with one label; without labels, whole columns, or whole rows.
+    """
 
     def members(size: int) -> Rows:
         """For each group which columns it has."""

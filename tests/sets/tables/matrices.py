@@ -1,4 +1,4 @@
-"""Rows of the table: sets of a whole square matrix that linear algebra without a spectrum projects on."""
+"""Rows of the table: sets of a square matrix that linear algebra projects on without a spectrum."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def zero_diagonal() -> Case:
 
 
 def lead(x: Rows, y: Rows) -> float:
-    """By how much some permutation is farther than y along x - y: at least half |y - nearest|^2; 0 at the nearest."""
+    """How much farther along x - y than y some permutation lies; 0 at the nearest matrix.
+
+    It is at least half of |y - nearest|^2.
+    """
     away = (x - y) / max(1.0, np.abs(x).max())
     return float(away[linear_sum_assignment(-away)].sum() - np.sum(away * y))
 

@@ -1,4 +1,4 @@
-"""Rows of the table: sets of matrices told by their spectrum, by NumPy's SVD and eigenvalues in float64."""
+"""Rows of the table: sets of matrices by their spectrum, with NumPy's SVD and eigenvalues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ SMALL = {(1, 1): 8, (1, 6): 8, (5, 1): 8, (2, 3): 8, (4, 4): 6, (8, 5): 2, (16, 
 
 
 def singular(rows: Rows) -> Rows:
-    """Singular values as u^T W v: LAPACK's own are off by up to 10 ulp, its vectors by as much, which counts twice."""
+    """Singular values as u^T W v.
+
+    LAPACK's own are off by up to 10 ulp; its vectors are off by as much, which here counts squared.
+    """
     left, _, right = np.linalg.svd(rows, full_matrices=False)
     lengths = np.sqrt((left**2).sum(axis=0) * (right**2).sum(axis=1))
     return np.abs(np.sum((left.T @ rows) * right, axis=1)) / lengths
@@ -34,7 +37,10 @@ def spectral(
     program: Callable[[cp.Variable], list[cp.Constraint]] | None = None,
     **fields: Any,
 ) -> Case:
-    """A set of singular values: which replace those of a matrix, and how far they exceed a bound, both given them."""
+    """A set told by the singular values of a matrix.
+
+    From these, `values` gives those of the nearest matrix, and `bound` a bound and their excess.
+    """
 
     def nearest(rows: Rows) -> Rows:
         left, old, right = decomposed(rows)

@@ -56,7 +56,10 @@ def linear(owner: ib.Set, normal: Any, offset: float, length: float, equal: bool
 
 
 def simplex_point(values: Rows, total: float) -> Rows:
-    """By sorting, as Held, Wolfe and Crowder; entries as distances below the largest, which changes nothing."""
+    """By sorting, as Held, Wolfe and Crowder.
+
+    Entries are taken as distances below the largest, which changes nothing.
+    """
     values = values - values.max()
     ordered = np.sort(values)[::-1]
     thresholds = (np.cumsum(ordered) - total) / np.arange(1, len(values) + 1)
