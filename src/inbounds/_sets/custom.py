@@ -78,7 +78,7 @@ class Custom(Set):
         self.axis = axes("Custom", axis)
 
     @property
-    def entrywise(self) -> bool:
+    def entrywise(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
         return self.axis is None
 
     @property

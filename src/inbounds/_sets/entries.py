@@ -31,7 +31,7 @@ class Interval(Set):
     separable = True
 
     @property
-    def entrywise(self) -> bool:
+    def entrywise(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
         return isinstance(self.low, float) and isinstance(self.high, float)
 
     def check_fit(self, units: Units) -> None:

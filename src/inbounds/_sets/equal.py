@@ -60,7 +60,7 @@ def groups_of(owner: str, given: Any, shape: tuple[int, ...]) -> Groups:
             wrong = f"{owner}({given!r}) is for a {'square ' * (given == 'circulant')}matrix"
             where = f"entries of shape {shape}"
             raise SetError(wrong, f"groups={given!r}", where=where, instead="an `axis` of two axes, or labels")
-        return _named(given, shape)
+        given = labels_of(given, shape)
     size, ahead = int(np.prod(shape)), shape[: given.ndim]
     if given.ndim == len(shape) > 1 and all(n in (1, most) for n, most in zip(given.shape, shape, strict=True)):
         given = np.broadcast_to(given, shape)
@@ -71,6 +71,7 @@ def groups_of(owner: str, given: Any, shape: tuple[int, ...]) -> Groups:
     return _by_labels(given.tobytes(), size)
 
 
+@lru_cache(maxsize=64)
 def labels_of(name: str, window: tuple[int, ...]) -> Any:
     """The labels that a name means for a window, or a matrix, of some shape."""
     if name in MATRICES:
@@ -80,11 +81,6 @@ def labels_of(name: str, window: tuple[int, ...]) -> Any:
     if name == "radial":
         return np.sum(np.square(from_middle), axis=0).astype("float64")
     return np.ravel_multi_index(from_middle, window).astype("float64")
-
-
-@lru_cache(maxsize=64)
-def _named(name: str, shape: tuple[int, ...]) -> Groups:
-    return _by_labels(labels_of(name, shape).tobytes(), int(np.prod(shape)))
 
 
 @lru_cache(maxsize=64)  # PyTorch asks in each step

@@ -89,6 +89,8 @@ class Set(Value):
     whole: ClassVar[bool] = False  # whether it is a set of all units of a weight together
     matrix: ClassVar[bool] = False  # whether it is a set of the matrix that the units make
     convex: ClassVar[bool] = True
+    entrywise: bool = False  # whether it looks at each entry by itself, so that units matter for reports only
+    separable: ClassVar[bool] = False  # whether each entry is projected by itself, in every metric alike
     has_boundary: ClassVar[bool] = True  # whether it can be told if a unit lies on the boundary
     exact_in_metric: ClassVar[bool] = False  # whether `_project` heeds the metric of the units
     bounds_one_norm: ClassVar[bool] = False  # whether it has faces that steps of one size, as Lion's, drag along
@@ -131,16 +133,6 @@ class Set(Value):
         """Rows in which the entries outside of a mask don't count for `_excess`."""
         xp = namespace(rows)
         return xp.where(booleans(rows, mask), rows, xp.zeros_like(rows))
-
-    @property
-    def entrywise(self) -> bool:
-        """Whether the set looks at each entry by itself, so that units matter for reports only."""
-        return False
-
-    @property
-    def separable(self) -> bool:
-        """Whether each entry is projected by itself, so that the metric doesn't matter."""
-        return False
 
     @property
     def has_reduced_gradient(self) -> bool:
