@@ -299,8 +299,12 @@ def test_a_name_alone_makes_no_set_that_needs_arguments() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2,), (4, 1), (2, 2)], ids=repr)
-def test_an_array_fits_the_unit(shape: tuple[int, ...]) -> None:
+def test_an_array_fits_the_unit_or_the_weight(shape: tuple[int, ...]) -> None:
     rule = "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it."
+    where, fits = "units of 3 entries, of shape (3,)", "an array of shape (3,)"
+    if len(shape) == ROWS.ndim:
+        rule = "An array doesn't fit the weight: a shape that broadcasts to it, or for a Joint rows."
+        where, fits = "weights of shape (2, 3): 2 units of 3 entries", "an array of shape (2, 3)"
     owner = ib.Fixed(np.zeros(shape))
-    assert_says(lambda: owner.project(ROWS), rule, f"shape={shape}", "an array of shape (3,)")
-    assert "Where: units of 3 entries, of shape (3,)." in raised(lambda: owner.project(ROWS))
+    assert_says(lambda: owner.project(ROWS), rule, f"shape={shape}", fits)
+    assert f"Where: {where}." in raised(lambda: owner.project(ROWS))

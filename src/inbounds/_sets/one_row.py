@@ -313,12 +313,11 @@ def level_of_free(units: Units, free: Units, row: Row) -> Array | float:
         return xp.maximum(
             level - xp.reshape(frozen.total(lambda x, a, c: xp.abs(a * (x - c)), weights, center), free.shape), 0
         )
-    flat = xp.zeros_like(frozen.max(xp.abs))
-    size = xp.clip(
-        flat + (xp.reshape(level, frozen.shape) if len(getattr(level, "shape", ())) else level), 1 / HUGE, HUGE
-    )
+    radius = xp.reshape(xp.zeros_like(frozen.max(xp.abs)), free.shape) + level
+    size = xp.clip(radius, 1 / HUGE, HUGE)
     taken = frozen.total(lambda x, a, c, size: (a * (x - c) / size) ** 2, weights, center, size)
-    return level * xp.sqrt(xp.maximum(1 - xp.reshape(taken, free.shape), 0))
+    share = radius / size  # 1 as a rule
+    return size * xp.sqrt(xp.maximum(share * share - xp.reshape(taken, free.shape), 0))
 
 
 def _largest(known: Units, declaration: Declaration, row: Row) -> Array:
