@@ -12,7 +12,7 @@ import inbounds as ib
 from instead import codes, run
 
 PACKAGE = Path(ib.__file__).parent
-TAKES_IT_LAST = {"interval", "_given_count", "_no_match_error"}
+TAKES_IT_LAST = {"cadence", "_given_count", "_no_match_error"}
 """Functions that are given the text by position; `refused` takes it as the fifth."""
 
 NOT_RUN = {"optimizer.update(gradients, state, values)": "an optimizer of optax_wrap; test_loops.py has such steps"}

@@ -131,7 +131,7 @@ Latent: TypeAlias = bool | Literal["auto"]
 Every: TypeAlias = Integer | Literal["epoch"]
 """A number of steps or batches, or "epoch"."""
 
-Interval: TypeAlias = int | Literal["epoch"]
+Cadence: TypeAlias = int | Literal["epoch"]
 """`Every` once it is checked."""
 
 Data: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]

@@ -109,7 +109,7 @@ class Below(ib.Set):
     def _project(self, units: Any) -> Any:
         return units.map(self.namespace(units.parts[0]).minimum, units.numbers(np.array(self.limits)))
 
-    def _excess(self, rows: Any, span: Any) -> Any:
+    def _excess(self, rows: Any, unit_shape: Any) -> Any:
         return self.namespace(rows).max(rows - np.array(self.limits)[:, None], axis=1)
 
 

@@ -20,7 +20,7 @@ class Shell(ib.Set):
         xp = self.namespace(x)
         return xp.where(xp.isfinite(x), xp.clip(x, -self.bound, self.bound), x)
 
-    def _excess(self, rows, span):
+    def _excess(self, rows, unit_shape):
         return self.namespace(rows).max(self.namespace(rows).abs(rows), axis=1) - self.bound
 
     def _tolerance(self, dtype, size=1):

@@ -20,7 +20,7 @@ from inbounds._arrays.ops import MANTISSA_BITS, SMALLEST_EXPONENT, epsilon, ulp,
 Bound = float | np.ndarray[Any, Any]  # one number for all units, or an array with one for each
 
 
-def span_of(bound: Bound) -> tuple[float, float]:
+def extremes(bound: Bound) -> tuple[float, float]:
     """The smallest and the largest of some bounds; NumPy takes ten times as long for a number."""
     return (bound.min(), bound.max()) if isinstance(bound, np.ndarray) else (bound, bound)
 

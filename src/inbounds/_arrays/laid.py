@@ -51,9 +51,9 @@ class Laid:
         return cls(_rows(views, map(to_numpy, weights)), views, dtype)
 
     @property
-    def span(self) -> tuple[int, ...]:
+    def unit_shape(self) -> tuple[int, ...]:
         """The shape of one unit in its weight; of one that several weights form, its size."""
-        return self.views[0].span if len(self.views) == 1 else tuple(self.rows.shape[1:])
+        return self.views[0].unit_shape if len(self.views) == 1 else tuple(self.rows.shape[1:])
 
     @property
     def finite(self) -> Array:
@@ -90,8 +90,8 @@ class Laid:
 
     def entries(self, value: float | np.ndarray[Any, Any]) -> Any:
         """Values for the entries of a unit or a weight, in a shape that broadcasts to the rows."""
-        of_unit = isinstance(value, float) or value.ndim <= max(len(self.span), 1)
-        return flat(value, self.span) if of_unit else self.place(value)
+        of_unit = isinstance(value, float) or value.ndim <= max(len(self.unit_shape), 1)
+        return flat(value, self.unit_shape) if of_unit else self.place(value)
 
     def place(self, value: Any) -> Array:
         """Values for the weights as rows, or as an array that broadcasts to them.
@@ -106,12 +106,12 @@ class Laid:
         return _rows(self.views, (np.broadcast_to(piece, view.shape) for piece, view in pairs))
 
 
-def flat(value: float | np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
-    """A number, or an array over a unit of shape `span`, as a number or as one row."""
+def flat(value: float | np.ndarray[Any, Any], unit_shape: tuple[int, ...]) -> Any:
+    """A number, or an array over a unit of shape `unit_shape`, as a number or as one row."""
     if isinstance(value, float):
         return value
-    size = math.prod(span)
-    return value if value.shape == (size,) else np.broadcast_to(value, span).reshape(size)
+    size = math.prod(unit_shape)
+    return value if value.shape == (size,) else np.broadcast_to(value, unit_shape).reshape(size)
 
 
 def norms_along(rows: Array, axis: int | None) -> Array:

@@ -419,6 +419,11 @@ def booleans(like: Array, value: Any) -> Array:
     return _beside(like, mask.to(like.device) if is_eager_torch(like) else mask)
 
 
+def how_many(conditions: Array) -> Array:
+    """How many conditions hold along the last axis, which stays."""
+    return namespace(conditions).sum(cast(conditions, "int32"), axis=-1, keepdims=True)
+
+
 def in_numpy(x: Array) -> np.ndarray[Any, Any]:
     """An array as it is, or a copy of a tensor or variable in NumPy, in its dtype."""
     value = whole(x.value) if isinstance(x, keras.Variable) else x

@@ -319,13 +319,13 @@ class Units:
         """The units of `other` where `moved`, else these, bit for bit."""
         return self.map(lambda x, y, moved: select(moved, y, x), other, moved)
 
-    def alike(self, told: Array, groups: int) -> Array:
-        """For each unit, whether `told` is true of all units of its group.
+    def alike(self, conditions: Array, groups: int) -> Array:
+        """For each unit, whether its condition holds for all units of its group.
 
         Groups lie one after the other.
         """
         xp = namespace(self.parts[0])
-        every = xp.all(xp.reshape(told, (groups, -1)), axis=1, keepdims=True)
+        every = xp.all(xp.reshape(conditions, (groups, -1)), axis=1, keepdims=True)
         return xp.reshape(xp.broadcast_to(every, (groups, self.count // groups)), self.shape)
 
     def same(self, other: Units) -> Array:
@@ -488,16 +488,16 @@ class Units:
         if self.beside > 1:
             return self._one._split(value) * self.beside
         shape, each = tuple(value.shape), list(zip(self.parts, self.axes, strict=True))
-        spans = [tuple(part.shape[axis] for axis in span) for part, span in each]
+        shapes = [tuple(part.shape[axis] for axis in span) for part, span in each]
         # For each part, the shape of one unit, with length 1 for each axis that counts units.
         alone = [tuple(n if axis in span else 1 for axis, n in enumerate(part.shape)) for part, span in each]
         if shape == (self.size,):
-            pieces = np.split(value, np.cumsum(list(map(math.prod, spans)))[:-1])
-        elif len(spans) == 1 and _broadcasts(shape, spans[0]):
-            pieces = [np.broadcast_to(value, spans[0])]
+            pieces = np.split(value, np.cumsum(list(map(math.prod, shapes)))[:-1])
+        elif len(shapes) == 1 and _broadcasts(shape, shapes[0]):
+            pieces = [np.broadcast_to(value, shapes[0])]
         else:
             wrong = "An array doesn't fit the units: one entry for each of a unit's, or a shape that broadcasts to it"
-            where = f"units of {self.size} entries, of shape {' and '.join(map(str, spans))}"
+            where = f"units of {self.size} entries, of shape {' and '.join(map(str, shapes))}"
             instead = f"give a number, or an array of shape ({self.size},)"
             raise SetError(wrong, f"shape={shape}", where=where, instead=instead)
         return tuple(np.reshape(piece, one) for piece, one in zip(pieces, alone, strict=True))

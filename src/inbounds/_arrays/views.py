@@ -40,7 +40,7 @@ class View:
         return tuple(self.shape[axis] for axis in self.counting)
 
     @property
-    def span(self) -> tuple[int, ...]:
+    def unit_shape(self) -> tuple[int, ...]:
         """The shape of one unit."""
         return tuple(self.shape[axis] for axis in self.axes)
 
@@ -52,7 +52,7 @@ class View:
     @property
     def size(self) -> int:
         """The number of entries of a unit."""
-        return math.prod(self.span)
+        return math.prod(self.unit_shape)
 
     def rows(self, weight: Array) -> Array:
         """A weight of the view's shape as rows, one unit a row."""
@@ -63,7 +63,7 @@ class View:
         """The weight whose rows these are."""
         xp, order = namespace(rows), (*self.counting, *self.axes)
         back = sorted(range(len(order)), key=order.__getitem__)
-        return xp.transpose(xp.reshape(rows, (*self.units, *self.span)), back)
+        return xp.transpose(xp.reshape(rows, (*self.units, *self.unit_shape)), back)
 
 
 def blocks_of(views: Sequence[View]) -> list[tuple[Block, ...]]:

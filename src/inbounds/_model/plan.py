@@ -17,7 +17,7 @@ from inbounds._sets.joint import JointSet
 from inbounds._sets.per import of_axes, views_of
 from inbounds._sets.set import Set
 from inbounds._sets.value import Training
-from inbounds._types import Gradient, Interval, Latent, Metric
+from inbounds._types import Cadence, Gradient, Latent, Metric
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,7 @@ class Plan(Tabular):
     entries: tuple[Entry, ...]
     free: tuple[tuple[Weight, str], ...]
     metric: Metric = Training.metric
-    every: Interval = 1
+    every: Cadence = 1
     gradient: Gradient = Training.gradient
     latent: Latent = Training.latent
     treatment: Callable[[Entry], tuple[str, str, str]] = lambda entry: ("", "", "")

@@ -18,7 +18,7 @@ from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._report.audit import audit, nothing_constrained_error
 from inbounds._report.plots import history_figure
 from inbounds._report.report import Report
-from inbounds._sets.arguments import interval
+from inbounds._sets.arguments import cadence
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.optimizers import optimizers_stepping, steppers_of
 from inbounds._train.taken_plans import measure, taken_plan
@@ -98,7 +98,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         per_weight: bool = False,
     ) -> None:
         super().__init__()
-        self.every = interval("Monitor", every, "batches", "Monitor(every=100)")
+        self.every = cadence("Monitor", every, "batches", "Monitor(every=100)")
         self.stop_on_violation = stop_on_violation
         self.stationarity = stationarity
         self.per_weight = per_weight

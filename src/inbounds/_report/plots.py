@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from inbounds._errors import InboundsError, SetError, printable, shown
+from inbounds._report.html import FLAT
 from inbounds._sets.arguments import number_or_array, refused
 from inbounds._sets.set import Set
 
@@ -32,7 +33,6 @@ points are seen."""
 FAR = 1e6  # points so far away show how large a set is, unless it is unbounded
 MOST_ROWS = 12  # how many sets of a report are drawn
 MOST_NAMES = 8  # how many weights a legend names
-FLAT = 32  # the number of tolerances that a plot spans at least, so that rounding looks flat
 
 
 @dataclass(frozen=True, eq=False)

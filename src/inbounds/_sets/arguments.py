@@ -11,7 +11,7 @@ import numpy as np
 
 from inbounds._arrays.judgement import Bound
 from inbounds._errors import SetError, shown
-from inbounds._types import Interval
+from inbounds._types import Cadence
 
 
 def refused(owner: str, name: str, value: Any, wrong: str, instead: str, where: str = "") -> SetError:
@@ -144,7 +144,7 @@ def center_of(owner: str, value: Any) -> Any:
     return number_or_array(owner, "center", value)
 
 
-def interval(owner: str, value: Any, unit: str, instead: str) -> Interval:
+def cadence(owner: str, value: Any, unit: str, instead: str) -> Cadence:
     """A positive whole number of batches or steps, or "epoch"."""
     if value != "epoch" and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1):
         raise refused(owner, "every", value, f'is not "epoch" or a positive number of {unit}', instead)

@@ -114,7 +114,7 @@ class Composite(Set):
     def edges(self, laid: Laid) -> list[Exceeded]:
         return [edge for member in self.members for edge in member.edges(laid)]
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         return reduce(namespace(rows).maximum, [excess for excess, _ in self.edges(Laid.of_rows(rows))])
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:

@@ -65,6 +65,8 @@ class Custom(Set):
 
     convex: ClassVar[bool] = False
     has_boundary: ClassVar[bool] = False
+    couples_units = True  # the callable sees one weight as a whole, and may couple any of its entries
+    stackable = False
 
     def __init__(self, fn: Callable[[Any], Any], axis: Axis = None, projection: Bool = False) -> None:
         if isinstance(fn, Set) or not callable(fn) or isinstance(fn, type):
@@ -76,7 +78,7 @@ class Custom(Set):
         self.axis = axes("Custom", axis)
 
     @property
-    def entrywise(self) -> bool:
+    def entrywise(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
         return self.axis is None
 
     @property
@@ -87,17 +89,12 @@ class Custom(Set):
     def full_gradient_reason(self) -> str:
         return "" if self.projection else "the callable isn't said to be a projection"
 
-    @property
-    def couples_units(self) -> bool:
-        """Always: the callable sees the whole weight, and may couple any of its entries."""
-        return True
-
     def _project(self, units: Units) -> Units:
         (part,) = units.parts
         xp = namespace(part)
         return units.with_parts([xp.where(xp.isfinite(part), self._applied(part), part)])
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         xp = namespace(rows)
         return xp.max(xp.abs(self._applied(rows) - rows), axis=1)
 
@@ -111,11 +108,6 @@ class Custom(Set):
         excess = np.nan_to_num(np.max(moved, axis=span) if span else moved, nan=np.inf, posinf=np.inf).reshape(-1)
         slack = np.full_like(excess, self._tolerance(dtype_of(weight)))
         return Measured(excess, slack, excess > slack, active=np.zeros(excess.shape, dtype="bool"))
-
-    @property
-    def stackable(self) -> bool:
-        """Never: the callable sees one weight in its own shape."""
-        return False
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         computed = "float32" if dtype == "float64" and not has_float64() else dtype  # what `fn` computes in
@@ -222,7 +214,7 @@ class SupportSet(Set):
         near, size = self._nearest(rows)
         return [(xp.max(xp.abs(rows - near), axis=1), EXACT * epsilon(laid.dtype) * size[:, 0])]
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         return self._edges(rows, Laid.of_rows(rows))[0][0]
 
     def _tolerance(self, dtype: str, size: int = 1) -> float:

@@ -31,7 +31,7 @@ class Interval(Set):
     separable = True
 
     @property
-    def entrywise(self) -> bool:
+    def entrywise(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
         return isinstance(self.low, float) and isinstance(self.high, float)
 
     def check_fit(self, units: Units) -> None:
@@ -52,7 +52,7 @@ class Interval(Set):
         low, high = (units.entries(bound) for bound in (self.low, self.high))
         return units.map(clip_finite, low, high)
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         return self._edges(rows, Laid.of_rows(rows))[0][0]
 
     def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
@@ -63,7 +63,7 @@ class Interval(Set):
     def _tolerance(self, dtype: str, size: int = 1) -> float:
         return max(_rounding(self.low, dtype), _rounding(self.high, dtype), SMALLEST_NORMAL[working_dtype(dtype)])
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+    def _magnitude(self, rows: np.ndarray[Any, Any]) -> Any:
         return 0.0 if self.center is None else np.max(np.abs(rows), axis=1)
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:

@@ -41,36 +41,37 @@ class Groups:
         return namespace(values).take(values, self.labels, axis=1)
 
 
-def span_of(units: Units) -> tuple[int, ...]:
+def unit_shape_of(units: Units) -> tuple[int, ...]:
     """The shape of one unit; of one that several weights form, its size."""
     if len(units.parts) > units.beside:
         return (units.size,)
     return tuple(units.parts[0].shape[axis] for axis in units.axes[0])
 
 
-def groups_of(owner: str, given: Any, span: tuple[int, ...]) -> Groups:
-    """The groups of units, or of a matrix, of the shape `span`, for the set `owner`.
+def groups_of(owner: str, given: Any, shape: tuple[int, ...]) -> Groups:
+    """The groups of units, or of a matrix, of this shape, for the set `owner`.
 
     They are given as a name or as labels. Labels have the unit's size, a shape that broadcasts to
     the unit's, or the shape of its first axes. In the last case entries that differ in a further
     axis are in different groups.
     """
     if isinstance(given, str):
-        if given in MATRICES and (len(span) != 2 or (given == "circulant" and span[0] != span[1])):
+        if given in MATRICES and (len(shape) != 2 or (given == "circulant" and shape[0] != shape[1])):
             wrong = f"{owner}({given!r}) is for a {'square ' * (given == 'circulant')}matrix"
-            where = f"entries of shape {span}"
+            where = f"entries of shape {shape}"
             raise SetError(wrong, f"groups={given!r}", where=where, instead="an `axis` of two axes, or labels")
-        return _named(given, span)
-    size, ahead = int(np.prod(span)), span[: given.ndim]
-    if given.ndim == len(span) > 1 and all(n in (1, most) for n, most in zip(given.shape, span, strict=True)):
-        given = np.broadcast_to(given, span)
+        given = labels_of(given, shape)
+    size, ahead = int(np.prod(shape)), shape[: given.ndim]
+    if given.ndim == len(shape) > 1 and all(n in (1, most) for n, most in zip(given.shape, shape, strict=True)):
+        given = np.broadcast_to(given, shape)
     if given.shape not in (ahead, (size,)):
         wrong = "`groups` don't fit the units: one label for each entry, or each of the first axes"
-        where = f"{owner} on units of {size} entries, of shape {span}"
-        raise SetError(wrong, f"groups.shape={given.shape}", where=where, instead=f"an array of shape {span}")
+        where = f"{owner} on units of {size} entries, of shape {shape}"
+        raise SetError(wrong, f"groups.shape={given.shape}", where=where, instead=f"an array of shape {shape}")
     return _by_labels(given.tobytes(), size)
 
 
+@lru_cache(maxsize=64)
 def labels_of(name: str, window: tuple[int, ...]) -> Any:
     """The labels that a name means for a window, or a matrix, of some shape."""
     if name in MATRICES:
@@ -80,11 +81,6 @@ def labels_of(name: str, window: tuple[int, ...]) -> Any:
     if name == "radial":
         return np.sum(np.square(from_middle), axis=0).astype("float64")
     return np.ravel_multi_index(from_middle, window).astype("float64")
-
-
-@lru_cache(maxsize=64)
-def _named(name: str, span: tuple[int, ...]) -> Groups:
-    return _by_labels(labels_of(name, span).tobytes(), int(np.prod(span)))
 
 
 @lru_cache(maxsize=64)  # PyTorch asks in each step
@@ -165,13 +161,13 @@ class Equal(Set):
         return Equal(labels_of(self.groups, window), self.axis) if window else self
 
     def check_fit(self, units: Units) -> None:
-        self._groups((units.count, units.size) if self.whole else span_of(units))
+        self._groups((units.count, units.size) if self.whole else unit_shape_of(units))
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         return self._project(gradient.costing(None))
 
-    def _groups(self, span: tuple[int, ...]) -> Groups:
-        return groups_of("Equal", self.groups, span)
+    def _groups(self, shape: tuple[int, ...]) -> Groups:
+        return groups_of("Equal", self.groups, shape)
 
     def _flat(self, rows: Array) -> Array:
         """The rows of a matrix as one row; units as they are."""
@@ -180,7 +176,7 @@ class Equal(Set):
     def _project(self, units: Units) -> Units:
         laid, mask, costs = units.rows(), units.mask_rows(), units.metric_rows()
         xp, rows = namespace(laid), self._flat(laid)
-        groups = self._groups(tuple(laid.shape) if self.whole else span_of(units))
+        groups = self._groups(tuple(laid.shape) if self.whole else unit_shape_of(units))
         mask, costs = (given if given is None else self._flat(given) for given in (mask, costs))
         finite, known = finite_rows(rows, mask)
         if costs is None and mask is None:
@@ -197,15 +193,15 @@ class Equal(Set):
         new = xp.where(finite, groups.spread(between), rows)
         return units.with_rows(xp.reshape(new, tuple(laid.shape)))
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        groups, rows = self._groups(tuple(rows.shape) if self.whole else span), self._flat(rows)
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
+        groups, rows = self._groups(tuple(rows.shape) if self.whole else unit_shape), self._flat(rows)
         xp = namespace(rows)
         return xp.max(xp.abs(rows - xp.take(rows, groups.table[groups.labels, 0], axis=1)), axis=1)
 
     def _hidden(self, rows: Array, mask: np.ndarray[Any, Any], laid: Laid) -> Array:
         """Entries outside of the mask as the first marked one of their group."""
         xp, shape = namespace(rows), tuple(rows.shape)
-        groups, rows, mask = self._groups(shape if self.whole else laid.span), self._flat(rows), self._flat(mask)
+        groups, rows, mask = self._groups(shape if self.whole else laid.unit_shape), self._flat(rows), self._flat(mask)
         place = np.arange(mask.shape[1])
         marked = np.where(mask, place, len(place) - 1)[:, groups.table].min(axis=2)[:, groups.labels]
         source = np.where(mask, place, marked)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any, ClassVar
 
 import numpy as np
 
 from inbounds._arrays.ops import (
     MANTISSA_BITS,
+    SMALLEST_EXPONENT,
     SMALLEST_NORMAL,
     Array,
     constant,
@@ -25,12 +25,7 @@ from inbounds._sets.arguments import number, refused
 from inbounds._sets.set import Set, registered
 from inbounds._types import Number
 
-LARGEST = {
-    "float16": 65504.0,
-    "bfloat16": (2 - 2.0**-7) * 2.0**127,
-    "float32": (2 - 2.0**-23) * 2.0**127,
-    "float64": sys.float_info.max,
-}
+LARGEST = {dtype: (2 - 2.0**-bits) * 2.0 ** (1 - SMALLEST_EXPONENT[dtype]) for dtype, bits in MANTISSA_BITS.items()}
 """The largest number of each dtype."""
 
 
@@ -98,7 +93,7 @@ class Grid(Set):
 
         return units.map(nearest)
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         xp = namespace(rows)
         step = min(self.step, LARGEST[dtype_of(rows)])
         beyond = xp.abs(rows)
@@ -109,7 +104,7 @@ class Grid(Set):
         halfway = beyond == short  # the farthest there is: the derivative is 0
         return xp.max(xp.where(halfway, without_gradient(beyond), xp.minimum(beyond, short)), axis=1)
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+    def _magnitude(self, rows: np.ndarray[Any, Any]) -> Any:
         return np.max(np.abs(rows), axis=1)
 
 

@@ -16,10 +16,10 @@ from inbounds._arrays.views import View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import at_most, axes, in_a_row, number_or_array, numbers_of_units, positive_integer
 from inbounds._sets.declaration import Declaration, Row
-from inbounds._sets.equal import groups_of, span_of
+from inbounds._sets.equal import groups_of, unit_shape_of
 from inbounds._sets.one_row import nearest_on_one_row
 from inbounds._sets.set import Exceeded, Set, registered
-from inbounds._sets.sparsity import largest, too_many
+from inbounds._sets.sparsity import k_largest, too_many
 from inbounds._sets.sums import OfTotal
 from inbounds._types import Axis, Integer, Numbers
 
@@ -106,7 +106,7 @@ class GroupSet(Set):
     def _number(self, units: Units) -> int:
         """The number of groups of a unit; -1 where TensorFlow doesn't know it."""
         if not self.whole:
-            return len(groups_of(type(self).__name__, self.groups, span_of(units)).table)
+            return len(groups_of(type(self).__name__, self.groups, unit_shape_of(units)).table)
         return units.seen(self._views(units)).count
 
     def _view(self, shape: tuple[int, ...], span: tuple[int, ...]) -> View:
@@ -151,7 +151,7 @@ class GroupSet(Set):
         if self.whole:
             grouped = units.seen(self._views(units))
             return grouped, lambda fn, *numbers: grouped.map(fn, *numbers).unseen(units)
-        rows, mask, groups = units.rows(), units.mask_rows(), groups_of("", self.groups, span_of(units))
+        rows, mask, groups = units.rows(), units.mask_rows(), groups_of("", self.groups, unit_shape_of(units))
         xp = namespace(rows)
         entries = groups.gathered(rows if mask is None else xp.where(mask, rows, xp.zeros_like(rows)))
         spread = groups.spread
@@ -160,13 +160,13 @@ class GroupSet(Set):
     def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         xp = namespace(rows)
         if not self.whole:
-            entries = groups_of("", self.groups, laid.span).gathered(rows)
+            entries = groups_of("", self.groups, laid.unit_shape).gathered(rows)
         else:
             entries = replace(laid, rows=rows).seen(self._views(laid)).rows
         norms = norms_along(entries, -1)
         return [(self._beyond(xp.reshape(norms, (1 if self.whole else rows.shape[0], -1))), self._slack(laid))]
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         return self._edges(rows, Laid.of_rows(rows))[0][0]
 
 
@@ -286,7 +286,7 @@ class GroupSparse(GroupSet):
         norms = without_gradient(norms)
         finite = xp.all(xp.isfinite(norms), axis=1, keepdims=True)
         norms = xp.where(finite, norms, xp.zeros_like(norms))
-        return ~(largest(norms, self.k) | (norms <= 0) | ~finite), xp.zeros_like(norms)
+        return ~(k_largest(norms, self.k) | (norms <= 0) | ~finite), xp.zeros_like(norms)
 
     def _beyond(self, norms: Array) -> Array:
         return too_many(norms, self.k)

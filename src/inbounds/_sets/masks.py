@@ -112,7 +112,7 @@ class Where(_Marked):
         return isinstance(self.mask, str)
 
     @property
-    def entrywise(self) -> bool:
+    def entrywise(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
         return self.set.entrywise and not self.named
 
     def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:

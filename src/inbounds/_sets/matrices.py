@@ -64,7 +64,7 @@ class MatrixSet(Set):
         moved = xp.where(outside[:, None, None] & finite, nearest, matrices)
         return units.with_rows(xp.reshape(moved, tuple(rows.shape)))
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         return self._excess_of_matrices(self._matrices(rows))
 
     def _matrices(self, rows: Array) -> Array:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from inbounds._arrays.judgement import Bound, Judgement, finite_bound, span_of
+from inbounds._arrays.judgement import Bound, Judgement, extremes, finite_bound
 from inbounds._arrays.laid import norms_along
 from inbounds._arrays.ops import (
     HUGE,
@@ -54,7 +54,7 @@ class _NormInterval(Set):
         return self.rate == 1
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        if span_of(self.high)[0] == 0 or units.only(free=False) is not None:
+        if extremes(self.high)[0] == 0 or units.only(free=False) is not None:
             return super().reduced(units, gradient)
         one = self.centred(units).together(self.whole)
         moved_by = one.rounding(_norm)
@@ -83,7 +83,7 @@ class _NormInterval(Set):
 
         return units.map(part_of_the_way, nearest)
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         xp, norm = namespace(rows), norms_along(rows, None if self.whole else 1)
         low, high = (constant(rows, np.reshape(bound, (-1, 1))) for bound in (self.low, self.high))
         return xp.reshape(xp.maximum(norm - high, xp.where(low > 0, low - norm, -np.inf)), (-1,))
@@ -91,7 +91,7 @@ class _NormInterval(Set):
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
         return Judgement(size, dtype, root=True).tolerated(finite_bound(self.low, self.high))
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+    def _magnitude(self, rows: np.ndarray[Any, Any]) -> Any:
         return 0.0 if self.center is None else np.sqrt(np.sum(rows**2, axis=None if self.whole else 1))
 
 
@@ -249,9 +249,9 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     if free is None:
         return units
     xp = namespace(free.parts[0])
-    bounded_below, frozen = span_of(low)[1] > 0, units.only(free=False)
+    bounded_below, frozen = extremes(low)[1] > 0, units.only(free=False)
     top = finite_bound(low, high)  # without an upper bound no unit is moved there
-    short_stay = not bounded_below and frozen is None and span_of(top)[0] > SHORT
+    short_stay = not bounded_below and frozen is None and extremes(top)[0] > SHORT
     scale, squares = _squares(free, -1 if short_stay else 1 / PLAIN)
     inverse = 1.0 if scale is None else scale
     finite = True if scale is None else squares < np.inf  # which NaN isn't either

@@ -19,6 +19,7 @@ from inbounds._arrays.ops import (
     cast,
     constant,
     dtype_of,
+    how_many,
     is_concrete,
     iterate,
     namespace,
@@ -86,7 +87,7 @@ class Monotone(Set):
             fitted = _at(at_once(_isotonic, packed, costs, static=units.differentiable), places)
         return units.with_rows(xp.where(finite, fitted if self.increasing else -fitted, rows))
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         xp = namespace(rows)
         if rows.shape[1] == 1:
             return 0 * rows[:, 0] - np.inf
@@ -198,7 +199,7 @@ def _less(rising: Array, numbers: Array) -> Array:
     xp = namespace(rising)
     size = rising.shape[-1]
     if size <= FEW:
-        return _number(xp.expand_dims(rising, -2) < xp.expand_dims(numbers, -1))[..., 0]
+        return how_many(xp.expand_dims(rising, -2) < xp.expand_dims(numbers, -1))[..., 0]
     return _leading(lambda i: _at(rising, i) < numbers, size, cast(xp.zeros_like(numbers), "int32"))
 
 
@@ -210,7 +211,7 @@ def _leading(holds: Callable[[Array], Array], size: int, none: Array) -> Array:
     """
     xp = namespace(none)
     if size <= FEW and none.shape[-1] == 1:
-        return _number(holds(none + constant(none, np.arange(size))))
+        return how_many(holds(none + constant(none, np.arange(size))))
 
     def step(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         count, more = state
@@ -219,11 +220,6 @@ def _leading(holds: Callable[[Array], Array], size: int, none: Array) -> Array:
         return (xp.where(good, longer, count), more // 2), more > 1
 
     return iterate(step, (none, constant(none, 1 << (size.bit_length() - 1))), size.bit_length())[0]
-
-
-def _number(conditions: Array) -> Array:
-    """How many hold along the last axis, which stays."""
-    return namespace(conditions).sum(cast(conditions, "int32"), axis=-1, keepdims=True)
 
 
 def _at(x: Array, index: Array) -> Array:

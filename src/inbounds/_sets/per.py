@@ -109,7 +109,7 @@ class Per(Wrapped):
         if self.set.matrix and self.kind in ("heads", "gates", "inputs"):
             inner = _with_stack(inner, views[0].units[0])
         if self.kind == "window":
-            inner = _of_window(inner, views[0].span)
+            inner = _of_window(inner, views[0].unit_shape)
         return self._with(members=(inner,), views=views)
 
     def _view(self, layout: WeightLayout) -> View:

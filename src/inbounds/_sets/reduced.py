@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from inbounds._arrays.judgement import Bound, finite_bound, span_of
+from inbounds._arrays.judgement import Bound, extremes, finite_bound
 from inbounds._arrays.ops import HUGE, Array, add_product, cast, dtype_of, epsilon, namespace
 from inbounds._arrays.units import Units
 
@@ -83,7 +83,7 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     """
     xp = namespace(units.parts[0])
     size = finite_bound(low, high)
-    smallest, largest = span_of(size)
+    smallest, largest = extremes(size)
     if smallest > 1 / MODERATE and largest < MODERATE:
         size = 1.0
     else:  # so that only units far inside underflow
@@ -101,7 +101,7 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
         """
         return xp.clip((1 + rounding / SHARE) - short / SHARE, 0, 1)
 
-    bounded_below = span_of(low)[1] > 0
+    bounded_below = extremes(low)[1] > 0
     outer = share((most - moved_by / bound) * inverse - 1)
     if units.concrete and not bounded_below and not bool(xp.any(outer > 0)):
         return gradient

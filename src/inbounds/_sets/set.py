@@ -89,6 +89,8 @@ class Set(Value):
     whole: ClassVar[bool] = False  # whether it is a set of all units of a weight together
     matrix: ClassVar[bool] = False  # whether it is a set of the matrix that the units make
     convex: ClassVar[bool] = True
+    entrywise: bool = False  # whether it looks at each entry by itself, so that units matter for reports only
+    separable: ClassVar[bool] = False  # whether each entry is projected by itself, in every metric alike
     has_boundary: ClassVar[bool] = True  # whether it can be told if a unit lies on the boundary
     exact_in_metric: ClassVar[bool] = False  # whether `_project` heeds the metric of the units
     bounds_one_norm: ClassVar[bool] = False  # whether it has faces that steps of one size, as Lion's, drag along
@@ -110,10 +112,10 @@ class Set(Value):
         """
 
     @abstractmethod
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         """For each finite row, how far it is outside: 0 on the boundary, below 0 inside.
 
-        A row is a unit of shape `span`.
+        A row is a unit of shape `unit_shape`.
         """
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
@@ -123,7 +125,7 @@ class Set(Value):
         """
         return SMALLEST_NORMAL[working_dtype(dtype)]
 
-    def _magnitude(self, rows: Exact, span: tuple[int, ...]) -> Any:
+    def _magnitude(self, rows: Exact) -> Any:
         """For each row the size at which rounding is measured; 0 where the bound limits it."""
         return 0.0
 
@@ -131,16 +133,6 @@ class Set(Value):
         """Rows in which the entries outside of a mask don't count for `_excess`."""
         xp = namespace(rows)
         return xp.where(booleans(rows, mask), rows, xp.zeros_like(rows))
-
-    @property
-    def entrywise(self) -> bool:
-        """Whether the set looks at each entry by itself, so that units matter for reports only."""
-        return False
-
-    @property
-    def separable(self) -> bool:
-        """Whether each entry is projected by itself, so that the metric doesn't matter."""
-        return False
 
     @property
     def has_reduced_gradient(self) -> bool:
@@ -337,7 +329,7 @@ class Set(Value):
 
     def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
         """`edges`, for rows that are finite, about the centre, and of the marked entries only."""
-        return [(self._excess(rows, laid.span), self._slack(laid))]
+        return [(self._excess(rows, laid.unit_shape), self._slack(laid))]
 
     def _slack(self, laid: Laid) -> Any:
         """What counts as inside: `_tolerance`, plus 4 ulp of numbers that a bound doesn't limit."""
@@ -345,7 +337,7 @@ class Set(Value):
         tolerance = self._tolerance(laid.dtype, size)
         if not isinstance(laid.rows, np.ndarray):  # who asks for violations only, of tensors, asks for no tolerance
             return tolerance
-        return ULPS * ulps(self._magnitude(laid.known, laid.span), laid.dtype) + tolerance
+        return ULPS * ulps(self._magnitude(laid.known), laid.dtype) + tolerance
 
     def measure(self, weights: Sequence[Any], axes: Sequence[Axes]) -> Measured:
         """How far each unit that some weights make together is outside, in float64.

@@ -12,6 +12,7 @@ from inbounds._arrays.ops import (
     Array,
     cast,
     dtype_of,
+    how_many,
     is_concrete,
     is_eager_torch,
     iterate,
@@ -78,10 +79,10 @@ class Sparse(Set):
         sizes = xp.abs(without_gradient(entries))
         if mask is not None:
             sizes = xp.where(mask, sizes, -xp.ones_like(sizes))
-        kept = largest(sizes, self.k) | (sizes <= 0) | ~finite
+        kept = k_largest(sizes, self.k) | (sizes <= 0) | ~finite
         return units.with_rows(xp.where(kept, rows, xp.zeros_like(rows)))
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         return too_many(namespace(rows).abs(rows), self.k)
 
 
@@ -94,19 +95,15 @@ def too_many(sizes: Array, k: int) -> Array:
     return xp.where(most > 0, most, xp.zeros_like(most))  # at 0 the derivative is 0
 
 
-def largest(sizes: Array, k: int) -> Array:
+def k_largest(sizes: Array, k: int) -> Array:
     """Which are the k largest of each row; of equal ones the first."""
     xp = namespace(sizes)
     least = _threshold(sizes, k)
     above, level = sizes > least, sizes == least
-    room = k - _number(above)
-    if is_concrete(sizes) and bool(xp.all(_number(level) <= room)):
+    room = k - how_many(above)
+    if is_concrete(sizes) and bool(xp.all(how_many(level) <= room)):
         return above | level
     return above | (level & (xp.cumsum(cast(level, "int32"), axis=1) <= room))
-
-
-def _number(conditions: Array) -> Array:
-    return namespace(conditions).sum(cast(conditions, "int32"), axis=1, keepdims=True)
 
 
 def _threshold(sizes: Array, k: int) -> Array:
@@ -122,13 +119,13 @@ def _threshold(sizes: Array, k: int) -> Array:
         low, high, reached = state
         half = xp.where(high > 1, low / 2 + high / 2, (low + high) / 2)
         middle = xp.where(high > 2 * low, xp.sqrt(xp.maximum(low, smallest)) * xp.sqrt(high), half)
-        number = _number(sizes > middle)
+        number = how_many(sizes > middle)
         unfinished = (middle > low) & (middle < high) & (reached != k)
         up, down = unfinished & (number > k), unfinished & (number <= k)
         state = xp.where(up, middle, low), xp.where(down, middle, high), xp.where(down, number, reached)
         return state, unfinished
 
     low = xp.zeros_like(sizes[:, :1])
-    number = _number(sizes > 0)
+    number = how_many(sizes > 0)
     high = xp.where(number > k, xp.max(sizes, axis=1, keepdims=True), low)
     return iterate(step, (low, high, xp.where(number > k, xp.zeros_like(number), number)), 200)[1]

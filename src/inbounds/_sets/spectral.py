@@ -107,7 +107,7 @@ class _Spectral(MatrixSet):
 class _AtItsSize(MatrixSet):
     """Sets without a size of their own: rounding is measured at the largest singular value."""
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+    def _magnitude(self, rows: np.ndarray[Any, Any]) -> Any:
         return np.linalg.norm(self._matrices(rows), 2, axis=(1, 2))
 
 
@@ -184,7 +184,7 @@ class _Ball(_Shrinking):
         """The largest relative error of a norm of so many singular values, near the bound."""
         return max(OFF, AIM + 2 * math.sqrt(count)) * epsilon(dtype)
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+    def _magnitude(self, rows: np.ndarray[Any, Any]) -> Any:
         if self.center is None:
             return 0.0
         return self._beyond(np.linalg.svd(self._matrices(rows), compute_uv=False)) + self.max_value
@@ -405,14 +405,11 @@ class Orthogonal(_Spectral):
     """
 
     convex: ClassVar[bool] = False
+    has_reduced_gradient = True
 
     def __init__(self, axis: Axis = None, stack: Integer = 1) -> None:
         self.axis = axes("Orthogonal", axis)
         self.stack = stack_of("Orthogonal", stack)
-
-    @property
-    def has_reduced_gradient(self) -> bool:
-        return True
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         return self._reduced_by(self._left, units, gradient)

@@ -91,25 +91,25 @@ class Linear(Set):
         along, squares = taken.total(lambda n, a: n * a, slope), self.squares(units, slope)
         return self._by_count(along / np.where(squares > 0, squares, 1.0)) / self.largest
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
-        apart = _beyond(rows, constant(rows, flat(self.slope, span)), np.asarray(self.level))
-        return (namespace(rows).abs(apart) if self.equal else apart) / self._length(span)
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
+        apart = _beyond(rows, constant(rows, flat(self.slope, unit_shape)), np.asarray(self.level))
+        return (namespace(rows).abs(apart) if self.equal else apart) / self._length(unit_shape)
 
-    def _length(self, span: tuple[int, ...]) -> float:
+    def _length(self, unit_shape: tuple[int, ...]) -> float:
         """What a.w - b is divided by: the normal's length, which makes it a distance."""
-        return float(np.sqrt(np.sum(np.broadcast_to(flat(self.slope, span), int(np.prod(span))) ** 2)))
+        return float(np.sqrt(np.sum(np.broadcast_to(flat(self.slope, unit_shape), int(np.prod(unit_shape))) ** 2)))
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        span = np.shape(self.slope) or (size,)
-        return Judgement(size, dtype).tolerated(1.0) * np.abs(self.level) / self._length(span)
+        unit_shape = np.shape(self.slope) or (size,)
+        return Judgement(size, dtype).tolerated(1.0) * np.abs(self.level) / self._length(unit_shape)
 
     def _slack(self, laid: Laid) -> Any:
         """Rounding is measured at the sum of the sizes of what is added up."""
-        size, span = laid.rows.shape[1], laid.span
+        size, unit_shape = laid.rows.shape[1], laid.unit_shape
         if not isinstance(laid.rows, np.ndarray):
             return self._tolerance(laid.dtype, size)
-        terms = np.maximum(np.sum(np.abs(laid.known * flat(self.slope, span)), axis=1), np.abs(self.level))
-        return Judgement(size, laid.dtype).tolerated(1.0) * terms / self._length(span)
+        terms = np.maximum(np.sum(np.abs(laid.known * flat(self.slope, unit_shape)), axis=1), np.abs(self.level))
+        return Judgement(size, laid.dtype).tolerated(1.0) * terms / self._length(unit_shape)
 
 
 @registered
@@ -144,7 +144,7 @@ class SumTo(Linear):
         self.level = in_a_row(self.total)
         self.axis = axes("SumTo", axis)
 
-    def _length(self, span: tuple[int, ...]) -> float:
+    def _length(self, unit_shape: tuple[int, ...]) -> float:
         """One: the violation is how far the sum is off."""
         return 1.0
 
@@ -170,8 +170,8 @@ class _WithNormal(Linear):
         edges = super()._edges(rows, laid)
         if laid.mask is None:
             return edges
-        left = np.sqrt(np.sum((flat(self.slope, laid.span) * laid.mask) ** 2, axis=1))
-        longer = self._length(laid.span) / np.where(left > 0, left, 1.0)
+        left = np.sqrt(np.sum((flat(self.slope, laid.unit_shape) * laid.mask) ** 2, axis=1))
+        longer = self._length(laid.unit_shape) / np.where(left > 0, left, 1.0)
         return [(excess * constant(rows, longer), slack * longer) for excess, slack in edges]
 
 
@@ -284,7 +284,7 @@ class Simplex(OfTotal):
         moved = (least > 0) | (xp.abs(off) > units.numbers(units.judged().held(self.level)))
         return nearest_on_one_row(units, self.declaration(units), moved & (least < np.inf))
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         return namespace(rows).abs(_beyond(rows, 1.0, np.asarray(self.level)))
 
     def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
@@ -340,11 +340,11 @@ class L1Ball(OfTotal):
         about_0 = Declaration((Row("diamond", units.numbers(self.level)),))
         return nearest_on_one_row(units, about_0, moved)
 
-    def _excess(self, rows: Array, span: tuple[int, ...]) -> Array:
+    def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         xp = namespace(rows)
         return xp.sum(xp.abs(rows), axis=1) - constant(rows, self.level)
 
-    def _magnitude(self, rows: np.ndarray[Any, Any], span: tuple[int, ...]) -> Any:
+    def _magnitude(self, rows: np.ndarray[Any, Any]) -> Any:
         return 0.0 if self.center is None else np.sum(np.abs(rows), axis=1)
 
 

@@ -16,8 +16,8 @@ import keras
 import numpy as np
 
 from inbounds._errors import FEW, InboundsError, SetError, explain, shown
-from inbounds._sets.arguments import GivenAxes, interval
-from inbounds._types import Gradient, Interval, Latent, Metric
+from inbounds._sets.arguments import GivenAxes, cadence
+from inbounds._types import Cadence, Gradient, Latent, Metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Training:
     """How steps of training treat a set, see `constrain`."""
 
     metric: Metric = "auto"  # the norm in which the projection after a step is nearest
-    every: Interval = 1  # the number of steps between projections, or "epoch"
+    every: Cadence = 1  # the number of steps between projections, or "epoch"
     gradient: Gradient = "reduced"  # what the optimizer sees, or the "full" one
     latent: Latent = "auto"  # whether it steps the weights before their projection; "auto": where the set needs it
 
@@ -43,7 +43,7 @@ class Training:
                 *others, last = map(repr, choices)
                 wrong = f"`{name}` of {owner} is not {', '.join(others)} or {last}"
                 raise error(wrong, f"{name}={shown(given[name])}", instead=f"{name}={others[0]}")
-        return cls(**given | {"every": interval(owner, given["every"], "steps", "every=100")})
+        return cls(**given | {"every": cadence(owner, given["every"], "steps", "every=100")})
 
 
 _LATENT = (True, False, "auto")

@@ -377,7 +377,8 @@ HOOKS: dict[str, Callable[..., Any]] = {
 
 def _coming_step(optimizer: Any, projections: Iterable[StepProjection], *, counted: bool = False) -> Any:
     """The number of the step under way, which Keras hasn't counted yet; 0 if it doesn't matter."""
-    return optimizer.iterations + 1 if counted or any(one.counts_steps for one in projections) else 0
+    matters = counted or any(one.entry.set.changes or one.entry.training.every != 1 for one in projections)
+    return optimizer.iterations + 1 if matters else 0
 
 
 def project_when_due(

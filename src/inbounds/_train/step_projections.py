@@ -80,11 +80,6 @@ class StepProjection:
         return self.entries[0]
 
     @cached_property
-    def counts_steps(self) -> bool:
-        """Whether it matters how many steps there were."""
-        return bool(self.entry.set.changes or self.entry.training.every != 1)
-
-    @cached_property
     def variables(self) -> list[Any]:
         """The variables of the entries, one entry after the other."""
         return [variable for entry in self.entries for variable in entry.variables]
