@@ -198,7 +198,7 @@ class Plan(Tabular):
         )
 
 
-def _when(every: Interval) -> str:
+def _when(every: Cadence) -> str:
     return {1: "in each step", "epoch": "at the end of each epoch"}.get(every, f"each {every} steps")
 
 

@@ -87,8 +87,8 @@ def plot_set(set: Set, points: Points | None = None) -> Any:  # noqa: A002  # th
         one of pyplot's, which would keep it until it is closed.
 
     Raises:
-        SetError: the set is one of a whole weight, or doesn't fit two entries; `points` aren't pairs
-            of finite numbers.
+        SetError: the set is one of a whole weight, or doesn't fit two entries; `points` aren't
+            pairs of finite numbers.
         InboundsError: matplotlib isn't installed.
 
     Cost: the violations of 40,000 points.

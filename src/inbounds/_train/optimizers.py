@@ -59,11 +59,11 @@ def optimizers_stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
 
 
 _STEPPER_OF: WeakValueDictionary[int, Any] = WeakValueDictionary()
-"""From the id of a variable with a set to the optimizer that has taken the set up last, as long as that lives."""
+"""From the id of a variable with a set to the living optimizer that has taken the set up last."""
 
 
 def remember_stepper(optimizer: Any, variables: Iterable[Any]) -> None:
-    """Notes the optimizer of some variables: in a loop of the user's own, the model doesn't hold it."""
+    """Notes the optimizer of some variables, which in a loop of one's own the model doesn't hold."""
     for variable in variables:
         _STEPPER_OF[id(variable)] = optimizer
 

@@ -50,7 +50,10 @@ class TakenPlan:
         return [entry for projection in self.projections for entry in projection.entries]
 
     def value_of(self, variable: Any) -> Array:
-        """The value of a variable within a step; of a frozen one that a fit on JAX has emptied, as it was before."""
+        """The value of a variable within a step.
+
+        Of a frozen one that a fit on JAX has emptied, it is that from before.
+        """
         if keras.backend.backend() == "torch":
             return variable.value
         frozen = next((value for frozen, value in self.frozen_values if frozen is variable), None)
