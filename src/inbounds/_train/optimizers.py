@@ -63,7 +63,7 @@ _STEPPER_OF: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
 def remember_stepper(optimizer: Any, variables: Iterable[Any]) -> None:
-    """Notes the optimizer of some variables, which in a loop of one's own the model doesn't hold."""
+    """Notes the optimizer of some variables: in a loop of one's own, no model holds it."""
     for variable in variables:
         _STEPPER_OF[id(variable)] = optimizer
 
