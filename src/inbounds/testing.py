@@ -140,8 +140,9 @@ def _check_nearest(given: Set, drawn: np.ndarray[Any, Any]) -> None:
                 member = given.project(found + scale * chance.standard_normal(found.shape))
                 away, aside = rows - found, member - found
                 lengths = [np.sqrt(np.sum(x**2, axis=over)) for x in (away, aside)]
+                rounding = 1e-8 * np.abs(member).max()  # of a vertex that both are
                 if given.convex:
-                    nearer = np.sum(by * away * aside, axis=over) > EXACT * lengths[0] * lengths[1]
+                    nearer = np.sum(by * away * aside, axis=over) > EXACT * lengths[0] * (lengths[1] + rounding)
                 else:
                     nearer = np.sum((member - rows) ** 2, axis=over) < lengths[0] ** 2 * (1 - EXACT)
                 if np.any(nearer):

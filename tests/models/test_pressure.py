@@ -369,6 +369,9 @@ def test_errors():
         ({"x": iter([X])}, r"\(\)"),
         ({"x": X, "y": Y, "batch_size": 0}, r".*, batch_size=0"),
         ({"x": X, "y": Y, "batch_size": -1}, r".*, batch_size=-1"),
+        ({"x": X, "y": Y, "batch_size": "7"}, r".*, batch_size='7'"),
+        ({"x": None, "y": Y}, r"\(24, 3\), batch_size"),
+        ({"x": X.tolist()}, r"\(\), batch_size"),
     ]
     for data, shapes in wrong:
         with pytest.raises(ib.RuleError, match=rf"^The data aren't arrays with the same number .*shapes={shapes}"):

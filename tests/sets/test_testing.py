@@ -1,5 +1,6 @@
 """check_set passes the sets of inbounds, and names the law that a broken one breaks."""
 
+import numpy as np
 import pytest
 
 import inbounds as ib
@@ -81,6 +82,23 @@ def test_a_broken_law_is_named_with_the_rows(broken, law):
 def test_a_set_of_ones_own_that_keeps_the_laws_passes():
     ib.testing.check_set(Shell())
     ib.testing.check_set(ib.MaxNorm([0.5, 1.0, 1.5]), size=2, units=3)
+    ib.testing.check_set(ib.Together(ib.L1Ball(1)), size=3, units=3)  # near a corner others are that corner, rounded
+
+
+class Triangle(ib.SupportSet):
+    """{w : w_1 >= 0, w_2 >= 0, w_1 + w_2 <= 1}, and of no other size."""
+
+    def farthest(self, directions):
+        xp = self.namespace(directions)
+        corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        return xp.take(corners, xp.argmax(xp.matmul(directions, corners.T), axis=1), axis=0)
+
+
+def test_a_set_for_units_of_one_size_meets_others():
+    both = Triangle() & ib.Box(-9, 0.25)
+    np.testing.assert_allclose(both.project([[2.0, 2.0], [2.0, -1.0]]), [[0.25, 0.25], [0.25, 0.0]], atol=1e-9)
+    with pytest.raises(ib.SetError, match="`farthest` fails for units of this size"):
+        both.project([[1.0, 2.0, 3.0]])
 
 
 def test_what_is_no_set_is_an_error():

@@ -8,6 +8,7 @@ optimum g_C is 0, and n gives the Lagrange multipliers.
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -226,9 +227,10 @@ def _batches(data: Any, batch_size: Any) -> Iterator[tuple[Any, int]]:
     """Batches of inputs, targets and sample weights as tensors, each with its number of samples."""
     shapes = [tuple(getattr(leaf, "shape", ())) for leaf in keras.tree.flatten(data) if leaf is not None]
     counts = {shape[:1] for shape in shapes}
-    if len(counts) != 1 or not all(counts) or 0 in min(counts) or not batch_size >= 1:
+    whole = isinstance(batch_size, numbers.Integral) and int(batch_size) >= 1
+    if data[0] is None or len(counts) != 1 or not all(counts) or 0 in min(counts) or not whole:
         wrong = "The data aren't arrays with the same number of samples, one or more, or `batch_size` isn't 1 or more"
-        received = f"shapes={', '.join(map(str, shapes))}, batch_size={shown(batch_size)}"
+        received = f"shapes={', '.join(dict.fromkeys(map(str, shapes)))}, batch_size={shown(batch_size)}"
         instead = "inbounds.pressure(model, x, y), with arrays as for model.evaluate"
         raise RuleError(wrong, received, where="`x`, `y` and `sample_weight` of pressure", instead=instead)
 

@@ -193,13 +193,16 @@ class SupportSet(Set):
                 where=repr(self),
                 instead="a subclass of Set with a projection of its own",
             )
-        probe = self.farthest(np.ones((1, units.size)))
-        if tuple(probe.shape) != (1, units.size):
+        where = f"{self!r}, for directions of shape {(1, units.size)}"
+        try:
+            probe = self.farthest(np.ones((1, units.size)))
+        except Exception as error:  # it may be for units of another size
             raise SetError(
-                "`farthest` does not return a point for each direction",
-                f"shape={tuple(probe.shape)}",
-                where=f"{self!r}, for directions of shape {(1, units.size)}",
-            )
+                "`farthest` fails for units of this size", f"{type(error).__name__}: {error}", where=where
+            ) from error
+        if tuple(probe.shape) != (1, units.size):
+            wrong = "`farthest` does not return a point for each direction"
+            raise SetError(wrong, f"shape={tuple(probe.shape)}", where=where)
 
     def _project(self, units: Units) -> Units:
         rows = without_gradient(units.rows())
