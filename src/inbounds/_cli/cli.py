@@ -108,7 +108,8 @@ def _project(options: argparse.Namespace) -> int:
     target: Path = options.output
     if target.suffix != ".keras":
         wrong = f"Can't write the model to {str(target)!r}: the name of a model file ends in .keras"
-        raise FileError(wrong, f"-o {target}", instead=f"-o {target.with_suffix('.keras')}")
+        raise FileError(wrong, f"-o {shlex.quote(str(target))}", instead=f"-o {target.with_suffix('.keras')}")
+    _check_new([target], options, f"-o {shlex.quote(str(target))}", "another name")
     model = _load(options.model, options, compiled=True)
     rules, settings = read_rules(options.rules, model)
     given = model.get_weights()
