@@ -102,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
     added = command("project", summary, RULES_EPILOG + EXIT_EPILOG, model="IN.keras")
     added.add_argument("-o", "--output", metavar="OUT.keras", type=Path, required=True, help="the file to write")
     added.add_argument("--rules", metavar="FILE.toml", type=Path, required=True, help="the sets")
+    added.add_argument("--force", action="store_true", help="replace OUT.keras if it exists")
     added = command("sets", "show the sets there are: definition, cost, whether convex, source, picture")
     added.add_argument("names", metavar="NAME", nargs="*", help="of a set to show; without any, all of them")
     command("layout", "show what makes the units of each weight of a model", model="MODEL.keras")

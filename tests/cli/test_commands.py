@@ -130,7 +130,7 @@ def test_audit_as_html(command, held, tmp_path):
     assert str(page) in outcome.err
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
-    assert "hidden/kernel" in text
+    assert "hidden/<wbr>kernel" in text
     assert "MaxNorm(max_value=0.5)" in text
     assert str(page) in command("audit", held, "--html", page, "--force").out
 
@@ -278,8 +278,11 @@ def test_project_keeps_how_the_model_was_compiled_and_its_optimizer(command, sav
     assert float(again.optimizer.learning_rate) == pytest.approx(0.0123)
 
 
-def test_project_overwrites_its_input_only_where_told_to(command, free, rules):
-    assert command("project", free, "-o", free, "--rules", rules(KERNELS)).status == 0
+def test_project_replaces_a_file_only_where_told_to(command, free, rules):
+    arguments, given = ("project", free, "-o", free, "--rules", rules(KERNELS)), free.read_bytes()
+    assert "free.keras': it exists" in command(*arguments).error
+    assert free.read_bytes() == given
+    assert command(*arguments, "--force").status == 0
     assert command("audit", free).out.startswith("Audit of net: 3 holds, 7 free\n")
 
 
@@ -291,7 +294,8 @@ def test_a_save_that_fails_leaves_the_output_as_it_was(command, free, rules, tmp
     monkeypatch.setattr(keras.Model, "save", fail)
     target = tmp_path / "out.keras"
     target.write_bytes(b"precious")
-    assert "No space left" in command("project", free, "-o", target, "--rules", rules(KERNELS)).error
+    arguments = ("project", free, "-o", target, "--rules", rules(KERNELS), "--force")
+    assert "No space left" in command(*arguments).error
     assert target.read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["free.keras", "out.keras", "rules.toml"]
 

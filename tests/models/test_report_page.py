@@ -23,7 +23,7 @@ from inbounds import Report, Row
 
 pytestmark = pytest.mark.once
 
-VOID = {"meta", "link", "br", "input", "option", "path"}
+VOID = {"meta", "link", "br", "wbr", "input", "option", "path"}
 NAMES = """
 html head title style body header main section article figure figcaption div p h1 h2 h3 b strong span code small dl dt
 dd label select output button table caption thead tbody tr th td svg script

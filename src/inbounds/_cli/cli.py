@@ -119,7 +119,8 @@ def _project(options: argparse.Namespace) -> int:
     if target.suffix != ".keras":
         wrong = f"Can't write the model to {str(target)!r}: the name of a model file ends in .keras"
         other = target.parent / f"{target.stem or 'model'}.keras"
-        raise FileError(wrong, f"-o {target}", instead=f"-o {shlex.quote(str(other))}")
+        raise FileError(wrong, f"-o {shlex.quote(str(target))}", instead=f"-o {shlex.quote(str(other))}")
+    _check_new([target], options, f"-o {shlex.quote(str(target))}", "another name")
     model = _load(options.model, options, compiled=True)
     rules, settings = read_rules(options.rules, model)
     given = model.get_weights()

@@ -108,7 +108,7 @@ def _row(row: Any) -> str:
 
 
 def _paths(row: Any) -> str:
-    return "<br>".join(map(escape, row.paths))
+    return "<br>".join(escape(path).replace("/", "/<wbr>") for path in row.paths)  # lines break there
 
 
 def _set(row: Any) -> str:
