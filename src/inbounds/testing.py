@@ -107,9 +107,9 @@ def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBE
     rounding = 64 * epsilon(dtype_of(rows)) * np.abs(ours).max(axis=1, keepdims=True)
     if not couples:
         alone = np.zeros_like(ours)
-        alone[0] = ours[row]
+        alone[row] = ours[row]
         of_it = to_numpy(given.project(_like(rows, alone)))
-        law("units are independent of each other", np.abs(of_it[0] - found[row]) <= rounding[row], of_it)
+        law("units are independent of each other", np.abs(of_it[row] - found[row]) <= rounding[row], of_it)
     for bad in bad_numbers:
         spoilt = ours.copy()
         spoilt[row, -1] = bad

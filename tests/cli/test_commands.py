@@ -318,6 +318,14 @@ def test_outputs_that_cannot_be_written(command, free, rules, tmp_path):
     path = rules(KERNELS)
     assert "No such file" in command("project", free, "-o", tmp_path / "none" / "o.keras", "--rules", path).error
     assert "out.keras" in command("project", free, "-o", tmp_path / "out.h5", "--rules", path).error
+    assert "model.keras" in command("project", free, "-o", ".", "--rules", path).error
+
+
+def test_a_fault_of_inbounds_is_no_verdict(command, free, monkeypatch):
+    monkeypatch.setattr("inbounds._cli.cli.audit", lambda *_: 1 / 0)
+    outcome = command("audit", free)
+    assert outcome.status == 2
+    assert outcome.err.endswith("ZeroDivisionError: division by zero\n")
 
 
 # layout
@@ -347,7 +355,7 @@ def test_files_that_are_no_models(command, tmp_path, rules):
         assert f"error: Can't read the model {missing!r}: it does not exist" in command(name, missing).error
         assert "is a folder" in command(name, tmp_path).error
         assert "zip archive" in command(name, tmp_path / "text.keras").error
-    assert "error: Keras can't load the model" in command("audit", text).error
+    assert "does not end in .keras" in command("audit", text).error
     assert "error: Keras can't load the model" in command("audit", tmp_path / "text.h5").error
     out = tmp_path / "out.keras"
     assert "does not exist" in command("project", tmp_path / "none.keras", "-o", out, "--rules", text).error
@@ -396,7 +404,9 @@ def test_a_model_with_layers_of_ones_own(command, saved, tmp_path, monkeypatch):
     assert outcome.status == 0
     assert outcome.out.startswith("Layout of sequential: 1 weight\n")
     assert re.search(r"^mixer/mix +\(3, 4\) +Mix +1 +3 +4$", outcome.out, re.M)
-    assert "nowhere" in command("audit", path, "--import", "nowhere").error
+    (tmp_path / "broken.py").write_text("def (", encoding="utf-8")
+    for name in ("nowhere", "broken", ""):
+        assert f"Can't import {name!r}" in command("audit", path, "--import", name).error
 
 
 # rules and arguments that mean nothing

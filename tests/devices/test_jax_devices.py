@@ -95,13 +95,13 @@ def test_sharded_along_units_a_loop_asks_whether_all_are_done_and_nothing_else(p
 
 @pytest.mark.parametrize("name", GATHERED)
 def test_sets_of_an_order_or_a_matrix_gather(programs, name):
-    """If one no longer does, docs/devices.md should say so."""
+    """If one no longer does, docs/devices.md and docs/measurements.md should say so."""
     kinds = {kind for kind, _, _ in programs[name, "euclidean", "fan-in"]["collectives"]}
     assert "all-gather" in kinds
 
 
 def test_the_table_of_the_docs_is_what_is_measured(programs):
-    text = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(.+?)` \| (optimizer|euclidean) \| (.+?) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
     table = {(row[0], row[1]): row[2:] for row in rows}
     for name, metric in {key[:2] for key in programs}:

@@ -800,7 +800,11 @@ def test_check_returns_the_report_when_all_holds_and_else_raises_with_it():
     assert ib.check(model, {"hidden/kernel": ib.MaxNorm(2.0)}).ok
 
 
-@pytest.mark.parametrize("constraint", [ib.MaxNorm(1.0), keras.constraints.MaxNorm(1.0)], ids=["ours", "Keras"])
+@pytest.mark.parametrize(
+    "constraint",
+    [ib.MaxNorm(1.0), ib.MaxNorm(1.0) & ib.Box(-9, 9), keras.constraints.MaxNorm(1.0)],
+    ids=["ours", "several", "Keras"],
+)
 @pytest.mark.parametrize("late", [False, True], ids=["violated", "unenforced"])
 def test_check_says_first_what_is_wrong_and_last_what_to_type(constraint, late):
     model = model_of(keras.layers.Dense(12, name="hidden", kernel_constraint=None if late else constraint))

@@ -89,17 +89,24 @@ def test_weights_that_a_callback_loads_at_the_begin_are_inside_before_the_first_
     assert on_bound(first[0], BOUND)
 
 
-def test_a_frozen_weight_that_was_changed_between_two_fits_is_seen_by_the_next(digits):
-    model = model_of(keras.optimizers.SGD(1.0), {keras.layers.Dense: ib.Joint(ib.MaxNorm(BOUND))})
-    out = model.get_layer("out")
-    fit(model, digits)
+def test_a_frozen_weight_that_was_changed_is_seen_by_the_next_fit_or_step():
+    out = keras.layers.Dense(2, name="out")
+    model = keras.Sequential([keras.Input((3,)), out])
     out.bias.trainable = False
-    model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
-    fit(model, digits)
-    out.bias.assign(np.full(10, 0.3, "float32"))
-    fit(model, digits)
-    assert on_bound(norms((out.kernel, (0,)), (out.bias, ())), BOUND)
-    assert np.array_equal(keras.ops.convert_to_numpy(out.bias), np.full(10, 0.3, "float32"))
+    model.compile(keras.optimizers.SGD(9.0), "mse")
+    ib.constrain(model, {"out": ib.Joint(ib.MaxNorm(BOUND))})
+    x, y = np.ones((4, 3), "float32"), np.full((4, 2), 9.0, "float32")
+    steps = (
+        lambda: model.fit(x, y, verbose=0),
+        lambda: model.fit(x, y, verbose=0),
+        lambda: model.train_on_batch(x, y),
+        lambda: model.optimizer.apply([-keras.ops.ones((3, 2))], [out.kernel]),
+    )
+    for value, step in zip((0.0, 0.3, 0.1, 0.2), steps, strict=True):
+        out.bias.assign(np.full(2, value, "float32"))
+        step()
+        assert on_bound(norms((out.kernel, (0,)), (out.bias, ())), BOUND)
+        assert np.array_equal(keras.ops.convert_to_numpy(out.bias), np.full(2, value, "float32"))
 
 
 def test_a_fit_of_a_model_without_sets_begins_with_what_it_is_given(digits):
@@ -200,6 +207,16 @@ def test_a_bound_follows_a_schedule_step_by_step(schedule, digits):
     assert not ib.audit(model).ok
     ib.project(model)
     assert on_bound(lengths(model), bounds[-1])
+
+
+def test_an_audit_counts_the_steps_of_an_optimizer_that_the_model_does_not_hold():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0).scaled(LOOSER)})
+    optimizer = keras.optimizers.SGD(9.0)
+    for count in (1, 2):
+        optimizer.apply([keras.ops.ones((2, 2))], model.trainable_variables)
+        assert on_bound(lengths(model), float(LOOSER(count)))
+        assert ib.check(model).rows[0].active == 1.0
 
 
 @pytest.mark.by_turns

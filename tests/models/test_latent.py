@@ -6,6 +6,7 @@ import pytest
 from measure import numbers
 
 import inbounds as ib
+from instead import run
 
 BACKEND = keras.backend.backend()
 TERNARY = ib.Grid(1.0) & ib.Box(-1, 1)
@@ -212,10 +213,18 @@ def test_a_set_says_itself_whether_it_keeps_them():
     assert type(own).from_config(own.get_config()).training.latent is True
     with pytest.raises(ib.SetError, match="`latent` of in_training is not True, False or 'auto'"):
         own.in_training(latent=1)
-    _, plan = linear(own)
-    assert plan.entries[0].keeps_latent
     _, plan = linear(own, latent=False)
     assert not plan.entries[0].keeps_latent
+    made = (own, ib.Together(own), own.where("causal"), own.per("inputs"), ib.NonNeg() & own, (own & ib.NonNeg()) & own)
+    for rule in (one.in_training(every=3) for one in made):
+        assert type(rule).from_config(rule.get_config()).training == rule.training
+        _, plan = linear(rule & ib.Together(ib.NonNeg()) if isinstance(rule, ib.Together) else rule)
+        assert plan.entries[0].keeps_latent
+        assert "h/kernel: projected each 3 steps" in str(plan)
+    with pytest.raises(ib.SetError, match="latent=True and latent=False") as caught:
+        own & ib.NonNeg().in_training(latent=False)
+    (whole,) = run(str(caught.value).split("Instead: ")[1], a=ib.Sparse(1), b=ib.NonNeg())
+    assert whole.training.latent is True
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="stateless steps are JAX's")

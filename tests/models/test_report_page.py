@@ -302,6 +302,24 @@ def test_sets_in_mathematics(given, definition):
     assert report.rows[0].definition == definition
 
 
+def test_a_definition_with_the_word_of_an_argument():
+    report = ib.audit(
+        keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), {"kernel": ib.GroupSparse(1, [0, 0, 1])}
+    )
+    assert report.rows[0].definition == "{w : at most 1 groups of the entries of w are not 0}"
+
+
+def test_singular_values_are_those_of_each_matrix_also_of_an_intersection():
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(6)])
+    kernel = keras.ops.convert_to_numpy(model.layers[0].kernel).astype("float64")
+    for owner, matrices in (
+        (ib.SpectralNorm(9) & ib.MaxNorm(9), [kernel]),
+        (ib.SpectralNorm(9, stack=2) & ib.MaxNorm(9), [kernel[:, :3], kernel[:, 3:]]),
+    ):
+        (row, _) = ib.audit(model, {"kernel": owner}).rows
+        np.testing.assert_allclose(row.singular_values, np.ravel(np.linalg.svd(np.array(matrices), compute_uv=False)))
+
+
 def test_a_report_of_a_file_has_its_name_and_hash(tmp_path):
     path = tmp_path / "model.keras"
     path.write_bytes(b"a model")

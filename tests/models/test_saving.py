@@ -360,6 +360,7 @@ def test_sets_that_a_models_own_code_gives_are_carried_without_a_warning(tmp_pat
     model.build((None, 5))
     assert said(lambda: ib.constrain(model)) == ""
     assert lost(model, tmp_path / "model.keras") == set()
+    assert "own code" in said(lambda: ib.constrain(model, every=2))  # which the code doesn't give again
 
 
 @pytest.mark.filterwarnings("ignore:The `native_serialization` parameter:DeprecationWarning")  # Keras' call of JAX

@@ -68,6 +68,11 @@ def test_one_number_is_not_several(name: str, value: Any) -> None:
     assert raised(lambda: make(value)).startswith(f"`{argument}` of {type(make(0.5)).__name__} is not {within}.")
 
 
+def test_a_number_is_not_beyond_every_float() -> None:
+    assert raised(lambda: ib.MaxNorm(10**400)).startswith("`max_value` of MaxNorm is not a number of 0 or more.")
+    assert raised(lambda: ib.Box(0, 10**400)).startswith("`high` of Box is not a number")
+
+
 def test_a_rate_is_at_most_one() -> None:
     assert_says(lambda: ib.MinMaxNorm(rate=1.5), "`rate` of MinMaxNorm", "rate=1.5", "rate=1.0")
 
@@ -129,11 +134,12 @@ def test_the_bounds_of_a_box_broadcast() -> None:
     )
 
 
-def test_a_smallest_norm_is_not_above_the_largest() -> None:
+@pytest.mark.parametrize(("low", "high"), [(3, 2), ([2, 2], [3, 3, 3])], ids=repr)
+def test_a_smallest_norm_is_not_above_the_largest(low: Any, high: Any) -> None:
     assert_says(
-        lambda: ib.MinMaxNorm(3, 2),
-        "`min_value` of MinMaxNorm is above `max_value`.",
-        "min_value=3, max_value=2",
+        lambda: ib.MinMaxNorm(low, high),
+        "`min_value` of MinMaxNorm is above `max_value`, or they are for different numbers of units.",
+        f"min_value={low!r}, max_value={high!r}",
         "MinMaxNorm(min_value=2.0, max_value=3.0)",
     )
 
@@ -168,7 +174,8 @@ DOORS = {"project": ib.MaxNorm(1).project, "violation": ib.MaxNorm(1).violation}
 
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
 def test_rows_have_two_axes(door: Callable[[Any], Any]) -> None:
-    rule = "The rows don't have the shape (units, size), one unit a row."
+    rule = "The rows don't have the shape (units, size), one unit a row, one entry at least."
+    assert_says(lambda: door(np.ones((0, 2))), rule, "rows.shape=(0, 2)", "np.reshape(rows, (1, -1))")
     assert_says(lambda: door([1.0, 2.0]), rule, "rows.shape=(2,)", "np.reshape(rows, (1, -1))")
     assert_says(lambda: door(np.ones((2, 2, 2))), rule, "rows.shape=(2, 2, 2)", "np.reshape(rows, (1, -1))")
     assert_says(lambda: door(keras.ops.ones((4,))), rule, "rows.shape=(4,)", "np.reshape(rows, (1, -1))")
@@ -264,7 +271,7 @@ def test_a_joint_takes_no_axis() -> None:
     )
 
 
-@pytest.mark.parametrize("weights", [(), ("kernel",), "kernel", ("kernel", "kernel"), ("kernel", 3)], ids=repr)
+@pytest.mark.parametrize("weights", [(), ("kernel",), "kernel", ("kernel", "kernel"), ("kernel", 3), 1], ids=repr)
 def test_a_joint_has_two_names_or_more(weights: Any) -> None:
     rule = "`weights` of Joint are not two or more different names."
     assert_says(lambda: ib.Joint(ib.MaxNorm(1), weights), rule, f"weights={weights!r}", "weights=('kernel', 'bias')")

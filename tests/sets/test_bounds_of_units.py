@@ -119,3 +119,10 @@ def test_a_large_weight_is_not_cut_where_a_list_has_a_number_for_each_unit() -> 
     found = Below(list(limits)).measure([weight], [(0,)])
     np.testing.assert_allclose(found.excess, 1 - limits)
     assert len(ib.MaxNorm(1.0).blocks([weight], [(0,)])) > 1
+
+
+def test_a_normal_that_is_a_number_has_the_tolerance_of_equal_entries() -> None:
+    rows = np.full((1, 100), 0.05, "float32")
+    owners = ib.Hyperplane(2.0, 10.0), ib.Hyperplane(np.full(100, 2.0), 10.0)
+    one, several = (owner.tolerance("float32", rows) for owner in owners)
+    np.testing.assert_allclose(one, several)

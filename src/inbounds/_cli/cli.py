@@ -14,6 +14,7 @@ import shlex
 import sys
 import tempfile
 import textwrap
+import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +62,9 @@ def run(options: argparse.Namespace) -> int:
         file = getattr(options, "rules", None) if isinstance(error, RuleError) else None
         place = f" In: {printable(str(file))}, where [rules] are for weights and [layers] for layers." if file else ""
         print(f"inbounds: error: {error}{place}", file=sys.stderr)
+        return 2
+    except Exception:  # Python would exit with 1, which says that a set doesn't hold
+        traceback.print_exc()
         return 2
 
 
@@ -114,7 +118,8 @@ def _project(options: argparse.Namespace) -> int:
     target: Path = options.output
     if target.suffix != ".keras":
         wrong = f"Can't write the model to {str(target)!r}: the name of a model file ends in .keras"
-        raise FileError(wrong, f"-o {target}", instead=f"-o {target.with_suffix('.keras')}")
+        other = target.parent / f"{target.stem or 'model'}.keras"
+        raise FileError(wrong, f"-o {target}", instead=f"-o {shlex.quote(str(other))}")
     model = _load(options.model, options, compiled=True)
     rules, settings = read_rules(options.rules, model)
     given = model.get_weights()
@@ -221,13 +226,15 @@ def _load(path: Path, options: argparse.Namespace, *, compiled: bool) -> Any:
     for name in options.modules:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # what the module raises
             wrong = f"Can't import {name!r}: {error}"
             instead = f"run it in the folder of {name.split('.')[0]}.py"
             raise FileError(wrong, f"--import {name}", where=os.getcwd(), instead=instead) from error
     wrong = ""
     if not path.is_file():
         wrong = "it is a folder" if path.is_dir() else "it does not exist"
+    elif path.suffix not in (".keras", ".h5", ".hdf5"):
+        wrong = "its name does not end in .keras"
     elif path.suffix == ".keras" and not zipfile.is_zipfile(path):
         wrong = "it is not a zip archive, as a .keras file is, or it is cut off"
     if wrong:

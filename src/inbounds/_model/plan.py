@@ -100,7 +100,7 @@ class Entry:
         """The variables of the weights."""
         return [weight.variable for weight in self.weights]
 
-    @property
+    @cached_property
     def training(self) -> Training:
         """How steps of training treat the set."""
         return self.set.training
@@ -180,12 +180,14 @@ class Plan(Tabular):
         metrics = dict.fromkeys(metric for _, metric, _, _ in treated if metric)
         in_all = f" ({next(iter(metrics))})" if len(metrics) == 1 else ""
         notes = [(one.paths, note) for one, _, _, latent in treated for note in (one.note, one.lost_steps, latent)]
+        others = [entry for entry in self if entry.training.every != self.every]
+        notes += [(entry.paths, f"projected {_when(entry.training.every)}") for entry in others]
         if len(metrics) > 1:
             notes += [(entry.paths, metric and f"metric: {metric}") for entry, metric, _, _ in treated]
         if reduced := self.gradient == "reduced":
             notes += [(entry.paths, why and f"gradient: all of it, {why}") for entry, _, why, _ in treated]
         notes += [((weight.path,), f"free, {why}") for weight, why in self.free]
-        when = {1: "", "epoch": ", projected at the end of each epoch"}.get(self.every, f", each {self.every} steps")
+        when = "" if self.every == 1 else f", projected {_when(self.every)}"
         under = f", under {prefix}" if prefix else ""
         return Table.of_weights(
             f"{self._title}{', reduced gradient' if reduced else ''}, {self.metric} metric{in_all}{when}{under}",
@@ -194,6 +196,10 @@ class Plan(Tabular):
             notes,
             prefix,
         )
+
+
+def _when(every: Cadence) -> str:
+    return {1: "in each step", "epoch": "at the end of each epoch"}.get(every, f"each {every} steps")
 
 
 def _axes(entry: Entry) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,10 +29,12 @@ from inbounds._model.selectors import selected_weights
 from inbounds._model.table import quantity
 from inbounds._model.weights import Weight, layers_of, own_weights, weights_of
 from inbounds._report.report import Provenance, Report, Row, Status
+from inbounds._sets.composite import parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
+from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.notation import mathematics
-from inbounds._sets.set import Set, of_keras
+from inbounds._sets.set import Set, of_keras, with_argument
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.optimizers import steps_taken
 from inbounds._train.weight_access import exclusive_access
@@ -161,8 +164,9 @@ def _suggestion(model: Any, row: Row, rules: Any) -> str:
 
 def _constrain_call(selector: str, constraint: Set) -> str:
     """The line of code that gives a weight a set along the layer's fan-in."""
-    arguments = {name: getattr(constraint, name) for name in constraint.argument_names() if name != "axis"}
-    return f"inbounds.constrain(model, {{{selector!r}: inbounds.{type(constraint)(**arguments)!r}}})"
+    plain = with_argument(constraint, "axis", None) if "axis" in constraint.argument_names() else constraint
+    code = re.sub(r"(?<![\w.])(?=[A-Z]\w*\()", "inbounds.", repr(plain))
+    return f"inbounds.constrain(model, {{{selector!r}: {code}}})"
 
 
 def _unique_selector(weight: Weight, weights: Sequence[Weight]) -> str:
@@ -240,12 +244,13 @@ def _singular_values(entry: Entry, values: Sequence[Any]) -> tuple[float, ...]:
 
     Of other sets, and where they take long, none.
     """
-    if not entry.set.matrix or min(entry.views[0].count, sum(view.size for view in entry.views)) > LARGEST_MATRIX:
+    if not entry.applied.matrix or min(entry.views[0].count, sum(view.size for view in entry.views)) > LARGEST_MATRIX:
         return ()
     rows = Laid.of_weights(values, entry.axes).rows
     if not np.isfinite(rows).all():
         return ()
-    matrices = rows.reshape(entry.units, -1, rows.shape[1])
+    stack = max((part.stack for part in parts_of(entry.applied) if isinstance(part, MatrixSet)), default=1)
+    matrices = rows.reshape(stack, -1, rows.shape[1])
     return tuple(np.linalg.svd(matrices, compute_uv=False)[:, :MOST_BARS].ravel().tolist())
 
 

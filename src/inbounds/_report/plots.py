@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from inbounds._errors import InboundsError, SetError, printable
+from inbounds._errors import InboundsError, SetError, printable, shown
 from inbounds._report.html import FLAT
+from inbounds._sets.arguments import number_or_array, refused
 from inbounds._sets.set import Set
 
 Points = Sequence[tuple[float, float]]
@@ -86,7 +87,8 @@ def plot_set(set: Set, points: Points | None = None) -> Any:  # noqa: A002  # th
         one of pyplot's, which would keep it until it is closed.
 
     Raises:
-        SetError: the set is one of a whole weight, or doesn't fit two entries.
+        SetError: the set is one of a whole weight, or doesn't fit two entries; `points` aren't
+            pairs of finite numbers.
         InboundsError: matplotlib isn't installed.
 
     Cost: the violations of 40,000 points.
@@ -96,12 +98,16 @@ def plot_set(set: Set, points: Points | None = None) -> Any:  # noqa: A002  # th
         >>> len(figure.axes)
         1
     """
-    if set.couples_units:
-        wrong = "A set of whole weights has no picture: two entries show no more of it than a row"
-        raise SetError(wrong, repr(set), instead="a set of vectors, such as inbounds.MaxNorm(1.0)")
+    if not isinstance(set, Set) or set.couples_units:
+        wrong = "A set of whole weights has no picture (two entries show no more than a row), nor has what is no set"
+        raise SetError(wrong, shown(set), instead="a set of vectors, such as inbounds.MaxNorm(1.0)")
     half = HALF_WIDTH * _size(set)
     scaled = tuple((x * half / HALF_WIDTH, y * half / HALF_WIDTH) for x, y in DEFAULT_POINTS)
-    given = scaled if points is None else tuple((float(x), float(y)) for x, y in points)
+    example = "points=[(1.5, 1.0), (0.0, 2.0)]"
+    places = np.asarray(number_or_array("plot_set", "points", scaled if points is None else points, instead=example))
+    if places.ndim != 2 or places.shape[1] != 2:
+        raise refused("plot_set", "points", points, "is not pairs of numbers", example)
+    given = tuple((x, y) for x, y in places.tolist())
     return set_figure(Drawing(set, given), max(half, 1.1 * float(np.abs(given).max(initial=0.0))))
 
 

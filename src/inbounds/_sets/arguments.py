@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,10 @@ def number(
 ) -> float:
     """A number in [low, high], as a float; finite, unless infinity is allowed."""
     real = not isinstance(value, (bool, str)) and isinstance(_scalar(value), numbers.Real)
-    result = float(_scalar(value)) + 0.0 if real else math.nan  # -0.0 becomes 0.0: equal sets have one repr
+    try:
+        result = float(_scalar(value)) + 0.0 if real else math.nan  # -0.0 becomes 0.0: equal sets have one repr
+    except OverflowError:  # an integer beyond every float
+        result = math.nan
     if not low <= result <= high or (math.isinf(result) and not infinite):
         raise refused(owner, name, value, f"is not a number{_interval(low, high)}", instead or f"{owner}({name}=1.0)")
     return result
@@ -59,8 +63,8 @@ def boolean(owner: str, name: str, value: Any, instead: str) -> bool:
 
 def names(owner: str, name: str, value: Any, kind: str, instead: str) -> tuple[str, ...]:
     """Two or more different strings."""
-    values = (value,) if isinstance(value, str) else tuple(value)
-    if len(values) < 2 or len(set(values)) < len(values) or not all(isinstance(one, str) for one in values):
+    values = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
+    if len(values) < 2 or not all(isinstance(one, str) for one in values) or len(set(values)) < len(values):
         raise refused(owner, name, value, f"are not two or more different {kind}", instead)
     return values
 
@@ -75,7 +79,7 @@ def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False
         if given.dtype.kind in "bcSU" or (given.dtype.kind == "O" and any(x is None for x in given.reshape(-1))):
             raise TypeError("not real numbers")
         array = np.array(value, dtype="float64") + 0.0  # as in `number`
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         wrong = "is not a number or an array of numbers"
     if not array.size:
         wrong = "is empty"

@@ -16,6 +16,7 @@ from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, WeightLayout
 from inbounds._sets.declaration import Declaration
 from inbounds._sets.set import Exceeded, Set
+from inbounds._sets.value import Training
 from inbounds._types import Step
 
 Seen = TypeVar("Seen", Units, Laid)
@@ -58,6 +59,10 @@ class Composite(Set):
     needs_latent = _true_of(any, "needs_latent")
 
     @property
+    def training(self) -> Training:  # type: ignore[override]  # likewise
+        return Training(**reduce(operator.or_, [member.training.given for member in self.members]))
+
+    @property
     def undone_steps(self) -> str:  # type: ignore[override]  # likewise
         return "; ".join(dict.fromkeys(member.undone_steps for member in self.members if member.undone_steps))
 
@@ -78,6 +83,10 @@ class Composite(Set):
         members = [change(member) for member in self.members]
         same = all(one is other for one, other in zip(members, self.members, strict=True))
         return self if same else self.rebuilt(members)
+
+    def _trained(self, owner: str, options: dict[str, Any]) -> Self:
+        members = tuple(member._trained(owner, options) for member in self.members)
+        return self._with(members=members) if options else self
 
     def at(self, step: Step) -> Set:
         return self.changed(lambda member: member.at(step))

@@ -224,6 +224,12 @@ class Intersection(AllOf):
         if len(flat) < 2 or any(not isinstance(inner, Set) or isinstance(inner, JointSet) for inner in flat):
             wrong = "An intersection is not made of two or more sets, or one of them is a Joint"
             raise SetError(wrong, f"sets={shown(sets)}", instead="Joint(a & b)")
+        given = [inner.training.given for inner in flat]
+        for name, value in [option for options in given for option in options.items()]:
+            if other := [options[name] for options in given if options.get(name, value) != value]:
+                wrong = "Sets that meet are to be trained in two ways"
+                received = f"{name}={value!r} and {name}={other[0]!r}"
+                raise SetError(wrong, received, where=repr(sets), instead=f"(a & b).in_training({name}={value!r})")
         self.made_of(*by_units(flat))
 
     @property

@@ -186,7 +186,8 @@ class On(_Marked):
     def __init__(self, set: Set, inputs: Inputs) -> None:  # noqa: A002  # the word of the library
         _check_inner("on", "inputs", set)
         given = [inputs] if isinstance(inputs, numbers.Integral) else inputs
-        indices = list(given) if isinstance(given, (list, tuple, range, np.ndarray)) else []
+        given = given.tolist() if isinstance(given, np.ndarray) else given
+        indices = list(given) if isinstance(given, (list, tuple, range)) else []
         whole = all(isinstance(i, numbers.Integral) and not isinstance(i, bool) and int(i) >= 0 for i in indices)
         if not indices or not whole or len({int(i) for i in indices}) < len(indices):
             raise SetError(

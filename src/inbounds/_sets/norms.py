@@ -173,7 +173,7 @@ class MinMaxNorm(_NormInterval):
         axis: see `MaxNorm`.
 
     Raises:
-        SetError: `min_value` is above `max_value`.
+        SetError: `min_value` is above `max_value`, or their arrays have different lengths.
 
     Cost: as `MaxNorm`. A zero unit goes to the point with equal positive entries; other edges as in
     `MaxNorm`.
@@ -195,13 +195,15 @@ class MinMaxNorm(_NormInterval):
         self.max_value = numbers_of_units("MinMaxNorm", "max_value", max_value, low=0, infinite=True)
         self.rate = number("MinMaxNorm", "rate", rate, low=0, high=1)
         self.axis = axes("MinMaxNorm", axis)
-        if np.any(np.greater(self.min_value, self.max_value)):
-            raise SetError(
-                "`min_value` of MinMaxNorm is above `max_value`",
-                f"min_value={shown(min_value)}, max_value={shown(max_value)}",
-                instead=f"MinMaxNorm(min_value={np.min(self.max_value)}, max_value={np.max(self.min_value)})",
-            )
         self.low, self.high = in_a_row(self.min_value), in_a_row(self.max_value)
+        several = {np.size(self.low), np.size(self.high)} - {1}
+        if len(several) > 1 or np.any(np.greater(self.low, self.high)):
+            least, most = sorted((np.min(self.max_value), np.max(self.min_value)))
+            raise SetError(
+                "`min_value` of MinMaxNorm is above `max_value`, or they are for different numbers of units",
+                f"min_value={shown(min_value)}, max_value={shown(max_value)}",
+                instead=f"MinMaxNorm(min_value={least}, max_value={most})",
+            )
 
     @property
     def convex(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class

@@ -52,8 +52,8 @@ def mathematics(given: Set) -> str:
         text = text.replace("≤", "≥")
     for name in given.argument_names():
         value = _text(getattr(given, name))
-        if value:  # "rank W ≤ rank" names a function of W and then the argument
-            text = re.sub(rf"\b{name}\b(?! W)", lambda _, value=value: value, text)  # type: ignore[misc]
+        if value:  # "rank W ≤ rank" names a function and then the argument, "k groups of the entries" only things
+            text = re.sub(rf"\b{name}\b(?! W| of the)", lambda _, value=value: value, text)  # type: ignore[misc]
     return text if given.center is None or not text else f"{text} + {_text(given.center) or 'center'}"
 
 

@@ -236,8 +236,11 @@ class Set(Value):
     ) -> Set:
         """The same set with these arguments of `constrain`; None: as it is.
 
+        What is made of the set is trained so too.
+
         Raises:
-            SetError: an argument is none of what `constrain` takes.
+            SetError: an argument is none of what `constrain` takes; of `a & b`: `a` and `b` have
+                different ones.
         """
         given = {"metric": metric, "every": every, "gradient": gradient, "latent": latent}
         return self._trained("in_training", {name: value for name, value in given.items() if value is not None})
@@ -402,7 +405,8 @@ class Set(Value):
             Rows of the same shape, dtype and library. float16 and bfloat16 are computed in float32
             and rounded once. A row that is inside comes back bit for bit; so does one with NaN or
             infinities, which `violation` shows (of a set that looks at each entry by itself: those
-            entries).
+            entries). The derivative of a row that comes back is the identity, also of an equation
+            such as `SumTo`, but for `Equal`.
 
         Raises:
             SetError: the shape, the dtype or the metric is wrong.
@@ -585,8 +589,8 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
     rows = np.asarray(rows, dtype="float64") if isinstance(rows, (list, tuple)) else rows
     rows = keras.ops.convert_to_tensor(rows) if isinstance(rows, keras.Variable) else rows
     shape = getattr(rows, "shape", None)
-    if shape is None or len(shape) != 2:
-        wrong = "The rows don't have the shape (units, size), one unit a row"
+    if shape is None or len(shape) != 2 or 0 in tuple(shape):
+        wrong = "The rows don't have the shape (units, size), one unit a row, one entry at least"
         instead = "np.reshape(rows, (1, -1)) for one unit"
         raise SetError(wrong, f"rows={shown(rows)}" if shape is None else f"rows.shape={tuple(shape)}", instead=instead)
     _check_float(owner, rows)

@@ -100,15 +100,16 @@ class Linear(Set):
         return float(np.sqrt(np.sum(np.broadcast_to(flat(self.slope, unit_shape), int(np.prod(unit_shape))) ** 2)))
 
     def _tolerance(self, dtype: str, size: int = 1) -> Bound:
-        return Judgement(size, dtype).tolerated(1.0) * np.abs(self.level) / self._length(np.shape(self.slope))
+        unit_shape = np.shape(self.slope) or (size,)
+        return Judgement(size, dtype).tolerated(1.0) * np.abs(self.level) / self._length(unit_shape)
 
     def _slack(self, laid: Laid) -> Any:
         """Rounding is measured at the sum of the sizes of what is added up."""
-        tolerance = self._tolerance(laid.dtype, laid.rows.shape[1])
+        size, unit_shape = laid.rows.shape[1], laid.unit_shape
         if not isinstance(laid.rows, np.ndarray):
-            return tolerance
-        terms = np.sum(np.abs(laid.known * flat(self.slope, laid.unit_shape)), axis=1) / self._length(laid.unit_shape)
-        return np.maximum(Judgement(laid.rows.shape[1], laid.dtype).tolerated(1.0) * terms, tolerance)
+            return self._tolerance(laid.dtype, size)
+        terms = np.maximum(np.sum(np.abs(laid.known * flat(self.slope, unit_shape)), axis=1), np.abs(self.level))
+        return Judgement(size, laid.dtype).tolerated(1.0) * terms / self._length(unit_shape)
 
 
 @registered

@@ -29,6 +29,11 @@ class Training:
     gradient: Gradient = "reduced"  # what the optimizer sees, or the "full" one
     latent: Latent = "auto"  # whether it steps the weights before their projection; "auto": where the set needs it
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that aren't the defaults."""
+        return {name: value for name, value in vars(self).items() if value != getattr(Training, name)}
+
     @classmethod
     def checked(cls, owner: str, options: dict[str, Any], error: type[InboundsError] = SetError) -> Training:
         """The options by name, or their defaults; an error where one is none of what it may be."""
@@ -146,8 +151,7 @@ class Value(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras h
         """
         arguments = {name: to_json(getattr(self, name)) for name in self.argument_names()}
         given = {name: value for name, value in arguments.items() if value is not None or name not in LEFT_OUT}
-        default = vars(Training())
-        return given | {name: value for name, value in vars(self.training).items() if value != default[name]}
+        return given | self.training.given
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:

@@ -43,7 +43,7 @@ def constrain(
 
     The weights are projected at once, after every step of every Keras optimizer, and after `fit`,
     also with moving averages. The model may be compiled or not, trained or not. Constraining again
-    replaces the plan.
+    replaces the plan. Where an argument has its default, what `in_training` said of a set holds.
 
     Args:
         model: a built `keras.Model` or layer.
@@ -100,14 +100,13 @@ def constrain(
 @exclusive_access()
 def _constrain(model: Any, rules: Any, options: dict[str, Any]) -> Plan:
     """Does the work of `constrain`, which itself warns: warnings name the line of its caller."""
-    training = vars(Training.checked("constrain", options, RuleError))
+    training = Training.checked("constrain", options, RuleError)
     plan = resolve(model, rules, given_constraint)
-    own = training | ({"latent": None} if training["latent"] == "auto" else {})  # "auto" leaves what a set says itself
     entries = (_with_current_center(entry) for entry in plan.entries)
     plan = replace(
         plan,
-        entries=tuple(replace(one, set=one.set.in_training(**own)) for one in entries),
-        **training,
+        entries=tuple(replace(one, set=one.set.in_training(**training.given)) for one in entries),
+        **vars(training),
         treatment=partial(_treatment, model),
     )
     if not plan.entries:

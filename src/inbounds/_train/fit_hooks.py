@@ -51,7 +51,13 @@ def _train_with_access(
     """Runs `fit` or `train_on_batch`; where it raises, projects the weights."""
     sync = getattr(model, "jax_state_sync", lambda: None)
     access = WeightAccess(kind, train.__name__, lambda: variables_of(model), sync=sync)
-    return run_with_access(access, lambda: train(model, *arguments, **named), lambda: _project_interrupted(model))
+
+    def run() -> Any:
+        if kind == "step":
+            _compile_again_if_changed(model)
+        return train(model, *arguments, **named)
+
+    return run_with_access(access, run, lambda: _project_interrupted(model))
 
 
 def _project_interrupted(model: Any) -> None:
@@ -88,6 +94,7 @@ class ProjectionCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
         if not self._fitting:
             self._fitting = True
             _begin_fit(self.model)
+        _compile_again_if_changed(self.model)
         if keras.backend.backend() == "jax":
             model: Any = self.model
             variables = [*model.variables, *model.metrics_variables, *getattr(model.optimizer, "variables", ())]
@@ -132,6 +139,10 @@ def _begin_fit(model: Any) -> None:
     _project(model, declared)
     if declared and keras.backend.backend() == "tensorflow":
         _build_optimizer(model)
+
+
+def _compile_again_if_changed(model: Any) -> None:
+    """Discards a compiled step whose decisions or frozen weights have changed since."""
     # A list, not a generator: every optimizer has to store its constants.
     changed = [update_compiled_constants(optimizer) for optimizer in optimizers_of(model)]
     if any(changed):

@@ -37,7 +37,7 @@ from inbounds._train.attached_sets import (
     project_after_error,
 )
 from inbounds._train.decisions import decide, signature
-from inbounds._train.optimizers import WRAPPERS, with_inner
+from inbounds._train.optimizers import WRAPPERS, remember_stepper, with_inner
 from inbounds._train.step_projections import Stepped, StepProjection, grouped, projection_of, reduced_gradients
 from inbounds._train.taken_plans import add_latents, add_measures, latent_of, taken_plan
 from inbounds._train.weight_access import WeightAccess, run_with_access
@@ -122,6 +122,7 @@ def take_up(optimizer: Any) -> None:
     entries = attached_entries(optimizer._trainable_variables)
     known = set(taken.entries)
     for entry in entries:
+        remember_stepper(optimizer, entry.variables)
         if entry not in known:
             _check_frozen_weights(entry)
     projections = grouped(decide(entry, [optimizer]) for entry in entries)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import keras
 from keras.src.backend.common import stateless_scope  # no public equivalent
@@ -41,14 +42,30 @@ def steppers_of(model: Any) -> list[Any]:
 def optimizers_stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
     """The optimizers of a model that step some of the variables.
 
-    If there are none, those that aren't built yet: of the compiled optimizer if any, else all.
+    If there are none, those that aren't built yet: of the compiled optimizer if any, else all. If
+    the model holds none, those that stepped the variables last in a loop of the user's own.
     """
     ids = set(map(id, variables))
+
+    def stepping(optimizers: Iterable[Any]) -> list[Any]:
+        return [optimizer for optimizer in optimizers if ids & set(map(id, optimizer._trainable_variables))]
+
     steppers = steppers_of(model)
-    own = [optimizer for optimizer in steppers if ids & set(map(id, optimizer._trainable_variables))]
+    last = {id(one): one for one in map(_STEPPER_OF.get, ids) if one is not None}
     unbuilt = [optimizer for optimizer in steppers if not optimizer.built]
     compiled = set(map(id, with_inner(*filter(None, [getattr(model, "optimizer", None)]))))
-    return own or [optimizer for optimizer in unbuilt if id(optimizer) in compiled] or unbuilt
+    of_compiled = [optimizer for optimizer in unbuilt if id(optimizer) in compiled]
+    return stepping(steppers) or of_compiled or unbuilt or stepping(last.values())
+
+
+_STEPPER_OF: WeakValueDictionary[int, Any] = WeakValueDictionary()
+"""From the id of a variable with a set to the living optimizer that has taken the set up last."""
+
+
+def remember_stepper(optimizer: Any, variables: Iterable[Any]) -> None:
+    """Notes the optimizer of some variables: in a loop of one's own, no model holds it."""
+    for variable in variables:
+        _STEPPER_OF[id(variable)] = optimizer
 
 
 def in_stateless_scope() -> bool:

@@ -20,6 +20,7 @@ from inbounds._model.plan import Entry
 from inbounds._train.attached_sets import AttachedSet
 from inbounds._train.optimizers import in_stateless_scope
 from inbounds._train.step_projections import StepProjection
+from inbounds._train.weight_access import has_lost_value
 
 _ATTRIBUTE = "_inbounds"
 
@@ -49,11 +50,15 @@ class TakenPlan:
         return [entry for projection in self.projections for entry in projection.entries]
 
     def value_of(self, variable: Any) -> Array:
-        """The value of a variable within a step."""
+        """The value of a variable within a step.
+
+        Of a frozen one that a fit on JAX has emptied, it is that from before.
+        """
         if keras.backend.backend() == "torch":
             return variable.value
         frozen = next((value for frozen, value in self.frozen_values if frozen is variable), None)
-        return keras.ops.convert_to_tensor(variable.value if frozen is None else frozen, dtype=dtype_of(variable))
+        value = variable.value if frozen is None or not has_lost_value(variable) else frozen
+        return keras.ops.convert_to_tensor(value, dtype=dtype_of(variable))
 
 
 def taken_plan(optimizer: Any) -> TakenPlan:

@@ -46,7 +46,12 @@ def unsaved_sets(model: Any, plan: Plan) -> list[tuple[str, str]]:
 def _given_by_layer(weight: Weight, constraint: Set) -> bool:
     """Whether the layer's own argument already gives the weight this set."""
     given = given_constraint(weight.variable)
-    return constraint == (given if isinstance(given, Set) or not callable(given) else Custom(given))
+    return _same(constraint, given if isinstance(given, Set) or not callable(given) else Custom(given))
+
+
+def _same(constraint: Set, other: Any) -> bool:
+    """Whether another constraint is this set, trained in the same way."""
+    return isinstance(other, Set) and constraint == other and constraint.training == other.training
 
 
 def _saved_layers(model: Any) -> list[Any]:
@@ -100,7 +105,7 @@ def _lost_in_config(layer: Any, planned: list[tuple[Weight, Set]]) -> tuple[str,
     unsaved = [
         weight.path
         for weight, again in zip(old, new, strict=True)
-        if id(weight.variable) in wanted and again.variable.constraint != wanted[id(weight.variable)]
+        if id(weight.variable) in wanted and not _same(wanted[id(weight.variable)], again.variable.constraint)
     ]
     if unsaved:
         return ", ".join(unsaved), f"{type(layer).__name__} saves no constraint for it, or one for several weights"
