@@ -205,7 +205,7 @@ class Intersection(AllOf):
             have different units, when the plan is made).
 
     Cost: that of the sets, one after the other; for m multipliers 2 m + m^2 sums over the unit and
-    a few systems of m unknowns in each step, as a rule 3 to 20 and 250 at most; for Dykstra's
+    a few systems of m unknowns in each step, as a rule 4 to 60 and 250 at most; for Dykstra's
     algorithm 1,000 rounds over the sets at most, twice. A unit inside every set stays bit for bit.
 
     Source: Boyle and Dykstra, "A method for finding projections onto the intersection of convex

@@ -9,8 +9,8 @@ and 1-norm (t):
 where `soft_t` draws towards the centre of the 1-norm by t. The multipliers maximize a concave
 function, the dual. Its gradient is by how much each row is exceeded. Its Hessian is -G diag(a) G',
 where the rows of G are those of A, y - c and sign(y - c), and a is 1 / (d + m) for an entry that
-moves and 0 for one that is clipped. Newton's method takes 3 to 20 steps, of a few sums over the
-unit and systems with as many unknowns as rows.
+moves and 0 for one that is clipped. Newton's method takes 4 to 60 steps as a rule, of a few
+sums over the unit and systems with as many unknowns as rows.
 
 Source: Li, Sun and Toh, "A highly efficient semismooth Newton augmented Lagrangian method for
 solving lasso problems", 2018, for semismooth Newton steps on the dual; Boyd and Vandenberghe,
@@ -43,7 +43,7 @@ from inbounds._arrays.units import Units
 from inbounds._sets.declaration import KINDS, Declaration, Kind, clip
 from inbounds._sets.one_row import nearest_on_one_row
 
-TURNS, UNROLLED = 250, 40  # the limit of looks at the multipliers, 3 to 20 as a rule; where PyTorch can't stop early
+TURNS, UNROLLED = 250, 40  # the limit of looks at the multipliers, 4 to 60 as a rule; where PyTorch can't stop early
 OVERSHOOT = 0.1  # how much the dual may fall at the end of a step, as a share of its rise at the beginning
 DAMPING, LEAST, MOST = 1e-2, 1e-12, 1e6  # the damping of Newton's method at first, at least and at most
 BY = 8.0  # what it is multiplied by after a bad step

@@ -153,7 +153,7 @@ class _Shrinking(_Spectral):
         return derivative(spectrum, new, slope, step)
 
 
-class _Ball(_Shrinking):
+class _SpectralOrNuclearNorm(_Shrinking):
     """A norm of the singular values is at most `max_value`."""
 
     max_value: float
@@ -218,7 +218,7 @@ class _Ball(_Shrinking):
 
 
 @registered
-class SpectralNorm(_Ball):
+class SpectralNorm(_SpectralOrNuclearNorm):
     """{W : sigma_1(W) <= max_value}, the whole matrix: the largest singular value is bounded.
 
     The layer stretches no input by more than `max_value`: for Lipschitz networks, critics, stable
@@ -314,7 +314,7 @@ class SpectralNorm(_Ball):
 
 
 @registered
-class NuclearNorm(_Ball):
+class NuclearNorm(_SpectralOrNuclearNorm):
     """{W : sigma_1(W) + sigma_2(W) + ... <= max_value}, singular values of the whole matrix.
 
     The convex way to a low rank: small singular values become 0. For a rank that is known, see

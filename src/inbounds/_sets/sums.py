@@ -149,7 +149,7 @@ class SumTo(Linear):
         return 1.0
 
 
-class _WithNormal(Linear):
+class _HalfspaceOrHyperplane(Linear):
     """A linear set with a normal of the user's."""
 
     of_each_unit = ("offset",)
@@ -176,7 +176,7 @@ class _WithNormal(Linear):
 
 
 @registered
-class Halfspace(_WithNormal):
+class Halfspace(_HalfspaceOrHyperplane):
     """{w : normal . w <= offset}, each unit.
 
     One linear inequality: a budget with prices, one weight at most as large as another, an ordering
@@ -203,7 +203,7 @@ class Halfspace(_WithNormal):
 
 
 @registered
-class Hyperplane(_WithNormal):
+class Hyperplane(_HalfspaceOrHyperplane):
     """{w : normal . w = offset}, each unit.
 
     One linear equation: a weighted sum that is known, units at a right angle to a direction that
