@@ -528,6 +528,8 @@ def test_what_is_no_loop_of_optax_is_refused():
     values = tensors(model)
     optimizer = ib.optax_wrap(model, optax.adam(0.1))
     state = optimizer.init(values)
+    with pytest.raises(ib.RuleError, match=r"`trainable_variables` is not a list.*dict for 2 variables"):
+        optimizer.init({"kernel": values[0]})
     with pytest.raises(ib.RuleError, match=r"needs the values.*params=None.*update\(gradients, state, values\)"):
         optimizer.update(values, state)
     with pytest.raises(ib.RuleError, match=r"`trainable_variables` is not a list.*dict for 2 variables"):

@@ -89,6 +89,10 @@ def test_equal_budgets_are_one_and_names_keep_them_apart():
     assert len(plan := ib.constrain(branches(), named)) == 2
     assert repr(plan.entries[0].set) == "Together(SumTo(total=1.0), name='a')"
     assert len(ib.constrain(branches(kernel_constraint=budget))) == 1
+    model = branches()
+    ib.constrain(model, {"*/kernel": budget})
+    ib.release(model.get_layer("a"))
+    assert {row.status for row in ib.audit(model).rows} == {"free"}
 
 
 def test_the_plan_says_where_several_optimizers_step_the_unit():

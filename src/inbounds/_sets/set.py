@@ -182,7 +182,7 @@ class Set(Value):
         """Always an error: `a and b` would be one of the two, and the other would be lost."""
         wrong = "A set is neither true nor false, so that `and`, `or`, `not` and `if` can't drop one"
         where = "your code, or `enable_lora` of Keras, which takes no layer that has a constraint"
-        instead = "a & b for both sets, `constraint is not None` to ask whether there is one"
+        instead = "a & b for both sets, `constraint is not None` to ask for one, `release(model)` before `enable_lora`"
         raise SetError(wrong, f"bool({self!r})", where=where, instead=instead)
 
     def where(self, mask: Mask | MaskName, width: Integer | None = None) -> Set:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,13 @@ from inbounds._model.weights import Weight, weights_of
 from inbounds._sets.set import Set
 from inbounds._sets.value import Training
 from inbounds._train.assignments import assign
-from inbounds._train.attached_sets import AttachedSet, attach_set, entries_in_force, given_constraint
+from inbounds._train.attached_sets import (
+    AttachedSet,
+    attach_set,
+    attached_entries,
+    entries_in_force,
+    given_constraint,
+)
 from inbounds._train.decisions import decide
 from inbounds._train.optimizer_hooks import take_up
 from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
@@ -116,7 +122,7 @@ def _constrain(model: Any, rules: Any, options: dict[str, Any]) -> Plan:
     _check_no_other_plan(model)
     _check_latents_can_be_added(model, plan)
     values = _projected_entries(model, plan.entries, in_numpy=True)
-    _restore_given_constraints(model)
+    _restore_given_constraints(weights_of(model))
     assign(values)
     for entry in plan.entries:
         attach_set(entry, model)
@@ -208,13 +214,16 @@ def release(model: Model) -> None:
     """Removes the plan of a model; its weights keep their values and are free from now on.
 
     Sets of inbounds that were given to layers as arguments are removed too. A constraint of Keras
-    or a callable that a rule had replaced is restored.
+    or a callable that a rule had replaced is restored. A `Together` that holds weights of other
+    models too is removed from all its weights.
 
     Raises:
         RuleError: the argument is not a model, or another thread fits it.
     """
-    _restore_given_constraints(model)
-    for weight in weights_of(model):
+    weights = weights_of(model)
+    entries = attached_entries(weight.variable for weight in weights)
+    _restore_given_constraints([*weights, *(weight for entry in entries for weight in entry.weights)])
+    for weight in weights:
         if isinstance(weight.variable.constraint, Set) or (
             weight.quantized and isinstance(weight.declared_constraint, Set)
         ):
@@ -242,9 +251,9 @@ def project(model: Model) -> None:
     assign(values)
 
 
-def _restore_given_constraints(model: Any) -> None:
-    """Gives every variable and layer the constraint that it had before the plan."""
-    for weight in weights_of(model):
+def _restore_given_constraints(weights: Iterable[Weight]) -> None:
+    """Gives variables and their layers the constraints that they had before the plan."""
+    for weight in weights:
         if isinstance(weight.variable.constraint, AttachedSet):
             constraint = given_constraint(weight.variable)
             weight.variable.constraint = constraint

@@ -89,11 +89,14 @@ def _save_own_variables(save: Callable[[Any, Any], None], optimizer: Any, store:
 def _load_own_variables(load: Callable[[Any, Any], None], optimizer: Any, store: Any) -> None:
     """Loads an optimizer's variables and latent weights; those that the file lacks start anew."""
     stored = {key: store[key] for key in list(store.keys())}  # a store is no mapping
+    found = {key: stored.pop(key) for key in list(stored) if key.startswith(LATENT_PREFIX)}
     with _added_variables_hidden(optimizer):
-        load(optimizer, {key: value for key, value in stored.items() if not key.startswith(LATENT_PREFIX)})
-    for index, latent in taken_plan(optimizer).latents.items():
-        value = stored.get(f"{LATENT_PREFIX}{index}")
-        fits = value is not None and tuple(value.shape) == tuple(latent.shape)
+        load(optimizer, stored)
+    taken = taken_plan(optimizer)
+    taken.loaded_latents = {int(key.removeprefix(LATENT_PREFIX)): value for key, value in found.items()}
+    for index, latent in taken.latents.items():
+        value = taken.loaded_latents.pop(index, None)
+        fits = value is not None and value.shape == tuple(latent.shape)
         assign([(latent, value if fits else np.full(latent.shape, np.nan))])
 
 

@@ -235,6 +235,7 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> Wrapped:
+        _checked(model.trainable_variables, params, "trainable_variables")
         keeping = {id(v) for one in _projections(model) if one.latent for v in one.free_variables}
         variables = zip(params, model.trainable_variables, strict=True)
         latents = tuple(jnp.array(value, copy=True) if id(v) in keeping else None for value, v in variables)

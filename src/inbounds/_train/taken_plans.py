@@ -7,6 +7,7 @@ which aren't saved, and are listed on JAX, where a step returns only what is lis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ class TakenPlan:
     frozen_values: list[tuple[Any, Any]] = field(default_factory=list)
     # The latent weights, by the index of their variable in the optimizer.
     latents: dict[int, Any] = field(default_factory=dict)
+    # Those of a file whose sets are not there yet: `constrain` after loading takes them.
+    loaded_latents: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
     # What steps measure, by a name of `MEASURES`: a variable once the optimizer is built.
     measures: dict[str, Any] = field(default_factory=dict)
     # Averages that were projected in the model's place, with their own values.
@@ -71,17 +74,19 @@ def taken_plan(optimizer: Any) -> TakenPlan:
 def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
     """Adds the latent weights that projections ask for to a built optimizer.
 
-    They are NaN until its first step.
+    They are those of a file, or NaN until the optimizer's first step.
     """
-    latents = taken_plan(optimizer).latents
+    latents, loaded = taken_plan(optimizer).latents, taken_plan(optimizer).loaded_latents
     for index, variable in without_latents(optimizer, projections):
         if in_stateless_scope():
             wrong = "Latent weights can't be added to an optimizer within a function of its variables' values"
             where = f"{type(optimizer).__name__}, which was built before the set was there"
             instead = "constrain(model, rules) before optimizer.build(variables), or latent=False"
             raise RuleError(wrong, f"latent=True or 'auto' for {variable.path}", where=where, instead=instead)
-        nan = keras.initializers.Constant(float("nan"))
-        latents[index] = optimizer.add_variable_from_reference(variable, "latent", nan)
+        value = loaded.pop(index, None)
+        fits = value is not None and value.shape == tuple(variable.shape)
+        start = keras.initializers.Constant(value if fits else math.nan)
+        latents[index] = optimizer.add_variable_from_reference(variable, "latent", start)
 
 
 def without_latents(optimizer: Any, projections: Iterable[StepProjection]) -> list[tuple[int, Any]]:

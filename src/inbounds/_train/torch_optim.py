@@ -42,7 +42,7 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
 
     Nothing else has to be called. The plan is looked up at each step, so that `constrain` and
     `release` take effect. Steps are counted from this call on, for `constrain(every=...)` and for
-    sets that change with the steps.
+    sets that change with the steps. Of two calls for the same weights and optimizer the last holds.
 
     Each step sees the reduced gradients, whatever the optimizer, unless the plan's gradient is
     "full"; afterwards `parameter.grad` holds the full gradient again. LBFGS is refused where
@@ -94,9 +94,16 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
         if not all(isinstance(weight.variable.constraint, AttachedSet) for weight in entry.weights):
             attach_set(entry)
     hook = _StepHook(variables_of(model))
+    for earlier in _HOOKS.setdefault(optimizer, weakref.WeakSet()):
+        earlier.leave(hook.variables)
+    _HOOKS[optimizer].add(hook)
     handle = optimizer.register_step_post_hook(hook)
     _wrap_step(optimizer, weakref.ref(hook))
     return handle
+
+
+_HOOKS: weakref.WeakKeyDictionary[Any, weakref.WeakSet[_StepHook]] = weakref.WeakKeyDictionary()
+"""The hooks on each optimizer."""
 
 
 def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
@@ -128,6 +135,14 @@ class _StepHook:
         self.steps = 0
         self._signature: Any = None
         self._projections: list[StepProjection] = []
+
+    def leave(self, variables: Iterable[Any]) -> None:
+        """Leaves variables to another hook.
+
+        With two, the second would take the projected weights for latent ones.
+        """
+        others = set(map(id, variables))
+        self.variables = [variable for variable in self.variables if id(variable) not in others]
 
     def projections(self, optimizer: Any) -> list[StepProjection]:
         """How the steps treat each set, decided again where the plan has changed."""
