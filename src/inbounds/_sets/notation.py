@@ -53,7 +53,7 @@ def mathematics(given: Set) -> str:
     for name in given.argument_names():
         value = _text(getattr(given, name))
         if value:  # "rank W ≤ rank" names a function and then the argument, "k groups of the entries" only things
-            text = re.sub(rf"\b{name}\b(?! W| of the)", lambda _, value=value: value, text)  # type: ignore[misc]
+            text = value.join(re.split(rf"\b{name}\b(?! W| of the)", text))
     return text if given.center is None or not text else f"{text} + {_text(given.center) or 'center'}"
 
 
