@@ -302,7 +302,7 @@ LARGE = {
     "shell": ib.MinMaxNorm(BOUND / 2, BOUND),
     "face": ib.L1Ball(BOUND),
     "total": ib.Simplex(BOUND),
-    "row": ib.Hyperplane(np.arange(1.0, 9.0), 1.0),
+    "rows": ib.Hyperplane(np.arange(1.0, 9.0), 1.0) & ib.MaxNorm(BOUND),
     "marked": ib.Joint(ib.MaxNorm(BOUND).where(np.arange(9) < 5)),
     "inputs": ib.MaxNorm(BOUND).on(inputs=[0, 3]),
     "order": ib.Monotone(),

@@ -60,7 +60,8 @@ def test_it_is_0_where_no_member_is_better(case: Case):
     y = np.random.default_rng(1).standard_normal(shape) * 3
     x = case.set.project(y)
     left = reduced(case.set, array(x, "float32", BACKEND), array(x - y, "float32", BACKEND))
-    assert np.abs(left).max() <= 2e-3 * np.abs(x - y).max()
+    rounding = 1e-5 if case.set.has_normal_form else 2e-3  # what a difference of projections loses
+    assert np.abs(left).max() <= rounding * np.abs(x - y).max()
 
 
 @pytest.mark.by_turns

@@ -375,9 +375,6 @@ class Units:
         if not isinstance(values, Units):
             return constant(like, [[values]])
         xp = namespace(like)
-        if self.beside > 1:
-            laid = self._one.table(values._one)
-            return laid if len(laid) == 1 else xp.concatenate([laid] * self.beside, axis=0)
         pieces = [
             piece if len(getattr(piece, "shape", ())) else xp.reshape(constant(like, piece), (1,) * len(part.shape))
             for piece, part in zip(values.parts, self.parts, strict=True)
@@ -385,6 +382,8 @@ class Units:
         each = list(zip(pieces, self.parts, self.axes, strict=True))
         if any(n != 1 for piece, _, span in each for axis, n in enumerate(piece.shape) if axis not in span):
             return self._laid([piece + xp.zeros_like(part) for piece, part, _ in each])
+        if self.beside > 1:
+            return self._one.table(values._one)
         lengths = [[n if axis in span else 1 for axis, n in enumerate(part.shape)] for _, part, span in each]
         return self._laid(list(map(xp.broadcast_to, pieces, lengths)), 1)
 

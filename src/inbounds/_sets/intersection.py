@@ -33,7 +33,6 @@ from inbounds._sets.normal_form import nearest
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm
 from inbounds._sets.order import Monotone
 from inbounds._sets.per import OwnUnits, Per, by_units
-from inbounds._sets.reduced import difference
 from inbounds._sets.set import Exceeded, Set, counted, registered
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
@@ -103,9 +102,8 @@ class AllOf(Composite):
         """The reduced gradient; of cones and a ball about 0, of the cones and then of the ball."""
         for rest, last in _splits(self.members):
             if _ball_after_cones(rest, last):
-                project, by_entry = method_of(rest).project, all(member.separable for member in rest)
-                tangent = difference(project, units, gradient, together=self.couples_units, by_entry=by_entry)
-                return last.reduced(project(units), tangent)
+                cones = self.rebuilt(rest)
+                return last.reduced(cones.nearest(units), cones.reduced(units, gradient))
         return super().reduced(units, gradient)
 
     def _by_matrix(self, true: Array, units: Units) -> Array:

@@ -10,17 +10,23 @@ is g inside, g less what points out of the set on the boundary, and 0 at the opt
 gradient mapping; for a smooth set the Riemannian gradient. Given it, any optimizer behaves as it
 does without constraints, and the projection after its step, in the Euclidean norm, keeps the
 weights inside.
+
+The difference of two projections loses digits. Formulas don't, where a set has one: balls and
+spheres, sets in normal form, some sets of matrices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from inbounds._arrays.judgement import Bound, extremes, finite_bound
 from inbounds._arrays.ops import HUGE, Array, add_product, cast, dtype_of, epsilon, namespace
 from inbounds._arrays.units import Units
+from inbounds._sets.declaration import Declaration, Row, Values, is_bounded
+from inbounds._sets.normal_form import nearest
 
 SHARE = 1e-3
 """How far `e g` reaches at least, as a share of the unit's largest entry; two grains of the weight
@@ -37,9 +43,7 @@ MODERATE = 1e9
 """Squares of bounds between its inverse and this neither overflow nor vanish."""
 
 
-def difference(
-    project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool, by_entry: bool = False
-) -> Units:
+def difference(project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool) -> Units:
     """The reduced gradient by two projections, right wherever the units are.
 
     A unit that stays inside when it takes the step has its gradient bit for bit. So has one whose
@@ -51,8 +55,6 @@ def difference(
         gradient: the gradient, in units of the same parts.
         together: whether the set looks at all units at once, which then take steps of the same
             length.
-        by_entry: whether it looks at each entry by itself. Then so has an entry its own gradient,
-            and the digits that a difference loses.
     """
     fine = units.as_computed()  # else what is a grain of the weights outside would be left there
     one, slope = fine.together(together), gradient.together(together)
@@ -61,10 +63,74 @@ def difference(
     ended = project(stepped).together(together)
     here, stepped = project(fine).together(together), stepped.together(together)
     left = here.map(lambda x, y, e: (x - y) / e, ended, e)
-    if by_entry:
-        left = left.map(lambda d, x, y, g: namespace(d).where(x == y, g, d), stepped, ended, slope)
     stays = stepped.sum(lambda x, y: cast(x != y, dtype_of(x)), ended) == 0
     return slope.chosen(usable & ~stays, left).apart(units)
+
+
+def by_multipliers(declaration: Declaration, units: Units, gradient: Units, *, whole: bool) -> Units:
+    """The reduced gradient of a set in normal form: minus the nearest to -g of the steps inside.
+
+    The steps d with x + e d inside have a normal form too, in which rounding doesn't grow by 1 / e:
+    how far x is from a bound counts as 0 if it may be rounding. A ball is taken for the half-space
+    that touches it where x points. No step is longer than the gradient, since projecting brings no
+    two points farther apart; so of a 1-norm no entry is followed farther than that.
+
+    Args:
+        declaration: of the units.
+        units: where the gradient is taken, inside.
+        gradient: the gradient, in units of the same parts.
+        whole: whether it is declared of all units together.
+    """
+    x, slope = units.together(whole), gradient.together(whole).costing(None)
+    xp = namespace(x.parts[0])
+    e, steepest, usable = reach(x, slope, NEAR)
+    share = slope.map(lambda g, most: g / most, xp.where(usable, steepest, xp.ones_like(e)))
+    longest = steepest * xp.sqrt(share.sum(lambda g: g * g))
+    grain = 4 * epsilon(x.dtype) * x.max(xp.abs)
+
+    def moving(values: Units) -> Units:
+        """The values, 0 of frozen parts, which take no step."""
+        pairs = zip(values.parts, values.free, strict=True)
+        return values.with_parts([part if free else namespace(part).zeros_like(part) for part, free in pairs])
+
+    def ahead(given: Values) -> Units:
+        """How far values are from entries, in steps; 0 where it may be rounding."""
+
+        def ahead(x: Array, to: Array, e: Array, grain: Array) -> Array:
+            return xp.where(xp.abs(to - x) > grain, (to - x) / e, xp.zeros_like(x))
+
+        return x.map(ahead, given, e, grain)
+
+    def bound(given: Values) -> Values:
+        return ahead(given) if is_bounded(given) else given
+
+    def gap(row: Row, number: Array, terms: Array) -> Array:
+        """How far a unit is from a row's level, in steps; 0 of an equation, and of rounding."""
+        short = xp.maximum(row.level - number, 0)
+        held = x.judged().held(1.0) * xp.maximum(terms, xp.zeros_like(terms) + abs(row.level))
+        none = short <= held if row.kind != "equal" else short >= 0
+        return xp.where(none, xp.zeros_like(short), short / e)
+
+    def row(given: Row) -> Row:
+        a, c = given.weights, given.center
+        terms = x.sum(lambda x, a, c: xp.abs(a * x) + xp.abs(a * c + 0 * x), a, c)
+        if given.kind in ("equal", "most"):
+            return replace(given, level=gap(given, x.total(lambda x, a: a * x, a), terms))
+        if given.kind == "diamond":
+            left = gap(given, x.total(lambda x, a, c: xp.abs(a * (x - c)), a, c), terms)
+            center = moving(ahead(c).map(lambda c, far: xp.clip(c, -far, far), longest))
+            return replace(given, level=left + center.total(lambda c, a: xp.abs(a * c), a), center=center)
+        largest = x.max(lambda x, a, c: xp.abs(a * (x - c)), a, c)
+        size = xp.where(largest > 0, largest, xp.ones_like(largest))
+        length = xp.sqrt(x.total(lambda x, a, c, size: (a * (x - c) / size) ** 2, a, c, size))
+        outwards = moving(x.map(lambda x, a, c, size: a * (x - c) / size, a, c, size))
+        return Row("most", gap(given, size * length, terms) * length, outwards)
+
+    inside = Declaration(tuple(map(row, declaration.rows)), bound(declaration.low), bound(declaration.high))
+    steps = nearest(moving(slope.map(lambda g: -g)), inside, whole=False)
+    taken = slope.max(lambda g, d: xp.abs(g + d), steps)
+    moved = usable & (taken > 4 * epsilon(dtype_of(taken)) * steepest)
+    return slope.chosen(moved, steps.map(lambda d: -d)).apart(units)
 
 
 def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Array | float) -> Units:

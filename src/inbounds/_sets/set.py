@@ -39,7 +39,7 @@ from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, Block, View, WeightLayout, blocks_of
 from inbounds._errors import SetError, shown
 from inbounds._sets.declaration import Declaration, Values
-from inbounds._sets.reduced import difference
+from inbounds._sets.reduced import by_multipliers, difference
 from inbounds._sets.splitting import in_steps
 from inbounds._sets.value import Value
 from inbounds._types import (
@@ -287,7 +287,10 @@ class Set(Value):
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         """What the set leaves of a gradient for an optimizer to see, see the module `reduced`."""
-        return difference(self.nearest, units, gradient, together=self.couples_units, by_entry=self.separable)
+        if self.has_normal_form:
+            inside = self.nearest(units)
+            return by_multipliers(self.declaration(inside), inside, gradient, whole=self.couples_units)
+        return difference(self.nearest, units, gradient, together=self.couples_units)
 
     def multiplier(self, units: Units, taken: Units) -> Exact:
         """For each thing that a report counts, how fast the loss falls as its bound is loosened.
