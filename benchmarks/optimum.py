@@ -12,7 +12,10 @@ projection. One backend a process:
 
 `--of groups` takes, on digits, sets of groups of entries and sets of several weights together. One
 of these makes four layers equal, each of which sees two lines of a digit. The optimum under
-GroupSparse is the best of those for each class that may have no weights.
+GroupSparse is the best of those for each class that may have no weights. Under UnitNorm and
+Orthogonal, which aren't convex, it is that of the ball around them: with two classes (`--data
+cancer`) the loss depends on the difference of two columns only, and a best point of the ball is in
+the set.
 """
 
 import argparse
@@ -65,6 +68,8 @@ SETS: dict[str, tuple[Any, ...]] = {
     ),
     "Box(-0.2, 0.2)": ({KERNEL: ib.Box(-0.2, 0.2)}, lambda w, b: [w >= -0.2, w <= 0.2]),
     "SpectralNorm(2)": ({KERNEL: ib.SpectralNorm(2.0)}, lambda w, b: [cp.sigma_max(w) <= 2]),
+    "UnitNorm()": ({KERNEL: ib.UnitNorm()}, lambda w, b: columns(w, cp.norm, 1)),
+    "Orthogonal()": ({KERNEL: ib.Orthogonal()}, lambda w, b: [cp.sigma_max(w) <= 1]),
 }
 
 
