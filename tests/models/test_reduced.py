@@ -247,8 +247,9 @@ def test_it_comes_after_accumulation_and_in_a_loss_scale():
 def test_the_plan_says_what_is_seen_and_a_file_keeps_it(tmp_path):
     model = keras.Sequential([keras.Input((SIZE,)), *(keras.layers.Dense(SIZE, name=name) for name in "abc")])
     rules = {"a/kernel": ib.MaxNorm(1.0), "b/kernel": ib.NonNeg(), "c/kernel": ib.Sparse(2)}
+    assert "3 sets, auto" in str(ib.constrain(model, dict.fromkeys(rules, ib.NonNeg())))
     plan = ib.constrain(model, rules)
-    assert "reduced gradient" in str(plan)
+    assert "3 sets, reduced gradient, auto" in str(plan)
     assert "gradient: all of it, each entry is projected by itself" in str(plan)
     assert "gradient: all of it, the set is neither convex nor smooth" in str(plan)
     assert "reduced" not in str(ib.constrain(model, rules, gradient="full"))
