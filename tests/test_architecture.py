@@ -4,12 +4,14 @@ What only reads weights imports nothing that moves them.
 """
 
 import ast
+import inspect
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 import inbounds
+from inbounds._sets.set import CLASSES, Set
 
 pytestmark = pytest.mark.once
 
@@ -197,3 +199,16 @@ def test_what_an_audit_measures_with_calls_no_projection():
 def test_the_audit_calls_no_projection():
     assert not attributes(tree("_report.audit")) & {"_project", "project", *ASSIGNS}
     assert "projected_values" not in names(tree("_report.audit"))
+
+
+def test_a_class_of_sets_is_abstract_or_final():
+    """Sets that are saved have no subclass; what has one, or an abstract method, is never saved."""
+
+    def below(cls):
+        own = [sub for sub in cls.__subclasses__() if sub.__module__.startswith("inbounds.")]
+        yield cls, bool(own) or inspect.isabstract(cls)
+        for sub in own:
+            yield from below(sub)
+
+    for cls, abstract in below(Set):
+        assert abstract != (CLASSES.get(cls.__name__) is cls), cls

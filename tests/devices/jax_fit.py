@@ -42,7 +42,9 @@ def fitted(metric, sharding=None):
     model = heads()
     if metric:  # a matrix in a metric takes long to compile; that it is right there is told elsewhere
         constrained(model, metric, without=["spectral"] if metric == "optimizer" else [])
-    model.compile(keras.optimizers.SGD(RATE) if metric == "reduced" else keras.optimizers.Adam(0.05), "mse")
+    model.compile(
+        keras.optimizers.SGD(RATE, momentum=0.5) if metric == "reduced" else keras.optimizers.Adam(0.05), "mse"
+    )
     before = [str(weight.value.sharding) for weight in model.weights]
     model.fit(*data(), batch_size=BATCH, epochs=1, shuffle=False, verbose=0)
     return model, before

@@ -26,7 +26,7 @@ o = keras.optimizers
 TRAININGS = {
     "Adam": (lambda: o.Adam(0.05), "optimizer"),
     "Adam, Euclidean": (lambda: o.Adam(0.05), "euclidean"),
-    "SGD, reduced": (lambda: o.SGD(RATE), "reduced"),
+    "SGD, reduced": (lambda: o.SGD(RATE, momentum=0.5), "reduced"),
     "Lion": (lambda: o.Lion(0.05), "optimizer"),  # its metric is read from the gradient, which replicas have to share
     "loss scale": (lambda: o.LossScaleOptimizer(o.Adam(0.05), initial_scale=8.0), "optimizer"),
 }

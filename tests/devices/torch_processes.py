@@ -50,11 +50,11 @@ def trained(optimizer, metric, rank=None):
     model = constrained(heads(), metric, without=["spectral"] if metric == "optimizer" else [])
     forward = model if rank is None else DistributedDataParallel(model)
     if optimizer == "keras":
-        stepper = keras.optimizers.SGD(RATE) if metric == "reduced" else keras.optimizers.Adam(0.05)
+        stepper = keras.optimizers.SGD(RATE, momentum=0.5) if metric == "reduced" else keras.optimizers.Adam(0.05)
         stepper.build(model.trainable_variables)
     else:
         stepper = (
-            torch.optim.SGD(forward.parameters(), lr=RATE)
+            torch.optim.SGD(forward.parameters(), lr=RATE, momentum=0.5)
             if metric == "reduced"
             else torch.optim.Adam(forward.parameters(), lr=0.05, eps=1e-7)
         )

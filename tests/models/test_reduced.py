@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from inbounds._arrays.units import Units
 from sets.case import Case
 from sets.solver import solver
 from sets.table import SETS
+from sets.tables.matrices import marginals
+from sets.tables.norms import norms
+from sets.tables.sums import l1_ball
 from sets.tensors import BACKEND, array, exact, of_numpy, same_bits
 
 REDUCING = {name: case for name, case in SETS.items() if not case.set.full_gradient_reason}
@@ -33,10 +38,50 @@ def on_the_boundary(case: Case):
     return x, rng.standard_normal(shape) / 2 - away / max(np.abs(away).max(), 1e-30)
 
 
+# Sets as a user writes them.
+
+
+@keras.saving.register_keras_serializable("tests")
+def in_ball(w, axis=0):
+    """The nearest kernel whose columns have a norm of at most 1."""
+    return w / keras.ops.maximum(keras.ops.norm(w, axis=axis, keepdims=True), 1.0)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Ball(ib.Set):
+    """{w : |w| <= 1}."""
+
+    def _project(self, units):
+        length = units.sum(lambda x: x * x) ** 0.5
+        return units.map(lambda x, n: x / self.namespace(x).maximum(n, 1), length)
+
+    def _excess(self, rows, unit_shape):
+        return self.namespace(rows).sum(rows * rows, axis=1) ** 0.5 - 1
+
+    def _tolerance(self, dtype, size=1):
+        return ib.MaxNorm(1.0).tolerance(dtype)
+
+
+class Octahedron(ib.SupportSet):
+    """{w : |w|_1 <= 1}, by its vertices."""
+
+    def farthest(self, directions):
+        xp = self.namespace(directions)
+        first = xp.argmax(xp.abs(directions), axis=1)[:, None] == xp.arange(directions.shape[1])
+        return xp.where(first, xp.sign(directions), xp.zeros_like(directions))
+
+
 # Of one set.
 
 
-LARGE = {name: case for name, case in CONVEX.items() if not name.endswith(("-small", "-tiny"))}
+LARGE = {
+    **{name: case for name, case in CONVEX.items() if not name.endswith(("-small", "-tiny"))},
+    "DoublyStochastic": replace(marginals(1.0), set=ib.DoublyStochastic()),
+    "Together": replace(norms(ib.MaxNorm(1.0), 0, 1), set=ib.Together(ib.MaxNorm(1.0))),
+    "SupportSet": l1_ball(Octahedron(), 1.0),
+    "Custom": replace(norms(ib.MaxNorm(1.0), 0, 1), set=ib.Custom(lambda rows: in_ball(rows, 1), projection=True)),
+    "a user's": norms(Ball(), 0, 1),
+}
 """A solver is exact in absolute numbers."""
 
 
@@ -103,12 +148,6 @@ SCALES = np.geomspace(0.5, 1.5, SIZE)
 TARGET = np.random.default_rng(3).standard_normal((SIZE, UNITS))
 
 
-@keras.saving.register_keras_serializable("tests")
-def in_ball(w):
-    """The nearest kernel whose columns have a norm of at most 1."""
-    return w / keras.ops.maximum(keras.ops.norm(w, axis=0), 1.0)
-
-
 TRAINED = {
     "MaxNorm": ib.MaxNorm(1.0),
     "Simplex": ib.Simplex(),
@@ -118,12 +157,13 @@ TRAINED = {
     "where": ib.L1Ball(1.0).where(np.arange(SIZE)[:, None] % 3 > 0),
     "sphere": ib.UnitNorm(),
     "custom": ib.Custom(in_ball, projection=True),
+    "a user's": Ball(),
 }
 
 
 def optimum(owner: ib.Set):
     """The minimizer of |SCALES * (w - TARGET)|^2, nearest to the target in that metric."""
-    owner = ib.MaxNorm(1.0) if isinstance(owner, (ib.UnitNorm, ib.Custom)) else owner  # all end on the ball
+    owner = ib.MaxNorm(1.0) if isinstance(owner, (ib.UnitNorm, ib.Custom, Ball)) else owner  # all end on the ball
     if not owner.matrix:
         columns = [Units.of([TARGET], [(0,)], metric=[np.tile(SCALES[:, None] ** 2, UNITS)])]
         return owner.nearest(columns[0]).parts[0]
@@ -167,8 +207,8 @@ def gap_under(name, kind, gradient):
     ("name", "kind"),
     [
         *((name, ADAM) for name in TRAINED),
-        ("Simplex", lambda rate: keras.optimizers.AdamW(rate, weight_decay=0.1)),
-        ("MaxNorm", keras.optimizers.Lion),
+        ("MaxNorm", lambda rate: keras.optimizers.AdamW(rate, weight_decay=0.1, use_ema=True, ema_momentum=0.5)),
+        ("a user's", keras.optimizers.Lion),
         ("MaxNorm", lambda rate: keras.optimizers.Muon(rate, weight_decay=None)),
         ("Simplex", keras.optimizers.ScheduleFreeAdamW),
     ],
@@ -248,8 +288,9 @@ def test_it_comes_after_accumulation_and_in_a_loss_scale():
 def test_the_plan_says_what_is_seen_and_a_file_keeps_it(tmp_path):
     model = keras.Sequential([keras.Input((SIZE,)), *(keras.layers.Dense(SIZE, name=name) for name in "abc")])
     rules = {"a/kernel": ib.MaxNorm(1.0), "b/kernel": ib.NonNeg(), "c/kernel": ib.Sparse(2)}
+    assert "3 sets, auto" in str(ib.constrain(model, dict.fromkeys(rules, ib.NonNeg())))
     plan = ib.constrain(model, rules)
-    assert "reduced gradient" in str(plan)
+    assert "3 sets, reduced gradient, auto" in str(plan)
     assert "gradient: all of it, each entry is projected by itself" in str(plan)
     assert "gradient: all of it, the set is neither convex nor smooth" in str(plan)
     assert "reduced" not in str(ib.constrain(model, rules, gradient="full"))

@@ -184,7 +184,8 @@ class Plan(Tabular):
         notes += [(entry.paths, f"projected {_when(entry.training.every)}") for entry in others]
         if len(metrics) > 1:
             notes += [(entry.paths, metric and f"metric: {metric}") for entry, metric, _, _ in treated]
-        if reduced := self.gradient == "reduced":
+        reduced = any(entry.training.gradient == "reduced" and not why for entry, _, why, _ in treated)
+        if reduced or self.gradient == "reduced":
             notes += [(entry.paths, why and f"gradient: all of it, {why}") for entry, _, why, _ in treated]
         notes += [((weight.path,), f"free, {why}") for weight, why in self.free]
         when = "" if self.every == 1 else f", projected {_when(self.every)}"

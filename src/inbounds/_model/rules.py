@@ -86,7 +86,7 @@ def _plan(
     for weight in weights:
         of_layer.setdefault(id(weight.layer), []).append(weight)
         if isinstance(given := _set_of(weight, assignments), JointSet):
-            joint.setdefault((0 if given.across_layers else id(weight.layer), given), []).append(weight)
+            joint.setdefault((id(weight.layer) if isinstance(given, Joint) else 0, given), []).append(weight)
     units = Counter(given for _, given in joint)
     for weight in weights:
         assignment = assignments.get(id(weight.variable))
@@ -94,7 +94,7 @@ def _plan(
             free.append((weight, _why_free(weight, assignment)))
         elif not isinstance(given, JointSet):
             entries.append(_entry(assignment, [weight]))
-        elif members := joint.pop((0 if given.across_layers else id(weight.layer), given), None):
+        elif members := joint.pop((id(weight.layer) if isinstance(given, Joint) else 0, given), None):
             shared = f"{units[given]} layers have this Joint, and each has units of its own" * (units[given] > 1)
             members, lacking = _members(members, of_layer[id(weight.layer)], assignments, partial)
             entries.append(_entry(assignment, members, lacking, shared))

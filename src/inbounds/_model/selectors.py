@@ -56,7 +56,7 @@ def assignments_of(
     """The assignments that one rule makes, by the ids of variables."""
     value = of_keras(value)
     source, chosen, chosen_weights = _selected(selector, layers, weights)
-    if isinstance(value, Together):
+    if isinstance(value, (Together, Tied)):
         chosen_weights = chosen_weights or [w for w in weights_of(*chosen) if w.created_trainable]
         if not chosen_weights:
             raise _no_match_of_rule(selector, source, value, weights, chosen_weights)

@@ -32,7 +32,7 @@ from inbounds._sets.matrices import MatrixSet, SkewSymmetric, Symmetric, ZeroDia
 from inbounds._sets.normal_form import nearest
 from inbounds._sets.norms import FrobeniusNorm, MaxNorm, MinMaxNorm
 from inbounds._sets.order import Monotone
-from inbounds._sets.per import OwnUnits, Per, by_units
+from inbounds._sets.per import Per, by_units
 from inbounds._sets.set import Exceeded, Set, counted, registered
 from inbounds._sets.sparsity import Sparse
 from inbounds._sets.spectral import NuclearNorm, PositiveSemidefinite, SpectralNorm
@@ -233,7 +233,7 @@ class Intersection(AllOf):
     @property
     def sets(self) -> tuple[Set, ...]:
         """The sets, as given."""
-        return tuple(member.set if isinstance(member, OwnUnits) else member for member in self.members)
+        return tuple(member.set if isinstance(member, Per) and member.implied else member for member in self.members)
 
     def __repr__(self) -> str:
         return " & ".join(map(repr, self.sets))

@@ -30,8 +30,6 @@ class JointSet(Wrapped):
 
     passes_on = ("Where", "On", "Per")
     example: ClassVar[str]  # code that makes one
-    across_layers: ClassVar[bool] = False
-    """Whether all weights of a model with this set form one unit; else those of each layer do."""
 
     def __init__(self, inner: Set) -> None:
         name = type(self).__name__
@@ -150,7 +148,6 @@ class Together(JointSet):
     """
 
     example = "Together(FrobeniusNorm(3.0))"
-    across_layers: ClassVar[bool] = True
     whole: ClassVar[bool] = True
 
     def __init__(self, inner: Set, name: str | None = None) -> None:
@@ -167,7 +164,7 @@ class Together(JointSet):
 
 
 @registered
-class Tied(Together):
+class Tied(JointSet):
     """{(w, ..., v) : v = w, or v = w^T}: weights of one layer or several, equal entry by entry.
 
     `Together(Equal(labels))`, with the labels that the shapes of the weights give: an encoder and a
@@ -203,11 +200,12 @@ class Tied(Together):
     """
 
     example = 'Tied("encoder/kernel", "decoder/kernel")'
+    whole: ClassVar[bool] = True
 
     def __init__(self, *weights: str, transpose: Bool = False) -> None:
         self.weights = names("Tied", "weights", weights, "strings", self.example)
         self.transpose = boolean("Tied", "transpose", transpose, "transpose=True")
-        JointSet.__init__(self, Equal([0] * len(weights)))
+        super().__init__(Equal([0] * len(weights)))
 
     def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
         """With labels by the shapes; all entries are apart where not all weights are known."""

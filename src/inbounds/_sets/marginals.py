@@ -52,53 +52,11 @@ GRAIN = 2.0**-20  # Float32 adds multiples of it exactly, up to a sum of 16
 LENGTHS = tuple(2.0**-k for k in range(9))  # the shares of a step that the line search tries
 
 
-@registered
-class Marginals(MatrixSet):
-    """{W : W >= 0, each row sums to rows, each column to columns}, a whole weight: transport plans.
+class _GivenSums(MatrixSet):
+    """Nonnegative matrices with given sums of rows and of columns."""
 
-    How much goes from each source to each sink where what leaves and what arrives is known:
-    couplings, assignments with capacities, tables with given margins. Rows are the units of the
-    weight, columns the entries of a unit. The nearest one reaches 0 exactly, which Sinkhorn's
-    scaling doesn't. The violation is the largest of -w_ij and of the distances of row and column
-    sums from their totals; the tolerance is 4 ulp of the largest sum.
-
-    Args:
-        rows: the sum of each row: a number for all, or an array with one for each; not negative.
-        columns: the sum of each column, likewise. Both add up to the same, but for rounding.
-        stack: see `Symmetric`; all of its matrices have the same sums.
-
-    Raises:
-        SetError: an argument is wrong; once both numbers of sums are known, the sums of rows and of
-            columns don't add up to the same; on a bias.
-
-    Cost: for n rows or columns, whichever are fewer, 100 of Newton's steps at most, each a linear
-    system of n unknowns (n^3) and some thirty passes; 3 to 10 from close by, as in training, 20 to
-    90 from far away; where PyTorch traces or vectorizes, 60 each time. Where the steps are used up,
-    far away and with sums that differ by orders of magnitude, the result is scaled to the sums: in
-    the set, and not the nearest. A weight that is inside costs five passes.
-
-    A zero matrix becomes the one with equal entries where all sums are equal, else the shortest.
-    Differences within a matrix are known to the rounding of its largest entry; entries above 2^30
-    (2^59 in float64) of the largest sum are taken for so large. Gradients are those of the zeros
-    that the result has. A matrix with NaN or infinities stays, and counts as violated.
-
-    Source: Li, Sun and Toh, "On the efficient computation of a projector over the Birkhoff
-    polytope", 2020; Cuturi, "Sinkhorn distances", 2013, for transport.
-
-    >>> Marginals(rows=[1, 2], columns=[2, 1]).project([[0.5, 0.5], [2.0, 0.0]]).round(6)
-    array([[0.25, 0.75],
-           [1.75, 0.25]])
-    """
-
-    def __init__(self, rows: Numbers, columns: Numbers, stack: Integer = 1) -> None:
-        self.rows = numbers_of_units("Marginals", "rows", rows, low=0)
-        self.columns = numbers_of_units("Marginals", "columns", columns, low=0)
-        self.stack = stack_of("Marginals", stack)
-        for name, sums in (("rows", self.rows), ("columns", self.columns)):
-            if not np.any(np.greater(sums, 0)):
-                raise refused("Marginals", name, sums, "are all 0", "Fixed(0.0)")
-        if np.ndim(self.rows) and np.ndim(self.columns):
-            self._sums((1, np.size(self.rows), np.size(self.columns)))
+    rows: Any  # the sum of each row: a number for all, or an array
+    columns: Any  # likewise
 
     def _sums(self, shape: tuple[int, ...]) -> _Sums:
         """The sums of matrices of shape (stack, rows, columns); an error if they don't fit."""
@@ -156,7 +114,56 @@ class Marginals(MatrixSet):
 
 
 @registered
-class DoublyStochastic(Marginals):
+class Marginals(_GivenSums):
+    """{W : W >= 0, each row sums to rows, each column to columns}, a whole weight: transport plans.
+
+    How much goes from each source to each sink where what leaves and what arrives is known:
+    couplings, assignments with capacities, tables with given margins. Rows are the units of the
+    weight, columns the entries of a unit. The nearest one reaches 0 exactly, which Sinkhorn's
+    scaling doesn't. The violation is the largest of -w_ij and of the distances of row and column
+    sums from their totals; the tolerance is 4 ulp of the largest sum.
+
+    Args:
+        rows: the sum of each row: a number for all, or an array with one for each; not negative.
+        columns: the sum of each column, likewise. Both add up to the same, but for rounding.
+        stack: see `Symmetric`; all of its matrices have the same sums.
+
+    Raises:
+        SetError: an argument is wrong; once both numbers of sums are known, the sums of rows and of
+            columns don't add up to the same; on a bias.
+
+    Cost: for n rows or columns, whichever are fewer, 100 of Newton's steps at most, each a linear
+    system of n unknowns (n^3) and some thirty passes; 3 to 10 from close by, as in training, 20 to
+    90 from far away; where PyTorch traces or vectorizes, 60 each time. Where the steps are used up,
+    far away and with sums that differ by orders of magnitude, the result is scaled to the sums: in
+    the set, and not the nearest. A weight that is inside costs five passes.
+
+    A zero matrix becomes the one with equal entries where all sums are equal, else the shortest.
+    Differences within a matrix are known to the rounding of its largest entry; entries above 2^30
+    (2^59 in float64) of the largest sum are taken for so large. Gradients are those of the zeros
+    that the result has. A matrix with NaN or infinities stays, and counts as violated.
+
+    Source: Li, Sun and Toh, "On the efficient computation of a projector over the Birkhoff
+    polytope", 2020; Cuturi, "Sinkhorn distances", 2013, for transport.
+
+    >>> Marginals(rows=[1, 2], columns=[2, 1]).project([[0.5, 0.5], [2.0, 0.0]]).round(6)
+    array([[0.25, 0.75],
+           [1.75, 0.25]])
+    """
+
+    def __init__(self, rows: Numbers, columns: Numbers, stack: Integer = 1) -> None:
+        self.rows = numbers_of_units("Marginals", "rows", rows, low=0)
+        self.columns = numbers_of_units("Marginals", "columns", columns, low=0)
+        self.stack = stack_of("Marginals", stack)
+        for name, sums in (("rows", self.rows), ("columns", self.columns)):
+            if not np.any(np.greater(sums, 0)):
+                raise refused("Marginals", name, sums, "are all 0", "Fixed(0.0)")
+        if np.ndim(self.rows) and np.ndim(self.columns):
+            self._sums((1, np.size(self.rows), np.size(self.columns)))
+
+
+@registered
+class DoublyStochastic(_GivenSums):
     """{W : W >= 0, each row and each column sums to 1}, the whole weight: soft permutations.
 
     Matchings, orderings and routings that are learned; mixing of channels, tokens or neighbours

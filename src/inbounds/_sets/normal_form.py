@@ -46,7 +46,7 @@ from inbounds._sets.one_row import nearest_on_one_row
 TURNS, UNROLLED = 250, 40  # the limit of looks at the multipliers, 4 to 60 as a rule; where PyTorch can't stop early
 OVERSHOOT = 0.1  # how much the dual may fall at the end of a step, as a share of its rise at the beginning
 DAMPING, LEAST, MOST = 1e-2, 1e-12, 1e6  # the damping of Newton's method at first, at least and at most
-BY = 8.0  # what it is multiplied by after a bad step
+BY = 8.0  # what it is multiplied by after a bad step, or one of a single multiplier
 PASSES = 2  # so often the multipliers that are to be 0 after a step are found anew
 REACH = 4.0  # a ball's multiplier, and 1, grow to at most so many times what they are
 
@@ -232,11 +232,12 @@ class _Problem:
         solved = xp.max(xp.abs(wrong * (1 - self.first_ball)), axis=1, keepdims=True) == 0
         return _Seen(exceeded, self.hessian(gradient, speed), solved, self.of_ball(wrong))
 
-    def step(self, z: Array, exceeded: Array, matrix: Array) -> Array:
+    def step(self, z: Array, exceeded: Array, matrix: Array) -> tuple[Array, Array]:
         """Newton's step of all but the first ball's multiplier, to what is allowed.
 
         It is the maximum of the quadratic model over what is allowed, if a few passes over its
-        active set find that; else of the one multiplier along which it rises most.
+        active set find nearly that; else of the one multiplier along which it rises most. The
+        second result is whether they do, of shape (units, 1).
         """
         xp = self.xp
         bounded = ~self.equal & (self.first_ball == 0)
@@ -257,7 +258,8 @@ class _Problem:
         alone = self.allowed(z + xp.where(self.first_ball > 0, 0 * z, exceeded) / xp.sum(matrix * self.one, axis=2)) - z
         gain = exceeded * alone
         alone = xp.where(gain >= xp.max(gain, axis=1, keepdims=True), alone, xp.zeros_like(alone))
-        return xp.where(rise(step) >= rise(alone), step, alone)
+        found = rise(step) >= 0.5 * rise(alone)
+        return xp.where(found, step, alone), found
 
     def turn_of_ball(self, z: Array, seen: _Seen, low: Array, high: Array) -> Array:
         """The multipliers with a step of the first ball's.
@@ -293,7 +295,7 @@ class _Problem:
 
         def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
             z, exceeded, matrix, damping, low, high, open_ = state
-            step = self.step(z, exceeded, self.damped(matrix, damping))
+            step, found = self.step(z, exceeded, self.damped(matrix, damping))
             ahead = z + step
             seen = self.look(ahead)
             still = xp.max(xp.abs(ahead - z), axis=1, keepdims=True) == 0
@@ -316,7 +318,7 @@ class _Problem:
                 xp.where(good, ahead, z),
                 xp.where(good, new, exceeded),
                 xp.where(good[:, :, None], seen.matrix, matrix),
-                xp.clip(xp.where(good, damping / BY, damping * BY), LEAST, MOST),
+                xp.clip(xp.where(good & found, damping / BY, damping * BY), LEAST, MOST),
                 low,
                 high,
                 open_,

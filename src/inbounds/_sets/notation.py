@@ -35,7 +35,7 @@ def mathematics(given: Set) -> str:
     """A set in set-builder notation, such as `{w : ‖w‖₂ ≤ 2}`; empty if its class defines none."""
     if isinstance(given, Joint):
         return f"({', '.join(given.weights)}) ∈ {mathematics(given.inner)}"
-    if type(given) is Together:
+    if isinstance(given, Together):
         return f"all weights together ∈ {mathematics(given.inner)}"
     if isinstance(given, Intersection):
         return " ∩ ".join(map(mathematics, given.sets))

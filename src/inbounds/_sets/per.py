@@ -73,6 +73,7 @@ class Per(Wrapped):
     axis = None
     views: tuple[View, ...] = ()  # of each weight how it is seen; empty where the weights are not known
     spanning: Set  # the set whose own units are seen where the kind is "units"
+    implied = False  # whether only an intersection of sets with different units made it: it is neither shown nor saved
 
     def __init__(self, set: Set, kind: Kind) -> None:  # noqa: A002  # the word of the library
         code = "MaxNorm(1.0).per('inputs')"
@@ -164,22 +165,7 @@ class Per(Wrapped):
         return own.set, [one.seen(own.views) for one in given]
 
     def __repr__(self) -> str:
-        return f"{bracketed(self.set)}.per({self.kind!r})"
-
-
-class OwnUnits(Per):
-    """A member, with its own units, of an intersection whose sets have different units.
-
-    Its units are those of the set `beside`: it itself, or one that has units where it has none. It
-    is never saved, the set in it is.
-    """
-
-    def __init__(self, set: Set, beside: Set) -> None:  # noqa: A002  # the word of the library
-        self.members = (set,)
-        self.kind, self.spanning = (beside.kind, beside.spanning) if isinstance(beside, Per) else ("units", beside)
-
-    def __repr__(self) -> str:
-        return repr(self.set)
+        return repr(self.set) if self.implied else f"{bracketed(self.set)}.per({self.kind!r})"
 
 
 def by_units(sets: Sequence[Set]) -> list[Set]:
@@ -195,7 +181,15 @@ def by_units(sets: Sequence[Set]) -> list[Set]:
             wrong = "A set whose units are those of `per` is in another one, and meets a third"
             raise SetError(wrong, shown(given), where=repr(list(sets)), instead="a.where(mask).per('inputs') & b")
     first = next((given for given in sets if not given.separable), sets[0])
-    return [given if isinstance(given, Per) else OwnUnits(given, first if given.separable else given) for given in sets]
+    return [given if isinstance(given, Per) else _implied(given, first if given.separable else given) for given in sets]
+
+
+def _implied(given: Set, other: Set) -> Per:
+    """A set as a member of an intersection, with the units of another or with its own."""
+    made = object.__new__(Per)  # without `__init__`, which takes no set with an axis
+    kind, spanning = (other.kind, other.spanning) if isinstance(other, Per) else ("units", other)
+    made.__dict__.update(members=(given,), kind=kind, spanning=spanning, implied=True)
+    return made
 
 
 def of_axes(given: Set, shapes: Sequence[tuple[int, ...]]) -> tuple[Set, tuple[Axes, ...]] | None:
