@@ -12,6 +12,7 @@ from inbounds._arrays.ops import MANTISSA_BITS, Array, dtype_of, epsilon, has_fl
 from inbounds._errors import explain, printable, shown
 from inbounds._sets.arguments import positive_integer
 from inbounds._sets.composite import contains
+from inbounds._sets.masks import On, Where
 from inbounds._sets.per import Per
 from inbounds._sets.set import Set
 from inbounds._types import Integer
@@ -91,6 +92,12 @@ def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBE
         if not np.all(holds):
             raise _broken(says, given, rows, found, other)
 
+    def sees(entry: int) -> bool:
+        """Whether an entry counts for the set, which a mask may hide."""
+        spoilt = ours.copy()
+        spoilt[:, entry] = np.nan
+        return bool(np.isinf(to_numpy(given.violation(_like(rows, spoilt)))).any())
+
     kept = type(projected) is type(rows) and found.shape == ours.shape and dtype_of(projected) == dtype_of(rows)
     law("shape, dtype and library are kept", kept, f"{type(projected).__name__} of {dtype_of(projected)}")
     counted, couples = len(given.measure([rows], [(1,)]).excess), given.couples_units
@@ -110,16 +117,19 @@ def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBE
         alone[row] = ours[row]
         of_it = to_numpy(given.project(_like(rows, alone)))
         law("units are independent of each other", np.abs(of_it[row] - found[row]) <= rounding[row], of_it)
+    masked = contains(given, (Where, On))
+    entry = next(filter(sees, reversed(range(ours.shape[1]))), -1) if masked else -1
     for bad in bad_numbers:
         spoilt = ours.copy()
-        spoilt[row, -1] = bad
+        spoilt[row, entry] = bad
         of_spoilt = _like(rows, spoilt)
         left, violated = to_numpy(given.project(of_spoilt)), to_numpy(given.violation(of_spoilt))
-        law(f"{bad} stays", _same(left[row, -1:], spoilt[row, -1:]), left)
+        law(f"{bad} stays", _same(left[row, entry], spoilt[row, entry]), left)
         law(f"{bad} is violated by infinity", violated.max() == np.inf, violated)
         if not contains(given, (Per,)) and (given.separable or not given.entrywise):  # whose units are no rows
             rest = found if given.separable else spoilt
-            law(f"{bad} leaves the rest of a unit as it is", _same(left[row, :-1], rest[row, :-1]), left)
+            others_of_unit = (np.delete(given[row], entry) for given in (left, rest))
+            law(f"{bad} leaves the rest of a unit as it is", _same(*others_of_unit), left)
         if not couples:
             law(f"{bad} leaves other units as they are", (np.abs(left - found) <= rounding)[others], left)
             law(f"{bad} leaves other units as they are", violated[others] == violation[others], violated)

@@ -177,6 +177,7 @@ def test_rows_have_two_axes(door: Callable[[Any], Any]) -> None:
     rule = "The rows don't have the shape (units, size), one unit a row, one entry at least."
     assert_says(lambda: door(np.ones((0, 2))), rule, "rows.shape=(0, 2)", "np.reshape(rows, (1, -1))")
     assert_says(lambda: door([1.0, 2.0]), rule, "rows.shape=(2,)", "np.reshape(rows, (1, -1))")
+    assert_says(lambda: door([[1.0], [2.0, 3.0]]), rule, "rows=[[1.0], [2.0, 3.0]]", "np.reshape(rows, (1, -1))")
     assert_says(lambda: door(np.ones((2, 2, 2))), rule, "rows.shape=(2, 2, 2)", "np.reshape(rows, (1, -1))")
     assert_says(lambda: door(keras.ops.ones((4,))), rule, "rows.shape=(4,)", "np.reshape(rows, (1, -1))")
 

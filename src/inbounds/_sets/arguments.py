@@ -69,6 +69,14 @@ def names(owner: str, name: str, value: Any, kind: str, instead: str) -> tuple[s
     return values
 
 
+def array_of(given: Any, dtype: str | None = None) -> Any:
+    """What is given as an array of NumPy's; as it is where it is none, such as a ragged list."""
+    try:
+        return np.array(given, dtype=dtype)
+    except (TypeError, ValueError):
+        return given
+
+
 def number_or_array(owner: str, name: str, value: Any, *, infinite: bool = False, instead: str = "") -> Bound:
     """A number, or an array of numbers as read-only NumPy float64; none of them NaN."""
     instead = instead or "give a number such as 0.5, or one number for each entry of a unit"

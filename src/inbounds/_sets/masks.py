@@ -13,6 +13,7 @@ from inbounds._arrays.laid import Laid
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import WeightLayout
 from inbounds._errors import FEW, SetError, shown
+from inbounds._sets.arguments import array_of
 from inbounds._sets.composite import Seen, Wrapped, bracketed, contains
 from inbounds._sets.custom import Custom
 from inbounds._sets.declaration import Declaration
@@ -86,8 +87,8 @@ class Where(_Marked):
     def __init__(self, set: Set, mask: Mask | MaskName, width: Integer | None = None) -> None:  # noqa: A002  # the word of the library
         _check_inner("where", "mask", set)
         named = isinstance(mask, str)
-        marks: Any = mask if named else np.array(mask)
-        if not (mask in NAMES if named else marks.dtype == bool and marks.any()):
+        marks: Any = mask if named else array_of(mask)
+        if not (mask in NAMES if named else isinstance(marks, np.ndarray) and marks.dtype == bool and marks.any()):
             raise SetError(
                 "`mask` of where is not an array of booleans of which some are True, or one of " + ", ".join(NAMES),
                 f"mask={shown(mask)}",

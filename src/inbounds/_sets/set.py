@@ -38,6 +38,7 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, Block, View, WeightLayout, blocks_of
 from inbounds._errors import SetError, shown
+from inbounds._sets.arguments import array_of
 from inbounds._sets.declaration import Declaration, Values
 from inbounds._sets.reduced import by_multipliers, difference
 from inbounds._sets.splitting import in_steps
@@ -460,7 +461,7 @@ class Set(Value):
     def __call__(self, w: Numbers) -> Array:
         """The nearest weight in the set to a variable or tensor of any shape, as Keras calls it."""
         weight: Any = keras.ops.convert_to_tensor(w) if isinstance(w, keras.Variable) else w
-        weight = np.asarray(weight, dtype="float64") if isinstance(weight, (list, tuple, float, int)) else weight
+        weight = array_of(weight, "float64") if isinstance(weight, (list, tuple, float, int)) else weight
         _check_float(self, weight)
         shape = tuple(weight.shape)
         axes = self.span(shape)
@@ -589,7 +590,7 @@ def counted(edge: Exceeded, count: int) -> Exceeded:
 
 
 def _checked_rows(owner: Set, rows: Any) -> Array:
-    rows = np.asarray(rows, dtype="float64") if isinstance(rows, (list, tuple)) else rows
+    rows = array_of(rows, "float64") if isinstance(rows, (list, tuple)) else rows
     rows = keras.ops.convert_to_tensor(rows) if isinstance(rows, keras.Variable) else rows
     shape = getattr(rows, "shape", None)
     if shape is None or len(shape) != 2 or 0 in tuple(shape):
@@ -602,11 +603,13 @@ def _checked_rows(owner: Set, rows: Any) -> Array:
 
 
 def _checked_metric(rows: Array, metric: Array) -> Array:
-    if tuple(np.shape(metric)) != tuple(rows.shape):
+    metric = array_of(metric) if isinstance(metric, (list, tuple)) else metric
+    shape = getattr(metric, "shape", None)
+    if shape is None or tuple(shape) != tuple(rows.shape):
         wrong = "`metric` doesn't have the shape of `rows`"
+        received = f"metric={shown(metric)}" if shape is None else f"metric.shape={tuple(shape)}"
         where = f"rows of shape {tuple(rows.shape)}"
-        instead = "metric=None for the Euclidean norm"
-        raise SetError(wrong, f"metric.shape={tuple(np.shape(metric))}", where=where, instead=instead)
+        raise SetError(wrong, received, where=where, instead="metric=None for the Euclidean norm")
     xp = namespace(rows)
     metric = without_gradient(constant(cast(rows, working_dtype(dtype_of(rows))), metric))
     good = xp.isfinite(metric) & (metric > 0)
@@ -619,6 +622,9 @@ def _checked_metric(rows: Array, metric: Array) -> Array:
 
 
 def _check_float(owner: Set, weight: Any) -> None:
+    if isinstance(weight, (list, tuple)):
+        wrong = "The weight is a list that is no array of numbers: its rows have different lengths, or aren't numbers"
+        raise SetError(wrong, shown(weight), where=repr(owner), instead=f"{owner!r}(np.ones((2, 3)))")
     if dtype_of(weight) not in MANTISSA_BITS:
         wrong = "The weight is not of floating point numbers: " + ", ".join(MANTISSA_BITS)
         where = f"{owner!r} on a weight of shape {tuple(weight.shape)}"
