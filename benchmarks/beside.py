@@ -104,11 +104,11 @@ def memory():
     for owner in (None, ib.MaxNorm(1.0), ib.L1Ball(1.0), ib.Simplex()):
         model = keras.Sequential([keras.Input(ENTRIES[:1]), keras.layers.Dense(ENTRIES[1], use_bias=False)])
         model.compile(keras.optimizers.Adam(), keras.losses.MeanSquaredError())
-        if owner:
+        if owner is not None:
             found["constrain", owner] = peak(lambda model=model, owner=owner: ib.constrain(model, {"**": owner}), size)
         model.train_on_batch(x, y)
         found["step", owner] = peak(lambda model=model: model.train_on_batch(x, y), size)
-        if owner:
+        if owner is not None:
             found["audit", owner] = peak(lambda model=model: ib.audit(model), size)
     free = found.pop(("step", None))
     titles = {"constrain": "`constrain`", "step": f"a step beside the free one's {free or 0:.1f}", "audit": "`audit`"}
