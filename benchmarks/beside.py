@@ -111,10 +111,10 @@ def memory():
         if owner is not None:
             found["audit", owner] = peak(lambda model=model: ib.audit(model), size)
     free = found.pop(("step", None))
-    titles = {"constrain": "`constrain`", "step": f"a step beside the free one's {free or 0:.1f}", "audit": "`audit`"}
+    titles = {"constrain": "`constrain`", "step": "a step beyond the free one's", "audit": "`audit`"}
     return {
         f"peak memory of {titles[name]}, {owner!r}, over the weight": (
-            "not known" if most is None else f"{most - free * (name == 'step'):.1f}"
+            "not known" if most is None else f"{most - (free if name == 'step' else 0):.1f}"
         )
         for (name, owner), most in found.items()
     }

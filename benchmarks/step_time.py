@@ -276,7 +276,7 @@ def main():
             for variant, model in models.items():
                 if variant != BY_HAND:  # which moves them outside of the step
                     found[name][variant]["bytes"] = round(bytes_of_step(model) - free, 1)
-        if keras.backend.backend() == "torch" and build is mlp:
+        if keras.backend.backend() == "torch" and build is mlp and not options.json:
             for variant, model in models.items():
                 if variant != BY_HAND:
                     found[name][variant]["passes"] = round(passes_of_step(model, x, y))
