@@ -10,13 +10,13 @@ projection. One backend a process:
     export KERAS_BACKEND=jax
     python benchmarks/optimum.py --batch 32 --how full/euclidean full/optimizer reduced/auto
 
-`--of groups` takes, on digits, sets of groups of entries and sets of several weights together. One
-of these makes four layers equal, each of which sees two lines of a digit. The optimum under
-GroupSparse is the best of those for each class that may have no weights.
-
 `--decay 0.1` compares gradients reduced before decoupled weight decay, as the default is, with
 gradients reduced after it. Of SGD the optimum is that of the loss with half the decay times the
 squared weights; AdamW's decay has no such penalty, and of it the optimum is that of the loss.
+
+`--of groups` takes, on digits, sets of groups of entries and sets of several weights together. One
+of these makes four layers equal, each of which sees two lines of a digit. The optimum under
+GroupSparse is the best of those for each class that may have no weights.
 """
 
 import argparse
