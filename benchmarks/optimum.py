@@ -10,6 +10,10 @@ projection. One backend a process:
     export KERAS_BACKEND=jax
     python benchmarks/optimum.py --batch 32 --how full/euclidean full/optimizer reduced/auto
 
+`--decay 0.1` compares gradients reduced before decoupled weight decay, as the default is, with
+gradients reduced after it. Of SGD the optimum is that of the loss with half the decay times the
+squared weights; AdamW's decay has no such penalty, and of it the optimum is that of the loss.
+
 `--of groups` takes, on digits, sets of groups of entries and sets of several weights together. One
 of these makes four layers equal, each of which sees two lines of a digit. The optimum under
 GroupSparse is the best of those for each class that may have no weights. Under UnitNorm and
@@ -158,6 +162,29 @@ OPTIMIZERS: dict[str, tuple[Callable[[Any], Any], float]] = {
     "Muon": (lambda rate: o.Muon(rate, weight_decay=None, adam_weight_decay=None), 0.02),
     "ScheduleFreeAdamW": (o.ScheduleFreeAdamW, 0.02),
 }
+
+
+class DecayFirst:
+    """Mixed into an optimizer, decays the weights before their gradients are reduced."""
+
+    def _clip_gradients(self, grads: Any) -> Any:
+        super()._apply_weight_decay(self._trainable_variables)
+        return super()._clip_gradients(grads)
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Does nothing more."""
+
+
+def decaying(decay: float) -> dict[str, tuple[Callable[[Any], Any], float]]:
+    """The optimizers with a decay that `--decay` compares."""
+    found = {}
+    for kind, rate in (o.SGD, 0.5), (o.AdamW, 0.02):
+        late = type(kind.__name__, (DecayFirst, kind), {})
+        for when, cls in ("before", kind), ("after", late):
+            found[f"{kind.__name__}, reduced {when} its decay"] = functools.partial(cls, weight_decay=decay), rate
+    return found
+
+
 CONSTANT = ("Ftrl", "ScheduleFreeAdamW")
 """Optimizers that lower their steps by themselves, and may not be given a schedule."""
 
@@ -172,25 +199,30 @@ def cancer() -> Data:
     return ((x - x.mean(axis=0)) / x.std(axis=0)).astype("float32"), np.eye(2, dtype="float32")[y]
 
 
-def optimum(data: Data, *choices: Constraints) -> float:
-    """The least loss under the constraints of one of some choices, as Clarabel finds it."""
+def optimum(data: Data, *choices: Constraints, penalty: float = 0.0) -> float:
+    """The least loss under the constraints of one of some choices, as Clarabel finds it.
+
+    `penalty` is what half the squared weights cost.
+    """
     x, y = (part.astype("float64") for part in data)
     kernel, bias = cp.Variable((x.shape[1], y.shape[1])), cp.Variable(y.shape[1])
     scores = x @ kernel + cp.reshape(bias, (1, y.shape[1]), order="C")
     losses = cp.log_sum_exp(scores, axis=1) - cp.sum(cp.multiply(y, scores), axis=1)
+    squares = cp.sum_squares(kernel) + cp.sum_squares(bias)
     least = np.inf
     for constraints in choices:
-        problem = cp.Problem(cp.Minimize(cp.sum(losses) / len(x)), constraints(kernel, bias))
+        problem = cp.Problem(cp.Minimize(cp.sum(losses) / len(x) + penalty / 2 * squares), constraints(kernel, bias))
         least = min(least, float(problem.solve(solver="CLARABEL")))
     return least
 
 
-def loss(data: Data, kernel: np.ndarray, bias: np.ndarray) -> float:
-    """Over all data, in float64."""
+def loss(data: Data, kernel: np.ndarray, bias: np.ndarray, penalty: float = 0.0) -> float:
+    """Over all data, in float64, with `penalty` as for `optimum`."""
     x, y = (part.astype("float64") for part in data)
     scores = x @ kernel.astype("float64") + bias
     largest = scores.max(axis=1, keepdims=True)
-    return float(np.mean(np.log(np.exp(scores - largest).sum(axis=1)) + largest[:, 0] - (y * scores).sum(axis=1)))
+    mean = np.mean(np.log(np.exp(scores - largest).sum(axis=1)) + largest[:, 0] - (y * scores).sum(axis=1))
+    return float(mean + penalty / 2 * (np.sum(kernel.astype("float64") ** 2) + np.sum(bias.astype("float64") ** 2)))
 
 
 def batches(data: Data, size: int | None) -> Iterator[Data]:
@@ -224,6 +256,7 @@ def trained(
     size: int | None,
     steps: int,
     callbacks: Sequence[Any] = (),
+    penalty: float = 0.0,
 ) -> float:
     """The loss after training."""
     keras.utils.clear_session()
@@ -237,9 +270,8 @@ def trained(
     model.fit(batches(data, size), steps_per_epoch=steps, shuffle=False, callbacks=list(callbacks), verbose=0)
     ib.check(model)
     weights = model.get_weights()
-    return loss(
-        data, np.concatenate([one for one in weights if one.ndim == 2]), next(one for one in weights if one.ndim == 1)
-    )
+    kernel, bias = np.concatenate([one for one in weights if one.ndim == 2]), next(w for w in weights if w.ndim == 1)
+    return loss(data, kernel, bias, penalty)
 
 
 def main() -> None:
@@ -252,20 +284,27 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", metavar="SET", help="all of these where left out")
     parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS), choices=list(OPTIMIZERS), metavar="NAME")
     parser.add_argument("--how", nargs="*", default=["full/euclidean", "reduced/auto"], metavar="GRADIENT/METRIC")
+    parser.add_argument("--decay", type=float, help="SGD and AdamW with this weight decay, in place of all optimizers")
     given = parser.parse_args()
+    if given.decay is not None:
+        OPTIMIZERS.update(decaying(given.decay))
+        given.optimizers = list(decaying(given.decay))
     x, y = {"digits": digits, "cancer": cancer}[given.data]()
     data = x[: given.examples], y[: given.examples]
     sets = {name: one for name, one in TABLES[given.of].items() if given.sets is None or name in given.sets}
-    least = functools.cache(lambda name: optimum(data, *sets[name][1:]))
+    least = functools.cache(lambda name, penalty: optimum(data, *sets[name][1:], penalty=penalty))
     told = f"batch {given.batch or 'all'}, {given.steps} steps, {' and '.join(given.how)}"
     print(f"{keras.backend.backend()}, {given.data}, {told}\n")
     print("| optimizer | " + " | ".join(f"`{name}`" for name in sets) + " |")
     print("|---" * (len(sets) + 1) + "|", flush=True)
     for kind in given.optimizers:
         print(f"| {kind} |", end="", flush=True)
+        cost = given.decay if given.decay is not None and kind.startswith("SGD") else 0.0
         for name in sets:
-            ends = (trained(data, sets[name][0], kind, how, given.batch, given.steps) for how in given.how)
-            cell = " / ".join(f"{round(100 * (end / least(name) - 1), 4) + 0.0:.4f}" for end in ends)
+            ends = (
+                trained(data, sets[name][0], kind, how, given.batch, given.steps, penalty=cost) for how in given.how
+            )
+            cell = " / ".join(f"{round(100 * (end / least(name, cost) - 1), 4) + 0.0:.4f}" for end in ends)
             print(f" {cell} |", end="", flush=True)
         print()
 

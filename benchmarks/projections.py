@@ -2,14 +2,16 @@
 
 The cells are interleaved in one process: each round takes each cell of a line once, right after a
 copy of the array it reads. A cell has the median of the ratios over the rounds, their quartiles,
-and the median time. "Outside" are standard normal rows; "inside" are projected rows, which is what
-a training step mostly sees. One backend a process, JAX or PyTorch:
+and the median time. "Outside" are standard normal rows; "inside" are projected rows; "after a step"
+are projected rows whose entries were moved by 1e-3, which is what a training step of Adam sees. On
+JAX functions are compiled. One backend a process, JAX or PyTorch, or by `benchmarks/run.py`:
 
     KERAS_BACKEND=jax python benchmarks/projections.py
 """
 
 import argparse
-import importlib.util
+import importlib
+import json
 import os
 import statistics
 import time
@@ -24,6 +26,7 @@ import inbounds as ib
 from inbounds import constraints
 
 BACKEND = keras.backend.backend()
+PLACES = "outside", "inside", "after a step"
 
 
 def rectangular(size: int) -> dict[str, ib.Set]:
@@ -95,11 +98,16 @@ class Measurement:
         self.seconds.append(timed(self.run))
         self.ratios.append(self.seconds[-1] / copy)
 
-    def __str__(self) -> str:
+    def figures(self) -> dict[str, Any]:
         low, middle, high = (
             statistics.quantiles(self.ratios, n=4, method="inclusive") if len(self.ratios) > 1 else self.ratios * 3
         )
-        return f"{middle:.3g} ({low:.3g} to {high:.3g}), {1000 * statistics.median(self.seconds):.3g} ms"
+        return {"ratio": middle, "quartiles": [low, high], "ms": 1000 * statistics.median(self.seconds)}
+
+    def __str__(self) -> str:
+        found = self.figures()
+        low, high = found["quartiles"]
+        return f"{found['ratio']:.3g} ({low:.3g} to {high:.3g}), {found['ms']:.3g} ms"
 
 
 def timed(run: Callable[[], Any]) -> float:
@@ -132,148 +140,174 @@ def copied(x: Any) -> Callable[[], Any]:
     return x.clone
 
 
-def modes() -> dict[str, Callable[[Callable[[Any], Any]], Callable[[Any], Any]]]:
-    """How a projection is called, by name."""
+def compiled(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
     if BACKEND == "jax":
         import jax
 
-        return {"eager": lambda fn: fn, "jit": jax.jit}
-    return {"eager": lambda fn: fn}
+        return jax.jit(fn)
+    return fn
 
 
-# The peers.
+# The peers: for a set's name in the table, what others compute of the same rows.
+
+Peers = dict[str, dict[str, Callable[[Any], Any]]]
 
 
-def keras_peers() -> dict[str, tuple[bool, Callable[[Any], Any]]]:
+def keras_peers() -> Peers:
     known = keras.constraints
     return {
-        "keras NonNeg": (False, known.NonNeg()),
-        "keras MaxNorm": (False, known.MaxNorm(1.0, axis=1)),
-        "keras UnitNorm": (False, known.UnitNorm(axis=1)),
-        "keras MinMaxNorm": (False, known.MinMaxNorm(0.5, 1.0, axis=1)),
+        "NonNeg": {"Keras": known.NonNeg()},
+        "MaxNorm": {"Keras": known.MaxNorm(1.0, axis=1)},
+        "UnitNorm": {"Keras": known.UnitNorm(axis=1)},
+        "MinMaxNorm": {"Keras": known.MinMaxNorm(0.5, 1.0, axis=1)},
     }
 
 
-def scipy_peers() -> dict[str, tuple[bool, Callable[[Any], Any]]]:
+def scipy_peers() -> Peers:
     from scipy.optimize import isotonic_regression
 
     def rising(x: Any) -> Any:
         return np.stack([isotonic_regression(row).x for row in keras.ops.convert_to_numpy(x)])
 
-    return {
-        "scipy isotonic_regression, unit by unit": (False, rising),
-        "numpy svd": (True, lambda x: np.linalg.svd(keras.ops.convert_to_numpy(x))),
-    }
+    return {"Monotone": {"scipy, unit by unit": rising}}
 
 
-def optax_peers(size: int) -> dict[str, tuple[bool, Callable[[Any], Any]]]:
-    import jax
+def optax_peers(size: int) -> Peers:
     from optax import projections
 
     normal = tensor(np.random.default_rng(1).standard_normal(size))
     far = -10 * float(np.linalg.norm(normal))
     by_unit = {
-        "projection_non_negative": projections.projection_non_negative,
-        "projection_box": lambda row: projections.projection_box(row, -0.5, 0.5),
-        "projection_l2_ball": projections.projection_l2_ball,
-        "projection_l2_sphere": projections.projection_l2_sphere,
-        "projection_hyperplane": lambda row: projections.projection_hyperplane(row, normal, far),
-        "projection_halfspace": lambda row: projections.projection_halfspace(row, normal, far),
-        "projection_simplex": projections.projection_simplex,
-        "projection_l1_ball": projections.projection_l1_ball,
+        "NonNeg": projections.projection_non_negative,
+        "Box": lambda row: projections.projection_box(row, -0.5, 0.5),
+        "MaxNorm": projections.projection_l2_ball,
+        "UnitNorm": projections.projection_l2_sphere,
+        "Hyperplane": lambda row: projections.projection_hyperplane(row, normal, far),
+        "Halfspace": lambda row: projections.projection_halfspace(row, normal, far),
+        "Simplex": projections.projection_simplex,
+        "L1Ball": projections.projection_l1_ball,
     }
-    return {f"optax {name}, vmap, jit": (False, jax.jit(jax.vmap(fn))) for name, fn in by_unit.items()}
+    return unit_by_unit("optax", by_unit)
 
 
-def jax_peers() -> dict[str, tuple[bool, Callable[[Any], Any]]]:
+def jaxopt_peers() -> Peers:
+    from jaxopt import projection
+
+    by_unit = {
+        "NonNeg": projection.projection_non_negative,
+        "Box": lambda row: projection.projection_box(row, (-0.5, 0.5)),
+        "MaxNorm": projection.projection_l2_ball,
+        "UnitNorm": projection.projection_l2_sphere,
+        "Simplex": projection.projection_simplex,
+        "L1Ball": projection.projection_l1_ball,
+    }
+    return unit_by_unit("jaxopt", by_unit)
+
+
+def unit_by_unit(library: str, functions: dict[str, Callable[[Any], Any]]) -> Peers:
+    import jax
+
+    return {name: {library: jax.jit(jax.vmap(fn))} for name, fn in functions.items()}
+
+
+def jax_peers() -> Peers:
     import jax
     import jax.numpy as jnp
 
+    def thin(x: Any) -> Any:
+        return jnp.linalg.svd(x, full_matrices=False)
+
     return {
-        "jax svd, jit": (True, jax.jit(jnp.linalg.svd)),
-        "jax eigh, jit": (True, jax.jit(jnp.linalg.eigh)),
-        "jax sort, jit": (False, jax.jit(jnp.sort)),
+        "SpectralNorm": {"an SVD alone": jax.jit(thin)},
+        "PositiveSemidefinite": {"eigh alone": jax.jit(jnp.linalg.eigh)},
     }
 
 
-def torch_peers(size: int) -> dict[str, tuple[bool, Callable[[Any], Any]]]:
+def parametrized(shape: tuple[int, int], parametrize: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A forward pass of a parametrization, which has its own weight and reads no argument."""
+    import torch
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(*shape[::-1], bias=False)
+    parametrize(layer)
+
+    def forward(_: Any) -> Any:
+        with torch.no_grad():
+            return layer.weight
+
+    return forward
+
+
+def torch_peers(side: int) -> Peers:
     import torch
     from torch.nn.utils import parametrizations
 
-    def weight(parametrize: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """A forward pass of a parametrization, which has its own weight and reads no argument."""
-        torch.manual_seed(0)
-        layer = parametrize(torch.nn.Linear(size, size, bias=False))
-
-        def forward(_: Any) -> Any:
-            with torch.no_grad():
-                return layer.weight
-
-        return forward
-
-    peers = {
-        "torch svd": torch.linalg.svd,
-        "torch eigh": torch.linalg.eigh,
-        "torch spectral_norm (power iteration)": weight(parametrizations.spectral_norm),
-    }
-    for kind in ("matrix_exp", "cayley", "householder"):
-        peers[f"torch orthogonal, {kind}"] = weight(
-            lambda layer, kind=kind: parametrizations.orthogonal(layer, orthogonal_map=kind)
+    whole = side, side
+    orthogonal = {
+        f"torch {kind}": parametrized(
+            whole, lambda layer, kind=kind: parametrizations.orthogonal(layer, orthogonal_map=kind)
         )
-    peers |= geotorch_peers(size, weight) if importlib.util.find_spec("geotorch") else {}
-    return {name: (True, fn) for name, fn in peers.items()} | {"torch sort": (False, torch.sort)}
+        for kind in ("matrix_exp", "cayley", "householder")
+    }
+    return {
+        "SpectralNorm": {
+            "an SVD alone": lambda x: torch.linalg.svd(x, full_matrices=False),
+            "torch spectral_norm, which scales": parametrized(whole, parametrizations.spectral_norm),
+        },
+        "Orthogonal": orthogonal,
+        "PositiveSemidefinite": {"eigh alone": torch.linalg.eigh},
+    }
 
 
-def geotorch_peers(size: int, weight: Callable[..., Any]) -> dict[str, Callable[[Any], Any]]:
+def geotorch_peers(units: int, size: int, side: int) -> Peers:
     import geotorch
 
-    def parametrized(name: str, *arguments: Any) -> Callable[[Any], Any]:
-        def parametrize(layer: Any) -> Any:
-            getattr(geotorch, name)(layer, "weight", *arguments)
-            return layer
+    def by(name: str, shape: tuple[int, int], *arguments: Any) -> dict[str, Callable[[Any], Any]]:
+        return {"geotorch": parametrized(shape, lambda layer: getattr(geotorch, name)(layer, "weight", *arguments))}
 
-        return weight(parametrize)
-
-    rank = max(1, size // 16)
+    whole = side, side
     return {
-        "geotorch orthogonal": parametrized("orthogonal"),
-        "geotorch low_rank": parametrized("low_rank", rank),
-        "geotorch positive_semidefinite": parametrized("positive_semidefinite"),
-        "geotorch symmetric": parametrized("symmetric"),
+        "UnitNorm": by("sphere", (units, size)),
+        "Orthogonal": by("orthogonal", whole),
+        "LowRank": by("low_rank", whole, max(1, side // 16)),
+        "PositiveSemidefinite": by("positive_semidefinite", whole),
+        "Symmetric": by("symmetric", whole),
     }
 
 
-def peers(size: int, side: int) -> dict[str, tuple[bool, Callable[[Any], Any]]]:
-    """What others compute of the same rows, by name: whether of the square matrix, and how."""
-    found = keras_peers()
-    missing = [name for name in ("scipy", "optax", "geotorch") if importlib.util.find_spec(name) is None]
-    if "scipy" not in missing:
-        found |= scipy_peers()
+def peers(units: int, size: int, side: int) -> tuple[Peers, list[str]]:
+    """What others compute, and which of them can't be imported."""
+    makers = {"keras": keras_peers, "scipy": scipy_peers}
     if BACKEND == "jax":
-        found |= jax_peers() | ({} if "optax" in missing else optax_peers(size))
+        makers |= {"jax": jax_peers, "optax": lambda: optax_peers(size), "jaxopt": jaxopt_peers}
     else:
-        found |= torch_peers(side)
-    if missing:
-        print(f"Not installed, so not measured: {', '.join(missing)}.")
-    return found
+        makers |= {"torch": lambda: torch_peers(side), "geotorch": lambda: geotorch_peers(units, size, side)}
+    found: Peers = {}
+    missing = []
+    for library, make in makers.items():
+        try:
+            importlib.import_module(library)
+        except ImportError:
+            missing.append(library)
+            continue
+        for name, functions in make().items():
+            found[name] = found.get(name, {}) | functions
+    return found, missing
 
 
 # The tables.
 
 
-def measurements(owner: ib.Set, rows: Any) -> dict[str, Measurement]:
+def measurements(owner: ib.Set, rows: Any, places: list[str]) -> dict[str, Measurement]:
     """The cells of a set's line, by column."""
-    line = {}
-    places = {"outside": rows, "inside": owner.project(rows)}
-    for mode, wrap in modes().items():
-        fn = wrap(owner.project)
-        for place, values in places.items():
-            line[f"{mode}, {place}"] = Measurement(finished(fn, values), copied(values))
-    return line
+    fn, projected = compiled(owner.project), owner.project(rows)
+    step = tensor(1e-3 * np.sign(np.random.default_rng(2).standard_normal(rows.shape)))
+    values = {"outside": rows, "inside": projected, "after a step": projected + step}
+    return {place: Measurement(finished(fn, values[place]), copied(values[place])) for place in places}
 
 
-def print_line(name: str, line: dict[str, Measurement], count: int, budget: float) -> None:
-    """Measures a line of the table and prints it: each cell once, to compile, and then in turns."""
+def take(line: dict[str, Measurement], count: int, budget: float) -> None:
+    """Measures the cells of a line: each once, to compile, and then in turns."""
     for cell in line.values():
         cell.run()
         cell.copy()
@@ -281,12 +315,23 @@ def print_line(name: str, line: dict[str, Measurement], count: int, budget: floa
         for cell in line.values():
             if turn == 0 or sum(cell.seconds) < budget:
                 cell.take()
-    turns = ", ".join(str(len(cell.ratios)) for cell in line.values())
-    print(f"| {name} | {' | '.join(map(str, line.values()))} | {turns} |", flush=True)
 
 
-def print_head(columns: list[str]) -> None:
-    print(f"\n| | {' | '.join(columns)} | rounds |\n|---{'|---' * len(columns)}|---|", flush=True)
+def print_tables(lines: dict[str, dict[str, Measurement]], places: list[str]) -> None:
+    print(f"\n| | {' | '.join(places)} | rounds | others |\n|---{'|---' * len(places)}|---|---|")
+    for name, line in lines.items():
+        rounds = ", ".join(str(len(line[place].ratios)) for place in places)
+        others = "; ".join(f"{peer} {cell}" for peer, cell in line.items() if peer not in places)
+        print(f"| {name} | {' | '.join(str(line[place]) for place in places)} | {rounds} | {others} |")
+
+
+def as_json(lines: dict[str, dict[str, Measurement]], places: list[str]) -> dict[str, Any]:
+    """The figures of each set and place; those of others beside the first place."""
+    found = {f"{name}, {place}": line[place].figures() for name, line in lines.items() for place in places}
+    for name, line in lines.items():
+        others = {peer: cell.figures() for peer, cell in line.items() if peer not in places}
+        found[f"{name}, {places[0]}"]["others"] = others
+    return found
 
 
 def main() -> None:
@@ -297,7 +342,8 @@ def main() -> None:
     parser.add_argument("--square", type=int, default=512, help="rows and columns, for sets of square matrices")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds for one cell; 1 round at least")
     parser.add_argument("--sets", nargs="*", metavar="NAME", help="as in the first column; all where left out")
-    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--places", nargs="*", default=list(PLACES), choices=PLACES, help="all where left out")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
     options = parser.parse_args()
     if BACKEND not in ("jax", "torch"):
         parser.error(f"KERAS_BACKEND is jax or torch, not {BACKEND}")
@@ -309,23 +355,27 @@ def main() -> None:
     left_out = set(constraints.SETS) - {name for group in groups for name in group}
     rng = np.random.default_rng(0)
     arrays = [tensor(rng.standard_normal(shape)) for shape in ((options.units, options.size), (options.square,) * 2)]
-    print(f"{BACKEND}, float32, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start: time over that of")
+    others, missing = peers(options.units, options.size, options.square)
+    lines = {}
+    load = os.getloadavg()[0]
+    for group, rows in zip(groups, arrays, strict=True):
+        for name, owner in group.items():
+            if not options.sets or name in options.sets:
+                lines[name] = measurements(owner, rows, options.places)
+                for peer, fn in others.get(name, {}).items():
+                    lines[name][peer] = Measurement(finished(fn, rows), copied(rows))
+                take(lines[name], options.rounds, options.budget)
+    if options.json:
+        print(json.dumps(as_json(lines, options.places)))
+        return
+    print(f"{BACKEND}, float32, {os.cpu_count()} cores, load {load:.1f} at the start: time over that of")
     print(f"a copy, median (quartiles), and milliseconds. Sets of units: {options.units} x {options.size};", end=" ")
     print(f"of square matrices: {options.square} x {options.square}.")
     if left_out:
         print(f"Not measured: {', '.join(sorted(left_out))}.")
-
-    print_head([f"{mode}, {place}" for mode in modes() for place in ("outside", "inside")])
-    for group, rows in zip(groups, arrays, strict=True):
-        for name, owner in group.items():
-            if not options.sets or name in options.sets:
-                print_line(name, measurements(owner, rows), options.rounds, options.budget)
-    if not options.no_peers:
-        others = peers(options.size, options.square)
-        print_head(["outside"])
-        for name, (whole, fn) in others.items():
-            line = {"outside": Measurement(finished(fn, arrays[whole]), copied(arrays[whole]))}
-            print_line(name, line, options.rounds, options.budget)
+    if missing:
+        print(f"Can't be imported, so not measured: {', '.join(missing)}.")
+    print_tables(lines, options.places)
     copies = [1000 * statistics.median(timed(copied(rows)) for _ in range(15)) for rows in arrays]
     print(f"\nA copy takes {copies[0]:.3g} ms of the units, {copies[1]:.3g} ms of the square matrix;", end=" ")
     print(f"load {os.getloadavg()[0]:.1f} at the end.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.by_turns
 
 NORMAL = np.array([0.5, -2.0, 0.0, 1.0, 0.25])
 LOWS = np.array([-1.0, -0.5, -0.2, 0.0, 0.0])
+NORMALS = np.random.default_rng(0).standard_normal((40, 5))
 Program = Callable[[cp.Variable], list[cp.Constraint]]
 
 
@@ -135,6 +137,11 @@ CASES: dict[str, tuple[Callable[[], ib.Set], Program, str]] = {
         ),
         lambda r: [r >= 0, sums(r) == 1, length(r) <= 0.6, r <= LOWS[None] + 1.2, r @ NORMAL <= 0.1],
         "multipliers for Simplex and MaxNorm and Halfspace and Halfspace, with Box",
+    ),
+    "more half-spaces than entries": (
+        lambda: functools.reduce(operator.and_, [ib.Halfspace(normal, 0.01) for normal in NORMALS]),
+        lambda r: [r @ NORMALS.T <= 0.01],
+        "multipliers for Halfspace and Halfspace",
     ),
     "two l1, marked": (
         lambda: (ib.L1Ball(1) & ib.L1Ball(1, center=0.3)).where(NORMAL > 0) & ib.Box(-0.2, 0.6),
