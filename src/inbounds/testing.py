@@ -128,7 +128,7 @@ def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBE
         law(f"{bad} is violated by infinity", violated.max() == np.inf, violated)
         if not contains(given, (Per,)) and (given.separable or not given.entrywise):  # whose units are no rows
             rest = found if given.separable else spoilt
-            others_of_unit = (np.delete(given[row], entry) for given in (left, rest))
+            others_of_unit = (np.delete(one[row], entry) for one in (left, rest))
             law(f"{bad} leaves the rest of a unit as it is", _same(*others_of_unit), left)
         if not couples:
             law(f"{bad} leaves other units as they are", (np.abs(left - found) <= rounding)[others], left)
