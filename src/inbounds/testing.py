@@ -111,7 +111,7 @@ def check_rows(given: Set, rows: Array, bad_numbers: Sequence[float] = BAD_NUMBE
     law("projecting again changes no bit", _same(again, found), again)
     row = min(1, len(ours) - 1)
     others = np.arange(len(ours)) != row
-    rounding = 64 * epsilon(dtype_of(rows)) * np.abs(ours).max(axis=1, keepdims=True)
+    rounding = 64 * epsilon(dtype_of(rows)) * np.maximum(np.abs(ours), np.abs(found)).max(axis=1, keepdims=True)
     if not couples:
         alone = np.zeros_like(ours)
         alone[row] = ours[row]

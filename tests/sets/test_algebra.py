@@ -138,6 +138,11 @@ CASES: dict[str, tuple[Callable[[], ib.Set], Program, str]] = {
         lambda r: [r >= 0, sums(r) == 1, length(r) <= 0.6, r <= LOWS[None] + 1.2, r @ NORMAL <= 0.1],
         "multipliers for Simplex and MaxNorm and Halfspace and Halfspace, with Box",
     ),
+    "orthant, total": (
+        lambda: ib.NonNeg() & ib.Halfspace(1.0, 1.0),
+        lambda r: [r >= 0, sums(r) <= 1],
+        "multipliers for Halfspace, with NonNeg",
+    ),
     "more half-spaces than entries": (
         lambda: functools.reduce(operator.and_, [ib.Halfspace(normal, 0.01) for normal in NORMALS]),
         lambda r: [r @ NORMALS.T <= 0.01],

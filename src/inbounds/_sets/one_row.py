@@ -227,7 +227,8 @@ class _OneRow:
             return self.as_weights(y.map(shifted, self.ease, left, self.low, self.high))
         length = xp.sqrt(number) if self.kind == "ball" else number
         factor = self.level / xp.where(length > 0, length, xp.ones_like(length))
-        factor = factor if self.positive or not self.bounded else xp.minimum(factor, 1)
+        if self.kind == "most" or (self.bounded and not self.positive):
+            factor = xp.minimum(factor, 1)
 
         def scaled(y: Array, a: Any, by: Array) -> Array:
             return by * y if isinstance(a, float) else xp.where(a > 0, by * y, y)
