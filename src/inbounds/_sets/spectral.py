@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import keras
@@ -60,6 +61,7 @@ from inbounds._sets.set import ULPS, registered
 from inbounds._types import Axis, Center, Integer, Number
 
 AIM = 3  # projections aim `AIM + 2 sqrt(n)` epsilons below a bound: singular vectors are orthogonal to within that
+MODEST = 1.5  # Singular values up to so many times the bound are lowered by eigenvectors of a Gram matrix.
 OFF = 8  # the relative error of a singular value is less than so many epsilons, or than those of the aim
 
 
@@ -232,8 +234,9 @@ class SpectralNorm(_SpectralOrNuclearNorm):
         stack: how many matrices the units make, one block of units after the other: the gates of a
             recurrent layer.
 
-    Cost: an SVD, and 3 products of matrices; in training a matrix whose Gram matrix shows that it
-    is inside costs that product only. TensorFlow, which can't vectorize an SVD, takes eigenvectors
+    Cost: an SVD, and 3 products of matrices. In training the eigenvectors of the Gram matrix, and 4
+    products; only the first of them where it shows that the matrix is inside; an SVD where the
+    largest singular value exceeds the bound by half. TensorFlow, which can't vectorize an SVD, takes eigenvectors
     of the Gram matrix and 7 products, once more, 3 times at most, for each factor of 64 (in float64
     16384) by which the largest singular value exceeds the bound. NumPy is decomposed in float64.
 
@@ -263,8 +266,22 @@ class SpectralNorm(_SpectralOrNuclearNorm):
         gram = xp.matmul(low, transposed(low))
         inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) <= 1)
         kept = matrices, xp.zeros_like(matrices[:, 0, 0]) > 0
-        full = super()._nearest_wide
-        nearest, outside = branch(inside, lambda: kept, lambda: full(matrices, units))
+        full = partial(super()._nearest_wide, matrices, units)
+
+        def by_gram() -> tuple[Array, Array]:
+            """By eigenvectors of the Gram matrix, which lose nothing where no value is large."""
+            squares, left = _eigh(gram)
+            values = xp.sqrt(xp.maximum(squares, xp.ones_like(squares) / 4))
+
+            def lowered() -> tuple[Array, Array]:
+                share = xp.maximum(1 - (1 - self._margin(values, units.dtype)) / values, 0)
+                taken = xp.matmul(left * share[:, None, :], xp.matmul(transposed(left), matrices))
+                return matrices - taken, self._outside(matrices, values * self.max_value, units)
+
+            small: tuple[Array, Array] = branch(xp.max(values) <= MODEST, lowered, full)
+            return small
+
+        nearest, outside = branch(inside, lambda: kept, full if xp is np else by_gram)
         return nearest, outside
 
     def reduced(self, units: Units, gradient: Units) -> Units:
@@ -290,13 +307,23 @@ class SpectralNorm(_SpectralOrNuclearNorm):
         def taken() -> Array:
             squares, left = _eigh(gram)
             values = xp.sqrt(xp.maximum(squares, xp.ones_like(squares) / 4))
-            share = xp.sqrt(xp.clip(1 - ((1 - values) / values - rounding) / SHARE, 0, 1))[:, :, None]
-            rows = xp.matmul(transposed(left), low) / values[:, :, None] * share
-            pull = xp.matmul(xp.matmul(transposed(left), slopes / size), transposed(rows)) * share
-            powers, turn = _eigh(-_symmetric_part(pull))
-            upwards = turn * xp.sqrt(xp.maximum(powers, xp.zeros_like(powers)))[:, None, :]
-            within = xp.matmul(left * transposed(share), xp.matmul(upwards, transposed(upwards)))
-            return slopes + xp.matmul(within, rows) * size
+            share = xp.sqrt(xp.clip(1 - ((1 - values) / values - rounding) / SHARE, 0, 1))
+
+            def by_last(count: int) -> Array:
+                """By the largest values only, as many as may be at the bound."""
+                at = share[:, -count:, None]
+                vectors = left[:, :, -count:]
+                rows = xp.matmul(transposed(vectors), low) / values[:, -count:, None] * at
+                pull = xp.matmul(xp.matmul(transposed(vectors), slopes / size), transposed(rows)) * at
+                powers, turn = _eigh(-_symmetric_part(pull))
+                upwards = turn * xp.sqrt(xp.maximum(powers, xp.zeros_like(powers)))[:, None, :]
+                within = xp.matmul(vectors * transposed(at), xp.matmul(upwards, transposed(upwards)))
+                return slopes + xp.matmul(within, rows) * size
+
+            count = values.shape[1]
+            few = -(-count // 4)  # eigenvectors of so small a matrix take a tenth of the time
+            left_over: Array = branch(xp.all(share[:, :-few] == 0), lambda: by_last(few), lambda: by_last(count))
+            return left_over
 
         inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) < (1 - 2 * SHARE - rounding) ** 4)
         left: Array = branch(inside, lambda: slopes, taken)
