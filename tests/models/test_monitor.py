@@ -190,6 +190,16 @@ def test_per_weight_it_keeps_numbers_of_each_set_and_draws_them(digits):
 
 
 @pytest.mark.by_turns
+def test_it_counts_the_batches_of_which_keras_runs_several_at_once(digits):
+    """PyTorch refuses `steps_per_execution`, so Keras' calls are made by hand."""
+    monitor = ib.Monitor(every=10)
+    monitor.set_model(fit(digits, steps=1).model)
+    for last in (3, 7, 11, 15, 3, 7):
+        monitor.on_train_batch_end(last)
+    assert monitor.history["batch"] == [12, 20]
+
+
+@pytest.mark.by_turns
 def test_per_weight_it_keeps_apart_sets_on_weights_of_one_path():
     def block():
         inner = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="h")], name="inner")

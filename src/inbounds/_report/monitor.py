@@ -108,6 +108,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self.weights: dict[str, Numbers] = {}
         self.unmoved: tuple[str, ...] = ()
         self._batches = 0
+        self._last_batch = -1
         self._epoch = 0
         self._last_stationarity = float("nan")
         self._forget()
@@ -159,11 +160,13 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if not self._checked:
             self._check_constrained()
-        self._batches += 1
+        # With `steps_per_execution`, Keras calls this once for several batches, with the last one.
+        before, first = self._batches, self._last_batch + 1 if batch > self._last_batch else 0
+        self._batches, self._last_batch = before + batch + 1 - first, batch
         if self.per_weight:
             self._find_not_finite()
         if isinstance(self.every, int):
-            if self._batches % self.every == 0:
+            if self._batches // self.every > before // self.every:
                 self._audit()
             self._log(logs)
 
