@@ -220,6 +220,7 @@ def test_an_audit_counts_the_steps_of_an_optimizer_that_the_model_does_not_hold(
         optimizer.apply([keras.ops.ones((2, 2))], model.trainable_variables)
         assert on_bound(lengths(model), float(LOOSER(count)))
         assert ib.check(model).rows[0].active == 1.0
+        assert ib.check(model.layers[0]).ok, "of a layer too"
         model.compile("sgd", "mse")  # for its loss: its optimizer isn't used
 
 

@@ -40,7 +40,7 @@ from inbounds._train.attached_sets import (
     project_in_numpy,
 )
 from inbounds._train.decisions import decide, signature
-from inbounds._train.optimizers import WRAPPERS, optimizers_of, remember_stepper, with_inner
+from inbounds._train.optimizers import WRAPPERS, remember_stepper, with_inner
 from inbounds._train.step_projections import Stepped, StepProjection, grouped, projection_of, reduced_gradients
 from inbounds._train.taken_plans import add_latents, add_measures, latent_of, taken_plan
 from inbounds._train.weight_access import WeightAccess, run_with_access
@@ -130,8 +130,7 @@ def take_up(optimizer: Any) -> None:
     for entry in entries:
         if entry not in known:
             _make_room_beside_frozen_weights(optimizer, entry)
-    if not any(one is optimizer for model in models_of_plans(entries) for one in optimizers_of(model)):
-        remember_stepper(optimizer, (variable for entry in entries for variable in entry.variables))
+    remember_stepper(optimizer, [v for entry in entries for v in entry.variables], models_of_plans(entries))
     projections = grouped(decide(entry, [optimizer]) for entry in entries)
     add_latents(optimizer, projections)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}

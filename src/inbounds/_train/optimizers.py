@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import keras
 from keras.src.backend.common import stateless_scope  # no public equivalent
@@ -63,15 +63,21 @@ _STEPPER_OF: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
 def _last_steppers(variables: Sequence[Any]) -> list[Any]:
-    """The optimizers that stepped the variables last in a loop of the user's own."""
+    """The optimizers that stepped the variables last."""
     last = (_STEPPER_OF.get(id(variable)) for variable in variables)
     return _stepping({id(one): one for one in last if one is not None}.values(), variables)
 
 
-def remember_stepper(optimizer: Any, variables: Iterable[Any]) -> None:
-    """Notes the optimizer of some variables in a loop of the user's own: no model holds it."""
+_IN_OWN_LOOPS: WeakSet[Any] = WeakSet()
+"""The optimizers that no model with a plan held when they took it up."""
+
+
+def remember_stepper(optimizer: Any, variables: Iterable[Any], models: Iterable[Any]) -> None:
+    """Notes the optimizer of some variables, which the models of their plans may not hold."""
     for variable in variables:
         _STEPPER_OF[id(variable)] = optimizer
+    if not any(one is optimizer for model in models for one in optimizers_of(model)):
+        _IN_OWN_LOOPS.add(optimizer)
 
 
 def in_stateless_scope() -> bool:
@@ -93,5 +99,5 @@ def steps_taken(model: Any, entry: Entry) -> int:
     if not entry.set.changes:
         return 0
     own = [optimizer for optimizer in optimizers_stepping(model, entry.variables) if optimizer.built]
-    own = own or _last_steppers(entry.variables)  # where the compiled one isn't used
+    own = own or [one for one in _last_steppers(entry.variables) if one in _IN_OWN_LOOPS]  # not the compiled one
     return int(own[0].iterations) if own else 0
