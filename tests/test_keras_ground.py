@@ -196,6 +196,18 @@ def test_backend_apply_gradients_ends_with_the_average_that_overwrites():
     assert np.array_equal(keras.ops.convert_to_numpy(layer.kernel.value), average)
 
 
+def test_an_average_is_of_the_values_that_its_method_is_given():
+    """Else latent weights would not be averaged: `optimizer_hooks.update_moving_average`."""
+    layer = dense(use_bias=False)
+    optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.0)
+    average = type(optimizer)._update_model_variables_moving_average
+    optimizer._update_model_variables_moving_average = lambda variables: average(
+        optimizer, [keras.ops.full(v.shape, 7.0) for v in variables]
+    )
+    optimizer.apply(ones([layer.kernel]), [layer.kernel])
+    assert np.all(keras.ops.convert_to_numpy(optimizer._model_variables_moving_average[0].value) == 7)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizers_build_reaches_the_build_of_the_public_base_class(name, monkeypatch):
     """Else it would never take up its variables' sets: `optimizer_hooks.hook_optimizers`."""
@@ -658,6 +670,7 @@ def test_no_other_private_name_of_keras_is_used():
         "_backend_apply_gradients",
         "_all_reduce_sum_gradients",
         "_apply_weight_decay",
+        "_update_model_variables_moving_average",
         "_iterations",
         "_trainable_variables",
         "_non_trainable_variables",

@@ -107,6 +107,9 @@ def test_a_frozen_weight_that_was_changed_is_seen_by_the_next_fit_or_step():
         step()
         assert on_bound(norms((out.kernel, (0,)), (out.bias, ())), BOUND)
         assert np.array_equal(keras.ops.convert_to_numpy(out.bias), np.full(2, value, "float32"))
+    out.bias.assign(np.full(2, 9.0, "float32"))
+    keras.optimizers.SGD(9.0).build([out.kernel])  # as a fit does after `compile`, before it puts weights inside
+    assert ib.audit(model).ok, "a plan moves frozen weights that leave the others no room"
 
 
 def test_a_fit_of_a_model_without_sets_begins_with_what_it_is_given(digits):
@@ -217,6 +220,8 @@ def test_an_audit_counts_the_steps_of_an_optimizer_that_the_model_does_not_hold(
         optimizer.apply([keras.ops.ones((2, 2))], model.trainable_variables)
         assert on_bound(lengths(model), float(LOOSER(count)))
         assert ib.check(model).rows[0].active == 1.0
+        assert ib.check(model.layers[0]).ok, "of a layer too"
+        model.compile("sgd", "mse")  # for its loss: its optimizer isn't used
 
 
 @pytest.mark.by_turns

@@ -87,7 +87,7 @@ def test_a_step_is_that_of_the_weights_before_their_projection(case):
             decay, clip = options.get("weight_decay", 0.0), options.get("clipvalue", np.inf)
             latent = latent * (1 - RATE * decay) - RATE * np.clip(gradient, -clip, clip)
             weights = latent if step % every else rounded(latent)
-        average = 0.5 * average + 0.5 * weights
+        average = latent if step == 1 else 0.5 * average + 0.5 * latent  # as Keras begins
         farthest = max(farthest, np.abs(latent - rounded(latent)).max())
         if case == "overwritten" and step % 3 == 0:
             latent = average
@@ -97,6 +97,18 @@ def test_a_step_is_that_of_the_weights_before_their_projection(case):
     if options.get("use_ema"):
         optimizer.finalize_variable_values(model.trainable_variables)
         np.testing.assert_allclose(numbers(kernel), rounded(average), atol=1e-6)
+        gradient = gradient_at(numbers(kernel))
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [kernel])
+        latent = average - RATE * gradient
+        weights = 0.5 * average + 0.5 * latent if case == "overwritten" else latent
+        np.testing.assert_allclose(numbers(kernel), rounded(weights), atol=1e-6)
+
+
+def test_an_average_in_the_weights_place_is_inside_where_the_latent_one_is_not():
+    model, _ = linear(ib.MaxNorm(0.5), latent=True)
+    optimizer = keras.optimizers.SGD(RATE, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=1)
+    optimizer.build(model.trainable_variables)
+    stepped(optimizer, model, 3, then=lambda step: ib.check(model))
 
 
 def test_training_goes_on_after_loading_as_if_uninterrupted(tmp_path):

@@ -189,6 +189,32 @@ def test_per_weight_it_keeps_numbers_of_each_set_and_draws_them(digits):
         assert axes.lines[0].get_xydata().tolist() == np.transpose([kernel["batch"], kernel[name]]).tolist()
 
 
+@pytest.mark.by_turns
+def test_it_counts_the_batches_of_which_keras_runs_several_at_once(digits):
+    """PyTorch refuses `steps_per_execution`, so Keras' calls are made by hand."""
+    monitor = ib.Monitor(every=10)
+    monitor.set_model(fit(digits, steps=1).model)
+    for last in (3, 7, 11, 15, 3, 7):
+        monitor.on_train_batch_end(last)
+    assert monitor.history["batch"] == [12, 20]
+
+
+@pytest.mark.by_turns
+def test_per_weight_it_keeps_apart_sets_on_weights_of_one_path():
+    def block():
+        inner = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="h")], name="inner")
+        return keras.Sequential([keras.Input((2,)), inner])
+
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Add()([block()(inputs), block()(inputs)]))
+    model.compile("sgd", "mse")
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(0.4)})
+    monitor = ib.Monitor(per_weight=True)
+    model.fit(np.ones((4, 2)), np.ones((4, 2)), verbose=0, callbacks=[monitor])
+    assert list(monitor.weights) == ["inner/h/kernel", "inner/h/kernel (2)"]
+    assert all(len(kept["moved"]) == 1 for kept in monitor.weights.values())
+
+
 def test_per_weight_it_keeps_how_far_the_projection_of_a_step_moves_the_weights(digits):
     """So far the weights are from those of a free model, after a step from the same ones."""
     monitor, kernels = ib.Monitor(per_weight=True), []

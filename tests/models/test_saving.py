@@ -207,6 +207,15 @@ class Subclassed(keras.Model):
         return self.out(self.hidden(x))
 
 
+@keras.saving.register_keras_serializable("tests")
+class OwnArguments(keras.Model):
+    """A functional model with arguments of its own, which Keras saves in place of the layers."""
+
+    def __init__(self, units=3, **arguments):
+        inputs = keras.Input((4,))
+        super().__init__(inputs, keras.layers.Dense(units, name="hidden")(inputs), **arguments)
+
+
 def subclassed():
     model = Subclassed()
     model.build((None, 5))
@@ -287,6 +296,7 @@ PLANS = {
     ),
     "lambda": (lambda: one(keras.layers.Dense(3, name="out"), (4,)), {"out/kernel": lambda w: w * 1}, {"out/kernel"}),
     "subclassed": (subclassed, {"hidden/kernel": ib.NonNeg()}, {"hidden/kernel"}),
+    "functional, subclassed": (OwnArguments, {"hidden/kernel": ib.NonNeg()}, {"hidden/kernel"}),
     "nested": (nested, {"deep/kernel": ib.NonNeg(), "rms/scale": ib.NonNeg()}, {"rms/scale"}),
     "shared": (shared, {"shared/kernel": ib.MaxNorm(1.0)}, set()),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from typing import Any
 
 import keras
@@ -60,9 +61,9 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         history: three lists with a number for each audit: "batch", how many batches this
             Monitor has seen, "violation" and "active".
         weights: with `per_weight`, such lists for each set, by the paths of its weights, joined by
-            " + ", and one more, "moved": how far the projection of the last step moved the weights,
-            in the Euclidean norm. It is NaN before a step of an optimizer of Keras, and on several
-            devices.
+            " + " (a second set on the same paths has " (2)" behind them), and one more, "moved":
+            how far the projection of the last step moved the weights, in the Euclidean norm. It is
+            NaN before a step of an optimizer of Keras, and on several devices.
         unmoved: the paths of the weights that the steps of the last epoch have not moved.
         not_finite: from the path of each weight that was found not to be finite to the batch.
 
@@ -107,6 +108,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self.weights: dict[str, Numbers] = {}
         self.unmoved: tuple[str, ...] = ()
         self._batches = 0
+        self._last_batch = -1
         self._epoch = 0
         self._last_stationarity = float("nan")
         self._forget()
@@ -158,11 +160,13 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if not self._checked:
             self._check_constrained()
-        self._batches += 1
+        # With `steps_per_execution`, Keras calls this once for several batches, with the last one.
+        before, first = self._batches, self._last_batch + 1 if batch > self._last_batch else 0
+        self._batches, self._last_batch = before + batch + 1 - first, batch
         if self.per_weight:
             self._find_not_finite()
         if isinstance(self.every, int):
-            if self._batches % self.every == 0:
+            if self._batches // self.every > before // self.every:
                 self._audit()
             self._log(logs)
 
@@ -187,10 +191,13 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]  # keras has no t
         self._last_stationarity = _stationarity(self.model) if self.stationarity else self._last_stationarity
         _append(self.history, batch=self._batches, violation=self.report.violation, active=self.report.active)
         moves = _moves(self.model) if self.per_weight else {}
+        seen: Counter[str] = Counter()
         for row in self.report.constrained if self.per_weight else ():
-            kept = self.weights.setdefault(" + ".join(row.paths), {})
+            name = " + ".join(row.paths)
+            seen[name] += 1
+            kept = self.weights.setdefault(f"{name} ({seen[name]})" if seen[name] > 1 else name, {})
             violation = row.violation if row.violated else 0.0
-            moved = math.sqrt(sum(moves[path] for path in row.paths))
+            moved = math.sqrt(sum(moves[path].pop(0) for path in row.paths))
             _append(kept, batch=self._batches, violation=violation, active=row.active, moved=moved)
         if self.stop_on_violation and any(row.status in ("violated", "unenforced") for row in self.report.rows):
             self.model.stop_training = True
@@ -297,10 +304,16 @@ def _stationarity(model: Any) -> float:
     return float(np.sqrt(reduced / full)) if full > 0 else math.nan
 
 
-def _moves(model: Any) -> dict[str, float]:
-    """How far the last step's projection moved each weight, squared, by path; 0 for frozen ones."""
+def _moves(model: Any) -> dict[str, list[float]]:
+    """How far the last step's projection moved each weight, squared, by path; 0 for frozen ones.
+
+    Weights of one path are in the order of the model.
+    """
     moves: dict[int, float] = {}
     for optimizer, squares in _measured(model, "moves"):
         moves |= dict(zip(map(id, optimizer._trainable_variables), squares.tolist(), strict=True))
-    variables = {weight.path: weight.variable for weight in weights_of(model)}
-    return {path: moves.get(id(v), math.nan if v.trainable else 0.0) for path, v in variables.items()}
+    by_path: dict[str, list[float]] = {}
+    for weight in weights_of(model):
+        unknown = math.nan if weight.variable.trainable else 0.0
+        by_path.setdefault(weight.path, []).append(moves.get(id(weight.variable), unknown))
+    return by_path

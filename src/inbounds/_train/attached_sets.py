@@ -64,10 +64,16 @@ def attach_set(entry: Entry, model: Any = None) -> None:
         weight.variable.constraint = AttachedSet(entry, given_constraint(weight.variable), model)
 
 
+def models_of_plans(entries: Iterable[Entry]) -> list[Any]:
+    """The models whose plans hold the weights of some entries, each once; none without a plan."""
+    constraints = (variable.constraint for entry in entries for variable in entry.variables)
+    models = [one.model for one in constraints if isinstance(one, AttachedSet)]
+    return list({id(model): model for model in models if model is not None}.values())
+
+
 def is_planned(entry: Entry) -> bool:
     """Whether the set comes from a plan, which has projected all weights once."""
-    constraints = (variable.constraint for variable in entry.variables)
-    return any(isinstance(one, AttachedSet) and one.model is not None for one in constraints)
+    return bool(models_of_plans([entry]))
 
 
 def attached_entries(variables: Iterable[Any]) -> list[Entry]:

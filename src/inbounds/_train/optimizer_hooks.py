@@ -34,7 +34,10 @@ from inbounds._train.attached_sets import (
     attach_set,
     attached_entries,
     given_constraint,
+    is_planned,
+    models_of_plans,
     project_after_error,
+    project_in_numpy,
 )
 from inbounds._train.decisions import decide, signature
 from inbounds._train.optimizers import WRAPPERS, remember_stepper, with_inner
@@ -125,9 +128,9 @@ def take_up(optimizer: Any) -> None:
     entries = attached_entries(optimizer._trainable_variables)
     known = set(taken.entries)
     for entry in entries:
-        remember_stepper(optimizer, entry.variables)
         if entry not in known:
-            _check_frozen_weights(entry)
+            _make_room_beside_frozen_weights(optimizer, entry)
+    remember_stepper(optimizer, [v for entry in entries for v in entry.variables], models_of_plans(entries))
     projections = grouped(decide(entry, [optimizer]) for entry in entries)
     add_latents(optimizer, projections)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}
@@ -192,17 +195,20 @@ def _frozen_values(entries: Iterable[Entry]) -> list[tuple[Any, Any]]:
     return [(variable, keras.ops.convert_to_numpy(variable)) for variable in frozen]
 
 
-def _check_frozen_weights(entry: Entry) -> None:
-    """Checks that the trained weights of a set given to layers can bring units inside.
+def _make_room_beside_frozen_weights(optimizer: Any, entry: Entry) -> None:
+    """Puts inside the units that the trained weights alone can't bring inside.
 
-    Only plans move frozen weights.
+    It moves frozen weights, as only plans do. For a set given to layers it is an error.
     """
     frozen = [weight for weight in entry.weights if not weight.variable.trainable]
     if not frozen or len(frozen) == len(entry.weights) or not is_concrete(frozen[0].variable.value):
         return  # TensorFlow may build an optimizer in a traced function
-    values = projection_of(entry).project(list(map(keras.ops.convert_to_numpy, entry.variables)))
-    measured = entry.applied.measure(values, entry.axes)
-    if measured.outside.any():
+    count = int(optimizer.iterations) if entry.set.changes else 0
+    values = projection_of(entry).project(list(map(keras.ops.convert_to_numpy, entry.variables)), count)
+    measured = entry.applied.at(count).measure(values, entry.axes)
+    if measured.outside.any() and is_planned(entry):
+        project_in_numpy(entry, count)
+    elif measured.outside.any():
         names = " and ".join(weight.path for weight in frozen)
         wrong = "Frozen weights of a Joint leave no room for the others to keep each unit inside"
         received = f"{names}, by themselves outside by up to {measured.excess.max():.3g}"
@@ -325,8 +331,8 @@ def _store_latents(optimizer: Any, where: Any = None) -> None:
 def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any) -> None:
     """Runs the step, and projects weights that it overwrites with their moving average.
 
-    The average may be outside where the set is not convex, has changed, or has weights that two
-    optimizers average.
+    The average may be outside where the set is not convex, has changed, has latent weights, or
+    weights that two optimizers average.
     """
     others = _other_optimizers_variables(optimizer)
     updates = others and (optimizer._iterations + 1) % optimizer.gradient_accumulation_steps == 0
@@ -337,8 +343,22 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
         _store_latents(optimizer, where=(optimizer.iterations + 1) % optimizer.ema_overwrite_frequency == 0)
         taken = taken_plan(optimizer).projections
-        left = [one for one in taken if one.shared or one.entry.set.changes or not one.entry.set.convex]
+        left = [one for one in taken if one.shared or one.latent or one.entry.set.changes or not one.entry.set.convex]
         project_when_due(optimizer, left, frequency=optimizer.ema_overwrite_frequency)
+
+
+def update_moving_average(optimizer: Any, trainable_variables: Any) -> None:
+    """Averages the latent weights where there are any: they are what the optimizer steps."""
+    taken = taken_plan(optimizer)
+    stepped = {id(v): latent_of(optimizer, v) for one in taken.projections if one.latent for v in one.free_variables}
+
+    def averaged(variable: Any) -> Any:
+        if id(variable) not in stepped:
+            return variable
+        own, latent = taken.value_of(variable), taken.value_of(stepped[id(variable)])
+        return keras.ops.where(keras.ops.isnan(latent), own, latent)  # NaN before the first update
+
+    type(optimizer)._update_model_variables_moving_average(optimizer, list(map(averaged, trainable_variables)))
 
 
 def _other_optimizers_variables(optimizer: Any) -> list[Any]:
@@ -362,6 +382,8 @@ def finalize_variable_values(optimizer: Any, var_list: Any) -> None:
         taken = taken_plan(optimizer)
         taken.averages = []
         type(optimizer).finalize_variable_values(optimizer, var_list)
+        if optimizer.use_ema:  # the next fit goes on from the averages
+            _store_latents(optimizer)
         due = [one for one in taken.projections if optimizer.use_ema or one.entry.training.every != 1]
         project_now(optimizer, due, optimizer.iterations)
 
@@ -373,6 +395,7 @@ HOOKS: dict[str, Callable[..., Any]] = {
     "_backend_update_step": backend_update_step,
     "_backend_apply_gradients": backend_apply_gradients,
     "_all_reduce_sum_gradients": all_reduce_sum_gradients,  # on TensorFlow only
+    "_update_model_variables_moving_average": update_moving_average,
     "finalize_variable_values": finalize_variable_values,
 }
 """The methods of an optimizer that hooks shadow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import keras
 from keras.src.backend.common import stateless_scope  # no public equivalent
@@ -45,27 +45,39 @@ def optimizers_stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
     If there are none, those that aren't built yet: of the compiled optimizer if any, else all. If
     the model holds none, those that stepped the variables last in a loop of the user's own.
     """
-    ids = set(map(id, variables))
-
-    def stepping(optimizers: Iterable[Any]) -> list[Any]:
-        return [optimizer for optimizer in optimizers if ids & set(map(id, optimizer._trainable_variables))]
-
     steppers = steppers_of(model)
-    last = {id(one): one for one in map(_STEPPER_OF.get, ids) if one is not None}
     unbuilt = [optimizer for optimizer in steppers if not optimizer.built]
     compiled = set(map(id, with_inner(*filter(None, [getattr(model, "optimizer", None)]))))
     of_compiled = [optimizer for optimizer in unbuilt if id(optimizer) in compiled]
-    return stepping(steppers) or of_compiled or unbuilt or stepping(last.values())
+    return _stepping(steppers, variables) or of_compiled or unbuilt or _last_steppers(variables)
+
+
+def _stepping(optimizers: Iterable[Any], variables: Sequence[Any]) -> list[Any]:
+    """Those of some optimizers that step some of the variables."""
+    ids = set(map(id, variables))
+    return [optimizer for optimizer in optimizers if ids & set(map(id, optimizer._trainable_variables))]
 
 
 _STEPPER_OF: WeakValueDictionary[int, Any] = WeakValueDictionary()
 """From the id of a variable with a set to the living optimizer that has taken the set up last."""
 
 
-def remember_stepper(optimizer: Any, variables: Iterable[Any]) -> None:
-    """Notes the optimizer of some variables: in a loop of one's own, no model holds it."""
+def _last_steppers(variables: Sequence[Any]) -> list[Any]:
+    """The optimizers that stepped the variables last."""
+    last = (_STEPPER_OF.get(id(variable)) for variable in variables)
+    return _stepping({id(one): one for one in last if one is not None}.values(), variables)
+
+
+_IN_OWN_LOOPS: WeakSet[Any] = WeakSet()
+"""The optimizers that no model with a plan held when they took it up."""
+
+
+def remember_stepper(optimizer: Any, variables: Iterable[Any], models: Iterable[Any]) -> None:
+    """Notes the optimizer of some variables, which the models of their plans may not hold."""
     for variable in variables:
         _STEPPER_OF[id(variable)] = optimizer
+    if not any(one is optimizer for model in models for one in optimizers_of(model)):
+        _IN_OWN_LOOPS.add(optimizer)
 
 
 def in_stateless_scope() -> bool:
@@ -87,4 +99,5 @@ def steps_taken(model: Any, entry: Entry) -> int:
     if not entry.set.changes:
         return 0
     own = [optimizer for optimizer in optimizers_stepping(model, entry.variables) if optimizer.built]
+    own = own or [one for one in _last_steppers(entry.variables) if one in _IN_OWN_LOOPS]  # not the compiled one
     return int(own[0].iterations) if own else 0

@@ -55,12 +55,17 @@ def _same(constraint: Set, other: Any) -> bool:
 
 
 def _saved_layers(model: Any) -> list[Any]:
-    """The layers whose configs a model's file holds: those of Sequential and functional models."""
-    from keras.src.models.functional import Functional  # no public equivalent
+    """The layers whose configs a model's file holds: those of Sequential and functional models.
+
+    Of a subclass of these that takes other arguments, Keras writes the arguments, not the layers.
+    """
+    from keras.src.models.functional import Functional, functional_like_constructor  # no public equivalent
 
     if not isinstance(model, (keras.Sequential, Functional)):
         return [] if isinstance(model, keras.Model) else [model]
     if type(model).get_config not in (keras.Sequential.get_config, Functional.get_config):
+        return []
+    if isinstance(model, Functional) and not functional_like_constructor(type(model)):
         return []
     parts = (_saved_layers(layer) if isinstance(layer, keras.Model) else [layer] for layer in model.layers)
     return [layer for part in parts for layer in part]
