@@ -236,9 +236,10 @@ class SpectralNorm(_SpectralOrNuclearNorm):
 
     Cost: an SVD, and 3 products of matrices. In training the eigenvectors of the Gram matrix, and 4
     products; only the first of them where it shows that the matrix is inside; an SVD where the
-    largest singular value exceeds the bound by half. TensorFlow, which can't vectorize an SVD, takes eigenvectors
-    of the Gram matrix and 7 products, once more, 3 times at most, for each factor of 64 (in float64
-    16384) by which the largest singular value exceeds the bound. NumPy is decomposed in float64.
+    largest singular value exceeds the bound by half. TensorFlow, which can't vectorize an SVD,
+    takes eigenvectors of the Gram matrix and 7 products, once more, 3 times at most, for each
+    factor of 64 (in float64 16384) by which the largest singular value exceeds the bound. NumPy is
+    decomposed in float64.
 
     A zero matrix is inside. Singular values below the bound stay; equal ones are no special case.
     What ends up at the bound is aimed 3 + 2 sqrt(n) epsilons of float32 (float64) below it, for n
@@ -269,7 +270,7 @@ class SpectralNorm(_SpectralOrNuclearNorm):
         full = partial(super()._nearest_wide, matrices, units)
 
         def by_gram() -> tuple[Array, Array]:
-            """By eigenvectors of the Gram matrix, which lose nothing where no value is large."""
+            """By eigenvectors of the Gram matrix, exact to rounding where no value is large."""
             squares, left = _eigh(gram)
             values = xp.sqrt(xp.maximum(squares, xp.ones_like(squares) / 4))
 
