@@ -102,7 +102,7 @@ def part_by_part(patch):
                 units,
                 parts=(part,),
                 axes=(units.axes[place],),
-                free=(units.free[place],),
+                movable=(units.movable[place],),
                 masks=units.masks[place : place + 1],
                 metric=None,
             )

@@ -57,7 +57,7 @@ class Units:
 
     parts: tuple[Array, ...]  # the arrays, in the dtype they are computed in
     axes: tuple[Axes, ...]  # of each part those that one unit spans; the others count units, in the same order
-    free: tuple[bool, ...]  # for each part, whether a projection may change it; frozen ones still belong to the unit
+    movable: tuple[bool, ...]  # for each part, whether a projection may change it; frozen ones still belong to the unit
     dtype: str  # of the weights that the parts come from, in which an ulp is measured
     # Whether Python can read the values and take a shorter path: in an eager step that is not
     # traced, vectorized or differentiated.
@@ -84,7 +84,7 @@ class Units:
         cls,
         parts: Sequence[Array],
         axes: Sequence[Sequence[int]],
-        free: Sequence[bool] | None = None,
+        movable: Sequence[bool] | None = None,
         *,
         concrete: bool = False,
         differentiable: bool = False,
@@ -101,7 +101,7 @@ class Units:
         return cls(
             arrays,
             spans,
-            tuple(free) if free is not None else (True,) * len(arrays),
+            tuple(movable) if movable is not None else (True,) * len(arrays),
             coarsest,
             concrete=concrete,
             differentiable=differentiable and namespace(arrays[0]) is not np,
@@ -177,7 +177,7 @@ class Units:
         """The units with the entries `fn(entries, *per_unit)`, except frozen and masked ones."""
         parts = []
         for i, (part, mask) in enumerate(zip(self.parts, self.masks, strict=True)):
-            if not self.free[i]:
+            if not self.movable[i]:
                 parts.append(part)
                 continue
             new = fn(part, *(self._spread(number, i) for number in per_unit))
@@ -215,21 +215,21 @@ class Units:
         uncentred = self._but(parts=self.moved_from, moved_from=None)
         return 2 * epsilon(self.dtype) * norm(uncentred.constants())
 
-    def with_free(self, moved: Units) -> Units:
-        """The units with their free parts from `moved`, which was made by `only(free=True)`."""
+    def with_movable(self, moved: Units) -> Units:
+        """The units with their movable parts from `moved`, which `only(movable=True)` made."""
         new = iter(moved.parts)
-        parts = (next(new) if free else part for part, free in zip(self.parts, self.free, strict=True))
+        parts = (next(new) if movable else part for part, movable in zip(self.parts, self.movable, strict=True))
         return self._but(parts=tuple(parts))
 
-    def only(self, free: bool) -> Units | None:
-        """The units of the free parts only, or of the frozen parts; None where there are none."""
-        keep = [i for i in range(len(self.parts)) if self.free[i] is free]
+    def only(self, movable: bool) -> Units | None:
+        """The units of the movable or of the frozen parts only; None where there are none."""
+        keep = [i for i in range(len(self.parts)) if self.movable[i] is movable]
         if not keep:
             return None
         return self._but(
             parts=tuple(self.parts[i] for i in keep),
             axes=tuple(self.axes[i] for i in keep),
-            free=(free,) * len(keep),
+            movable=(movable,) * len(keep),
             masks=tuple(self.masks[i] for i in keep),
             metric=self.metric and tuple(self.metric[i] for i in keep),
             moved_from=self.moved_from and tuple(self.moved_from[i] for i in keep),
@@ -251,11 +251,11 @@ class Units:
         largest entry is 0 or not finite, the metric is Euclidean.
         """
         costs = self.costs
-        free = None if costs is None else costs.only(free=True)
-        if costs is None or free is None:
+        movable = None if costs is None else costs.only(movable=True)
+        if costs is None or movable is None:
             return self.costing(None)
         xp = namespace(self.parts[0])
-        view = free.together(together)
+        view = movable.together(together)
         most = view.max(lambda d: d)
         usable = xp.isfinite(most) & (most > 0)
         least = LEAST if self.training else 1e-30
@@ -263,7 +263,7 @@ class Units:
         share = view.map(lambda d, inverse: xp.maximum(d * inverse, least), inverse)
         if not (self.concrete and bool(xp.all(usable))):
             share = share.map(lambda d, good: xp.where(good, d, xp.ones_like(d)), usable)
-        return self.costing(costs.with_free(share))
+        return self.costing(costs.with_movable(share))
 
     def constants(self) -> Units:
         """The units as constants for differentiation."""
@@ -349,7 +349,7 @@ class Units:
         """The first of those that lie side by side."""
         per = slice(len(self.parts) // self.beside)
         parts, axes, masks = self.parts[per], self.axes[per], self.masks[per]
-        return self._but(parts=parts, axes=axes, free=self.free[per], masks=masks, beside=1)
+        return self._but(parts=parts, axes=axes, movable=self.movable[per], masks=masks, beside=1)
 
     def metric_rows(self) -> Array | None:
         """The metric as rows; None for the Euclidean one."""

@@ -45,7 +45,7 @@ class Declaration:
         )
 
     def within(self, mask: Units) -> Declaration:
-        """The declaration for entries that a mask of 0 and 1 marks; a unit without any is free."""
+        """The declaration for entries that a mask of 0 and 1 marks; other entries are unbounded."""
         some = mask.max(lambda marked: marked)
 
         def marked(values: Values, otherwise: float) -> Values:

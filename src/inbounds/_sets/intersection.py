@@ -83,7 +83,7 @@ class AllOf(Composite):
         return self.method.words
 
     def _project(self, units: Units) -> Units:
-        if not any(units.free):
+        if not any(units.movable):
             return units
         method = self.method if units.metric is None else self.weighted_method
         if self.entrywise and method.keeps:

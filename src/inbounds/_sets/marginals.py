@@ -331,10 +331,10 @@ def _scaled(matrices: Array, wanted: _Wanted) -> Array:
     return xp.where(_largest(*_defects(matrices, wanted)) > 3 * ulp_of_one, filled, matrices)
 
 
-def _tangent(change: Array, free: Array) -> Array:
+def _tangent(change: Array, positive: Array) -> Array:
     """The change of the nearest matrices where the given ones change and the zeros stay."""
     xp = namespace(change)
-    mask = cast(free, dtype_of(change))
+    mask = cast(positive, dtype_of(change))
     moved = mask * change
     rows, columns = (xp.sum(moved, axis=axis, keepdims=True) for axis in (2, 1))
     a, b = _shifts(mask, rows, columns, 0 * mask[:, :1, :1])

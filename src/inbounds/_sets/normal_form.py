@@ -64,7 +64,7 @@ def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:
         everywhere = xp.zeros_like(one.max(xp.abs)) == 0
         return nearest_on_one_row(one, declaration, everywhere).apart(units)
     x = one.rows()
-    moves = None if all(one.free) else one.table(one.with_parts([float(free) for free in one.free]))
+    moves = None if all(one.movable) else one.table(one.with_parts([float(movable) for movable in one.movable]))
     if one.masked:
         declaration = declaration.within(one.marks)
     rows = sorted(declaration.rows, key=lambda row: KINDS.index(row.kind))

@@ -29,7 +29,7 @@ from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes, center_of, in_a_row, number, numbers_of_units
 from inbounds._sets.declaration import Declaration, Row
-from inbounds._sets.one_row import level_of_free, nearest_on_one_row
+from inbounds._sets.one_row import level_left, nearest_on_one_row
 from inbounds._sets.reduced import radial
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Center, Number, Numbers
@@ -54,7 +54,7 @@ class _NormInterval(Set):
         return self.rate == 1
 
     def reduced(self, units: Units, gradient: Units) -> Units:
-        if extremes(self.high)[0] == 0 or units.only(free=False) is not None:
+        if extremes(self.high)[0] == 0 or units.only(movable=False) is not None:
             return super().reduced(units, gradient)
         one = self.centred(units).together(self.whole)
         moved_by = one.rounding(_norm)
@@ -245,23 +245,23 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
 
     A unit with NaN or infinities has no finite sum and stays.
     """
-    free = units.only(free=True)
-    if free is None:
+    movable = units.only(movable=True)
+    if movable is None:
         return units
-    xp = namespace(free.parts[0])
-    bounded_below, frozen = extremes(low)[1] > 0, units.only(free=False)
+    xp = namespace(movable.parts[0])
+    bounded_below, frozen = extremes(low)[1] > 0, units.only(movable=False)
     top = finite_bound(low, high)  # without an upper bound no unit is moved there
     short_stay = not bounded_below and frozen is None and extremes(top)[0] > SHORT
-    scale, squares = _squares(free, -1 if short_stay else 1 / PLAIN)
+    scale, squares = _squares(movable, -1 if short_stay else 1 / PLAIN)
     inverse = 1.0 if scale is None else scale
     finite = True if scale is None else squares < np.inf  # which NaN isn't either
     judged, moved_by = units.judged(root=True), units.rounding(_norm)
-    moved_by = xp.reshape(moved_by, free.shape) if hasattr(moved_by, "shape") else moved_by
-    least, most, floor, ceiling = map(free.numbers, (low, top, low - judged.held(low), high + judged.held(high)))
+    moved_by = xp.reshape(moved_by, movable.shape) if hasattr(moved_by, "shape") else moved_by
+    least, most, floor, ceiling = map(movable.numbers, (low, top, low - judged.held(low), high + judged.held(high)))
     bounds = (least, most, floor - moved_by, ceiling + moved_by)
-    least, most, floor, ceiling = (level_of_free(units, free, Row("ball", bound)) for bound in bounds)
+    least, most, floor, ceiling = (level_left(units, movable, Row("ball", bound)) for bound in bounds)
     if frozen is not None:
-        finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), free.shape)
+        finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), movable.shape)
 
     moved = (squares > (ceiling * inverse) ** 2) & finite
     if units.metric is not None:
@@ -277,12 +277,12 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     if units.concrete and not bool(xp.any(moved)):
         return units
     step = [] if scale is None else [xp.where(moved, scale, one)]
-    result = free.scaled(moved, *step, xp.where(moved, target / xp.sqrt(xp.where(some, squares, one)), one))
+    result = movable.scaled(moved, *step, xp.where(moved, target / xp.sqrt(xp.where(some, squares, one)), one))
     if bounded_below:
-        length = free.length
+        length = movable.length
         root = length**0.5 if isinstance(length, int) else xp.sqrt(xp.maximum(length, 1))
         result = result.map(lambda y, zero, fill: xp.where(zero, fill, y), zero & moved, target / root)
-    return units.with_free(result)
+    return units.with_movable(result)
 
 
 def _squares(units: Units, least: float = 1 / PLAIN) -> tuple[Array | None, Array]:

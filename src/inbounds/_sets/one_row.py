@@ -45,21 +45,21 @@ def nearest_on_one_row(units: Units, declaration: Declaration, moved: Array) -> 
         moved: which units are outside, one for each; the others stay bit for bit, and so do those
             with NaN or infinities.
     """
-    free = units.only(free=True)
-    if free is None:
+    movable = units.only(movable=True)
+    if movable is None:
         return units
-    xp = namespace(free.parts[0])
-    problem = _OneRow(units, free, declaration)
-    moved = xp.reshape(moved, free.shape) & problem.finite
+    xp = namespace(movable.parts[0])
+    problem = _OneRow(units, movable, declaration)
+    moved = xp.reshape(moved, movable.shape) & problem.finite
     t = problem.multiplier(moved)
     y = problem.finished(problem.entries(problem.base, t), t)
     if units.differentiable:
         y = problem.with_derivative(y, t, moved)
-    return units.with_free(free.chosen(moved, y))
+    return units.with_movable(movable.chosen(moved, y))
 
 
 class _OneRow:
-    """One row and the free entries of units, divided by a number per unit to be of the size of 1.
+    """One row and the movable entries of units, over a number per unit, to be of the size of 1.
 
     Attributes:
         level: what the entries are to add up to, or at most.
@@ -72,19 +72,19 @@ class _OneRow:
             `Units`.
     """
 
-    def __init__(self, units: Units, free: Units, declaration: Declaration) -> None:
-        self.xp = xp = namespace(free.parts[0])
+    def __init__(self, units: Units, movable: Units, declaration: Declaration) -> None:
+        self.xp = xp = namespace(movable.parts[0])
         (row,) = declaration.rows
         self.weights, self.offset, self.lowest, self.highest = (
-            _of(values, free=True) for values in (row.weights, row.center, declaration.low, declaration.high)
+            _of(values, movable=True) for values in (row.weights, row.center, declaration.low, declaration.high)
         )
-        self.free = free
-        rounding = epsilon(dtype_of(free.parts[0]))
+        self.movable = movable
+        rounding = epsilon(dtype_of(movable.parts[0]))
         self.slack = rounding**0.5 / 4 if units.training else 8 * rounding
-        self.noise = Judgement(units.size, dtype_of(free.parts[0])).held(1.0) / 2
+        self.noise = Judgement(units.size, dtype_of(movable.parts[0])).held(1.0) / 2
         self.kind, self.linear = row.kind, row.kind in ("equal", "most")
         self.bounded = is_bounded(self.lowest) or is_bounded(self.highest)
-        self.costs: Values = 1.0 if free.costs is None else free.costs
+        self.costs: Values = 1.0 if movable.costs is None else movable.costs
         self.positive = (
             self.lowest == 0.0 and not is_bounded(self.highest) and self.weights == 1.0
             if self.linear
@@ -92,8 +92,8 @@ class _OneRow:
         )
         self.from_top = self.positive and self.costs == 1.0 and self.weights == 1.0
 
-        known = free.constants()
-        level = level_of_free(units, free, row)
+        known = movable.constants()
+        level = level_left(units, movable, row)
         if self.from_top:
             self.top = largest = known.max(lambda x, c: x if self.linear else xp.abs(_less(x, c)), self.offset)
             level = level + xp.zeros_like(self.top)
@@ -103,8 +103,8 @@ class _OneRow:
             level = level + xp.zeros_like(largest)
             self.unit = xp.clip(xp.maximum(largest, xp.abs(level)), 1 / HUGE, HUGE)
         self.finite = xp.isfinite(largest)
-        if (frozen := units.only(free=False)) is not None:
-            self.finite = self.finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), free.shape)
+        if (frozen := units.only(movable=False)) is not None:
+            self.finite = self.finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), movable.shape)
         self.level = level / self.unit
         self.low, self.high = (
             known.map(lambda _, v, c, unit: _less(v, c) / unit, bound, self.offset, self.unit)
@@ -119,7 +119,7 @@ class _OneRow:
             self.none = xp.full_like(level, -np.inf)
 
     def based(self, x: Units) -> tuple[Units, Values]:
-        """The `base` and the sign of free entries, which may carry a derivative."""
+        """The `base` and the sign of movable entries, which may carry a derivative."""
         xp = self.xp
         away = x.map(_less, self.offset)
         sign: Values = 1.0
@@ -247,7 +247,7 @@ class _OneRow:
     def with_derivative(self, y: Units, t: Array, moved: Array) -> Units:
         """The entries with their derivative in what is projected, and the multiplier's with it."""
         xp = self.xp
-        live, _ = self.based(self.free.map(lambda x, moved: xp.where(moved, x, xp.zeros_like(x)), moved))
+        live, _ = self.based(self.movable.map(lambda x, moved: xp.where(moved, x, xp.zeros_like(x)), moved))
         fixed = self.entries(live.constants(), t)
         slope = self.slope(fixed, t)
         share = xp.where(
@@ -297,28 +297,28 @@ def _less(x: Array, center: Any) -> Array:
     return x if isinstance(center, float) and center == 0 else x - center
 
 
-def _of(values: Values, *, free: bool) -> Values:
-    return values.only(free=free) or 0.0 if isinstance(values, Units) else values
+def _of(values: Values, *, movable: bool) -> Values:
+    return values.only(movable=movable) or 0.0 if isinstance(values, Units) else values
 
 
-def level_of_free(units: Units, free: Units, row: Row) -> Array | float:
-    """The level that frozen entries leave for the free ones."""
-    xp = namespace(free.parts[0])
-    level = xp.reshape(row.level, free.shape) if len(getattr(row.level, "shape", ())) else row.level
-    if (frozen := units.only(free=False)) is None:
+def level_left(units: Units, movable: Units, row: Row) -> Array | float:
+    """The level that frozen entries leave for the movable ones."""
+    xp = namespace(movable.parts[0])
+    level = xp.reshape(row.level, movable.shape) if len(getattr(row.level, "shape", ())) else row.level
+    if (frozen := units.only(movable=False)) is None:
         return level
-    weights, center = _of(row.weights, free=False), _of(row.center, free=False)
+    weights, center = _of(row.weights, movable=False), _of(row.center, movable=False)
     if row.kind in ("equal", "most"):
-        return level - xp.reshape(frozen.total(lambda x, a: a * x, weights), free.shape)
+        return level - xp.reshape(frozen.total(lambda x, a: a * x, weights), movable.shape)
     if row.kind == "diamond":
         return xp.maximum(
-            level - xp.reshape(frozen.total(lambda x, a, c: xp.abs(a * (x - c)), weights, center), free.shape), 0
+            level - xp.reshape(frozen.total(lambda x, a, c: xp.abs(a * (x - c)), weights, center), movable.shape), 0
         )
-    radius = xp.reshape(xp.zeros_like(frozen.max(xp.abs)), free.shape) + level
+    radius = xp.reshape(xp.zeros_like(frozen.max(xp.abs)), movable.shape) + level
     size = xp.clip(radius, 1 / HUGE, HUGE)
     taken = frozen.total(lambda x, a, c, size: (a * (x - c) / size) ** 2, weights, center, size)
     share = radius / size  # 1 as a rule
-    return size * xp.sqrt(xp.maximum(share * share - xp.reshape(taken, free.shape), 0))
+    return size * xp.sqrt(xp.maximum(share * share - xp.reshape(taken, movable.shape), 0))
 
 
 def _largest(known: Units, declaration: Declaration, row: Row) -> Array:
@@ -332,4 +332,4 @@ def _largest(known: Units, declaration: Declaration, row: Row) -> Array:
         return xp.abs(x)
 
     others = [v for v in (declaration.low, declaration.high, row.center) if is_bounded(v) and v != 0.0]
-    return known.max(size, *(_of(other, free=True) for other in others))
+    return known.max(size, *(_of(other, movable=True) for other in others))

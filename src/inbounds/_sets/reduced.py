@@ -90,8 +90,8 @@ def by_multipliers(declaration: Declaration, units: Units, gradient: Units, *, w
 
     def moving(values: Units) -> Units:
         """The values, 0 of frozen parts, which take no step."""
-        pairs = zip(values.parts, values.free, strict=True)
-        return values.with_parts([part if free else namespace(part).zeros_like(part) for part, free in pairs])
+        pairs = zip(values.parts, values.movable, strict=True)
+        return values.with_parts([part if movable else namespace(part).zeros_like(part) for part, movable in pairs])
 
     def ahead(given: Values) -> Units:
         """How far values are from entries, in steps; 0 where it may be rounding."""
@@ -141,7 +141,7 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     bound.
 
     Args:
-        units: where the gradient is taken, all free.
+        units: where the gradient is taken, all movable.
         gradient: the gradient, in units of the same parts.
         low: the smallest norm, or 0.
         high: the largest, or infinity.
@@ -196,11 +196,11 @@ def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, A
         gradient: the gradient, in units of the same parts.
         share: how far `e g` reaches at least, see `SHARE`.
     """
-    free, pull = units.only(free=True), gradient.only(free=True)
-    assert free is not None
+    movable, pull = units.only(movable=True), gradient.only(movable=True)
+    assert movable is not None
     assert pull is not None
-    xp = namespace(free.parts[0])
-    size, slope = (xp.reshape(given.max(xp.abs), units.shape) for given in (free, pull))
+    xp = namespace(movable.parts[0])
+    size, slope = (xp.reshape(given.max(xp.abs), units.shape) for given in (movable, pull))
     size = xp.where(size > 0, size, xp.max(size))  # a unit of zeros reaches as far as the others do
     size = xp.where(size > 0, size, xp.ones_like(size))
     usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)

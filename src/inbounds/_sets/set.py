@@ -95,7 +95,7 @@ class Set(Value):
     has_boundary: ClassVar[bool] = True  # whether it can be told if a unit lies on the boundary
     exact_in_metric: ClassVar[bool] = False  # whether `_project` heeds the metric of the units
     bounds_one_norm: ClassVar[bool] = False  # whether it has faces that steps of one size, as Lion's, drag along
-    allows_frozen: ClassVar[bool] = True  # whether free entries of a unit can make up for those that are frozen
+    allows_frozen: ClassVar[bool] = True  # whether movable entries of a unit can make up for those that are frozen
     of_each_unit: ClassVar[tuple[str, ...]] = ()  # the arguments that may be arrays with one number for each unit
     needs_latent: ClassVar[bool] = False  # whether training stalls without latent weights, see `Training`
     undone_steps: ClassVar[str] = ""  # which steps the projection undoes, so that a weight may never move, in words

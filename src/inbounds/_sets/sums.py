@@ -81,8 +81,8 @@ class Linear(Set):
         return xp.where(moved, size * step, xp.zeros_like(step))
 
     def squares(self, units: Units, along: Units) -> Array:
-        """The sum over the free entries of the slope times the way."""
-        slope, moves = units.entries(self.slope), units.with_parts([float(free) for free in units.free])
+        """The sum over the movable entries of the slope times the way."""
+        slope, moves = units.entries(self.slope), units.with_parts([float(movable) for movable in units.movable])
         return units.constants().sum(lambda x, a, b, m: m * a * b * namespace(x).ones_like(x), slope, along, moves)
 
     def multiplier(self, units: Units, taken: Units) -> np.ndarray[Any, Any]:
@@ -365,22 +365,22 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     """
     xp = namespace(units.parts[0])
     e, steepest, usable = reach(units, gradient, NEAR)
-    free, pull = units.only(free=True), gradient.only(free=True)
-    assert free is not None
+    movable, pull = units.only(movable=True), gradient.only(movable=True)
+    assert movable is not None
     assert pull is not None
     gap = xp.zeros_like(e)
     if signed:  # how far inside
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         least = units.numbers(total - units.judged().held(total))  # rounding is nothing
         gap = xp.minimum(units.total(xp.abs) - least + moved_by, 0) / e
-    ahead = free.map(lambda x, g, e: x / e - g, pull, e)
+    ahead = movable.map(lambda x, g, e: x / e - g, pull, e)
     sizes, signs = (ahead.map(xp.abs), ahead.map(xp.sign)) if signed else (ahead, 1.0)
 
     def lowered(x: Array, g: Array, s: Array, e: Array) -> Array:
         """What the step takes of an entry's size, before t; it may turn the sign of x."""
         return times(s, g) - 2 * xp.minimum(times(s, x / e), 0) if signed else g
 
-    lost = free.map(lowered, pull, signs, e)
+    lost = movable.map(lowered, pull, signs, e)
     noise = units.judged().held(1.0) / 2 * xp.reshape(pull.total(xp.abs), units.shape)
 
     def look(t: Array) -> tuple[Array, Array, Array]:
@@ -397,4 +397,4 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     if not signed:
         points_out = points_out & (xp.reshape(taken.total(xp.abs), units.shape) > 2 * noise)
     tangential = pull.map(lambda g, taken: g + taken, taken)
-    return gradient.chosen(points_out, gradient.with_free(tangential))
+    return gradient.chosen(points_out, gradient.with_movable(tangential))

@@ -292,7 +292,7 @@ def backend_update_step(optimizer: Any, grads: Any, trainable_variables: Any, le
     cls._backend_update_step(optimizer, list(gradients.values()), trainable_variables, learning_rate)
     _store_latents(optimizer)
     moves = taken.measures.get("moves")
-    movable = [v for one in taken.projections for v in one.free_variables] if moves is not None else []
+    movable = [v for one in taken.projections for v in one.movable_variables] if moves is not None else []
     before = [keras.ops.copy(taken.value_of(variable)) for variable in movable]
     project_when_due(optimizer, taken.projections, gradients)
     if moves is not None:
@@ -323,7 +323,7 @@ def _sum_of_squares(gradients: Iterable[Any]) -> Any:
 def _store_latents(optimizer: Any, where: Any = None) -> None:
     """Stores weights, before their projection, as the latent ones; `where` a condition holds."""
     taken = taken_plan(optimizer)
-    for variable in [v for one in taken.projections if one.latent for v in one.free_variables]:
+    for variable in [v for one in taken.projections if one.latent for v in one.movable_variables]:
         latent, value = latent_of(optimizer, variable), keras.ops.copy(taken.value_of(variable))
         assign([(latent, value if where is None else keras.ops.where(where, value, taken.value_of(latent)))])
 
@@ -350,7 +350,7 @@ def backend_apply_gradients(optimizer: Any, grads: Any, trainable_variables: Any
 def update_moving_average(optimizer: Any, trainable_variables: Any) -> None:
     """Averages the latent weights where there are any: they are what the optimizer steps."""
     taken = taken_plan(optimizer)
-    stepped = {id(v): latent_of(optimizer, v) for one in taken.projections if one.latent for v in one.free_variables}
+    stepped = {id(v): latent_of(optimizer, v) for one in taken.projections if one.latent for v in one.movable_variables}
 
     def averaged(variable: Any) -> Any:
         if id(variable) not in stepped:

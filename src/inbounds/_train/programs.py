@@ -40,7 +40,7 @@ def run(function: Callable[..., Units], applied: Set, count: Step, *units: Units
     first = units[0]
     if not _is_compiled(applied, first):
         return function(applied.at(count), *units)
-    static = function, applied, first.axes, first.free, first.dtype, first.training
+    static = function, applied, first.axes, first.movable, first.dtype, first.training
     parts = [tuple(map(dense, one.parts)) for one in units]
     return first.with_parts(program(_parts, static)(parts, first.metric))
 
@@ -61,8 +61,8 @@ def _is_compiled(applied: Set, units: Units) -> bool:
 
 def _parts(parts: list[tuple[Array, ...]], metric: tuple[Array, ...] | None, static: Any) -> tuple[Array, ...]:
     """The parts of what a function of a set makes of units with these parts."""
-    function, applied, axes, free, dtype, training = static
+    function, applied, axes, movable, dtype, training = static
     unmasked = (None,) * len(axes)
-    units = [Units(tuple(one), axes, free, dtype, masks=unmasked, metric=metric, training=training) for one in parts]
+    units = [Units(tuple(one), axes, movable, dtype, masks=unmasked, metric=metric, training=training) for one in parts]
     result: Units = function(applied, *units)
     return result.parts

@@ -236,7 +236,7 @@ def optax_wrap(model: Model, optimizer: OptaxOptimizer) -> Any:
 
     def init(params: Any) -> Wrapped:
         _checked(model.trainable_variables, params, "trainable_variables")
-        keeping = {id(v) for one in _projections(model) if one.latent for v in one.free_variables}
+        keeping = {id(v) for one in _projections(model) if one.latent for v in one.movable_variables}
         variables = zip(params, model.trainable_variables, strict=True)
         latents = tuple(jnp.array(value, copy=True) if id(v) in keeping else None for value, v in variables)
         return Wrapped(inner.init(params), jnp.zeros([], "int32"), latents)
@@ -274,7 +274,7 @@ def _starts(latent: Sequence[StepProjection], model: Any, params: Sequence[Array
     values, latents = dict(zip(ids, params, strict=True)), dict(zip(ids, state.latents, strict=True))
     starts = dict(values)
     for projection in latent:
-        missing = [variable for variable in projection.free_variables if latents[id(variable)] is None]
+        missing = [variable for variable in projection.movable_variables if latents[id(variable)] is None]
         if missing:
             wrong = "The state of optax_wrap has no latent weights: it is older than the set"
             received = f"latent={projection.entry.training.latent!r} for {missing[0].path}"

@@ -63,7 +63,7 @@ class StepProjection:
     """
 
     entries: tuple[Entry, ...]
-    free: tuple[bool, ...]  # for each weight of an entry, whether projections may move it
+    movable: tuple[bool, ...]  # for each weight of an entry, whether projections may move it
     optimizer: Any = None  # the one that steps the weights; None: none is known
     metric: OptimizerMetric | None = None  # the optimizer's, in which projections are nearest; None: Euclidean
     metric_words: str = ""  # the metric in words, or why it is the Euclidean one
@@ -85,10 +85,10 @@ class StepProjection:
         return [variable for entry in self.entries for variable in entry.variables]
 
     @cached_property
-    def free_variables(self) -> list[Any]:
+    def movable_variables(self) -> list[Any]:
         """The variables that projections may move."""
-        flags = self.free * len(self.entries)
-        return [variable for variable, free in zip(self.variables, flags, strict=True) if free]
+        flags = self.movable * len(self.entries)
+        return [variable for variable, movable in zip(self.variables, flags, strict=True) if movable]
 
     # Arrays: one for each variable.
 
@@ -113,16 +113,16 @@ class StepProjection:
 
         The metric holds the diagonal of each weight.
         """
-        if not any(self.free):
+        if not any(self.movable):
             return values
         if metric is None and namespace(values[0]) is np:
             blocks = self.entry.applied.blocks(values, self.entry.axes * len(self.entries))
             if len(blocks) > 1:
                 return self._by_blocks(values, blocks, count)
-        units = self._units(values, self.free if self._is_stack else self.free * len(self.entries), metric)
+        units = self._units(values, self.movable if self._is_stack else self.movable * len(self.entries), metric)
         nearest = self._run(programs.nearest, count, units)
-        trios = zip(values, self._parted(nearest.parts), self.free * len(self.entries), strict=True)
-        return [cast(part, dtype_of(value)) if free else value for value, part, free in trios]
+        trios = zip(values, self._parted(nearest.parts), self.movable * len(self.entries), strict=True)
+        return [cast(part, dtype_of(value)) if movable else value for value, part, movable in trios]
 
     def _by_blocks(self, values: Sequence[Array], blocks: Sequence[tuple[Block, ...]], count: Any) -> list[Array]:
         """`project`, block by block."""
@@ -133,11 +133,11 @@ class StepProjection:
                 result[at] = part
         return results
 
-    def _units(self, values: Sequence[Array], free: Sequence[bool], metric: Sequence[Array] | None = None) -> Units:
+    def _units(self, values: Sequence[Array], movable: Sequence[bool], metric: Sequence[Array] | None = None) -> Units:
         return Units.of(
             self._joined(values),
             self._axes,
-            free,
+            movable,
             concrete=self.optimizer is not None and keras.backend.backend() == "torch",  # within its steps
             metric=None if metric is None else self._joined(metric),
             training=metric is not None,
@@ -170,7 +170,7 @@ class StepProjection:
         """The arrays that units are made of: the variables' own, or one stack for each weight."""
         if not self._is_stack:
             return arrays
-        each = len(self.free)
+        each = len(self.movable)
         return [namespace(arrays[0]).stack(arrays[place::each]) for place in range(each)]
 
     def _parted(self, arrays: Sequence[Array]) -> Sequence[Array]:
@@ -195,14 +195,14 @@ class StepProjection:
         return {id(v): gradient for v, gradient in zip(self.variables, reduced, strict=True) if gradient is not None}
 
     def starts(self, read: Read, read_latent: Read, count: Any) -> Pairs:
-        """The free variables with latent weights, and the values from which they are stepped.
+        """The movable variables with latent weights, and the values from which they are stepped.
 
         These are the latent weights. A unit, or an entry of a set that looks at each by itself,
         starts from its own values where those are no longer the nearest point of its latent
         weights: NaN, or someone has assigned others.
         """
         values = list(map(read, self.variables))
-        stored = [read_latent(v) if free else None for v, free in zip(self.variables, self.free, strict=True)]
+        stored = [read_latent(v) if movable else None for v, movable in zip(self.variables, self.movable, strict=True)]
         if all(latent is None for latent in stored):
             return []
         latents = [value if latent is None else latent for value, latent in zip(values, stored, strict=True)]
@@ -237,7 +237,7 @@ class StepProjection:
         return [cast(part, dtype_of(value)) for part, value in zip(started.parts, values, strict=True)]
 
     def projected_values(self, read: Read, count: Any = 0, stepped: Stepped = None) -> Pairs:
-        """The free variables with their projected values, after so many steps.
+        """The movable variables with their projected values, after so many steps.
 
         Right after a step, they are nearest in its metric. Of a weight with a sparse gradient, only
         the rows that it names are projected, where that is enough.
@@ -251,8 +251,8 @@ class StepProjection:
         if sparse and self.by_rows and not in_tensorflow_strategy():  # each replica has rows of its own
             return self._projected_rows(own[0].indices, count, metric)
         values = self.project(list(map(read, self.variables)), count, metric)
-        trios = zip(self.variables, values, self.free * len(self.entries), strict=True)
-        return [(variable, value) for variable, value, free in trios if free]
+        trios = zip(self.variables, values, self.movable * len(self.entries), strict=True)
+        return [(variable, value) for variable, value, movable in trios if movable]
 
     def _diagonals(self, stepped: Stepped, sparse: bool) -> list[list[Array]]:
         """The metric after a step, of each entry that was stepped; empty: the Euclidean one."""
@@ -291,8 +291,8 @@ class StepProjection:
         def project() -> list[Any]:
             return [value for _, value in self.projected_values(read, count, stepped)]
 
-        values = branch(since == 0, project, lambda: list(map(read, self.free_variables)))
-        return list(zip(self.free_variables, values, strict=True))
+        values = branch(since == 0, project, lambda: list(map(read, self.movable_variables)))
+        return list(zip(self.movable_variables, values, strict=True))
 
     @cached_property
     def _one_by_one(self) -> list[StepProjection]:
@@ -322,7 +322,7 @@ def _group_key(projection: StepProjection) -> Any:
         return id(entry)
     weights = tuple((weight.shape, dtype_of(weight.variable)) for weight in entry.weights)
     how = entry.training, projection.metric, projection.full_gradient_reason, projection.shared
-    return entry.applied, how, entry.axes, weights, projection.free
+    return entry.applied, how, entry.axes, weights, projection.movable
 
 
 def _is_small(entry: Entry) -> bool:

@@ -91,7 +91,7 @@ def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:
 
 def without_latents(optimizer: Any, projections: Iterable[StepProjection]) -> list[tuple[int, Any]]:
     """The variables that lack the latent weights asked for, with their indices in the optimizer."""
-    wanted = [variable for one in projections if one.latent for variable in one.free_variables]
+    wanted = [variable for one in projections if one.latent for variable in one.movable_variables]
     indexed = ((optimizer._get_variable_index(variable), variable) for variable in wanted)
     return [(index, variable) for index, variable in indexed if index not in taken_plan(optimizer).latents]
 

@@ -216,7 +216,7 @@ class _StepHook:
             if id(variable.value) in groups and variable.value.grad is not None
         }
         projections = self.projections(optimizer)
-        for variable in [v for one in projections if one.latent for v in one.free_variables]:
+        for variable in [v for one in projections if one.latent for v in one.movable_variables]:
             if id(variable) in stepped:
                 optimizer.state[variable.value][LATENT] = variable.value.detach().clone()
         for projection in projections:
