@@ -93,32 +93,30 @@ def by_multipliers(declaration: Declaration, units: Units, gradient: Units, *, w
         pairs = zip(values.parts, values.movable, strict=True)
         return values.with_parts([part if movable else namespace(part).zeros_like(part) for part, movable in pairs])
 
-    def ahead(given: Values) -> Units:
-        """How far values are from entries, in steps; 0 where it may be rounding."""
+    def way_to(values: Values) -> Units:
+        """How far each entry is from its value, in steps; 0 where that may be rounding."""
 
-        def ahead(x: Array, to: Array, e: Array, grain: Array) -> Array:
+        def way(x: Array, to: Array, e: Array, grain: Array) -> Array:
             return xp.where(xp.abs(to - x) > grain, (to - x) / e, xp.zeros_like(x))
 
-        return x.map(ahead, given, e, grain)
-
-    def bound(given: Values) -> Values:
-        return ahead(given) if is_bounded(given) else given
+        return x.map(way, values, e, grain)
 
     def gap(row: Row, number: Array, terms: Array) -> Array:
-        """How far a unit is from a row's level, in steps; 0 of an equation, and of rounding."""
+        """How far each unit is from a row's level, in steps; 0 of an equation, and of rounding."""
         short = xp.maximum(row.level - number, 0)
         held = x.judged().held(1.0) * xp.maximum(terms, xp.zeros_like(terms) + abs(row.level))
         none = short <= held if row.kind != "equal" else short >= 0
         return xp.where(none, xp.zeros_like(short), short / e)
 
-    def row(given: Row) -> Row:
+    def of_steps(given: Row) -> Row:
+        """What a row of the units asks of their steps."""
         a, c = given.weights, given.center
         terms = x.sum(lambda x, a, c: xp.abs(a * x) + xp.abs(a * c + 0 * x), a, c)
         if given.kind in ("equal", "most"):
             return replace(given, level=gap(given, x.total(lambda x, a: a * x, a), terms))
         if given.kind == "diamond":
             left = gap(given, x.total(lambda x, a, c: xp.abs(a * (x - c)), a, c), terms)
-            center = moving(ahead(c).map(lambda c, far: xp.clip(c, -far, far), longest))
+            center = moving(way_to(c).map(lambda c, far: xp.clip(c, -far, far), longest))
             return replace(given, level=left + center.total(lambda c, a: xp.abs(a * c), a), center=center)
         largest = x.max(lambda x, a, c: xp.abs(a * (x - c)), a, c)
         size = xp.where(largest > 0, largest, xp.ones_like(largest))
@@ -126,7 +124,8 @@ def by_multipliers(declaration: Declaration, units: Units, gradient: Units, *, w
         outwards = moving(x.map(lambda x, a, c, size: a * (x - c) / size, a, c, size))
         return Row("most", gap(given, size * length, terms) * length, outwards)
 
-    inside = Declaration(tuple(map(row, declaration.rows)), bound(declaration.low), bound(declaration.high))
+    low, high = (way_to(one) if is_bounded(one) else one for one in (declaration.low, declaration.high))
+    inside = Declaration(tuple(map(of_steps, declaration.rows)), low, high)
     steps = nearest(moving(slope.map(lambda g: -g)), inside, whole=False)
     taken = slope.max(lambda g, d: xp.abs(g + d), steps)
     moved = usable & (taken > 4 * epsilon(dtype_of(taken)) * steepest)
