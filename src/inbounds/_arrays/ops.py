@@ -340,11 +340,12 @@ def quiet(x: Array) -> AbstractContextManager[Any]:
 def clip_finite(x: Array, low: Array, high: Array) -> Array:
     """`x` clipped to [low, high] where it is finite; NaN and infinities stay."""
     xp = namespace(x)
-    if is_eager_torch(x):  # a mask costs thirty clips; the subtracted term is 0, NaN or infinite
+    if is_eager_torch(x):  # a mask costs thirty clips; what is subtracted is 0, NaN or infinite
         largest = xp.torch.finfo(x.dtype).max
         if hasattr(low, "shape") or hasattr(high, "shape"):
             low, high = constant(x, low), constant(x, high)
-        return xp.torch.clamp(x, low, high) - (xp.torch.clamp(x, -largest, largest) - x)
+        nothing = xp.torch.clamp(x, -largest, largest).sub_(x)
+        return xp.torch.clamp(x, low, high).sub_(nothing)  # in place: new memory costs as much as a pass
     x = xp.where((x < low) & (x > -np.inf), low, x)
     return xp.where((x > high) & (x < np.inf), high, x)
 
