@@ -149,7 +149,7 @@ CASES: dict[str, tuple[Callable[[], ib.Set], Program, str]] = {
         "multipliers for Halfspace and Halfspace",
     ),
     "two l1, marked": (
-        lambda: (ib.L1Ball(1) & ib.L1Ball(1, center=0.3)).where(NORMAL > 0) & ib.Box(-0.2, 0.6),
+        lambda: ib.L1Ball(1).where(NORMAL > 0) & ib.L1Ball(1, center=0.3).where(NORMAL > 0) & ib.Box(-0.2, 0.6),
         lambda r: [
             length(r[:, np.flatnonzero(NORMAL > 0)], 1) <= 1,
             length(r[:, np.flatnonzero(NORMAL > 0)] - 0.3, 1) <= 1,
