@@ -84,8 +84,11 @@ def by_multipliers(declaration: Declaration, units: Units, gradient: Units, *, w
     x, slope = units.together(whole), gradient.together(whole).costing(None)
     xp = namespace(x.parts[0])
     e, steepest, usable = reach(x, slope, NEAR)
-    share = slope.map(lambda g, most: g / most, xp.where(usable, steepest, xp.ones_like(e)))
-    longest = steepest * xp.sqrt(share.sum(lambda g: g * g))
+    usable = usable & xp.isfinite(x.max(xp.abs))
+    steepest = xp.where(usable, steepest, xp.ones_like(steepest))
+    # TensorFlow refuses to solve systems with NaN.
+    x, known = (given.map(lambda x, good: xp.where(good, x, xp.zeros_like(x)), usable) for given in (x, slope))
+    longest = steepest * xp.sqrt(known.map(lambda g, most: g / most, steepest).sum(lambda g: g * g))
     grain = 4 * epsilon(x.dtype) * x.max(xp.abs)
 
     def moving(values: Units) -> Units:
@@ -106,7 +109,7 @@ def by_multipliers(declaration: Declaration, units: Units, gradient: Units, *, w
         short = xp.maximum(row.level - number, 0)
         held = x.judged().held(1.0) * xp.maximum(terms, xp.zeros_like(terms) + abs(row.level))
         none = short <= held if row.kind != "equal" else short >= 0
-        return xp.where(none, xp.zeros_like(short), short / e)
+        return xp.where(none | ~usable, xp.zeros_like(short), short / e)
 
     def of_steps(given: Row) -> Row:
         """What a row of the units asks of their steps."""
@@ -119,15 +122,15 @@ def by_multipliers(declaration: Declaration, units: Units, gradient: Units, *, w
             center = moving(way_to(c).map(lambda c, far: xp.clip(c, -far, far), longest))
             return replace(given, level=left + center.total(lambda c, a: xp.abs(a * c), a), center=center)
         largest = x.max(lambda x, a, c: xp.abs(a * (x - c)), a, c)
-        size = xp.where(largest > 0, largest, xp.ones_like(largest))
+        size = xp.where(usable & (largest > 0), largest, xp.ones_like(largest))
         length = xp.sqrt(x.total(lambda x, a, c, size: (a * (x - c) / size) ** 2, a, c, size))
         outwards = moving(x.map(lambda x, a, c, size: a * (x - c) / size, a, c, size))
-        return Row("most", gap(given, size * length, terms) * length, outwards)
+        return Row("most", gap(given, size * length, terms) * xp.where(usable, length, xp.ones_like(length)), outwards)
 
     low, high = (way_to(one) if is_bounded(one) else one for one in (declaration.low, declaration.high))
     inside = Declaration(tuple(map(of_steps, declaration.rows)), low, high)
-    steps = nearest(moving(slope.map(lambda g: -g)), inside, whole=False)
-    taken = slope.max(lambda g, d: xp.abs(g + d), steps)
+    steps = nearest(moving(known.map(lambda g: -g)), inside, whole=False)
+    taken = known.max(lambda g, d: xp.abs(g + d), steps)
     moved = usable & (taken > 4 * epsilon(dtype_of(taken)) * steepest)
     return slope.chosen(moved, steps.map(lambda d: -d)).apart(units)
 
