@@ -334,7 +334,8 @@ def recording_again() -> Callable[[], Any]:
 
 def quiet(x: Array) -> AbstractContextManager[Any]:
     """A context without NumPy's warnings of values that sets compare and select rightly."""
-    return np.errstate(over="ignore", invalid="ignore", divide="ignore") if namespace(x) is np else nullcontext()
+    in_numpy = namespace(x) is np or is_eager_torch(x)  # see `Units.read`
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore") if in_numpy else nullcontext()
 
 
 def clip_finite(x: Array, low: Array, high: Array) -> Array:
@@ -429,6 +430,18 @@ def in_numpy(x: Array) -> np.ndarray[Any, Any]:
     """An array as it is, or a copy of a tensor or variable in NumPy, in its dtype."""
     value = whole(x.value) if isinstance(x, keras.Variable) else x
     return value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value)
+
+
+def shared_with_numpy(x: Array) -> Array:
+    """A tensor of eager PyTorch on a CPU as a NumPy array over its memory; all else as it is."""
+    near = is_eager_torch(x) and type(x) is _TORCH.torch.Tensor and is_concrete(x) and x.is_cpu
+    return x.numpy() if near else x
+
+
+def from_numpy(like: Array, x: Array) -> Array:
+    """An array of NumPy as a tensor where `like` is one of eager PyTorch; all else as it is."""
+    in_numpy = isinstance(x, (np.ndarray, np.generic)) and is_eager_torch(like)
+    return _TORCH.torch.as_tensor(x, device=like.device) if in_numpy else x
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:

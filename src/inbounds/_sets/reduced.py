@@ -149,7 +149,6 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
         high: the largest, or infinity.
         moved_by: how far a centre may move the norm by rounding.
     """
-    xp = namespace(units.parts[0])
     size = finite_bound(low, high)
     smallest, largest = extremes(size)
     if smallest > 1 / MODERATE and largest < MODERATE:
@@ -157,8 +156,10 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     else:  # so that only units far inside underflow
         size = np.clip(size, 1 / HUGE, HUGE)
         units = units.map(lambda x, bound: x * (1 / bound), units.numbers(size))
-    bound, least, most = map(units.numbers, (size, low / size, high / size))
-    inverse = 1 / xp.sqrt(units.total(lambda x: x * x))
+    bound, least, most = (units.read(units.numbers(given)) for given in (size, low / size, high / size))
+    squares = units.read(units.dot(units))
+    xp = namespace(squares)
+    inverse = 1 / xp.sqrt(squares)
     rounding = 2 * units.judged(root=True).held(1.0)
 
     def share(short: Array | float) -> Array:
@@ -173,11 +174,11 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     outer = share((most - moved_by / bound) * inverse - 1)
     if units.concrete and not bounded_below and not bool(xp.any(outer > 0)):
         return gradient
-    downhill = units.total(lambda x, g: x * g, gradient)
+    downhill = units.read(units.dot(gradient))
     if bounded_below:
         inner = share(1 - (least + moved_by / bound) * inverse)
         if np.any(sphere := np.equal(low, high)):  # has no inner side
-            one = units.numbers(sphere.astype("float64"))
+            one = units.read(units.numbers(sphere.astype("float64")))
             outer, inner = outer + one * (1 - outer), inner + one * (1 - inner)
         taken = xp.where(downhill < 0, outer, inner) * downhill * inverse * inverse
     else:

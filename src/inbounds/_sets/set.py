@@ -94,6 +94,7 @@ class Set(Value):
     separable: ClassVar[bool] = False  # whether each entry is projected by itself, in every metric alike
     has_boundary: ClassVar[bool] = True  # whether it can be told if a unit lies on the boundary
     exact_in_metric: ClassVar[bool] = False  # whether `_project` heeds the metric of the units
+    scales: bool = False  # whether `_project` reads no entry after `Units.scaled`, which may then work in place
     bounds_one_norm: ClassVar[bool] = False  # whether it has faces that steps of one size, as Lion's, drag along
     allows_frozen: ClassVar[bool] = True  # whether movable entries of a unit can make up for those that are frozen
     of_each_unit: ClassVar[tuple[str, ...]] = ()  # the arguments that may be arrays with one number for each unit

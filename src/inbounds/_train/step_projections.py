@@ -38,7 +38,7 @@ from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train import programs
 from inbounds._train.metrics import OptimizerMetric
-from inbounds._train.optimizers import in_tensorflow_strategy
+from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy
 
 MAX_STACKED_SIZE = 1 << 15  # only entries with fewer numbers are copied: above it the copies cost more than the calls
 
@@ -107,11 +107,16 @@ class StepProjection:
 
     @unrecorded
     def project(
-        self, values: Sequence[Array], count: Any = 0, metric: Sequence[Array] | None = None
+        self,
+        values: Sequence[Array],
+        count: Any = 0,
+        metric: Sequence[Array] | None = None,
+        *,
+        in_place: bool = False,
     ) -> Sequence[Array]:
         """The projected values in their dtypes, after so many steps.
 
-        The metric holds the diagonal of each weight.
+        The metric holds the diagonal of each weight. The values given may be changed `in_place`.
         """
         if not any(self.movable):
             return values
@@ -120,6 +125,8 @@ class StepProjection:
             if len(blocks) > 1:
                 return self._by_blocks(values, blocks, count)
         units = self._units(values, self.movable if self._is_stack else self.movable * len(self.entries), metric)
+        if (in_place or self._is_stack) and metric is None and self.entry.applied.scales:
+            units = replace(units, in_place=True)
         nearest = self._run(programs.nearest, count, units)
         trios = zip(values, self._parted(nearest.parts), self.movable * len(self.entries), strict=True)
         return [cast(part, dtype_of(value)) if movable else value for value, part, movable in trios]
@@ -138,7 +145,7 @@ class StepProjection:
             self._joined(values),
             self._axes,
             movable,
-            concrete=self.optimizer is not None and keras.backend.backend() == "torch",  # within its steps
+            concrete=self._is_concrete,
             metric=None if metric is None else self._joined(metric),
             training=metric is not None,
             beside=1 if self._is_stack else len(self.entries),
@@ -155,6 +162,11 @@ class StepProjection:
             wrong = "The set takes an operation that PyTorch lacks for DTensors"
             instead = "a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded"
             raise RuleError(wrong, str(error).split("\n")[0], where=repr(self.entry), instead=instead) from error
+
+    @cached_property
+    def _is_concrete(self) -> bool:
+        """Whether these are the eager steps of an optimizer on PyTorch."""
+        return self.optimizer is not None and keras.backend.backend() == "torch"
 
     @cached_property
     def _is_stack(self) -> bool:
@@ -250,7 +262,9 @@ class StepProjection:
         metric = [diagonal for diagonals in known for diagonal in diagonals] or None
         if sparse and self.by_rows and not in_tensorflow_strategy():  # each replica has rows of its own
             return self._projected_rows(own[0].indices, count, metric)
-        values = self.project(list(map(read, self.variables)), count, metric)
+        values: Sequence[Array] = list(map(read, self.variables))
+        ours = self._is_concrete and not (in_stateless_scope() or is_sharded(values[0]))
+        values = self.project(values, count, metric, in_place=ours)
         trios = zip(self.variables, values, self.movable * len(self.entries), strict=True)
         return [(variable, value) for variable, value, movable in trios if movable]
 
