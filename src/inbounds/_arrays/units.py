@@ -214,6 +214,10 @@ class Units:
             lambda x, moved, *by: namespace(x).where(moved, reduce(lambda a, b: a * b, by, x), x), moved, *factors
         )
 
+    def changeable(self) -> Units:
+        """The units with parts that `scaled` may change where they lie."""
+        return self._but(in_place=True)
+
     def as_computed(self) -> Units:
         """The units as if the weights had the dtype that they are computed in."""
         return self._but(dtype=dtype_of(self.parts[0]))
@@ -245,6 +249,8 @@ class Units:
         keep = [i for i in range(len(self.parts)) if self.movable[i] is movable]
         if not keep:
             return None
+        if len(keep) == len(self.parts):
+            return self
         return self._but(
             parts=tuple(self.parts[i] for i in keep),
             axes=tuple(self.axes[i] for i in keep),

@@ -275,14 +275,16 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
         ball = Declaration((Row("ball", units.numbers(top)),))
         drawn = nearest_on_one_row(units, ball, xp.reshape(moved, units.shape))
         return _move_norm(drawn.costing(None), low, high).costing(units.costs) if bounded_below else drawn
+    if bounded_below:
+        moved_up = (squares < (floor * inverse) ** 2) & finite
+        moved = moved | moved_up
+    if units.concrete and not bool(xp.any(moved)):
+        return units
     one = xp.ones_like(squares)
     target, some = one * most, moved
     if bounded_below:
-        moved_up = (squares < (floor * inverse) ** 2) & finite
         target, zero = xp.where(moved_up, one * least, target), squares == 0
-        moved, some = moved | moved_up, (moved | moved_up) & ~zero
-    if units.concrete and not bool(xp.any(moved)):
-        return units
+        some = moved & ~zero
     step = [] if scale is None else [xp.where(moved, scale, one)]
     result = movable.scaled(moved, *step, xp.where(moved, target / xp.sqrt(xp.where(some, squares, one)), one))
     if bounded_below:
@@ -311,7 +313,7 @@ def _squares(units: Units, read: Callable[[Array], Array], least: float = 1 / PL
         return divided()
     squares = read(units.dot(units))
     xp = namespace(squares)
-    plain = (squares < PLAIN) & (squares > least)
+    plain = squares < PLAIN if least < 0 else (squares < PLAIN) & (squares > least)
     readable = units.concrete or (is_concrete(squares) and not is_sharded(squares))
     if readable and bool(xp.all(plain)):
         return None, squares

@@ -168,7 +168,7 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
         `short` is the distance of a unit from the bound, as a part of its norm; rounding counts as
         nothing.
         """
-        return xp.clip((1 + rounding / SHARE) - short / SHARE, 0, 1)
+        return xp.maximum(xp.minimum((1 + rounding / SHARE) - short / SHARE, 1), 0)
 
     bounded_below = extremes(low)[1] > 0
     outer = share((most - moved_by / bound) * inverse - 1)

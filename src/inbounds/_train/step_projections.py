@@ -37,6 +37,7 @@ from inbounds._arrays.views import Axes, Block
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
 from inbounds._train import programs
+from inbounds._train.assignments import overwrite
 from inbounds._train.metrics import OptimizerMetric
 from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy
 
@@ -126,7 +127,7 @@ class StepProjection:
                 return self._by_blocks(values, blocks, count)
         units = self._units(values, self.movable if self._is_stack else self.movable * len(self.entries), metric)
         if (in_place or self._is_stack) and metric is None and self.entry.applied.scales:
-            units = replace(units, in_place=True)
+            units = units.changeable()
         nearest = self._run(programs.nearest, count, units)
         trios = zip(values, self._parted(nearest.parts), self.movable * len(self.entries), strict=True)
         return [cast(part, dtype_of(value)) if movable else value for value, part, movable in trios]
@@ -251,8 +252,9 @@ class StepProjection:
     def projected_values(self, read: Read, count: Any = 0, stepped: Stepped = None) -> Pairs:
         """The movable variables with their projected values, after so many steps.
 
-        Right after a step, they are nearest in its metric. Of a weight with a sparse gradient, only
-        the rows that it names are projected, where that is enough.
+        Right after a step, they are nearest in its metric. Eager steps on PyTorch move the weights
+        here, which saves reading each variable again, and return none. Of a weight with a sparse
+        gradient, only the rows that it names are projected, where that is enough.
         """
         own: list[Any] = [] if stepped is None else [stepped.get(id(variable)) for variable in self.variables]
         sparse = any(map(is_sparse, own))
@@ -263,9 +265,12 @@ class StepProjection:
         if sparse and self.by_rows and not in_tensorflow_strategy():  # each replica has rows of its own
             return self._projected_rows(own[0].indices, count, metric)
         values: Sequence[Array] = list(map(read, self.variables))
-        ours = self._is_concrete and not (in_stateless_scope() or is_sharded(values[0]))
-        values = self.project(values, count, metric, in_place=ours)
-        trios = zip(self.variables, values, self.movable * len(self.entries), strict=True)
+        ours = self._is_concrete and not (in_stateless_scope() or any(map(is_sharded, values)))
+        nearest = self.project(values, count, metric, in_place=ours)
+        if ours:
+            overwrite(values, nearest)
+            return []
+        trios = zip(self.variables, nearest, self.movable * len(self.entries), strict=True)
         return [(variable, value) for variable, value, movable in trios if movable]
 
     def _diagonals(self, stepped: Stepped, sparse: bool) -> list[list[Array]]:
@@ -299,7 +304,7 @@ class StepProjection:
             return []
         every = math.lcm(int(every), frequency)
         since = 0 if every == 1 else count % every  # so many steps ago it was projected
-        if isinstance(since, int):
+        if isinstance(since, int) or self._is_concrete:
             return [] if since else self.projected_values(read, count, stepped)
 
         def project() -> list[Any]:
