@@ -275,9 +275,9 @@ class Units:
         That changes no nearest point. Entries are raised to a floor, in training `LEAST`. Where the
         largest entry is 0 or not finite, the metric is Euclidean.
         """
-        costs = self.costs
-        movable = None if costs is None else costs.only(movable=True)
-        if costs is None or movable is None:
+        if (costs := self.costs) is None:
+            return self
+        if (movable := costs.only(movable=True)) is None:
             return self.costing(None)
         xp = namespace(self.parts[0])
         view = movable.together(together)

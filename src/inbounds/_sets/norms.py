@@ -56,7 +56,8 @@ class _NormInterval(Set):
 
     @property
     def scales(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
-        return self.rate == 1 and self.center is None
+        own = type(self)._project is _NormInterval._project  # a subclass may read entries after it
+        return own and self.rate == 1 and self.center is None
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         if extremes(self.high)[0] == 0 or units.only(movable=False) is not None:
