@@ -36,7 +36,7 @@ from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.notation import mathematics
 from inbounds._sets.set import Set, of_keras, with_argument
 from inbounds._train.attached_sets import current_constraint
-from inbounds._train.optimizers import steps_taken
+from inbounds._train.taken_plans import steps_taken
 from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Model, Rules, Selector
 from inbounds._version import __version__

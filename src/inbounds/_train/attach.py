@@ -28,9 +28,9 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.decisions import decide
 from inbounds._train.optimizer_hooks import take_up
-from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
+from inbounds._train.optimizers import optimizers_of
 from inbounds._train.step_projections import projection_of
-from inbounds._train.taken_plans import without_latents
+from inbounds._train.taken_plans import optimizers_stepping, steps_taken, without_latents
 from inbounds._train.unsaved_sets import unsaved_sets
 from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Every, Gradient, Latent, Metric, Model, Rules
@@ -122,7 +122,8 @@ def _constrain(model: Any, rules: Any, options: dict[str, Any]) -> Plan:
     _check_no_other_plan(model)
     _check_latents_can_be_added(model, plan)
     values = _projected_entries(model, plan.entries, in_numpy=True)
-    _restore_given_constraints(weights_of(model))
+    planned = {id(variable) for entry in plan.entries for variable in entry.variables}
+    _restore_given_constraints(weight for weight in weights_of(model) if id(weight.variable) not in planned)
     assign(values)
     for entry in plan.entries:
         attach_set(entry, model)
