@@ -68,7 +68,7 @@ def compiled(rule_set, sharding, metric, inputs, units):
     places = [NamedSharding(mesh, specs[len(v.shape) == 1]) for v in variables]
 
     def step(values, costs):
-        known = metric == "optimizer" and entry.set.exact_in_metric
+        known = metric == "optimizer" and entry.set.exact_in_metric and not entry.set.separable
         return list(projection_of(entry).project(values, 0, costs if known else None))
 
     args = [

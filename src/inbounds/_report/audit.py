@@ -29,7 +29,7 @@ from inbounds._model.selectors import selected_weights
 from inbounds._model.table import quantity
 from inbounds._model.weights import Weight, layers_of, own_weights, weights_of
 from inbounds._report.report import Provenance, Report, Row, Status
-from inbounds._sets.composite import parts_of
+from inbounds._sets.composite import asks_for_center, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
@@ -190,7 +190,7 @@ def _provenance() -> Provenance:
 
 def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
     """The row of a set; `reason` is why nothing enforces it, empty if it is enforced."""
-    if entry.set.centers:
+    if asks_for_center(entry.set):
         note = 'the centre "current" becomes the weights as they are when the model is constrained'
         return _unmeasured_row(entry.paths, code, note, entry.set, entry.source)
     values = [in_numpy(one.effective_value()) for one in entry.weights]

@@ -38,7 +38,6 @@ class GroupSet(Set):
             the layer isn't known.
     """
 
-    allows_frozen: ClassVar[bool] = False
     groups: Any
     view: View | None = None
 

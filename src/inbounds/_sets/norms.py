@@ -44,7 +44,7 @@ SHORT = 1e-9
 class _NormInterval(Set):
     """low <= |w| <= high."""
 
-    exact_in_metric: ClassVar[bool] = True
+    exact_in_metric = allows_frozen = True  # where it isn't convex too
     low: Bound
     high: Bound
     rate: float = 1.0

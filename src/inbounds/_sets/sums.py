@@ -8,7 +8,7 @@ Newton's method from below ends after a few steps, exactly.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +38,6 @@ from inbounds._types import Axis, Center, Numbers
 class Linear(Set):
     """a.w = b, or a.w <= b, for a normal a whose largest entry is 1 in size."""
 
-    exact_in_metric: ClassVar[bool] = True
     equal: bool
     largest: float  # the normal's largest entry, in size
     slope: Any  # the normal over it
@@ -264,7 +263,6 @@ class Simplex(OfTotal):
     """
 
     of_each_unit = ("total",)
-    exact_in_metric: ClassVar[bool] = True
 
     def __init__(self, total: Numbers = 1.0, axis: Axis = None) -> None:
         self.total = numbers_of_units("Simplex", "total", total, positive=True)
@@ -316,8 +314,6 @@ class L1Ball(OfTotal):
            [ 0.2 ,  0.3 ]])
     """
 
-    exact_in_metric: ClassVar[bool] = True
-    bounds_one_norm: ClassVar[bool] = True
     of_each_unit = ("radius",)
 
     def __init__(self, radius: Numbers = 1.0, axis: Axis = None, center: Center = None) -> None:

@@ -16,6 +16,7 @@ from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, expl
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.rules import guess_warning, resolve
 from inbounds._model.weights import Weight, weights_of
+from inbounds._sets.composite import asks_for_center, with_center
 from inbounds._sets.set import Set
 from inbounds._sets.value import Training
 from inbounds._train.assignments import assign
@@ -135,11 +136,11 @@ def _constrain(model: Any, rules: Any, options: dict[str, Any]) -> Plan:
 
 def _with_current_center(entry: Entry) -> Entry:
     """The entry with the current weights in place of the centre "current"."""
-    if not entry.set.centers:
+    if not asks_for_center(entry.set):
         return entry
     values = [to_numpy(variable) for variable in entry.variables]
     current = values[0] if len(values) == 1 else Units.of(values, entry.axes).rows()
-    return replace(entry, set=entry.set.about(current))
+    return replace(entry, set=with_center(entry.set, current))
 
 
 def _check_latents_can_be_added(model: Any, plan: Plan) -> None:
