@@ -29,12 +29,13 @@ from inbounds._model.selectors import selected_weights
 from inbounds._model.table import quantity
 from inbounds._model.weights import Weight, layers_of, own_weights, weights_of
 from inbounds._report.report import Provenance, Report, Row, Status
-from inbounds._sets.composite import asks_for_center, parts_of
+from inbounds._sets.composite import asks_for_center, contains, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.notation import mathematics
 from inbounds._sets.set import Set, of_keras, with_argument
+from inbounds._sets.spectral import LowRank
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.taken_plans import steps_taken
 from inbounds._train.weight_access import exclusive_access
@@ -207,7 +208,7 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
         violated=int(outside.sum()),
         violation=float(violation.max(initial=0.0)),
         worst_unit=worst if outside.any() else None,
-        active=float(np.mean(measured.active)) if entry.set.has_boundary else math.nan,
+        active=math.nan if contains(entry.set, (Custom, LowRank)) else float(np.mean(measured.active)),
         tolerance=float(measured.slack.max(initial=0.0)),
         status=status,
         note="; ".join(filter(None, notes)),

@@ -47,7 +47,6 @@ class Composite(Set):
     separable = _true_of(all, "separable")
     convex = _true_of(all, "convex")
     whole = _true_of(all, "whole")
-    has_boundary = _true_of(all, "has_boundary")
     allows_frozen = _true_of(all, "allows_frozen")
     exact_in_metric = _true_of(all, "exact_in_metric")
     has_reduced_gradient = _true_of(all, "has_reduced_gradient")

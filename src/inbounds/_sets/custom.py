@@ -64,7 +64,6 @@ class Custom(Set):
     """
 
     convex: ClassVar[bool] = False
-    has_boundary: ClassVar[bool] = False
     couples_units = True  # the callable sees one weight as a whole, and may couple any of its entries
 
     def __init__(self, fn: Callable[[Any], Any], axis: Axis = None, projection: Bool = False) -> None:
