@@ -138,7 +138,7 @@ class Set(Value):
 
     @property
     def has_normal_form(self) -> bool:
-        """Whether it is made of bounds, linear rows, balls and 1-norms, see `declaration`."""
+        """Whether bounds, linear constraints, balls and 1-norms make it, see `declaration`."""
         return type(self).declaration is not Set.declaration
 
     def declaration(self, units: Units) -> Declaration:

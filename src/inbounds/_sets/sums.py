@@ -27,8 +27,8 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Units
 from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units, refused
-from inbounds._sets.declaration import Declaration, Kind, Row
-from inbounds._sets.one_row import LOOKS, in_a_bracket, nearest_on_one_row
+from inbounds._sets.declaration import Declaration, Kind, Limit
+from inbounds._sets.one_limit import LOOKS, in_a_bracket, nearest_on_one_limit
 from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Exceeded, Set, registered
 from inbounds._sets.splitting import repeated
@@ -50,7 +50,7 @@ class Linear(Set):
     def declaration(self, units: Units) -> Declaration:
         kind: Kind = "equal" if self.equal else "most"
         slope = units.entries(self.slope) if np.shape(self.slope) else 1.0
-        return Declaration((Row(kind, units.numbers(self.level), slope),))
+        return Declaration((Limit(kind, units.numbers(self.level), slope),))
 
     def _project(self, units: Units) -> Units:
         slope = units.entries(self.slope)
@@ -270,7 +270,7 @@ class Simplex(OfTotal):
         self.axis = axes("Simplex", axis)
 
     def declaration(self, units: Units) -> Declaration:
-        return Declaration((Row("equal", units.numbers(self.level)),), low=0.0)
+        return Declaration((Limit("equal", units.numbers(self.level)),), low=0.0)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         return _reduced_on_a_face(units, gradient, self.level, signed=False)
@@ -280,7 +280,7 @@ class Simplex(OfTotal):
         least = units.constants().max(lambda x: -x)
         off = units.constants().total(lambda x: x) - units.numbers(self.level)
         moved = (least > 0) | (xp.abs(off) > units.numbers(units.judged().held(self.level)))
-        return nearest_on_one_row(units, self.declaration(units), moved & (least < np.inf))
+        return nearest_on_one_limit(units, self.declaration(units), moved & (least < np.inf))
 
     def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         return namespace(rows).abs(_beyond(rows, 1.0, np.asarray(self.level)))
@@ -323,7 +323,7 @@ class L1Ball(OfTotal):
         self.center = center_of("L1Ball", center)
 
     def declaration(self, units: Units) -> Declaration:
-        return Declaration((Row("diamond", units.numbers(self.level), center=self.center_values(units)),))
+        return Declaration((Limit("diamond", units.numbers(self.level), center=self.center_values(units)),))
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         return _reduced_on_a_face(self.centred(units), gradient, self.level, signed=True)
@@ -333,8 +333,8 @@ class L1Ball(OfTotal):
         ceiling = units.numbers(self.level + units.judged().held(self.level))
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         moved = units.constants().total(xp.abs) > ceiling + moved_by
-        about_0 = Declaration((Row("diamond", units.numbers(self.level)),))
-        return nearest_on_one_row(units, about_0, moved)
+        about_0 = Declaration((Limit("diamond", units.numbers(self.level)),))
+        return nearest_on_one_limit(units, about_0, moved)
 
     def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         xp = namespace(rows)
