@@ -18,7 +18,7 @@ from sets.tables.norms import norms
 from sets.tables.sums import l1_ball
 from sets.tensors import BACKEND, array, exact, of_numpy, same_bits
 
-REDUCING = {name: case for name, case in SETS.items() if not case.set.full_gradient_reason}
+REDUCING = {name: case for name, case in SETS.items() if case.set.has_reduced_gradient and not case.set.separable}
 CONVEX = {name: case for name, case in REDUCING.items() if case.convex}
 every_set = pytest.mark.parametrize("case", REDUCING.values(), ids=REDUCING)
 

@@ -18,9 +18,9 @@ from sets.tensors import BACKEND, LIBRARIES, array, compiled, exact, gradient, m
 pytestmark = pytest.mark.by_turns
 
 CONVEX = {name: case for name, case in SETS.items() if case.convex}
-WEIGHED = {name: case for name, case in CONVEX.items() if case.set.exact_in_metric}
+WEIGHED = {name: case for name, case in CONVEX.items() if case.set.exact_in_metric and not case.set.separable}
 OF_UNITS = {name: case for name, case in WEIGHED.items() if not case.by_entry}
-IN_STEPS = {name: case for name, case in CONVEX.items() if not case.set.exact_in_metric and not case.set.separable}
+IN_STEPS = {name: case for name, case in CONVEX.items() if not case.set.exact_in_metric}
 
 SHAPES = ((1, 1), (1, 9), (3, 4), (16, 8)) if repetition.everything else ((3, 4),)
 EACH = [(decades, scale) for decades in (0, 3, 8) for scale in (1.0, 10.0)]

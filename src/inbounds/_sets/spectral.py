@@ -502,7 +502,6 @@ class LowRank(_AtItsSize, _Shrinking):
 
     rank: int
     convex: ClassVar[bool] = False
-    has_boundary: ClassVar[bool] = False
     undone_steps: ClassVar[str] = (
         "the part of a step that would raise the rank is lost, unless it outgrows a singular value that is kept"
     )
