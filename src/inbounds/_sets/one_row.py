@@ -3,7 +3,8 @@
 The entries are known by a formula once the multiplier t is known (see `normal_form`), and what they
 add up to falls in t. Newton's method finds where it meets the level; a step that leaves the bracket
 of what has been seen is replaced by its middle. A sum of positive parts is convex and piecewise
-linear in t, so that the steps come from one side and end exactly, after 4 to 8 as a rule.
+linear in t, so that the steps come from one side, need no bracket and end exactly, after 4 to 8 as
+a rule.
 
 Source: Condat, "Fast projection onto the simplex and the l1 ball", 2016, for Newton's method on
 thresholds; Kiwiel, "Breakpoint searching algorithms for the continuous quadratic knapsack problem",
@@ -26,6 +27,7 @@ from inbounds._arrays.ops import (
     dtype_of,
     epsilon,
     into,
+    is_eager_torch,
     iterate,
     less_product,
     namespace,
@@ -215,7 +217,12 @@ class _OneRow:
         xp = self.xp
         y = self.entries(self.base, t)
         number = self.number(y)
-        slope = y.sum(self.steepness, self.weights, self.ease) if self.positive else self.slope(y, t)
+        if not self.positive:
+            slope = self.slope(y, t)
+        elif is_eager_torch(number):
+            slope = y.sum(self.steepness, self.weights, self.ease)
+        else:
+            slope = self.base.sum(self.steepness_at, self.weights, self.ease, -t)
         safe = xp.where(slope > 0, slope, xp.ones_like(slope))
         if self.kind == "ball":
             over = xp.sqrt(number) / xp.maximum(self.level, FARTHEST) - 1
@@ -236,6 +243,13 @@ class _OneRow:
         for factor in (a, e):
             fall = fall if isinstance(factor, float) else into(fall, "multiply", fall, factor)
         return fall
+
+    @staticmethod
+    def steepness_at(base: Array, a: Any, e: Any, minus: Array) -> Array:
+        """The same from the multiplier; XLA would write out what this shared with other sums."""
+        xp = namespace(base)
+        left = base + times(e, minus)
+        return times(a, times(e, xp.sign(left + xp.abs(left))))
 
     def multiplier(self, moved: Array) -> Array:
         """Where the level is met, for the units that are moved."""

@@ -202,7 +202,7 @@ def reach(units: Units, gradient: Units, share: float = SHARE, *, sizes: bool = 
     xp = namespace(movable.parts[0])
     size_of = (lambda x: x) if sizes else xp.abs
     size, slope = (xp.reshape(given.max(size_of), units.shape) for given in (movable, pull))
-    size = xp.where(size > 0, size, xp.max(size))  # a unit of zeros reaches as far as the others do
+    size = xp.where(size > 0, size, xp.max(xp.maximum(size, 0)))  # a unit of zeros reaches as far as the others do
     size = xp.where(size > 0, size, xp.ones_like(size))
     usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)
     e = max(share, 2 * epsilon(units.dtype)) * size / xp.where(usable, slope, xp.ones_like(slope))
