@@ -68,7 +68,7 @@ def compiled(rule_set, sharding, metric, inputs, units):
     places = [NamedSharding(mesh, specs[len(v.shape) == 1]) for v in variables]
 
     def step(values, costs):
-        known = metric == "optimizer" and entry.set.exact_in_metric
+        known = metric == "optimizer" and entry.set.exact_in_metric and not entry.set.separable
         return list(projection_of(entry).project(values, 0, costs if known else None))
 
     args = [
@@ -129,11 +129,11 @@ def looks(name, metric):
     """How many looks the loop of a projection takes in each step of a training, as a histogram."""
     from sklearn.datasets import load_digits
 
-    from inbounds._sets import one_row
+    from inbounds._sets import one_limit
 
     x, y = load_digits(return_X_y=True)
     taken = Counter()
-    original = one_row.iterate
+    original = one_limit.iterate
 
     def iterate(step, *arguments):
         count = 0
@@ -152,11 +152,11 @@ def looks(name, metric):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.005), loss, run_eagerly=True)  # else Python doesn't see the loop
     ib.constrain(model, {"**/kernel": SETS[name]}, gradient="full", metric=metric)
-    one_row.iterate = iterate
+    one_limit.iterate = iterate
     try:
         model.fit((x / 16).astype("float32"), y, batch_size=64, epochs=3, verbose=0)
     finally:
-        one_row.iterate = original
+        one_limit.iterate = original
     return dict(sorted(taken.items()))
 
 

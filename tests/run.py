@@ -2,41 +2,48 @@
 
 python tests/run.py [--all] [--backend NAME]... [pytest arguments]
 
-Each backend runs in its own process. What stands on private parts of Keras also runs on the oldest
-Keras that pyproject.toml takes; all else runs on the newest. A usual run leaves out what only
-repeats a proof (tests/repetition.py). With --all it leaves out nothing, and takes one folder after
-the other, since processes keep what they have compiled, with TensorFlow up to 10 GB each. With
---backend it runs the tests on that backend, or those, and nothing else. All other arguments go to
-pytest.
+Each part, such as the tests on one backend, runs in its own process, two parts beside each other;
+what a part prints appears when it has ended. What stands on private parts of Keras also runs on the
+oldest Keras that pyproject.toml takes; all else runs on the newest. A usual run leaves out what
+only repeats a proof (tests/repetition.py). With --all it leaves out nothing, and each folder is a
+part of its own, since processes keep what they have compiled, with TensorFlow up to 10 GB each.
+With --backend it runs the tests on that backend, or those, and nothing else; where they are one
+part, two processes share its tests. All other arguments go to pytest.
 """
 
 import argparse
+import functools
 import importlib.util
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
 
 ROOT = Path(__file__).parent.parent
 BACKENDS = ("torch", "tensorflow", "jax")  # the first runs what no backend has a part in, and has nothing to compile
+AT_ONCE = 2
+"""How many processes run beside each other."""
+
 CHECKS = {
-    "lint": ["ruff", "check", "."],
-    "format": ["ruff", "format", "--check", "."],
     "types": ["mypy"],
     "docs": ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(ROOT / ".pytest_cache" / "site")],
+    "lint": ["ruff", "check", "."],
+    "format": ["ruff", "format", "--check", "."],
 }
 ON_OLDEST_KERAS = ["tests/test_keras_ground.py", "tests/models/test_fit.py"]
 """The private parts of Keras that inbounds hooks, and fits from beginning to end."""
 
 NO_TESTS = 5  # pytest's exit code where -k or a mark leaves a part without tests
-TESTS = ["pytest", "-n", "2", "--dist", "loadgroup", "--durations", "15"]
+TESTS = ["pytest", "--durations", "15"]
+SHARED = ["-n", str(AT_ONCE), "--dist", "loadgroup"]
 
 SETTINGS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's start in every process is not news
@@ -59,30 +66,31 @@ OF_BACKEND = {
 FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
 
 
-def check(name: str) -> str:
-    """Runs a check and says how it ended; builds the docs only where their extra is installed."""
+Part = Callable[[TextIO], str]
+"""Runs something, prints to a log, and says how it ended."""
+
+
+def check(name: str, log: TextIO) -> str:
+    """Runs a check; builds the docs only where their extra is installed."""
     if name == "docs" and importlib.util.find_spec("mkdocs") is None:
         return "not built, mkdocs is missing: pip install '.[docs]'"
-    return run(CHECKS[name], **SETTINGS)
+    return run(CHECKS[name], log, **SETTINGS)
 
 
 def on_oldest_keras(log: TextIO) -> str:
-    """Runs some tests on the oldest Keras that is supported, which is put before the installed one.
-
-    They run beside the checks, which take one core each, and compile first what others import.
-    """
+    """Runs some tests on the oldest Keras that is supported, put before the installed one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (oldest,) = re.findall(r"keras>=([\d.]+)", " ".join(project["dependencies"]))
     folder = ROOT / ".pytest_cache" / f"keras-{oldest}"
     if not folder.exists():
-        pip = ["pip", "install", "--quiet", "--no-deps", "--target", str(folder), f"keras=={oldest}"]
+        pip = ["pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(folder), f"keras=={oldest}"]
         if "FAILED" in run(pip, log):
             return f"no tests, keras {oldest} can't be installed here"
     paths = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     return run(["pytest", *ON_OLDEST_KERAS], log, KERAS_BACKEND=BACKENDS[0], PYTHONPATH=paths, **SETTINGS)
 
 
-def run(command: list[str], log: TextIO = sys.stdout, **environment: str) -> str:
+def run(command: list[str], log: TextIO, **environment: str) -> str:
     """Runs a command and says how it ended, and after how long."""
     label = " ".join([f"{name}={value}" for name, value in environment.items() if name == "KERAS_BACKEND"] + command)
     print(f"\n+ {label}", file=log, flush=True)
@@ -94,41 +102,51 @@ def run(command: list[str], log: TextIO = sys.stdout, **environment: str) -> str
     return f"{how} in {time.monotonic() - start:.0f} s"
 
 
-def parts(arguments: list[str]) -> dict[str, list[str]]:
-    """What pytest is called with for each part of the tests, by the part's name."""
-    if "--all" not in arguments or any(Path(ROOT, argument.split("::")[0]).exists() for argument in arguments):
-        return {"": arguments}
-    folders = sorted({file.parent for file in Path(__file__).parent.glob("*/test_*.py")})
-    others = {" others": [*arguments, *(f"--ignore={folder}" for folder in folders)]}
-    return others | {f" {folder.name}": [*arguments, str(folder)] for folder in folders}
+def on_backends(backends: Iterable[str], arguments: list[str]) -> dict[str, Part]:
+    """The tests on each backend, in one part or in several.
+
+    What no backend has a part in is run on the first.
+    """
+    folders = {"": arguments}
+    if "--all" in arguments and not any(Path(ROOT, argument.split("::")[0]).exists() for argument in arguments):
+        each = sorted({file.parent for file in Path(__file__).parent.glob("*/test_*.py")})
+        folders = {" others": [*arguments, *(f"--ignore={folder}" for folder in each)]}
+        folders |= {f" {folder.name}": [*arguments, str(folder)] for folder in each}
+    parts, once, alone = {}, [], len(folders) * len(list(backends)) == 1
+    for backend in backends:
+        settings = SETTINGS | OF_BACKEND[backend] | ({} if "--all" in arguments else FAST) | {"KERAS_BACKEND": backend}
+        for name, part in folders.items():
+            command = [*TESTS, *(SHARED if alone else []), *once, *part]
+            parts[backend + name] = functools.partial(run, command, **settings)
+        once = ["--once-done"]
+    return parts
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(usage=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--backend", action="append", choices=BACKENDS)
     given, arguments = parser.parse_known_args()
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as log, ThreadPoolExecutor() as beside:
-        oldest = None if given.backend else beside.submit(on_oldest_keras, log)
-        ended = {} if given.backend else {name: check(name) for name in CHECKS}
-        ended |= on_backends(given.backend or BACKENDS, arguments)
-        if oldest is not None:
-            ended["oldest Keras"] = oldest.result()
-            log.seek(0)
-            print(log.read())
+    parts = on_backends(given.backend or BACKENDS, arguments)
+    if not given.backend:  # the longest first, so that the last to end is short
+        parts |= {"oldest Keras": on_oldest_keras} | {name: functools.partial(check, name) for name in CHECKS}
+    printed = functools.partial(run_part, threading.Lock(), at_once=len(parts) == 1)
+    with ThreadPoolExecutor(AT_ONCE) as processes:
+        ended = dict(zip(parts, processes.map(printed, parts.values()), strict=True))
     print("\n" + ", ".join(f"{name}: {how}" for name, how in ended.items()))
     hows = {how.split(" in ")[0] for how in ended.values()}
     return 0 if "passed" in hows and "FAILED" not in hows else 1
 
 
-def on_backends(backends: Iterable[str], arguments: list[str]) -> dict[str, str]:
-    """Runs the tests on one backend after the other, and says how each run ended."""
-    ended, once = {}, []
-    for backend in backends:
-        settings = SETTINGS | OF_BACKEND[backend] | ({} if "--all" in arguments else FAST)
-        for name, part in parts(arguments).items():
-            ended[backend + name] = run([*TESTS, *once, *part], KERAS_BACKEND=backend, **settings)
-        once = ["--once-done"]
-    return ended
+def run_part(printing: threading.Lock, part: Part, at_once: bool) -> str:
+    """Prints what a part prints, at once or, under a lock, when it has ended."""
+    if at_once:
+        return part(sys.stdout)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        how = part(log)
+        log.seek(0)
+        with printing:
+            print(log.read(), flush=True)
+    return how
 
 
 if __name__ == "__main__":

@@ -95,8 +95,12 @@ def test_a_finder_that_refuses_a_name_means_that_it_is_not_installed(monkeypatch
     assert not _backend._installed("jax")
 
 
+@(pytest.mark.repetition if keras.backend.backend() != "jax" else pytest.mark.repeats())  # which the README installs
 def test_the_readme_runs_with_this_backend_alone_and_none_named(tmp_path):
-    """Keras' settings name TensorFlow, as on a machine where Keras was imported before."""
+    """Keras' settings name TensorFlow, as on a machine where Keras was imported before.
+
+    That no backend is imported which isn't running, `test_architecture.py` shows of each.
+    """
     (tmp_path / "keras.json").write_text('{"backend": "tensorflow"}', encoding="utf-8")
     for number, snippet in enumerate(SNIPPETS):
         (tmp_path / f"pasted_{number}.py").write_text(snippet, encoding="utf-8")

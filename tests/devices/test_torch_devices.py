@@ -16,17 +16,19 @@ pytestmark = [
 ]
 
 TRAININGS = ["torch, euclidean", "keras, reduced", "torch, reduced"]  # who steps and who projects, in each way
+GATHERED = ["spectral", "sparse"]
 if repetition.everything:
     TRAININGS += ["keras, optimizer", "keras, euclidean", "torch, optimizer"]
+    GATHERED += ["monotone"]
 UNITS = 16
 KERNEL = 64 * UNITS
 REDUCED = ("max_norm", "joint", "l1_ball", "both", "sum_to", "box")
-GATHERED = ("spectral", "monotone", "sparse")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return told_by("torch_processes.py", str(tmp_path_factory.mktemp("torch") / "meeting"), *TRAININGS)
+    meeting = tmp_path_factory.mktemp("torch") / "meeting"
+    return told_by("torch_processes.py", str(meeting), *TRAININGS, *GATHERED[2:])
 
 
 @pytest.mark.parametrize("training", TRAININGS)

@@ -178,12 +178,14 @@ def test_the_current_weights_become_the_centre_of_each_weight():
 
 
 def test_a_centre_that_is_not_there_yet_is_unenforced_and_named():
-    layer = keras.layers.Dense(3, kernel_constraint=ib.MaxNorm(0.1, center="current"))
+    given = ib.MaxNorm(0.1, center="current").in_training(gradient="full")
+    layer = keras.layers.Dense(3, kernel_constraint=given)
     model = keras.Sequential([keras.Input((IN,)), layer])
     row = ib.audit(model).rows[0]
     assert row.status == "unenforced"
     assert "when the model is constrained" in row.note
-    ib.constrain(model)
+    (entry,) = ib.constrain(model)
+    assert entry.training.gradient == "full"
     held(model)
 
 

@@ -117,7 +117,8 @@ print(json.dumps({
 """
 
 
-@pytest.mark.repeats("backend")  # files that JAX saved are loaded on all: test_earlier_files.py
+@pytest.mark.by_turns  # files that JAX saved are loaded on all: test_earlier_files.py
+@pytest.mark.repeats("backend")
 @pytest.mark.parametrize("backend", sorted({"jax", "torch", "tensorflow"} - {BACKEND}))
 def test_in_a_new_process_on_another_backend_the_plan_is_in_force(backend, digits, tmp_path):
     model = planned()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 Program = Callable[[cp.Variable], list[cp.Constraint]]
 
 
+@functools.cache  # to compile a problem takes longer than to solve it
 def solver(program: Program, shape: tuple[int, int]) -> Callable[[Any], tuple[Any, bool]]:
     """The nearest rows under a program's constraints, by Clarabel, and whether it is sure."""
     rows, given, unit = cp.Variable(shape), cp.Parameter(shape), cp.Parameter(nonneg=True)

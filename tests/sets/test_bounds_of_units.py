@@ -82,9 +82,11 @@ def test_another_number_of_units_is_an_error_before_anything_moves() -> None:
         ib.L1Ball([1, 0])
 
 
-LONG = pytest.mark.repetition  # XLA takes ten seconds to compile it
+LONG = pytest.mark.repetition  # XLA takes ten seconds to compile it, and TensorFlow as long for the first: JAX does too
 SCALED = [
-    pytest.param(ib.L1Ball(BOUNDS) & ib.Box(-0.2, [0.3] * 6), id="radii, bounds"),
+    pytest.param(
+        ib.L1Ball(BOUNDS) & ib.Box(-0.2, [0.3] * 6), id="radii, bounds", marks=[LONG] * (BACKEND == "tensorflow")
+    ),
     pytest.param(ib.Box(-1, 1) & ib.Halfspace(NORMAL, 0.2) & ib.MaxNorm(1), id="bounds, half-space, ball", marks=LONG),
 ]
 

@@ -15,6 +15,7 @@ import inbounds as ib
 from inbounds import LowRank, NuclearNorm, Orthogonal, PositiveSemidefinite, SpectralNorm
 from inbounds._arrays.decompositions import has_float64
 from inbounds._arrays.units import Units
+from inbounds._sets.composite import with_center
 from sets.tables.spectral import SETS
 from sets.tensors import (
     BACKEND,
@@ -157,8 +158,8 @@ def test_a_ball_about_a_centre(make: Any, library: str) -> None:
     expected = make(0.5).project(rows - center.astype("float32")) + center.astype("float32")
     np.testing.assert_allclose(exact(projected), expected, rtol=0, atol=1e-4)
     assert (exact(moved.violation(projected)) <= moved.tolerance("float32", exact(projected)).max()).all()
-    assert moved.about(projected) is moved
-    assert make(0.5, center="current").about(rows).violation(rows).tolist() == [0]
+    assert with_center(moved, projected) is moved
+    assert with_center(make(0.5, center="current"), rows).violation(rows).tolist() == [0]
 
 
 # Orthogonal: what is nearest where many are.

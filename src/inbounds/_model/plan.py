@@ -90,11 +90,6 @@ class Entry:
         """The set on these weights, see `Set.laid_out`."""
         return self._laid_out[0]
 
-    @property
-    def inputs(self) -> tuple[int | None, ...]:
-        """For each weight, the axis of the layer's inputs, or None."""
-        return tuple(layout.inputs for layout in self.layouts)
-
     @cached_property
     def variables(self) -> list[Any]:
         """The variables of the weights."""

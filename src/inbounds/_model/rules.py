@@ -19,7 +19,7 @@ from inbounds._model.selectors import Assignment, assignments_of, path_matches, 
 from inbounds._model.weights import Weight, layers_of, own_weights
 from inbounds._sets.composite import parts_of
 from inbounds._sets.custom import Custom
-from inbounds._sets.joint import Joint, JointSet, Tied
+from inbounds._sets.joint import AcrossLayers, Joint, JointSet, Tied
 from inbounds._sets.per import Per
 from inbounds._sets.set import Set, with_argument
 
@@ -86,15 +86,16 @@ def _plan(
     for weight in weights:
         of_layer.setdefault(id(weight.layer), []).append(weight)
         if isinstance(given := _set_of(weight, assignments), JointSet):
-            joint.setdefault((id(weight.layer) if isinstance(given, Joint) else 0, given), []).append(weight)
+            joint.setdefault((0 if isinstance(given, AcrossLayers) else id(weight.layer), given), []).append(weight)
     units = Counter(given for _, given in joint)
+    of_first = {id(members[0]): members for members in joint.values()}
     for weight in weights:
         assignment = assignments.get(id(weight.variable))
         if assignment is None or not isinstance(given := assignment.set, Set):
             free.append((weight, _why_free(weight, assignment)))
         elif not isinstance(given, JointSet):
             entries.append(_entry(assignment, [weight]))
-        elif members := joint.pop((id(weight.layer) if isinstance(given, Joint) else 0, given), None):
+        elif members := of_first.get(id(weight)):
             shared = f"{units[given]} layers have this Joint, and each has units of its own" * (units[given] > 1)
             members, lacking = _members(members, of_layer[id(weight.layer)], assignments, partial)
             entries.append(_entry(assignment, members, lacking, shared))

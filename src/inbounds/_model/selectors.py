@@ -19,7 +19,7 @@ from inbounds._model.layout import layout_of
 from inbounds._model.weights import Weight, layers_of, weights_of
 from inbounds._sets.composite import contains
 from inbounds._sets.custom import Custom
-from inbounds._sets.joint import Joint, JointSet, Tied, Together
+from inbounds._sets.joint import AcrossLayers, Joint, JointSet, Tied
 from inbounds._sets.set import Set, of_keras
 from inbounds.constraints import without_arguments
 
@@ -56,7 +56,7 @@ def assignments_of(
     """The assignments that one rule makes, by the ids of variables."""
     value = of_keras(value)
     source, chosen, chosen_weights = _selected(selector, layers, weights)
-    if isinstance(value, (Together, Tied)):
+    if isinstance(value, AcrossLayers):
         chosen_weights = chosen_weights or [w for w in weights_of(*chosen) if w.created_trainable]
         if not chosen_weights:
             raise _no_match_of_rule(selector, source, value, weights, chosen_weights)

@@ -29,14 +29,15 @@ from inbounds._model.selectors import selected_weights
 from inbounds._model.table import quantity
 from inbounds._model.weights import Weight, layers_of, own_weights, weights_of
 from inbounds._report.report import Provenance, Report, Row, Status
-from inbounds._sets.composite import parts_of
+from inbounds._sets.composite import asks_for_center, contains, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.notation import mathematics
 from inbounds._sets.set import Set, of_keras, with_argument
+from inbounds._sets.spectral import LowRank
 from inbounds._train.attached_sets import current_constraint
-from inbounds._train.optimizers import steps_taken
+from inbounds._train.taken_plans import steps_taken
 from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Model, Rules, Selector
 from inbounds._version import __version__
@@ -190,7 +191,7 @@ def _provenance() -> Provenance:
 
 def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
     """The row of a set; `reason` is why nothing enforces it, empty if it is enforced."""
-    if entry.set.centers:
+    if asks_for_center(entry.set):
         note = 'the centre "current" becomes the weights as they are when the model is constrained'
         return _unmeasured_row(entry.paths, code, note, entry.set, entry.source)
     values = [in_numpy(one.effective_value()) for one in entry.weights]
@@ -207,7 +208,7 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
         violated=int(outside.sum()),
         violation=float(violation.max(initial=0.0)),
         worst_unit=worst if outside.any() else None,
-        active=float(np.mean(measured.active)) if entry.set.has_boundary else math.nan,
+        active=math.nan if contains(entry.set, (Custom, LowRank)) else float(np.mean(measured.active)),
         tolerance=float(measured.slack.max(initial=0.0)),
         status=status,
         note="; ".join(filter(None, notes)),

@@ -21,8 +21,8 @@ from inbounds._report.plots import history_figure
 from inbounds._report.report import Report
 from inbounds._sets.arguments import cadence
 from inbounds._train.attached_sets import current_constraint
-from inbounds._train.optimizers import optimizers_stepping, steppers_of
-from inbounds._train.taken_plans import measure, taken_plan
+from inbounds._train.optimizers import steppers_of
+from inbounds._train.taken_plans import measure, optimizers_stepping, taken_plan
 from inbounds._types import Every
 
 Numbers = dict[str, list[float]]  # from "batch", "violation", "active" and "moved" to a number for each audit

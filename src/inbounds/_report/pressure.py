@@ -22,7 +22,7 @@ from inbounds._errors import RuleError, printable, shown
 from inbounds._model.plan import Entry
 from inbounds._model.table import Table, Tabular, common_prefix, index_text, quantity
 from inbounds._train.attached_sets import entries_in_force
-from inbounds._train.optimizers import steps_taken
+from inbounds._train.taken_plans import steps_taken
 from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Data, Integer, Model
 

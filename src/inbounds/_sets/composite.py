@@ -15,7 +15,7 @@ from inbounds._arrays.ops import Array, namespace
 from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, WeightLayout
 from inbounds._sets.declaration import Declaration
-from inbounds._sets.set import Exceeded, Set
+from inbounds._sets.set import Exceeded, Set, with_argument
 from inbounds._sets.value import Training
 from inbounds._types import Step
 
@@ -47,14 +47,12 @@ class Composite(Set):
     separable = _true_of(all, "separable")
     convex = _true_of(all, "convex")
     whole = _true_of(all, "whole")
-    has_boundary = _true_of(all, "has_boundary")
     allows_frozen = _true_of(all, "allows_frozen")
+    exact_in_metric = _true_of(all, "exact_in_metric")
     has_reduced_gradient = _true_of(all, "has_reduced_gradient")
     has_normal_form = _true_of(all, "has_normal_form")
-    bounds_one_norm = _true_of(any, "bounds_one_norm")
     couples_units = _true_of(any, "couples_units")
     matrix = _true_of(any, "matrix")
-    centers = _true_of(any, "centers")
     changes = _true_of(any, "changes")
     needs_latent = _true_of(any, "needs_latent")
 
@@ -65,14 +63,6 @@ class Composite(Set):
     @property
     def undone_steps(self) -> str:  # type: ignore[override]  # likewise
         return "; ".join(dict.fromkeys(member.undone_steps for member in self.members if member.undone_steps))
-
-    @property
-    def exact_in_metric(self) -> bool:  # type: ignore[override]  # likewise
-        return all(member.exact_in_metric or member.separable for member in self.members)
-
-    @property
-    def stackable(self) -> bool:
-        return super().stackable and all(member.stackable for member in self.members)
 
     @property
     def splittable(self) -> bool:
@@ -90,9 +80,6 @@ class Composite(Set):
 
     def at(self, step: Step) -> Set:
         return self.changed(lambda member: member.at(step))
-
-    def about(self, current: Array) -> Set:
-        return self.changed(lambda member: member.about(current))
 
     def laid_out(self, layouts: Sequence[WeightLayout]) -> Set:
         return self.changed(lambda member: member.laid_out(layouts))
@@ -178,6 +165,18 @@ def parts_of(given: Set) -> Iterator[Set]:
 def contains(given: Set, kinds: tuple[type, ...]) -> bool:
     """Whether a set is of one of some classes, or made of one that is."""
     return any(isinstance(part, kinds) for part in parts_of(given))
+
+
+def asks_for_center(given: Set) -> bool:
+    """Whether a set, or one that it is made of, has the centre "current"."""
+    return any(isinstance(part.center, str) for part in parts_of(given))
+
+
+def with_center(given: Set, current: Array) -> Set:
+    """A set with the centre "current" replaced by these values."""
+    if isinstance(given, Composite):
+        return given.changed(lambda member: with_center(member, current))
+    return with_argument(given, "center", current) if isinstance(given.center, str) else given
 
 
 def bracketed(given: Set) -> str:

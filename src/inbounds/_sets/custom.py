@@ -64,9 +64,7 @@ class Custom(Set):
     """
 
     convex: ClassVar[bool] = False
-    has_boundary: ClassVar[bool] = False
     couples_units = True  # the callable sees one weight as a whole, and may couple any of its entries
-    stackable = False
 
     def __init__(self, fn: Callable[[Any], Any], axis: Axis = None, projection: Bool = False) -> None:
         if isinstance(fn, Set) or not callable(fn) or isinstance(fn, type):
@@ -84,10 +82,6 @@ class Custom(Set):
     @property
     def has_reduced_gradient(self) -> bool:
         return self.projection
-
-    @property
-    def full_gradient_reason(self) -> str:
-        return "" if self.projection else "the callable isn't said to be a projection"
 
     def _project(self, units: Units) -> Units:
         (part,) = units.parts
@@ -171,8 +165,6 @@ class SupportSet(Set):
     Source: Wolfe, "Finding the nearest point in a polytope", 1976; Lacoste-Julien and Jaggi, "On
     the global linear convergence of Frank-Wolfe optimization variants", 2015.
     """
-
-    allows_frozen: ClassVar[bool] = False
 
     @abstractmethod
     def farthest(self, directions: Array) -> Array:

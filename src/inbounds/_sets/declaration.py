@@ -1,4 +1,4 @@
-"""What sets in normal form declare of units: bounds on entries, linear rows, balls and 1-norms."""
+"""What sets in normal form declare: bounds on entries, linear constraints, balls and 1-norms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS: tuple[Kind, ...] = ("equal", "most", "ball", "diamond")
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class Limit:
     """One number of each unit that is compared with a level: equal to it, or at most.
 
     It is the sum of `weights * y` ("equal", "most"), the 2-norm ("ball") or the 1-norm ("diamond")
@@ -31,15 +31,15 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Declaration:
-    """{y : low <= y <= high, and all rows hold}, each unit."""
+    """{y : low <= y <= high, and all limits hold}, each unit."""
 
-    rows: tuple[Row, ...] = ()
+    limits: tuple[Limit, ...] = ()
     low: Values = -math.inf
     high: Values = math.inf
 
     def __and__(self, other: Declaration) -> Declaration:
         return Declaration(
-            self.rows + other.rows,
+            self.limits + other.limits,
             _tighter("maximum", self.low, other.low),
             _tighter("minimum", self.high, other.high),
         )
@@ -53,8 +53,8 @@ class Declaration:
 
         return Declaration(
             tuple(
-                replace(row, weights=each(lambda m, a: m * a, mask, row.weights), level=some * row.level)
-                for row in self.rows
+                replace(limit, weights=each(lambda m, a: m * a, mask, limit.weights), level=some * limit.level)
+                for limit in self.limits
             ),
             marked(self.low, -math.inf) if is_bounded(self.low) else self.low,
             marked(self.high, math.inf) if is_bounded(self.high) else self.high,
@@ -71,8 +71,8 @@ class Declaration:
             multiple = values * factor
             return multiple if isinstance(multiple, float) else units.with_parts([multiple] * len(units.parts))
 
-        rows = (replace(row, level=row.level * factor, center=grown(row.center)) for row in self.rows)
-        return Declaration(tuple(rows), grown(self.low), grown(self.high))
+        limits = (replace(limit, level=limit.level * factor, center=grown(limit.center)) for limit in self.limits)
+        return Declaration(tuple(limits), grown(self.low), grown(self.high))
 
 
 def each(fn: Callable[..., Any], *values: Values) -> Values:

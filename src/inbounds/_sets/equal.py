@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -133,8 +133,7 @@ class Equal(Set):
     array([[1.5, 5. , 1.5]])
     """
 
-    exact_in_metric: ClassVar[bool] = True
-    allows_frozen: ClassVar[bool] = False
+    exact_in_metric = True
 
     def __init__(
         self, groups: Numbers | Literal["symmetric", "radial", "toeplitz", "circulant"], axis: Axis = None

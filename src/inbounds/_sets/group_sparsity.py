@@ -15,9 +15,9 @@ from inbounds._arrays.units import Units
 from inbounds._arrays.views import View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import at_most, axes, in_a_row, number_or_array, numbers_of_units, positive_integer
-from inbounds._sets.declaration import Declaration, Row
+from inbounds._sets.declaration import Declaration, Limit
 from inbounds._sets.equal import groups_of, unit_shape_of
-from inbounds._sets.one_row import nearest_on_one_row
+from inbounds._sets.one_limit import nearest_on_one_limit
 from inbounds._sets.set import Exceeded, Set, registered
 from inbounds._sets.sparsity import k_largest, too_many
 from inbounds._sets.sums import OfTotal
@@ -38,7 +38,6 @@ class GroupSet(Set):
             the layer isn't known.
     """
 
-    allows_frozen: ClassVar[bool] = False
     groups: Any
     view: View | None = None
 
@@ -221,7 +220,7 @@ class GroupL1Ball(OfTotal, GroupSet):
         level, ceiling = (xp.minimum(lengths.numbers(bound) / unit, HUGE) for bound in (self.level, held))
         total = lengths.constants().total(xp.abs)
         moved = (total > ceiling) & xp.isfinite(total)
-        shorter = nearest_on_one_row(lengths, Declaration((Row("diamond", level),)), moved).parts[0]
+        shorter = nearest_on_one_limit(lengths, Declaration((Limit("diamond", level),)), moved).parts[0]
         return xp.expand_dims(moved, -1) & xp.isfinite(shorter), shorter
 
     def _beyond(self, norms: Array) -> Array:

@@ -2,7 +2,7 @@
 
 1. One projection after the other. It is exact for a closed convex cone and then a ball about 0, and
    for an orthant and then a set that contains every vector with smaller magnitudes.
-2. The normal form, for bounds on entries, linear rows, balls and 1-norms together.
+2. The normal form, for bounds on entries, linear constraints, balls and 1-norms together.
 3. Dykstra's algorithm, which needs the projections only.
 """
 
@@ -184,8 +184,9 @@ class Intersection(AllOf):
     - one after the other where that is exact: a cone (NonNeg, Monotone, Symmetric...) and then a
       ball about 0; an orthant and then L1Ball, a symmetric Box or Sparse; boxes; Monotone and then
       a Box, SumTo or L1Ball; Symmetric and then a norm of the spectrum;
-    - sets of bounds, linear rows, balls and 1-norms about one centre together, by their normal
-      form: one multiplier per unit for each row and norm, found by Newton's method to rounding;
+    - sets of bounds, linear constraints, balls and 1-norms about one centre together, by their
+      normal form: one multiplier per unit for each but the bounds, found by Newton's method to
+      rounding;
     - else Dykstra's algorithm, until its rounds change nothing but rounding; then projections in
       turn until every set holds.
 

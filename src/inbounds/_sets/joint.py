@@ -109,8 +109,14 @@ class Joint(JointSet):
         return f"Joint({self.inner!r}{names})"
 
 
+class AcrossLayers(JointSet):
+    """A set of one vector that weights of one layer or several form."""
+
+    whole: ClassVar[bool] = True
+
+
 @registered
-class Together(JointSet):
+class Together(AcrossLayers):
     """{(w, ..., v) : all of them together in a set}: weights of one layer or several as one unit.
 
     A budget that the weights of a model share: `Together(FrobeniusNorm(3.0))` for the norm of all
@@ -148,7 +154,6 @@ class Together(JointSet):
     """
 
     example = "Together(FrobeniusNorm(3.0))"
-    whole: ClassVar[bool] = True
 
     def __init__(self, inner: Set, name: str | None = None) -> None:
         super().__init__(inner)
@@ -164,7 +169,7 @@ class Together(JointSet):
 
 
 @registered
-class Tied(JointSet):
+class Tied(AcrossLayers):
     """{(w, ..., v) : v = w, or v = w^T}: weights of one layer or several, equal entry by entry.
 
     `Together(Equal(labels))`, with the labels that the shapes of the weights give: an encoder and a
@@ -200,7 +205,6 @@ class Tied(JointSet):
     """
 
     example = 'Tied("encoder/kernel", "decoder/kernel")'
-    whole: ClassVar[bool] = True
 
     def __init__(self, *weights: str, transpose: Bool = False) -> None:
         self.weights = names("Tied", "weights", weights, "strings", self.example)

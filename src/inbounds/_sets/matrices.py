@@ -23,7 +23,6 @@ class MatrixSet(Set):
 
     whole: ClassVar[bool] = True
     matrix: ClassVar[bool] = True
-    allows_frozen: ClassVar[bool] = False
     square: ClassVar[bool] = False  # whether a matrix has as many rows as columns
     stack: int = 1  # how many matrices the units make, one block of units after the other
 

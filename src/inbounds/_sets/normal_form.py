@@ -1,16 +1,16 @@
-"""The normal form: one projection for any intersection of bounds, linear rows, balls and 1-norms.
+"""The normal form: one projection for all of bounds, linear constraints, balls and 1-norms.
 
 The nearest point y of x in {y : low <= y <= high, A y = b, |y - c| <= r, ...}, in the norm `sum d
-(y - x)^2`, is known entry by entry once one multiplier is known for each linear row (z), ball (m)
-and 1-norm (t):
+(y - x)^2`, is known entry by entry once one multiplier is known for each linear constraint (z),
+ball (m) and 1-norm (t):
 
     y = clip(soft_t(d x - A' z + m c) / (d + m), low, high)
 
 where `soft_t` draws towards the centre of the 1-norm by t. The multipliers maximize a concave
-function, the dual. Its gradient is by how much each row is exceeded. Its Hessian is -G diag(a) G',
-where the rows of G are those of A, y - c and sign(y - c), and a is 1 / (d + m) for an entry that
-moves and 0 for one that is clipped. Newton's method takes 4 to 60 steps as a rule, of a few
-sums over the unit and systems with as many unknowns as rows.
+function, the dual. Its gradient is by how much each limit is exceeded. Its Hessian is -G diag(a)
+G', where G has A, y - c and sign(y - c), and a is 1 / (d + m) for an entry that moves and 0 for one
+that is clipped. Newton's method takes 4 to 60 steps as a rule, of a few sums over the unit and
+systems with as many unknowns as limits.
 
 Source: Li, Sun and Toh, "A highly efficient semismooth Newton augmented Lagrangian method for
 solving lasso problems", 2018, for semismooth Newton steps on the dual; Boyd and Vandenberghe,
@@ -41,7 +41,7 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Units
 from inbounds._sets.declaration import KINDS, Declaration, Kind, clip
-from inbounds._sets.one_row import nearest_on_one_row
+from inbounds._sets.one_limit import nearest_on_one_limit
 
 TURNS, UNROLLED = 250, 40  # the limit of looks at the multipliers, 4 to 60 as a rule; where PyTorch can't stop early
 OVERSHOOT = 0.1  # how much the dual may fall at the end of a step, as a share of its rise at the beginning
@@ -57,21 +57,22 @@ def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:
     Units with NaN may end anywhere.
     """
     one = units.together(whole)
-    if not declaration.rows:
+    if not declaration.limits:
         return one.map(clip, declaration.low, declaration.high).apart(units)
-    if len(declaration.rows) == 1:
+    if len(declaration.limits) == 1:
         xp = namespace(units.parts[0])
         everywhere = xp.zeros_like(one.max(xp.abs)) == 0
-        return nearest_on_one_row(one, declaration, everywhere).apart(units)
+        return nearest_on_one_limit(one, declaration, everywhere).apart(units)
     x = one.rows()
     moves = None if all(one.movable) else one.table(one.with_parts([float(movable) for movable in one.movable]))
     if one.masked:
         declaration = declaration.within(one.marks)
-    rows = sorted(declaration.rows, key=lambda row: KINDS.index(row.kind))
-    levels = (namespace(x).reshape(constant(x, row.level), (-1, 1)) for row in rows)
-    given = [(one.table(row.weights), level, one.table(row.center)) for row, level in zip(rows, levels, strict=True)]
+    limits = sorted(declaration.limits, key=lambda limit: KINDS.index(limit.kind))
+    levels = (namespace(x).reshape(constant(x, limit.level), (-1, 1)) for limit in limits)
+    tables = [(one.table(limit.weights), one.table(limit.center)) for limit in limits]
+    given = [(weights, level, center) for (weights, center), level in zip(tables, levels, strict=True)]
     low, high = one.table(declaration.low), one.table(declaration.high)
-    static = tuple(row.kind for row in rows), one.differentiable
+    static = tuple(limit.kind for limit in limits), one.differentiable
     return one.with_rows(at_once(_nearest, x, one.metric_rows(), moves, low, high, given, static=static)).apart(units)
 
 
@@ -86,7 +87,7 @@ def _nearest(
 ) -> Array:
     """The nearest rows to x, computed with entries of the size of 1.
 
-    `moves` is 1 for entries that may move, else 0. Of each row of the declaration, in order of
+    `moves` is 1 for entries that may move, else 0. Of each limit of the declaration, in order of
     `KINDS`, `given` has the weights, level and centre, and `static` the kind, and whether a
     derivative is wanted.
     """
@@ -99,8 +100,8 @@ def _nearest(
         known = xp.where(xp.isfinite(bound), xp.abs(bound), xp.zeros_like(bound))
         size = xp.maximum(size, xp.max(known, axis=1, keepdims=True))
     size = xp.clip(size, 1 / HUGE, HUGE)
-    rows = [(weights, level / size, center / size) for weights, level, center in given]
-    problem = _Problem(fixed / size, 1.0 if costs is None else costs, moves, low / size, high / size, rows, kinds)
+    limits = [(weights, level / size, center / size) for weights, level, center in given]
+    problem = _Problem(fixed / size, 1.0 if costs is None else costs, moves, low / size, high / size, limits, kinds)
     z = problem.multipliers()
     y = problem.entries(z)[0] * size
     if differentiable:
@@ -114,31 +115,31 @@ def _nearest(
 class _Seen:
     """What there is to see at some multipliers."""
 
-    exceeded: Array  # by how much each row is exceeded, of shape (units, K)
+    exceeded: Array  # by how much each limit is exceeded, of shape (units, K)
     matrix: Array  # minus the Hessian of the dual, of shape (units, K, K)
-    solved: Array  # whether all rows but the first ball are within rounding; of shape (units, 1)
+    solved: Array  # whether all limits but the first ball are within rounding; of shape (units, 1)
     over: Array  # by how much that ball is exceeded, 0 where it is within rounding; of shape (units, 1)
 
 
 class _Problem:
     """What is to be solved for the multipliers z, of shape (units, K).
 
-    Those of linear rows come first, then those of balls, then those of diamonds.
+    Those of linear constraints come first, then those of balls, then those of diamonds.
     """
 
     def __init__(
-        self, x: Array, d: Array | float, moves: Array | None, low: Array, high: Array, rows: Any, kinds: Sequence[Kind]
+        self, x: Array, d: Any, moves: Array | None, low: Array, high: Array, limits: Any, kinds: Sequence[Kind]
     ) -> None:
         xp = self.xp = namespace(x)
         self.x, self.d, self.moves, self.low, self.high, self.count = x, d, moves, low, high, len(kinds)
         starts = [sum(kind in KINDS[:i] for kind in kinds) for i in range(len(KINDS) + 1)]
         self.linear, self.balls, self.diamonds = slice(0, starts[2]), slice(*starts[2:4]), slice(*starts[3:5])
-        self.weights = self._stacked([weights for weights, _, _ in rows])
-        self.center = self._stacked([center for _, _, center in rows])
+        self.weights = self._stacked([weights for weights, _, _ in limits])
+        self.center = self._stacked([center for _, _, center in limits])
         is_ball = self.is_ball = constant(x, [[float(kind == "ball") for kind in kinds]])
         self.equal = constant(x, [[float(kind == "equal") for kind in kinds]]) > 0
         self.first_ball = constant(x, [[float(i == starts[2] and kind == "ball") for i, kind in enumerate(kinds)]])
-        level = xp.concatenate([level + xp.zeros_like(x[:, :1]) for _, level, _ in rows], axis=1)
+        level = xp.concatenate([level + xp.zeros_like(x[:, :1]) for _, level, _ in limits], axis=1)
         self.radius = xp.maximum(level, math.pow(epsilon(dtype_of(x)), 0.8))  # less would vanish in sums
         self.half = 1 - 0.5 * is_ball
         self.one = constant(x, np.eye(len(kinds)))
@@ -183,7 +184,7 @@ class _Problem:
         return y, moving / weight, xp.abs(y) + moving * size / weight
 
     def exceeded(self, y: Array) -> tuple[Array, Array]:
-        """By how much each row is exceeded, and the gradient of that in y.
+        """By how much each limit is exceeded, and the gradient of that in y.
 
         A ball is exceeded by half the difference of squares.
         """
@@ -216,7 +217,7 @@ class _Problem:
         return matrix + self.one * ((damping + least) * self.unheld)[:, None]
 
     def solution(self, matrix: Array, held: Array, right: Array) -> Array:
-        """The solution of the system of a Hessian, with 0 in rows that are held."""
+        """The solution of the system of a Hessian, with 0 for those that are held."""
         xp = self.xp
         right = xp.where(held, xp.zeros_like(right), right)
         matrix = xp.where(held[:, :, None] | held[:, None], self.one + xp.zeros_like(matrix), matrix)
@@ -329,7 +330,7 @@ class _Problem:
         return iterate(turn, start, TURNS, UNROLLED)[0]
 
     def idle(self, z: Array) -> Array:
-        """Which rows are inequalities whose multiplier is 0."""
+        """Which limits are inequalities whose multiplier is 0."""
         return ~self.equal & (z <= 0)
 
     def allowed(self, z: Array) -> Array:

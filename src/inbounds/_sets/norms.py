@@ -28,8 +28,8 @@ from inbounds._arrays.ops import (
 from inbounds._arrays.units import Units
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import axes, center_of, in_a_row, number, numbers_of_units
-from inbounds._sets.declaration import Declaration, Row
-from inbounds._sets.one_row import level_left, nearest_on_one_row
+from inbounds._sets.declaration import Declaration, Limit
+from inbounds._sets.one_limit import level_left, nearest_on_one_limit
 from inbounds._sets.reduced import radial
 from inbounds._sets.set import Set, registered
 from inbounds._types import Axis, Center, Number, Numbers
@@ -44,7 +44,7 @@ SHORT = 1e-9
 class _NormInterval(Set):
     """low <= |w| <= high."""
 
-    exact_in_metric: ClassVar[bool] = True
+    exact_in_metric = allows_frozen = True  # where it isn't convex too
     low: Bound
     high: Bound
     rate: float = 1.0
@@ -71,7 +71,7 @@ class _NormInterval(Set):
         return self.convex and bool(np.all(np.greater(self.high, 0)))
 
     def declaration(self, units: Units) -> Declaration:
-        return Declaration((Row("ball", units.numbers(self.high), center=self.center_values(units)),))
+        return Declaration((Limit("ball", units.numbers(self.high), center=self.center_values(units)),))
 
     def _project(self, units: Units) -> Units:
         nearest = _move_norm(units.together(self.whole), self.low, self.high).apart(units)
@@ -259,14 +259,14 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     moved_by = xp.reshape(moved_by, movable.shape) if hasattr(moved_by, "shape") else moved_by
     least, most, floor, ceiling = map(movable.numbers, (low, top, low - judged.held(low), high + judged.held(high)))
     bounds = (least, most, floor - moved_by, ceiling + moved_by)
-    least, most, floor, ceiling = (level_left(units, movable, Row("ball", bound)) for bound in bounds)
+    least, most, floor, ceiling = (level_left(units, movable, Limit("ball", bound)) for bound in bounds)
     if frozen is not None:
         finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), movable.shape)
 
     moved = (squares > (ceiling * inverse) ** 2) & finite
     if units.metric is not None:
-        ball = Declaration((Row("ball", units.numbers(top)),))
-        drawn = nearest_on_one_row(units, ball, xp.reshape(moved, units.shape))
+        ball = Declaration((Limit("ball", units.numbers(top)),))
+        drawn = nearest_on_one_limit(units, ball, xp.reshape(moved, units.shape))
         return _move_norm(drawn.costing(None), low, high).costing(units.costs) if bounded_below else drawn
     one = xp.ones_like(squares)
     target, some = one * most, moved

@@ -8,7 +8,7 @@ once, each merge by binary search.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +63,7 @@ class Monotone(Set):
            [1.5, 1.5, 1.5, 1.5]])
     """
 
-    exact_in_metric: ClassVar[bool] = True
-    allows_frozen: ClassVar[bool] = False
+    exact_in_metric = True
 
     def __init__(self, increasing: Bool = True, axis: Axis = None) -> None:
         instead = "Monotone(increasing=False) for entries that fall"

@@ -18,7 +18,7 @@ from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, View, WeightLayout
 from inbounds._errors import SetError, shown
 from inbounds._sets.arguments import refused
-from inbounds._sets.composite import Composite, Seen, Wrapped, bracketed, contains, parts_of
+from inbounds._sets.composite import Composite, Seen, Wrapped, asks_for_center, bracketed, contains, parts_of
 from inbounds._sets.custom import Custom
 from inbounds._sets.equal import Equal
 from inbounds._sets.joint import JointSet
@@ -102,7 +102,7 @@ class Per(Wrapped):
             wrong = f"Weights have different numbers of {self.kind}, and so no units together"
             where = f"{self!r} on weights of shape {' and '.join(str(one.shape) for one in layouts)}"
             raise SetError(wrong, " and ".join(map(str, counts)), where=where, instead="a set for each weight")
-        if self.set.centers and any(view.shape != one.shape for view, one in zip(views, layouts, strict=True)):
+        if asks_for_center(self.set) and any(view.shape != one.shape for view, one in zip(views, layouts, strict=True)):
             wrong = 'The centre "current" is not known by gates'
             raise SetError(wrong, repr(self), instead=f"an array of shape {views[0].shape} as `center`")
         pairs = zip(views, layouts, strict=True)

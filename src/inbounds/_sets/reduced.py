@@ -25,7 +25,7 @@ import numpy as np
 from inbounds._arrays.judgement import Bound, extremes, finite_bound
 from inbounds._arrays.ops import HUGE, MODERATE, Array, add_product, cast, dtype_of, epsilon, namespace
 from inbounds._arrays.units import Units
-from inbounds._sets.declaration import Declaration, Row, Values, is_bounded
+from inbounds._sets.declaration import Declaration, Limit, Values, is_bounded
 from inbounds._sets.normal_form import nearest
 
 SHARE = 1e-3
@@ -101,15 +101,15 @@ def by_multipliers(declaration: Declaration, units: Units, gradient: Units, *, w
 
         return x.map(way, values, e, grain)
 
-    def gap(row: Row, number: Array, terms: Array) -> Array:
-        """How far each unit is from a row's level, in steps; 0 of an equation, and of rounding."""
-        short = xp.maximum(row.level - number, 0)
-        held = x.judged().held(1.0) * xp.maximum(terms, xp.zeros_like(terms) + abs(row.level))
-        none = short <= held if row.kind != "equal" else short >= 0
+    def gap(limit: Limit, number: Array, terms: Array) -> Array:
+        """How far each unit is from a limit, in steps; 0 of an equation, and of rounding."""
+        short = xp.maximum(limit.level - number, 0)
+        held = x.judged().held(1.0) * xp.maximum(terms, xp.zeros_like(terms) + abs(limit.level))
+        none = short <= held if limit.kind != "equal" else short >= 0
         return xp.where(none | ~usable, xp.zeros_like(short), short / e)
 
-    def of_steps(given: Row) -> Row:
-        """What a row of the units asks of their steps."""
+    def of_steps(given: Limit) -> Limit:
+        """What a limit of the units asks of their steps."""
         a, c = given.weights, given.center
         terms = x.sum(lambda x, a, c: xp.abs(a * x) + xp.abs(a * c + 0 * x), a, c)
         if given.kind in ("equal", "most"):
@@ -122,10 +122,11 @@ def by_multipliers(declaration: Declaration, units: Units, gradient: Units, *, w
         size = xp.where(usable & (largest > 0), largest, xp.ones_like(largest))
         length = xp.sqrt(x.total(lambda x, a, c, size: (a * (x - c) / size) ** 2, a, c, size))
         outwards = moving(x.map(lambda x, a, c, size: a * (x - c) / size, a, c, size))
-        return Row("most", gap(given, size * length, terms) * xp.where(usable, length, xp.ones_like(length)), outwards)
+        level = gap(given, size * length, terms) * xp.where(usable, length, xp.ones_like(length))
+        return Limit("most", level, outwards)
 
     low, high = (way_to(one) if is_bounded(one) else one for one in (declaration.low, declaration.high))
-    inside = Declaration(tuple(map(of_steps, declaration.rows)), low, high)
+    inside = Declaration(tuple(map(of_steps, declaration.limits)), low, high)
     steps = nearest(moving(known.map(lambda g: -g)), inside, whole=False)
     taken = known.max(lambda g, d: xp.abs(g + d), steps)
     moved = usable & (taken > 4 * epsilon(dtype_of(taken)) * steepest)

@@ -92,10 +92,6 @@ class Set(Value):
     convex: ClassVar[bool] = True
     entrywise: bool = False  # whether it looks at each entry by itself, so that units matter for reports only
     separable: ClassVar[bool] = False  # whether each entry is projected by itself, in every metric alike
-    has_boundary: ClassVar[bool] = True  # whether it can be told if a unit lies on the boundary
-    exact_in_metric: ClassVar[bool] = False  # whether `_project` heeds the metric of the units
-    bounds_one_norm: ClassVar[bool] = False  # whether it has faces that steps of one size, as Lion's, drag along
-    allows_frozen: ClassVar[bool] = True  # whether movable entries of a unit can make up for those that are frozen
     of_each_unit: ClassVar[tuple[str, ...]] = ()  # the arguments that may be arrays with one number for each unit
     needs_latent: ClassVar[bool] = False  # whether training stalls without latent weights, see `Training`
     undone_steps: ClassVar[str] = ""  # which steps the projection undoes, so that a weight may never move, in words
@@ -141,23 +137,23 @@ class Set(Value):
         return self.convex
 
     @property
-    def full_gradient_reason(self) -> str:
-        """Why an optimizer sees all of a gradient where the reduced one is asked for, in words.
-
-        Empty where it sees the reduced one.
-        """
-        if self.separable:
-            return "each entry is projected by itself"
-        return "" if self.has_reduced_gradient else "the set is neither convex nor smooth"
-
-    @property
     def has_normal_form(self) -> bool:
-        """Whether it is made of bounds, linear rows, balls and 1-norms, see `declaration`."""
+        """Whether bounds, linear constraints, balls and 1-norms make it, see `declaration`."""
         return type(self).declaration is not Set.declaration
 
     def declaration(self, units: Units) -> Declaration:
         """What it asks of units, for intersections; only of sets that say `has_normal_form`."""
         raise NotImplementedError(f"{type(self).__name__} has no normal form")
+
+    @property
+    def exact_in_metric(self) -> bool:
+        """Whether `_project` heeds the metric of the units."""
+        return self.separable or self.has_normal_form
+
+    @property
+    def allows_frozen(self) -> bool:
+        """Whether movable entries of a unit can make up for those that are frozen."""
+        return self.separable or self.has_normal_form
 
     @property
     def couples_units(self) -> bool:
@@ -254,17 +250,6 @@ class Set(Value):
         """The set on weights of such layouts, to whose axes `on`, `per` and group names refer."""
         return self
 
-    @property
-    def centers(self) -> bool:
-        """Whether the set asks for the current weights as its centre."""
-        return isinstance(self.center, str)
-
-    def about(self, current: Array) -> Set:
-        """The set with the centre "current" replaced by these values."""
-        if not self.centers:
-            return self
-        return with_argument(self, "center", current)
-
     # The engine, for sets and what puts them to work.
 
     def nearest(self, units: Units) -> Units:
@@ -273,12 +258,12 @@ class Set(Value):
         They are nearest in their metric where the set is convex or heeds it.
         """
         if units.metric is not None and not self.exact_in_metric:
-            if self.convex and not self.separable:
+            if self.convex:
                 return in_steps(self.nearest, units, couples=self.couples_units)
             return self.nearest(units.costing(None)).costing(units.costs)
-        if self.center is None:
+        centers = self.center_values(units)
+        if not isinstance(centers, Units):
             return self._project(units)
-        centers = self.centers_of(units)
         shifted = units.about(centers)
 
         def back(x: Array, new: Array, old: Array, c: Array) -> Array:
@@ -371,22 +356,21 @@ class Set(Value):
         """Of how many things a report speaks, on weights of that many units."""
         return 1 if self.whole else units
 
-    def centers_of(self, units: Units) -> Units:
-        """The centre, 0 without one, entry by entry."""
+    def center_values(self, units: Units) -> Values:
+        """The centre, entry by entry; the number 0 without one."""
+        if self.center is None:
+            return 0.0
         self._check_center()
-        placed = units.place(0.0 if self.center is None else self.center)
-        return units.with_parts([constant(part, values) for part, values in zip(units.parts, placed, strict=True)])
+        pairs = zip(units.parts, units.place(self.center), strict=True)
+        return units.with_parts([constant(part, values) for part, values in pairs])
 
     def centred(self, units: Units) -> Units:
         """The units relative to the centre; as they are without one."""
-        return units if self.center is None else units.about(self.centers_of(units))
-
-    def center_values(self, units: Units) -> Values:
-        """`centers_of`; the number 0 without a centre."""
-        return 0.0 if self.center is None else self.centers_of(units)
+        centers = self.center_values(units)
+        return units.about(centers) if isinstance(centers, Units) else units
 
     def _check_center(self) -> None:
-        if self.centers:
+        if isinstance(self.center, str):
             wrong = "The centre is not known yet: the weights become it when a model is constrained"
             instead = "inbounds.constrain(model, rules), or give the values as `center`"
             raise SetError(wrong, f"center={self.center!r}", where=repr(self), instead=instead)
@@ -504,20 +488,13 @@ class Set(Value):
 
     def check_fit(self, units: Units) -> None:
         """Raises where an argument of the set doesn't fit these units."""
-        if self.center is not None and not self.centers:
+        if self.center is not None and not isinstance(self.center, str):
             units.place(self.center)
         for name in self.of_each_unit:
             units.numbers(getattr(self, name))
 
     def check_room(self, units: Units) -> None:  # most sets have a point for units of any size
         """Raises where the set has no point for units of this size."""
-
-    @property
-    def stackable(self) -> bool:
-        """Whether weights that are alike can be projected as one, with one more axis of units."""
-        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        table = any(value.ndim > (name not in self.of_each_unit) for name, value in arrays.items())  # of one layer's
-        return not self.whole and self.center is None and not table
 
     @property
     def splittable(self) -> bool:
@@ -568,7 +545,8 @@ def registered(cls: SetClass) -> SetClass:
 
 def with_argument(given: Set, name: str, value: Any) -> Set:
     """A set that takes an argument, with another value of it."""
-    return type(given)(**({one: getattr(given, one) for one in given.argument_names()} | {name: value}))
+    made = type(given)(**({one: getattr(given, one) for one in given.argument_names()} | {name: value}))
+    return made._with(training=given.training)
 
 
 def finite_rows(rows: Array, mask: Array | None) -> tuple[Array, Array]:

@@ -61,7 +61,6 @@ class Sparse(Set):
     undone_steps: ClassVar[str] = (
         "a step that leaves an entry below the k largest of its unit is lost, so that small ones never revive it"
     )
-    allows_frozen: ClassVar[bool] = False
 
     def __init__(self, k: Integer, axis: Axis = None) -> None:
         self.k = positive_integer("Sparse", "k", k, "Sparse(k=10)", ": how many entries of a unit may differ from 0")

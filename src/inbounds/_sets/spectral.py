@@ -322,9 +322,10 @@ class SpectralNorm(_SpectralOrNuclearNorm):
                 return slopes + xp.matmul(within, rows) * size
 
             count = values.shape[1]
-            few = -(-count // 4)  # eigenvectors of so small a matrix take a tenth of the time
-            left_over: Array = branch(xp.all(share[:, :-few] == 0), lambda: by_last(few), lambda: by_last(count))
-            return left_over
+            left_over = partial(by_last, count)
+            for few in (-(-count // 2), -(-count // 4)):  # the eigenvectors of half the matrix take a sixth of the time
+                left_over = partial(branch, xp.all(share[:, :-few] == 0), partial(by_last, few), left_over)
+            return left_over()
 
         inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) < (1 - 2 * SHARE - rounding) ** 4)
         left: Array = branch(inside, lambda: slopes, taken)
@@ -501,7 +502,6 @@ class LowRank(_AtItsSize, _Shrinking):
 
     rank: int
     convex: ClassVar[bool] = False
-    has_boundary: ClassVar[bool] = False
     undone_steps: ClassVar[str] = (
         "the part of a step that would raise the rank is lost, unless it outgrows a singular value that is kept"
     )

@@ -8,7 +8,7 @@ Newton's method from below ends after a few steps, exactly.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +28,8 @@ from inbounds._arrays.ops import (
 )
 from inbounds._arrays.units import Units
 from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units, refused
-from inbounds._sets.declaration import Declaration, Kind, Row
-from inbounds._sets.one_row import LOOKS, from_the_left, nearest_on_one_row
+from inbounds._sets.declaration import Declaration, Kind, Limit
+from inbounds._sets.one_limit import LOOKS, from_the_left, nearest_on_one_limit
 from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Exceeded, Set, registered
 from inbounds._sets.splitting import repeated
@@ -39,7 +39,6 @@ from inbounds._types import Axis, Center, Numbers
 class Linear(Set):
     """a.w = b, or a.w <= b, for a normal a whose largest entry is 1 in size."""
 
-    exact_in_metric: ClassVar[bool] = True
     equal: bool
     largest: float  # the normal's largest entry, in size
     slope: Any  # the normal over it
@@ -52,7 +51,7 @@ class Linear(Set):
     def declaration(self, units: Units) -> Declaration:
         kind: Kind = "equal" if self.equal else "most"
         slope = units.entries(self.slope) if np.shape(self.slope) else 1.0
-        return Declaration((Row(kind, units.numbers(self.level), slope),))
+        return Declaration((Limit(kind, units.numbers(self.level), slope),))
 
     def _project(self, units: Units) -> Units:
         slope = units.entries(self.slope)
@@ -265,7 +264,6 @@ class Simplex(OfTotal):
     """
 
     of_each_unit = ("total",)
-    exact_in_metric: ClassVar[bool] = True
 
     def __init__(self, total: Numbers = 1.0, axis: Axis = None) -> None:
         self.total = numbers_of_units("Simplex", "total", total, positive=True)
@@ -273,7 +271,7 @@ class Simplex(OfTotal):
         self.axis = axes("Simplex", axis)
 
     def declaration(self, units: Units) -> Declaration:
-        return Declaration((Row("equal", units.numbers(self.level)),), low=0.0)
+        return Declaration((Limit("equal", units.numbers(self.level)),), low=0.0)
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         return _reduced_on_a_face(units, gradient, self.level, signed=False)
@@ -283,7 +281,7 @@ class Simplex(OfTotal):
         least = units.constants().max(lambda x: -x)
         off = units.constants().total(lambda x: x) - units.numbers(self.level)
         moved = (least > 0) | (xp.abs(off) > units.numbers(units.judged().held(self.level)))
-        return nearest_on_one_row(units, self.declaration(units), moved & (least < np.inf))
+        return nearest_on_one_limit(units, self.declaration(units), moved & (least < np.inf))
 
     def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         return namespace(rows).abs(_beyond(rows, 1.0, np.asarray(self.level)))
@@ -317,8 +315,6 @@ class L1Ball(OfTotal):
            [ 0.2 ,  0.3 ]])
     """
 
-    exact_in_metric: ClassVar[bool] = True
-    bounds_one_norm: ClassVar[bool] = True
     of_each_unit = ("radius",)
 
     def __init__(self, radius: Numbers = 1.0, axis: Axis = None, center: Center = None) -> None:
@@ -328,7 +324,7 @@ class L1Ball(OfTotal):
         self.center = center_of("L1Ball", center)
 
     def declaration(self, units: Units) -> Declaration:
-        return Declaration((Row("diamond", units.numbers(self.level), center=self.center_values(units)),))
+        return Declaration((Limit("diamond", units.numbers(self.level), center=self.center_values(units)),))
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         return _reduced_on_a_face(self.centred(units), gradient, self.level, signed=True)
@@ -343,8 +339,8 @@ class L1Ball(OfTotal):
             moved = sizes.total(lambda x: x) > ceiling + moved_by
         else:  # XLA would write out `abs`, which the largest entries take too
             moved = known.total(lambda x: xp.maximum(x, -x)) > ceiling + moved_by
-        about_0 = Declaration((Row("diamond", units.numbers(self.level)),))
-        return nearest_on_one_row(units, about_0, moved, sizes)
+        about_0 = Declaration((Limit("diamond", units.numbers(self.level)),))
+        return nearest_on_one_limit(units, about_0, moved, sizes)
 
     def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         xp = namespace(rows)

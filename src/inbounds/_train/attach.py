@@ -16,6 +16,7 @@ from inbounds._errors import LayoutWarning, PlanNotSavedWarning, RuleError, expl
 from inbounds._model.plan import Entry, Plan
 from inbounds._model.rules import guess_warning, resolve
 from inbounds._model.weights import Weight, weights_of
+from inbounds._sets.composite import asks_for_center, with_center
 from inbounds._sets.set import Set
 from inbounds._sets.value import Training
 from inbounds._train.assignments import assign
@@ -28,9 +29,9 @@ from inbounds._train.attached_sets import (
 )
 from inbounds._train.decisions import decide
 from inbounds._train.optimizer_hooks import take_up
-from inbounds._train.optimizers import optimizers_of, optimizers_stepping, steps_taken
+from inbounds._train.optimizers import optimizers_of
 from inbounds._train.step_projections import projection_of
-from inbounds._train.taken_plans import without_latents
+from inbounds._train.taken_plans import optimizers_stepping, steps_taken, without_latents
 from inbounds._train.unsaved_sets import unsaved_sets
 from inbounds._train.weight_access import exclusive_access
 from inbounds._types import Every, Gradient, Latent, Metric, Model, Rules
@@ -122,7 +123,8 @@ def _constrain(model: Any, rules: Any, options: dict[str, Any]) -> Plan:
     _check_no_other_plan(model)
     _check_latents_can_be_added(model, plan)
     values = _projected_entries(model, plan.entries, in_numpy=True)
-    _restore_given_constraints(weights_of(model))
+    planned = {id(variable) for entry in plan.entries for variable in entry.variables}
+    _restore_given_constraints(weight for weight in weights_of(model) if id(weight.variable) not in planned)
     assign(values)
     for entry in plan.entries:
         attach_set(entry, model)
@@ -134,11 +136,11 @@ def _constrain(model: Any, rules: Any, options: dict[str, Any]) -> Plan:
 
 def _with_current_center(entry: Entry) -> Entry:
     """The entry with the current weights in place of the centre "current"."""
-    if not entry.set.centers:
+    if not asks_for_center(entry.set):
         return entry
     values = [to_numpy(variable) for variable in entry.variables]
     current = values[0] if len(values) == 1 else Units.of(values, entry.axes).rows()
-    return replace(entry, set=entry.set.about(current))
+    return replace(entry, set=with_center(entry.set, current))
 
 
 def _check_latents_can_be_added(model: Any, plan: Plan) -> None:

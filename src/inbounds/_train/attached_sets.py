@@ -27,6 +27,7 @@ class AttachedSet(keras.constraints.Constraint):  # type: ignore[misc]  # keras 
         self.entry = entry  # the set with all its weights
         self.given = given  # the constraint that the variable's layer was given, or None
         self._model = None if model is None else weakref.ref(model)
+        self.optimizer: weakref.ref[Any] | None = None  # the optimizer of Keras that has taken the set up last
 
     @property
     def model(self) -> Any:
@@ -61,25 +62,26 @@ def attach_set(entry: Entry, model: Any = None) -> None:
     """Attaches the set of an entry to its variables; `model` is None without a plan."""
     for weight in entry.weights:
         remember_layer(weight.variable, weight.layer)
-        weight.variable.constraint = AttachedSet(entry, given_constraint(weight.variable), model)
-
-
-def models_of_plans(entries: Iterable[Entry]) -> list[Any]:
-    """The models whose plans hold the weights of some entries, each once; none without a plan."""
-    constraints = (variable.constraint for entry in entries for variable in entry.variables)
-    models = [one.model for one in constraints if isinstance(one, AttachedSet)]
-    return list({id(model): model for model in models if model is not None}.values())
+        attached = AttachedSet(entry, given_constraint(weight.variable), model)
+        for earlier in attached_sets([weight.variable]):
+            attached.optimizer = earlier.optimizer
+        weight.variable.constraint = attached
 
 
 def is_planned(entry: Entry) -> bool:
     """Whether the set comes from a plan, which has projected all weights once."""
-    return bool(models_of_plans([entry]))
+    return any(one.model is not None for one in attached_sets(entry.variables))
+
+
+def attached_sets(variables: Iterable[Any]) -> list[AttachedSet]:
+    """The sets attached to some variables, one for each that has one."""
+    constraints = (getattr(variable, "constraint", None) for variable in variables)
+    return [one for one in constraints if isinstance(one, AttachedSet)]
 
 
 def attached_entries(variables: Iterable[Any]) -> list[Entry]:
     """The entries attached to some variables, each once."""
-    constraints = [getattr(variable, "constraint", None) for variable in variables]
-    return list({id(one.entry): one.entry for one in constraints if isinstance(one, AttachedSet)}.values())
+    return list({id(one.entry): one.entry for one in attached_sets(variables)}.values())
 
 
 def entries_in_force(model: Any) -> tuple[Entry, ...]:

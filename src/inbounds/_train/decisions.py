@@ -14,7 +14,9 @@ from typing import Any
 import keras
 
 from inbounds._model.plan import Entry
-from inbounds._sets.composite import parts_of
+from inbounds._sets.composite import contains, parts_of
+from inbounds._sets.custom import Custom
+from inbounds._sets.sums import L1Ball
 from inbounds._train.attached_sets import is_planned
 from inbounds._train.metrics import STEP_ANOTHER_SEQUENCE, OptimizerMetric, optimizer_metric
 from inbounds._train.step_projections import StepProjection, projection_of
@@ -98,8 +100,9 @@ def _projects_in_metric(entry: Entry, averages: bool) -> bool:
     constraint, training = entry.set, entry.training
     if training.metric == "euclidean" or constraint.separable or not constraint.exact_in_metric:
         return False
-    full = training.gradient == "full" or bool(constraint.full_gradient_reason)
-    return training.metric == "optimizer" or full or constraint.bounds_one_norm or not averages
+    full = training.gradient == "full" or not constraint.has_reduced_gradient
+    drags = contains(constraint, (L1Ball,))
+    return training.metric == "optimizer" or full or drags or not averages
 
 
 def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], shared: str, sparse_gradient: bool) -> str:
@@ -114,8 +117,12 @@ def _full_gradient_reason(entry: Entry, optimizers: Sequence[Any], shared: str, 
             if (metric := optimizer_metric(optimizer)) is not None and metric.needs_full_gradient:
                 return f"{type(optimizer).__name__} {metric.needs_full_gradient}"
     another = any(isinstance(optimizer, STEP_ANOTHER_SEQUENCE) for optimizer in optimizers)
-    reason = "" if another and constraint.has_reduced_gradient else constraint.full_gradient_reason
-    return reason or ("it names rows of a batch only" if sparse_gradient else "")
+    if constraint.separable and not (another and constraint.has_reduced_gradient):
+        return "each entry is projected by itself"
+    if not constraint.has_reduced_gradient:
+        custom = isinstance(constraint, Custom)
+        return "the callable isn't said to be a projection" if custom else "the set is neither convex nor smooth"
+    return "it names rows of a batch only" if sparse_gradient else ""
 
 
 def _latent(entry: Entry, optimizers: Sequence[Any], shared: str) -> tuple[bool, str]:

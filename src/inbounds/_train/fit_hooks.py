@@ -27,8 +27,8 @@ from inbounds._train.attached_sets import (
     project_in_numpy,
 )
 from inbounds._train.optimizer_hooks import update_compiled_constants
-from inbounds._train.optimizers import in_tensorflow_strategy, optimizers_of, steps_taken
-from inbounds._train.taken_plans import taken_plan
+from inbounds._train.optimizers import in_tensorflow_strategy, optimizers_of
+from inbounds._train.taken_plans import steps_taken, taken_plan
 from inbounds._train.weight_access import WeightAccess, check_weights_exist, has_lost_value, run_with_access
 
 

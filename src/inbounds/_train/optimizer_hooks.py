@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -33,14 +34,14 @@ from inbounds._train.attached_sets import (
     AttachedSet,
     attach_set,
     attached_entries,
+    attached_sets,
     given_constraint,
     is_planned,
-    models_of_plans,
     project_after_error,
     project_in_numpy,
 )
 from inbounds._train.decisions import decide, signature
-from inbounds._train.optimizers import WRAPPERS, remember_stepper, with_inner
+from inbounds._train.optimizers import WRAPPERS, with_inner
 from inbounds._train.step_projections import Stepped, StepProjection, grouped, projection_of, reduced_gradients
 from inbounds._train.taken_plans import add_latents, add_measures, latent_of, taken_plan
 from inbounds._train.weight_access import WeightAccess, run_with_access
@@ -130,7 +131,8 @@ def take_up(optimizer: Any) -> None:
     for entry in entries:
         if entry not in known:
             _make_room_beside_frozen_weights(optimizer, entry)
-    remember_stepper(optimizer, [v for entry in entries for v in entry.variables], models_of_plans(entries))
+    for attached in attached_sets(optimizer._trainable_variables):
+        attached.optimizer = weakref.ref(optimizer)
     projections = grouped(decide(entry, [optimizer]) for entry in entries)
     add_latents(optimizer, projections)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}

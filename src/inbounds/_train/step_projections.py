@@ -36,6 +36,8 @@ from inbounds._arrays.units import Units
 from inbounds._arrays.views import Axes, Block
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
+from inbounds._sets.composite import parts_of
+from inbounds._sets.set import Set
 from inbounds._train import programs
 from inbounds._train.metrics import OptimizerMetric
 from inbounds._train.optimizers import in_tensorflow_strategy
@@ -318,11 +320,19 @@ def _group_key(projection: StepProjection) -> Any:
     entry = projection.entry
     small_on_tensorflow = keras.backend.backend() == "tensorflow" and _is_small(entry) and not in_tensorflow_strategy()
     worth_it = keras.backend.backend() == "torch" or small_on_tensorflow
-    if not worth_it or projection.latent or not entry.applied.stackable:
+    if not worth_it or projection.latent or not _is_stackable(entry.applied):
         return id(entry)
     weights = tuple((weight.shape, dtype_of(weight.variable)) for weight in entry.weights)
     how = entry.training, projection.metric, projection.full_gradient_reason, projection.shared
     return entry.applied, how, entry.axes, weights, projection.movable
+
+
+def _is_stackable(applied: Set) -> bool:
+    """Whether weights that are alike can be projected as one, with one more axis of units."""
+    parts = list(parts_of(applied))
+    arrays = ((one, name, value) for one in parts for name, value in vars(one).items() if isinstance(value, np.ndarray))
+    table = any(value.ndim > (name not in one.of_each_unit) for one, name, value in arrays)  # of one layer's
+    return not applied.couples_units and all(one.center is None for one in parts) and not table
 
 
 def _is_small(entry: Entry) -> bool:

@@ -1,5 +1,7 @@
 """What inbounds keeps on a Keras optimizer: one attribute, which holds a `TakenPlan`.
 
+A set that is attached to a variable knows the optimizer that has taken it up.
+
 Latent weights are variables of the optimizer like its slots, with the weight's dtype and layout,
 and are saved, see `optimizer_hooks`. For a Monitor there are variables with what steps measure,
 which aren't saved, and are listed on JAX, where a step returns only what is listed.
@@ -8,7 +10,7 @@ which aren't saved, and are listed on JAX, where a step returns only what is lis
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +20,8 @@ import numpy as np
 from inbounds._arrays.ops import Array, dtype_of
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
-from inbounds._train.attached_sets import AttachedSet
-from inbounds._train.optimizers import in_stateless_scope
+from inbounds._train.attached_sets import AttachedSet, attached_sets
+from inbounds._train.optimizers import in_stateless_scope, steppers_of, with_inner
 from inbounds._train.step_projections import StepProjection
 from inbounds._train.weight_access import has_lost_value
 
@@ -69,6 +71,35 @@ def taken_plan(optimizer: Any) -> TakenPlan:
     if _ATTRIBUTE not in vars(optimizer):
         vars(optimizer)[_ATTRIBUTE] = TakenPlan()  # TensorFlow tracks what setattr sets
     return vars(optimizer)[_ATTRIBUTE]  # type: ignore[no-any-return]  # an attribute that Keras doesn't know
+
+
+def optimizers_stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
+    """The optimizers of a model that step some of the variables.
+
+    If there are none, those that aren't built yet: of the compiled optimizer if any, else all. If
+    the model holds none, those that have taken up the sets of the variables last.
+    """
+    steppers, ids = steppers_of(model), set(map(id, variables))
+    stepping = [optimizer for optimizer in steppers if ids & set(map(id, optimizer._trainable_variables))]
+    unbuilt = [optimizer for optimizer in steppers if not optimizer.built]
+    compiled = set(map(id, with_inner(*filter(None, [getattr(model, "optimizer", None)]))))
+    of_compiled = [optimizer for optimizer in unbuilt if id(optimizer) in compiled]
+    return stepping or of_compiled or unbuilt or _last_steppers(variables)
+
+
+def _last_steppers(variables: Sequence[Any]) -> list[Any]:
+    """The living optimizers that have taken up the sets of some variables last, each once."""
+    found = (one.optimizer and one.optimizer() for one in attached_sets(variables))
+    return list({id(optimizer): optimizer for optimizer in found if optimizer is not None}.values())
+
+
+def steps_taken(model: Any, entry: Entry) -> int:
+    """The step count of an entry's optimizer, if its set changes with the steps; else 0."""
+    if not entry.set.changes:
+        return 0
+    own = [optimizer for optimizer in optimizers_stepping(model, entry.variables) if optimizer.built]
+    own = own or _last_steppers(entry.variables)  # the compiled one is not used
+    return int(own[0].iterations) if own else 0
 
 
 def add_latents(optimizer: Any, projections: Iterable[StepProjection]) -> None:

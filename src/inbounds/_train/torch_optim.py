@@ -94,16 +94,12 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
         if not all(isinstance(weight.variable.constraint, AttachedSet) for weight in entry.weights):
             attach_set(entry)
     hook = _StepHook(variables_of(model))
-    for earlier in _HOOKS.setdefault(optimizer, weakref.WeakSet()):
-        earlier.leave(hook.variables)
-    _HOOKS[optimizer].add(hook)
     handle = optimizer.register_step_post_hook(hook)
+    for earlier in handle.hooks_dict_ref().values():
+        if isinstance(earlier, _StepHook) and earlier is not hook:
+            earlier.leave(hook.variables)
     _wrap_step(optimizer, weakref.ref(hook))
     return handle
-
-
-_HOOKS: weakref.WeakKeyDictionary[Any, weakref.WeakSet[_StepHook]] = weakref.WeakKeyDictionary()
-"""The hooks on each optimizer."""
 
 
 def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:

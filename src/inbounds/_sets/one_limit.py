@@ -1,4 +1,4 @@
-"""The projection on one row with bounds on entries: one multiplier per unit, found in a bracket.
+"""The projection on one limit with bounds on entries: one multiplier per unit, found in a bracket.
 
 The entries are known by a formula once the multiplier t is known (see `normal_form`), and what they
 add up to falls in t. Newton's method finds where it meets the level; a step that leaves the bracket
@@ -36,7 +36,7 @@ from inbounds._arrays.ops import (
     without_gradient,
 )
 from inbounds._arrays.units import Units
-from inbounds._sets.declaration import Declaration, Row, Values, clip, is_bounded
+from inbounds._sets.declaration import Declaration, Limit, Values, clip, is_bounded
 
 LOOKS, UNROLLED = 64, 12
 """At most so many looks at a multiplier; where PyTorch exports or vectorizes, so many for sums of
@@ -50,14 +50,14 @@ FARTHEST = 1e-12
 point does to rounding: the squares of what is left would vanish."""
 
 
-def nearest_on_one_row(units: Units, declaration: Declaration, moved: Array, away: Units | None = None) -> Units:
+def nearest_on_one_limit(units: Units, declaration: Declaration, moved: Array, away: Units | None = None) -> Units:
     """The units that are moved, at their nearest points.
 
     The result meets the level where bounds leave it room.
 
     Args:
         units: of any parts, in their metric.
-        declaration: bounds, and one row.
+        declaration: bounds, and one limit.
         moved: which units are outside, one for each; the others stay bit for bit, and so do those
             with NaN or infinities.
         away: of a 1-norm about 0, the sizes of the entries, where they are known.
@@ -66,7 +66,7 @@ def nearest_on_one_row(units: Units, declaration: Declaration, moved: Array, awa
     if movable is None:
         return units
     xp = namespace(movable.parts[0])
-    problem = _OneRow(units, movable, declaration, None if away is None else away.only(movable=True))
+    problem = _OneLimit(units, movable, declaration, None if away is None else away.only(movable=True))
     moved = xp.reshape(moved, movable.shape) & problem.finite
     t = problem.multiplier(moved)
     y = problem.finished(problem.entries(problem.base, t), t, moved)
@@ -75,8 +75,8 @@ def nearest_on_one_row(units: Units, declaration: Declaration, moved: Array, awa
     return units.with_movable(y if problem.keeps else movable.chosen(moved, y))
 
 
-class _OneRow:
-    """One row and the movable entries of units, over a number per unit, to be of the size of 1.
+class _OneLimit:
+    """One limit and the movable entries of units, over a number per unit, to be of the size of 1.
 
     Attributes:
         level: what the entries are to add up to, or at most.
@@ -92,28 +92,28 @@ class _OneRow:
 
     def __init__(self, units: Units, movable: Units, declaration: Declaration, away: Units | None) -> None:
         self.xp = xp = namespace(movable.parts[0])
-        (row,) = declaration.rows
+        (limit,) = declaration.limits
         self.weights, self.offset, self.lowest, self.highest = (
-            _of(values, movable=True) for values in (row.weights, row.center, declaration.low, declaration.high)
+            _of(values, movable=True) for values in (limit.weights, limit.center, declaration.low, declaration.high)
         )
         self.movable = movable
         rounding = epsilon(dtype_of(movable.parts[0]))
         self.training = units.training
         self.slack = rounding**0.5 / 4 if units.training else 8 * rounding
         self.noise = Judgement(units.size, dtype_of(movable.parts[0])).held(1.0) / 2
-        self.kind, self.linear = row.kind, row.kind in ("equal", "most")
+        self.kind, self.linear = limit.kind, limit.kind in ("equal", "most")
         self.bounded = is_bounded(self.lowest) or is_bounded(self.highest)
         self.costs: Values = 1.0 if movable.costs is None else movable.costs
-        self.positive = row.kind == "diamond" and not self.bounded
+        self.positive = limit.kind == "diamond" and not self.bounded
         if self.linear and self.lowest == 0.0 and not is_bounded(self.highest) and self.weights == 1.0:
             self.positive, self.bounded, self.lowest = True, False, -np.inf
         self.from_top = self.positive and self.costs == 1.0 and self.weights == 1.0
 
-        self.keeps = self.positive and row.kind == "diamond" and self.offset == 0.0 and self.weights == 1.0
+        self.keeps = self.positive and limit.kind == "diamond" and self.offset == 0.0 and self.weights == 1.0
 
         known = movable.constants()
         away = away or self.away(known)
-        level = level_left(units, movable, row)
+        level = level_left(units, movable, limit)
         self.top: Any = 0.0
         if self.from_top:
             largest = away.max(lambda x: x)
@@ -124,7 +124,7 @@ class _OneRow:
             else:
                 self.top = largest
         else:
-            largest = away.max(lambda x: x) if self.keeps else _largest(known, declaration, row)
+            largest = away.max(lambda x: x) if self.keeps else _largest(known, declaration, limit)
             level = level + xp.zeros_like(largest)
             scale = xp.maximum(largest, xp.abs(level))
             self.unit = xp.clip(scale, 1 / HUGE, HUGE)
@@ -148,7 +148,7 @@ class _OneRow:
             self.sign = known.map(lambda x, c: xp.sign(_less(x, c)), self.offset)
         self.base = self.over_unit(away)
         self.none = xp.zeros_like(level) - self.top / self.unit
-        if row.kind == "equal":
+        if limit.kind == "equal":
             self.none = xp.full_like(level, -np.inf)
 
     def away(self, x: Units) -> Units:
@@ -390,16 +390,16 @@ def _of(values: Values, *, movable: bool) -> Values:
     return values.only(movable=movable) or 0.0 if isinstance(values, Units) else values
 
 
-def level_left(units: Units, movable: Units, row: Row) -> Array | float:
+def level_left(units: Units, movable: Units, limit: Limit) -> Array | float:
     """The level that frozen entries leave for the movable ones."""
     xp = namespace(movable.parts[0])
-    level = xp.reshape(row.level, movable.shape) if len(getattr(row.level, "shape", ())) else row.level
+    level = xp.reshape(limit.level, movable.shape) if len(getattr(limit.level, "shape", ())) else limit.level
     if (frozen := units.only(movable=False)) is None:
         return level
-    weights, center = _of(row.weights, movable=False), _of(row.center, movable=False)
-    if row.kind in ("equal", "most"):
+    weights, center = _of(limit.weights, movable=False), _of(limit.center, movable=False)
+    if limit.kind in ("equal", "most"):
         return level - xp.reshape(frozen.total(lambda x, a: a * x, weights), movable.shape)
-    if row.kind == "diamond":
+    if limit.kind == "diamond":
         return xp.maximum(
             level - xp.reshape(frozen.total(lambda x, a, c: xp.abs(a * (x - c)), weights, center), movable.shape), 0
         )
@@ -410,7 +410,7 @@ def level_left(units: Units, movable: Units, row: Row) -> Array | float:
     return size * xp.sqrt(xp.maximum(share * share - xp.reshape(taken, movable.shape), 0))
 
 
-def _largest(known: Units, declaration: Declaration, row: Row) -> Array:
+def _largest(known: Units, declaration: Declaration, limit: Limit) -> Array:
     """The size of the largest of the entries and of what they are compared with, for each unit."""
     xp = namespace(known.parts[0])
 
@@ -420,5 +420,5 @@ def _largest(known: Units, declaration: Declaration, row: Row) -> Array:
             x = xp.maximum(xp.abs(x), xp.where(finite, xp.abs(other + 0 * x), xp.zeros_like(x)))
         return xp.abs(x)
 
-    others = [v for v in (declaration.low, declaration.high, row.center) if is_bounded(v) and v != 0.0]
+    others = [v for v in (declaration.low, declaration.high, limit.center) if is_bounded(v) and v != 0.0]
     return known.max(size, *(_of(other, movable=True) for other in others))
