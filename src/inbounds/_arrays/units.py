@@ -29,6 +29,7 @@ from inbounds._arrays.ops import (
     dtype_of,
     epsilon,
     from_numpy,
+    into,
     is_eager_torch,
     namespace,
     select,
@@ -285,7 +286,7 @@ class Units:
         usable = xp.isfinite(most) & (most > 0)
         least = LEAST if self.training else 1e-30
         inverse = 1 / xp.where(usable, most, xp.ones_like(most))
-        share = view.map(lambda d, inverse: xp.maximum(d * inverse, least), inverse)
+        share = view.map(lambda d, inverse: into(product := d * inverse, "clip", product, least, math.inf), inverse)
         if not (self.concrete and bool(xp.all(usable))):
             share = share.map(lambda d, good: xp.where(good, d, xp.ones_like(d)), usable)
         return self.costing(costs.with_movable(share))
@@ -342,6 +343,8 @@ class Units:
 
     def chosen(self, moved: Array, other: Units) -> Units:
         """The units of `other` where `moved`, else these, bit for bit."""
+        if self.concrete and not self.masked and bool(namespace(moved).all(moved)):
+            return other
         return self.map(lambda x, y, moved: select(moved, y, x), other, moved)
 
     def alike(self, conditions: Array, groups: int) -> Array:

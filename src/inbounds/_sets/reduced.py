@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 
 from inbounds._arrays.judgement import Bound, extremes, finite_bound
-from inbounds._arrays.ops import HUGE, Array, add_product, cast, dtype_of, epsilon, namespace
+from inbounds._arrays.ops import HUGE, MODERATE, Array, add_product, cast, dtype_of, epsilon, namespace
 from inbounds._arrays.units import Units
 from inbounds._sets.declaration import Declaration, Limit, Values, is_bounded
 from inbounds._sets.normal_form import nearest
@@ -38,9 +38,6 @@ loses its digits."""
 
 NEAR = 1e-5
 """`SHARE` for formulas that don't subtract two projections, and so lose no digits."""
-
-MODERATE = 1e9
-"""Squares of bounds between its inverse and this neither overflow nor vanish."""
 
 
 def difference(project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool) -> Units:
@@ -192,20 +189,22 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     return gradient.chosen(taken != 0, gradient.map(add_product, units, -taken))
 
 
-def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array, Array]:
+def reach(units: Units, gradient: Units, share: float = SHARE, *, sizes: bool = False) -> tuple[Array, Array, Array]:
     """For each unit e, the gradient's largest entry, and whether that is neither 0 nor infinite.
 
     Args:
         units: where the gradient is taken.
         gradient: the gradient, in units of the same parts.
         share: how far `e g` reaches at least, see `SHARE`.
+        sizes: whether the entries of both are given in size.
     """
     movable, pull = units.only(movable=True), gradient.only(movable=True)
     assert movable is not None
     assert pull is not None
     xp = namespace(movable.parts[0])
-    size, slope = (xp.reshape(given.max(xp.abs), units.shape) for given in (movable, pull))
-    size = xp.where(size > 0, size, xp.max(size))  # a unit of zeros reaches as far as the others do
+    size_of = (lambda x: x) if sizes else xp.abs
+    size, slope = (xp.reshape(given.max(size_of), units.shape) for given in (movable, pull))
+    size = xp.where(size > 0, size, xp.max(xp.maximum(size, 0)))  # a unit of zeros reaches as far as the others do
     size = xp.where(size > 0, size, xp.ones_like(size))
     usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)
     e = max(share, 2 * epsilon(units.dtype)) * size / xp.where(usable, slope, xp.ones_like(slope))
