@@ -411,7 +411,7 @@ def above(x: Array, bound: Array | float, memory: Array | None = None) -> Array:
     if is_eager_torch(x) and is_concrete(x) and not is_sharded(x):
         bound = bound.detach() if hasattr(bound, "detach") else bound
         return xp.torch.gt(x.detach(), bound, out=xp.torch.empty_like(x) if memory is None else memory)
-    return xp.sign(xp.maximum(x + -bound, 0))  # XLA would write out what other sums share
+    return xp.sign(xp.maximum(x - bound, 0))
 
 
 def select(chosen: Array, a: Array, b: Array) -> Array:

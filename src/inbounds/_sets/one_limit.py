@@ -171,7 +171,8 @@ class _OneLimit:
 
         def entry(b: Array, a: Any, e: Any, d: Any, sign: Any, low: Any, high: Any, t: Array) -> Array:
             y = b * (d / (d + times(a, t))) if self.kind == "ball" else less_product(b, e, t)
-            y = into(y, "clip", y, 0, np.inf) if self.positive or self.kind == "diamond" else y
+            if self.positive or self.kind == "diamond":
+                y = into(y, "clip", y, 0, np.inf) if is_eager_torch(y) else self.xp.maximum(y, 0)
             return clip(times(sign, y), low, high) if self.bounded else y
 
         return base.map(entry, self.weights, self.ease, self.costs, self.sign, self.low, self.high, t)
@@ -217,12 +218,7 @@ class _OneLimit:
         xp = self.xp
         y = self.entries(self.base, t)
         number = self.number(y)
-        if not self.positive:
-            slope = self.slope(y, t)
-        elif is_eager_torch(number):
-            slope = y.sum(self.steepness, self.weights, self.ease)
-        else:
-            slope = self.base.sum(self.steepness_at, self.weights, self.ease, -t)
+        slope = y.sum(self.steepness, self.weights, self.ease) if self.positive else self.slope(y, t)
         safe = xp.where(slope > 0, slope, xp.ones_like(slope))
         if self.kind == "ball":
             over = xp.sqrt(number) / xp.maximum(self.level, FARTHEST) - 1
@@ -243,13 +239,6 @@ class _OneLimit:
         for factor in (a, e):
             fall = fall if isinstance(factor, float) else into(fall, "multiply", fall, factor)
         return fall
-
-    @staticmethod
-    def steepness_at(base: Array, a: Any, e: Any, minus: Array) -> Array:
-        """The same from the multiplier; XLA would write out what this shared with other sums."""
-        xp = namespace(base)
-        left = base + times(e, minus)
-        return times(a, times(e, xp.sign(left + xp.abs(left))))
 
     def multiplier(self, moved: Array) -> Array:
         """Where the level is met, for the units that are moved."""
