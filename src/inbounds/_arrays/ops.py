@@ -401,6 +401,11 @@ def into(memory: Array, operation: str, *operands: Any) -> Array:
     return getattr(xp, operation)(*operands)
 
 
+def positive_part(x: Array) -> Array:
+    """The larger of `x` and 0; in its memory, see `into`."""
+    return into(x, "clip", x, 0, math.inf) if is_eager_torch(x) else namespace(x).maximum(x, 0)
+
+
 def above(x: Array, bound: Array | float, memory: Array | None = None) -> Array:
     """1 where `x` is above a bound that broadcasts to it, else 0, in its dtype; see `into`.
 

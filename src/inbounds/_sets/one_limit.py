@@ -27,10 +27,10 @@ from inbounds._arrays.ops import (
     dtype_of,
     epsilon,
     into,
-    is_eager_torch,
     iterate,
     less_product,
     namespace,
+    positive_part,
     signed,
     times,
     without_gradient,
@@ -171,8 +171,7 @@ class _OneLimit:
 
         def entry(b: Array, a: Any, e: Any, d: Any, sign: Any, low: Any, high: Any, t: Array) -> Array:
             y = b * (d / (d + times(a, t))) if self.kind == "ball" else less_product(b, e, t)
-            if self.positive or self.kind == "diamond":
-                y = into(y, "clip", y, 0, np.inf) if is_eager_torch(y) else self.xp.maximum(y, 0)
+            y = positive_part(y) if self.positive or self.kind == "diamond" else y
             return clip(times(sign, y), low, high) if self.bounded else y
 
         return base.map(entry, self.weights, self.ease, self.costs, self.sign, self.low, self.high, t)

@@ -189,21 +189,19 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     return gradient.chosen(taken != 0, gradient.map(add_product, units, -taken))
 
 
-def reach(units: Units, gradient: Units, share: float = SHARE, *, sizes: bool = False) -> tuple[Array, Array, Array]:
+def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array, Array]:
     """For each unit e, the gradient's largest entry, and whether that is neither 0 nor infinite.
 
     Args:
         units: where the gradient is taken.
         gradient: the gradient, in units of the same parts.
         share: how far `e g` reaches at least, see `SHARE`.
-        sizes: whether the entries of both are given in size.
     """
     movable, pull = units.only(movable=True), gradient.only(movable=True)
     assert movable is not None
     assert pull is not None
     xp = namespace(movable.parts[0])
-    size_of = (lambda x: x) if sizes else xp.abs
-    size, slope = (xp.reshape(given.max(size_of), units.shape) for given in (movable, pull))
+    size, slope = (xp.reshape(given.max(xp.abs), units.shape) for given in (movable, pull))
     size = xp.where(size > 0, size, xp.max(xp.maximum(size, 0)))  # a unit of zeros reaches as far as the others do
     size = xp.where(size > 0, size, xp.ones_like(size))
     usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)

@@ -21,8 +21,8 @@ from inbounds._arrays.ops import (
     above,
     constant,
     into,
-    is_eager_torch,
     namespace,
+    positive_part,
     without_gradient,
     working_dtype,
 )
@@ -333,12 +333,9 @@ class L1Ball(OfTotal):
         xp = namespace(units.parts[0])
         ceiling = units.numbers(self.level + units.judged().held(self.level))
         moved_by = units.rounding(lambda given: given.total(xp.abs))
-        sizes, known = None, units.constants()
-        if _in_passes(units.parts[0]):
-            sizes = known.with_parts(list(map(xp.abs, known.parts)))
-            moved = sizes.total(lambda x: x) > ceiling + moved_by
-        else:  # XLA would write out `abs`, which the largest entries take too
-            moved = known.total(lambda x: xp.maximum(x, -x)) > ceiling + moved_by
+        known = units.constants()
+        sizes = known.with_parts(list(map(xp.abs, known.parts)))
+        moved = sizes.total(lambda x: x) > ceiling + moved_by
         about_0 = Declaration((Limit("diamond", units.numbers(self.level)),))
         return nearest_on_one_limit(units, about_0, moved, sizes)
 
@@ -366,10 +363,8 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     entries lose of their sizes is added up without these, beside which rounding would swallow it.
     """
     xp = namespace(units.parts[0])
-    far, steep, sizes_known = units, gradient, _in_passes(units.parts[0])
-    if sizes_known:
-        far, steep = (given.with_parts(list(map(xp.abs, given.parts))) for given in (units, gradient))
-    e, _, usable = reach(far, steep, NEAR, sizes=sizes_known)
+    far, steep = (given.with_parts(list(map(xp.abs, given.parts))) for given in (units, gradient))
+    e, _, usable = reach(far, steep, NEAR)
     movable, pull, slopes = (given.only(movable=True) for given in (units, gradient, steep))
     assert movable is not None
     assert pull is not None
@@ -378,18 +373,14 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     def added(terms: Units) -> Array:
         return xp.reshape(terms.total(lambda x: x), units.shape)
 
-    def size_of(x: Array) -> Array:
-        """XLA would write out `abs`, which the largest entries take too."""
-        return x if sizes_known else xp.maximum(x, -x)
-
     inverse = 1 / e
-    size = xp.reshape(slopes.total(size_of), units.shape)
+    size = added(slopes)
     noise = units.judged().held(1.0) / 2 * size
     ahead = movable.map(lambda x, g, inverse: _less(x * inverse, g), pull, inverse)
     if signed:
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         least = units.numbers(total - units.judged().held(total))  # rounding is nothing
-        gap = xp.minimum(far.total(size_of) - least + moved_by, 0) * inverse  # how far inside
+        gap = xp.minimum(added(far) - least + moved_by, 0) * inverse  # how far inside
         # Of a step `e g`, the part that draws an entry nearer to 0 counts, less the part beyond.
         memory = pull.map(_towards_0, movable, inverse, slopes)
         over = gap + size - 2 * added(memory)
@@ -408,21 +399,12 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     start = over / (length if isinstance(length, int) else xp.reshape(length, units.shape))
     t = from_the_left(look, start, xp.full_like(e, -np.inf), points_out)
     if signed:
-        t = xp.where(points_out, t, xp.zeros_like(t))
         taken = ahead.map(lambda a, t: into(a, "clip", a, -t, t), t)
-        points_out = points_out | (
-            units.concrete and bool(xp.all(xp.isfinite(over)))
-        )  # to take nothing is as good as a choice
     else:
         taken = ahead.map(lambda a, t: into(a, "minimum", a, t), t)
         points_out = points_out & (added(taken.map(xp.abs)) > 2 * noise)
     tangential = taken.map(lambda taken, g: into(taken, "add", g, taken), pull)
     return gradient.chosen(points_out, gradient.with_movable(tangential))
-
-
-def _in_passes(x: Array) -> bool:
-    """Whether each operation is a pass, rather than that XLA recomputes what is cheap in a sum."""
-    return namespace(x) is np or is_eager_torch(x)
 
 
 def _less(x: Array, g: Array) -> Array:
@@ -432,11 +414,7 @@ def _less(x: Array, g: Array) -> Array:
 
 def _towards_0(g: Array, x: Array, inverse: Array, most: Array) -> Array:
     """How far a step leads each entry nearer to 0, at most so far."""
-    way = sign = namespace(g).sign(g)
-    if not _in_passes(g):
-        way = sign * x * inverse
-        return 0.5 * namespace(g).minimum(way + namespace(g).abs(way), 2 * sign * g)
+    way = namespace(g).sign(g)
     for factor in (x, inverse):
         way = into(way, "multiply", way, factor)
-    way = into(way, "clip", way, 0, np.inf)
-    return into(way, "minimum", way, most)
+    return into(way, "minimum", positive_part(way), most)
