@@ -115,22 +115,22 @@ class _OneLimit:
         away = away or self.away(known)
         level = level_left(units, movable, limit)
         self.top: Any = 0.0
+        self.plain = False  # whether the number per unit is 1
         if self.from_top:
             largest = away.max(lambda x: x)
             level = level + xp.zeros_like(largest)
             self.unit = xp.where(level > 0, level, xp.ones_like(level))
-            if units.concrete and not bool(xp.any(largest > 2 * level)):  # no threshold is far above the level
-                self.unit = 1.0
-            else:
-                self.top = largest
+            self.plain = units.concrete and not bool(xp.any(largest > 2 * level))  # no threshold is far above the level
+            self.top = 0.0 if self.plain else largest
         else:
             largest = away.max(lambda x: x) if self.keeps else _largest(known, declaration, limit)
             level = level + xp.zeros_like(largest)
             scale = xp.maximum(largest, xp.abs(level))
             self.unit = xp.clip(scale, 1 / HUGE, HUGE)
-            if units.concrete and self.positive and bool(xp.all((scale > 1 / MODERATE) & (scale < MODERATE))):
-                self.unit = 1.0
-        self.keeps &= isinstance(self.unit, float) and not movable.masked
+            moderate = (scale > 1 / MODERATE) & (scale < MODERATE)
+            self.plain = units.concrete and self.positive and bool(xp.all(moderate))
+        self.unit = 1.0 if self.plain else self.unit
+        self.keeps &= self.plain and not movable.masked
         self.largest = largest
         self.finite = xp.isfinite(largest)
         if (frozen := units.only(movable=False)) is not None:
@@ -157,7 +157,7 @@ class _OneLimit:
 
     def over_unit(self, away: Units) -> Units:
         """The `base` of entries that are `away` from the centre."""
-        if isinstance(self.unit, float):
+        if self.plain:
             return away
         if self.from_top:
             return away.map(lambda x, top, unit: self.xp.maximum((x - top) / unit, -1.0), self.top, self.unit)
@@ -244,8 +244,9 @@ class _OneLimit:
         xp = self.xp
         start = self.none
         if self.from_top:  # after a step the threshold is near 0, as a rule
-            top = (self.largest - self.top) / self.unit
-            least, nothing = top - self.level, xp.zeros_like(top) - self.top / self.unit
+            zero = xp.zeros_like(self.largest)
+            top, nothing = (self.largest, zero) if self.plain else (zero, -self.top / self.unit)
+            least = top - self.level
             start = xp.maximum(nothing, least)
             if self.kind == "equal":
                 start = xp.where(self.largest > 0, start, least)
@@ -290,7 +291,7 @@ class _OneLimit:
         """Entries as they are for the weights, exactly within the bounds."""
 
         def weight(y: Array, x: Array, c: Any, unit: Any, low: Any, high: Any) -> Array:
-            y = y if isinstance(unit, float) else into(y, "multiply", y, unit)
+            y = y if self.plain else into(y, "multiply", y, unit)
             y = signed(y, _less(x, c)) if self.kind == "diamond" and not self.bounded else y
             return clip(y if isinstance(c, float) and c == 0 else c + y, low, high)
 
@@ -329,13 +330,13 @@ def from_the_left(look: Look, start: Array, least: Array, moved: Array) -> Array
     xp = namespace(start)
 
     def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        (t,) = state
+        t, open_ = state
         over, step, near = look(t)
-        new = xp.maximum(t + step, least)
-        going = moved & (xp.abs(over) > near) & (new != t)
-        return (xp.where(moved, new, t),), going
+        new = xp.where(open_, xp.maximum(t + step, least), t)
+        open_ = open_ & (xp.abs(over) > near) & (new != t)
+        return (new, open_), open_
 
-    return iterate(turn, (start,), LOOKS, UNROLLED)[0]
+    return iterate(turn, (start, moved), LOOKS, UNROLLED)[0]
 
 
 def in_a_bracket(look: Look, start: Array, least: Array, moved: Array) -> Array:
