@@ -129,7 +129,7 @@ def take_up(optimizer: Any) -> None:
     for entry in entries:
         if entry not in known:
             _make_room_beside_frozen_weights(optimizer, entry)
-    remember_optimizer(optimizer)
+    remember_optimizer(optimizer, optimizer._trainable_variables)
     projections = grouped(decide(entry, [optimizer]) for entry in entries)
     add_latents(optimizer, projections)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}

@@ -80,14 +80,15 @@ def optimizers_stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
     """The optimizers of a model that step some of the variables.
 
     If there are none, those that aren't built yet: of the compiled optimizer if any, else all. If
-    the model holds none, those that have taken up the variables last.
+    the model holds none, those that have stepped the variables last.
     """
     steppers, ids = steppers_of(model), set(map(id, variables))
     stepping = [optimizer for optimizer in steppers if ids & set(map(id, optimizer._trainable_variables))]
     unbuilt = [optimizer for optimizer in steppers if not optimizer.built]
     compiled = set(map(id, with_inner(*filter(None, [getattr(model, "optimizer", None)]))))
     of_compiled = [optimizer for optimizer in unbuilt if id(optimizer) in compiled]
-    return stepping or of_compiled or unbuilt or _last_steppers(variables)
+    last = [one for one in _last_steppers(variables) if isinstance(one, keras.optimizers.Optimizer)]
+    return stepping or of_compiled or unbuilt or last
 
 
 class _Reference(weakref.ref[Any]):
@@ -97,14 +98,15 @@ class _Reference(weakref.ref[Any]):
         return type(None), ()
 
 
-def remember_optimizer(optimizer: Any) -> None:
-    """Notes an optimizer as the one that has taken up its variables last."""
-    for variable in optimizer._trainable_variables:
-        vars(variable)[_ATTRIBUTE] = _Reference(optimizer)
+def remember_optimizer(optimizer: Any, variables: Iterable[Any]) -> None:
+    """Notes the optimizer, or the hook on one of `torch.optim`, that steps some variables."""
+    for variable in variables:
+        if isinstance(variable, keras.Variable):  # a loop may give values that no layer is known to own
+            vars(variable)[_ATTRIBUTE] = _Reference(optimizer)
 
 
-def _last_steppers(variables: Sequence[Any]) -> list[Any]:
-    """The living optimizers that have taken up some variables last, each once."""
+def _last_steppers(variables: Iterable[Any]) -> list[Any]:
+    """The living ones that were noted for some variables last, each once."""
     references = filter(None, (vars(variable).get(_ATTRIBUTE) for variable in variables))
     found = (reference() for reference in references)
     return list({id(optimizer): optimizer for optimizer in found if optimizer is not None}.values())
