@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,9 @@ class Judgement:
 
     def held(self, bound: Bound) -> Bound:
         """How far beyond the bound, or each of several, a training step leaves a unit alone."""
+        return _held(self, bound) if isinstance(bound, float) else self._held(bound)
+
+    def _held(self, bound: Bound) -> Bound:
         return self._within(bound, 2 * self._error(working_dtype(self.dtype)))
 
     def tolerated(self, bound: Bound) -> Bound:
@@ -68,3 +72,9 @@ class Judgement:
             return 0.0
         grain = max(epsilon(self.dtype) * abs(bound), ulp(bound, self.dtype))
         return 2 * grain + error * abs(bound) + entries * smallest
+
+
+@lru_cache(maxsize=1024)
+def _held(judgement: Judgement, bound: float) -> Bound:
+    """`Judgement.held` of one number, which each step asks for again."""
+    return judgement._held(bound)

@@ -27,6 +27,7 @@ MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 """The explicit bits of the significand, in which a unit in the last place is measured."""
 
 HUGE = 2.0**120  # the largest scale: near the largest float32, and its inverse is still a normal number
+MODERATE = 1e9  # squares of numbers between its inverse and this neither overflow nor vanish
 BLOCK = 32  # how many numbers `blocked_sum` leaves to the backend to add in any order
 
 SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
@@ -36,7 +37,20 @@ SMALLEST_EXPONENT = {"float16": -14, "bfloat16": -126, "float32": -126, "float64
 """The exponent of the smallest normal number, below which the ulp stays the same."""
 
 
-_OF_TORCH = ("abs", "clip", "floor", "full_like", "isfinite", "matmul", "reshape", "sqrt", "stack", "sum", "where")
+_OF_TORCH = (
+    "abs",
+    "clip",
+    "copysign",
+    "floor",
+    "full_like",
+    "isfinite",
+    "matmul",
+    "reshape",
+    "sqrt",
+    "stack",
+    "sum",
+    "where",
+)
 """The operations taken from PyTorch. Keras takes half a millisecond to stack, and computes
 `floor` and `matmul` of float64 in float32."""
 
@@ -334,7 +348,8 @@ def recording_again() -> Callable[[], Any]:
 
 def quiet(x: Array) -> AbstractContextManager[Any]:
     """A context without NumPy's warnings of values that sets compare and select rightly."""
-    return np.errstate(over="ignore", invalid="ignore", divide="ignore") if namespace(x) is np else nullcontext()
+    in_numpy = namespace(x) is np or is_eager_torch(x)  # see `Units.read`
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore") if in_numpy else nullcontext()
 
 
 def clip_finite(x: Array, low: Array, high: Array) -> Array:
@@ -355,13 +370,39 @@ def add_product(x: Array, a: Array, b: Array) -> Array:
     return _TORCH.torch.addcmul(x, a, b) if is_eager_torch(x) else x + a * b
 
 
+def less_product(x: Array, a: Array | float, b: Array) -> Array:
+    """`x - a * b`, on PyTorch in one pass."""
+    if isinstance(a, float) or not is_eager_torch(x):
+        return x - times(a, b)
+    return _TORCH.torch.addcmul(x, a, b, value=-1)
+
+
+def signed(size: Array, x: Array) -> Array:
+    """A size that is 0 where `x` is, with the sign of `x`; in its memory, see `into`."""
+    if is_eager_torch(x) or namespace(x) is np:
+        return into(size, "copysign", size, x)
+    return namespace(x).sign(x) * size
+
+
 def times(factor: Array | float, x: Array) -> Array:
     """The product; `x` itself where the factor is the number 1."""
     return x if isinstance(factor, float) and factor == 1 else factor * x
 
 
-def above(x: Array, bound: Array | float) -> Array:
-    """1 where `x` is above a bound that broadcasts to it, else 0, in its dtype.
+def into(memory: Array, operation: str, *operands: Any) -> Array:
+    """An operation of `namespace(memory)`, on PyTorch in memory that the caller needs no more.
+
+    The memory has the shape and dtype of the result, and may be that of an operand. New memory is
+    mapped page by page, which takes PyTorch longer than the operation.
+    """
+    xp = namespace(memory)
+    if is_eager_torch(memory) and is_concrete(memory) and not (is_sharded(memory) or xp.torch.is_grad_enabled()):
+        return getattr(xp.torch, operation)(*operands, out=memory)
+    return getattr(xp, operation)(*operands)
+
+
+def above(x: Array, bound: Array | float, memory: Array | None = None) -> Array:
+    """1 where `x` is above a bound that broadcasts to it, else 0, in its dtype; see `into`.
 
     Arithmetic on it takes the place of a selection: PyTorch runs a mask 40 times as long as a
     product, and XLA writes one out before it sums.
@@ -369,7 +410,7 @@ def above(x: Array, bound: Array | float) -> Array:
     xp = namespace(x)
     if is_eager_torch(x) and is_concrete(x) and not is_sharded(x):
         bound = bound.detach() if hasattr(bound, "detach") else bound
-        return xp.torch.gt(x.detach(), bound, out=xp.torch.empty_like(x))
+        return xp.torch.gt(x.detach(), bound, out=xp.torch.empty_like(x) if memory is None else memory)
     return xp.sign(xp.maximum(x - bound, 0))
 
 
@@ -429,6 +470,18 @@ def in_numpy(x: Array) -> np.ndarray[Any, Any]:
     """An array as it is, or a copy of a tensor or variable in NumPy, in its dtype."""
     value = whole(x.value) if isinstance(x, keras.Variable) else x
     return value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value)
+
+
+def shared_with_numpy(x: Array) -> Array:
+    """A tensor of eager PyTorch on a CPU as a NumPy array over its memory; all else as it is."""
+    near = is_eager_torch(x) and type(x) is _TORCH.torch.Tensor and is_concrete(x) and x.is_cpu
+    return x.numpy() if near else x
+
+
+def from_numpy(like: Array, x: Array) -> Array:
+    """An array of NumPy as a tensor where `like` is one of eager PyTorch; all else as it is."""
+    in_numpy = isinstance(x, (np.ndarray, np.generic)) and is_eager_torch(like)
+    return _TORCH.torch.as_tensor(x, device=like.device) if in_numpy else x
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:

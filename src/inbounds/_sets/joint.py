@@ -45,6 +45,10 @@ class JointSet(Wrapped):
         self.members = (inner,)
 
     @property
+    def scales(self) -> bool:  # type: ignore[override]  # of the inner set, not of the class
+        return self.inner.scales
+
+    @property
     def inner(self) -> Set:
         """The set in it."""
         return self.set

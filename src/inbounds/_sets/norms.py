@@ -7,6 +7,7 @@ sphere are equally near).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
@@ -52,6 +53,11 @@ class _NormInterval(Set):
     @property
     def has_reduced_gradient(self) -> bool:
         return self.rate == 1
+
+    @property
+    def scales(self) -> bool:  # type: ignore[override]  # of the arguments, not of the class
+        own = type(self)._project is _NormInterval._project  # a subclass may read entries after it
+        return own and self.rate == 1 and self.center is None
 
     def reduced(self, units: Units, gradient: Units) -> Units:
         if extremes(self.high)[0] == 0 or units.only(movable=False) is not None:
@@ -248,61 +254,67 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     movable = units.only(movable=True)
     if movable is None:
         return units
-    xp = namespace(movable.parts[0])
     bounded_below, frozen = extremes(low)[1] > 0, units.only(movable=False)
     top = finite_bound(low, high)  # without an upper bound no unit is moved there
     short_stay = not bounded_below and frozen is None and extremes(top)[0] > SHORT
-    scale, squares = _squares(movable, -1 if short_stay else 1 / PLAIN)
-    inverse = 1.0 if scale is None else scale
+    scale, squares = _squares(movable, units.read, -1 if short_stay else 1 / PLAIN)
+    xp, inverse = namespace(squares), 1.0 if scale is None else scale
     finite = True if scale is None else squares < np.inf  # which NaN isn't either
     judged, moved_by = units.judged(root=True), units.rounding(_norm)
     moved_by = xp.reshape(moved_by, movable.shape) if hasattr(moved_by, "shape") else moved_by
-    least, most, floor, ceiling = map(movable.numbers, (low, top, low - judged.held(low), high + judged.held(high)))
-    bounds = (least, most, floor - moved_by, ceiling + moved_by)
-    least, most, floor, ceiling = (level_left(units, movable, Limit("ball", bound)) for bound in bounds)
+    given = (low, top, low - judged.held(low), high + judged.held(high))
+    least, most, floor, ceiling = (units.read(movable.numbers(bound)) for bound in given)
+    floor, ceiling = floor - moved_by, ceiling + moved_by
     if frozen is not None:
+        bounds = (least, most, floor, ceiling)
+        least, most, floor, ceiling = (level_left(units, movable, Limit("ball", bound)) for bound in bounds)
         finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), movable.shape)
 
-    moved = (squares > (ceiling * inverse) ** 2) & finite
+    moved = squares > (ceiling * inverse) ** 2
+    moved = moved if finite is True else moved & finite
     if units.metric is not None:
         ball = Declaration((Limit("ball", units.numbers(top)),))
         drawn = nearest_on_one_limit(units, ball, xp.reshape(moved, units.shape))
         return _move_norm(drawn.costing(None), low, high).costing(units.costs) if bounded_below else drawn
+    if bounded_below:
+        moved_up = (squares < (floor * inverse) ** 2) & finite
+        moved = moved | moved_up
+    if units.concrete and not bool(xp.any(moved)):
+        return units
     one = xp.ones_like(squares)
     target, some = one * most, moved
     if bounded_below:
-        moved_up = (squares < (floor * inverse) ** 2) & finite
         target, zero = xp.where(moved_up, one * least, target), squares == 0
-        moved, some = moved | moved_up, (moved | moved_up) & ~zero
-    if units.concrete and not bool(xp.any(moved)):
-        return units
+        some = moved & ~zero
     step = [] if scale is None else [xp.where(moved, scale, one)]
     result = movable.scaled(moved, *step, xp.where(moved, target / xp.sqrt(xp.where(some, squares, one)), one))
     if bounded_below:
-        length = movable.length
+        length = units.read(movable.length)
         root = length**0.5 if isinstance(length, int) else xp.sqrt(xp.maximum(length, 1))
-        result = result.map(lambda y, zero, fill: xp.where(zero, fill, y), zero & moved, target / root)
+        result = result.map(lambda y, zero, fill: namespace(y).where(zero, fill, y), zero & moved, target / root)
     return units.with_movable(result)
 
 
-def _squares(units: Units, least: float = 1 / PLAIN) -> tuple[Array | None, Array]:
-    """The factor of entries before they are squared, and the sums of the squares.
+def _squares(units: Units, read: Callable[[Array], Array], least: float = 1 / PLAIN) -> tuple[Array | None, Array]:
+    """The factor of entries before they are squared, and the sums of the squares, both as read.
 
     The factor is one number per unit, or None for 1, so that no sum overflows or vanishes. It takes
     passes over a weight that are made only where a sum of the squares as they are is above `PLAIN`
     or below `least`; always where devices would have to tell each other.
     """
-    xp = namespace(units.parts[0])
 
     def divided(plain: Array | None = None) -> tuple[Array, Array]:
-        inverse = 1 / xp.clip(without_gradient(units.max(xp.abs)), 1 / HUGE, HUGE)
+        largest = read(without_gradient(units.max(namespace(units.parts[0]).abs)))
+        xp = namespace(largest)
+        inverse = 1 / xp.clip(largest, 1 / HUGE, HUGE)
         inverse = inverse if plain is None else xp.where(plain, xp.ones_like(inverse), inverse)
-        return inverse, units.map(lambda x, inverse: x * inverse, inverse).total(lambda y: y * y)
+        return inverse, read(units.map(lambda x, inverse: x * inverse, inverse).total(lambda y: y * y))
 
     if keras.distribution.distribution() is not None:
         return divided()
-    squares = units.total(lambda x: x * x)
-    plain = (squares < PLAIN) & (squares > least)
+    squares = read(units.dot(units))
+    xp = namespace(squares)
+    plain = squares < PLAIN if least < 0 else (squares < PLAIN) & (squares > least)
     readable = units.concrete or (is_concrete(squares) and not is_sharded(squares))
     if readable and bool(xp.all(plain)):
         return None, squares
@@ -314,7 +326,7 @@ def _squares(units: Units, least: float = 1 / PLAIN) -> tuple[Array | None, Arra
 
 def _norm(units: Units) -> Array:
     """The Euclidean norm of each unit; nothing overflows."""
-    xp = namespace(units.parts[0])
-    inverse, squares = _squares(units)
+    inverse, squares = _squares(units, units.read)
+    xp = namespace(squares)
     root = xp.sqrt(xp.where(squares > 0, squares, xp.zeros_like(squares)))
     return root if inverse is None else root / inverse

@@ -3,7 +3,8 @@
 The entries are known by a formula once the multiplier t is known (see `normal_form`), and what they
 add up to falls in t. Newton's method finds where it meets the level; a step that leaves the bracket
 of what has been seen is replaced by its middle. A sum of positive parts is convex and piecewise
-linear in t, so that the steps come from one side and end exactly, after 4 to 8 as a rule.
+linear in t, so that the steps come from one side, need no bracket and end exactly, after 4 to 8 as
+a rule.
 
 Source: Condat, "Fast projection onto the simplex and the l1 ball", 2016, for Newton's method on
 thresholds; Kiwiel, "Breakpoint searching algorithms for the continuous quadratic knapsack problem",
@@ -18,7 +19,22 @@ from typing import Any
 import numpy as np
 
 from inbounds._arrays.judgement import Judgement
-from inbounds._arrays.ops import HUGE, Array, above, dtype_of, epsilon, iterate, namespace, times, without_gradient
+from inbounds._arrays.ops import (
+    HUGE,
+    MODERATE,
+    Array,
+    above,
+    dtype_of,
+    epsilon,
+    into,
+    is_eager_torch,
+    iterate,
+    less_product,
+    namespace,
+    signed,
+    times,
+    without_gradient,
+)
 from inbounds._arrays.units import Units
 from inbounds._sets.declaration import Declaration, Limit, Values, clip, is_bounded
 
@@ -34,7 +50,7 @@ FARTHEST = 1e-12
 point does to rounding: the squares of what is left would vanish."""
 
 
-def nearest_on_one_limit(units: Units, declaration: Declaration, moved: Array) -> Units:
+def nearest_on_one_limit(units: Units, declaration: Declaration, moved: Array, away: Units | None = None) -> Units:
     """The units that are moved, at their nearest points.
 
     The result meets the level where bounds leave it room.
@@ -44,18 +60,19 @@ def nearest_on_one_limit(units: Units, declaration: Declaration, moved: Array) -
         declaration: bounds, and one limit.
         moved: which units are outside, one for each; the others stay bit for bit, and so do those
             with NaN or infinities.
+        away: of a 1-norm about 0, the sizes of the entries, where they are known.
     """
     movable = units.only(movable=True)
     if movable is None:
         return units
     xp = namespace(movable.parts[0])
-    problem = _OneLimit(units, movable, declaration)
+    problem = _OneLimit(units, movable, declaration, None if away is None else away.only(movable=True))
     moved = xp.reshape(moved, movable.shape) & problem.finite
     t = problem.multiplier(moved)
-    y = problem.finished(problem.entries(problem.base, t), t)
+    y = problem.finished(problem.entries(problem.base, t), t, moved)
     if units.differentiable:
         y = problem.with_derivative(y, t, moved)
-    return units.with_movable(movable.chosen(moved, y))
+    return units.with_movable(y if problem.keeps else movable.chosen(moved, y))
 
 
 class _OneLimit:
@@ -67,12 +84,13 @@ class _OneLimit:
             where only positive parts count, which loses no digits; else the entry, or its size.
         ease: by how much a multiplier of 1 moves each entry.
         none: the multiplier that moves nothing, below which that of an inequality doesn't go.
+        keeps: whether a multiplier of 0 gives back what isn't moved bit for bit.
         noise: the part of a sum that may be rounding.
         slack: how near to a ball is enough: the next step of training makes up for the rest, see
             `Units`.
     """
 
-    def __init__(self, units: Units, movable: Units, declaration: Declaration) -> None:
+    def __init__(self, units: Units, movable: Units, declaration: Declaration, away: Units | None) -> None:
         self.xp = xp = namespace(movable.parts[0])
         (limit,) = declaration.limits
         self.weights, self.offset, self.lowest, self.highest = (
@@ -80,28 +98,40 @@ class _OneLimit:
         )
         self.movable = movable
         rounding = epsilon(dtype_of(movable.parts[0]))
+        self.training = units.training
         self.slack = rounding**0.5 / 4 if units.training else 8 * rounding
         self.noise = Judgement(units.size, dtype_of(movable.parts[0])).held(1.0) / 2
         self.kind, self.linear = limit.kind, limit.kind in ("equal", "most")
         self.bounded = is_bounded(self.lowest) or is_bounded(self.highest)
         self.costs: Values = 1.0 if movable.costs is None else movable.costs
-        self.positive = (
-            self.lowest == 0.0 and not is_bounded(self.highest) and self.weights == 1.0
-            if self.linear
-            else limit.kind == "diamond" and not self.bounded
-        )
+        self.positive = limit.kind == "diamond" and not self.bounded
+        if self.linear and self.lowest == 0.0 and not is_bounded(self.highest) and self.weights == 1.0:
+            self.positive, self.bounded, self.lowest = True, False, -np.inf
         self.from_top = self.positive and self.costs == 1.0 and self.weights == 1.0
 
+        self.keeps = self.positive and limit.kind == "diamond" and self.offset == 0.0 and self.weights == 1.0
+
         known = movable.constants()
+        away = away or self.away(known)
         level = level_left(units, movable, limit)
+        self.top: Any = 0.0
         if self.from_top:
-            self.top = largest = known.max(lambda x, c: x if self.linear else xp.abs(_less(x, c)), self.offset)
-            level = level + xp.zeros_like(self.top)
-            self.unit = xp.where(level > 0, level, xp.ones_like(level))
-        else:
-            largest = _largest(known, declaration, limit)
+            largest = away.max(lambda x: x)
             level = level + xp.zeros_like(largest)
-            self.unit = xp.clip(xp.maximum(largest, xp.abs(level)), 1 / HUGE, HUGE)
+            self.unit = xp.where(level > 0, level, xp.ones_like(level))
+            if units.concrete and not bool(xp.any(largest > 2 * level)):  # no threshold is far above the level
+                self.unit = 1.0
+            else:
+                self.top = largest
+        else:
+            largest = away.max(lambda x: x) if self.keeps else _largest(known, declaration, limit)
+            level = level + xp.zeros_like(largest)
+            scale = xp.maximum(largest, xp.abs(level))
+            self.unit = xp.clip(scale, 1 / HUGE, HUGE)
+            if units.concrete and self.positive and bool(xp.all((scale > 1 / MODERATE) & (scale < MODERATE))):
+                self.unit = 1.0
+        self.keeps &= isinstance(self.unit, float) and not movable.masked
+        self.largest = largest
         self.finite = xp.isfinite(largest)
         if (frozen := units.only(movable=False)) is not None:
             self.finite = self.finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), movable.shape)
@@ -112,33 +142,37 @@ class _OneLimit:
             else bound
             for bound in (self.lowest, self.highest)
         )
-        self.ease = self.weights if self.costs == 1.0 else known.map(lambda _, a, d: a / d, self.weights, self.costs)
-        self.base, self.sign = self.based(known)
-        self.none = -self.top / self.unit if self.from_top else xp.zeros_like(level)
+        self.ease = self.weights if self.costs == 1.0 else known.map(_over, self.weights, self.costs)
+        self.sign: Values = 1.0
+        if self.kind == "diamond" and self.bounded:
+            self.sign = known.map(lambda x, c: xp.sign(_less(x, c)), self.offset)
+        self.base = self.over_unit(away)
+        self.none = xp.zeros_like(level) - self.top / self.unit
         if limit.kind == "equal":
             self.none = xp.full_like(level, -np.inf)
 
-    def based(self, x: Units) -> tuple[Units, Values]:
-        """The `base` and the sign of movable entries, which may carry a derivative."""
-        xp = self.xp
-        away = x.map(_less, self.offset)
-        sign: Values = 1.0
-        if self.kind == "diamond":
-            away, sign = away.map(xp.abs), away.constants().map(xp.sign)
+    def away(self, x: Units) -> Units:
+        """Entries relative to the centre, of a 1-norm their sizes; they may carry a derivative."""
+        return x.map(lambda x, c: self.xp.abs(_less(x, c)) if self.kind == "diamond" else _less(x, c), self.offset)
+
+    def over_unit(self, away: Units) -> Units:
+        """The `base` of entries that are `away` from the centre."""
+        if isinstance(self.unit, float):
+            return away
         if self.from_top:
-            return away.map(lambda x, top, unit: xp.maximum((x - top) / unit, -1.0), self.top, self.unit), sign
-        return away.map(lambda x, unit: x / unit, self.unit), sign
+            return away.map(lambda x, top, unit: self.xp.maximum((x - top) / unit, -1.0), self.top, self.unit)
+        return away.map(lambda x, unit: x / unit, self.unit)
 
     def entries(self, base: Units, t: Array) -> Units:
         """The entries at a multiplier, relative to the centre.
 
         Those of a 1-norm without bounds have no sign.
         """
-        xp = self.xp
 
         def entry(b: Array, a: Any, e: Any, d: Any, sign: Any, low: Any, high: Any, t: Array) -> Array:
-            y = b * (d / (d + times(a, t))) if self.kind == "ball" else b - times(e, t)
-            y = xp.maximum(y, 0) if self.kind == "diamond" else y
+            y = b * (d / (d + times(a, t))) if self.kind == "ball" else less_product(b, e, t)
+            if self.positive or self.kind == "diamond":
+                y = into(y, "clip", y, 0, np.inf) if is_eager_torch(y) else self.xp.maximum(y, 0)
             return clip(times(sign, y), low, high) if self.bounded else y
 
         return base.map(entry, self.weights, self.ease, self.costs, self.sign, self.low, self.high, t)
@@ -183,7 +217,8 @@ class _OneLimit:
         """How far the level is exceeded; Newton's step to where it is met; how much is rounding."""
         xp = self.xp
         y = self.entries(self.base, t)
-        number, slope = self.number(y), self.slope(y, t)
+        number = self.number(y)
+        slope = y.sum(self.steepness, self.weights, self.ease) if self.positive else self.slope(y, t)
         safe = xp.where(slope > 0, slope, xp.ones_like(slope))
         if self.kind == "ball":
             over = xp.sqrt(number) / xp.maximum(self.level, FARTHEST) - 1
@@ -193,22 +228,37 @@ class _OneLimit:
             over = number - self.level
             step = over / safe
             size = number if self.positive else self.number(y, size=True)
-            near = self.noise * (size + xp.abs(self.level))  # on a face, what is left here adds up over steps
+            # On a face, what is left adds up over steps. The step from near squares what is left.
+            near = (self.slack if self.positive and self.training else self.noise) * (size + xp.abs(self.level))
         return over, xp.where(slope > 0, step, xp.zeros_like(step)), near
+
+    @staticmethod
+    def steepness(y: Array, a: Any, e: Any) -> Array:
+        """How fast positive parts fall; takes their memory."""
+        fall = into(y, "sign", y)
+        for factor in (a, e):
+            fall = fall if isinstance(factor, float) else into(fall, "multiply", fall, factor)
+        return fall
 
     def multiplier(self, moved: Array) -> Array:
         """Where the level is met, for the units that are moved."""
         xp = self.xp
-        zero = xp.zeros_like(self.level)
-        least = start = self.none
+        start = self.none
         if self.from_top:  # after a step the threshold is near 0, as a rule
-            least, start = xp.maximum(least, -1), xp.clip(-self.top / self.unit, -1, 0)
-        elif self.kind == "equal":  # where it is met if nothing is held
-            slope = self.base.sum(lambda x, a, e: a * e + 0 * x, self.weights, self.ease)
+            top = (self.largest - self.top) / self.unit
+            least, nothing = top - self.level, xp.zeros_like(top) - self.top / self.unit
+            start = xp.maximum(nothing, least)
+            if self.kind == "equal":
+                start = xp.where(self.largest > 0, start, least)
+        elif self.kind == "equal" or (self.keeps and self.costs != 1.0):  # where it is met if nothing is held
+            slope = self.base.sum(
+                lambda x, a, e: times(times(a, e), xp.sign(x) if self.keeps else 1 + 0 * x), self.weights, self.ease
+            )
             start = (self.number(self.base) - self.level) / xp.where(slope > 0, slope, xp.ones_like(slope))
-        return in_a_bracket(self.look, xp.where(moved, start, zero), least, moved, exact=self.positive)
+        search = from_the_left if self.positive else in_a_bracket
+        return search(self.look, xp.where(moved, start, xp.zeros_like(start)), self.none, moved)
 
-    def finished(self, y: Units, t: Array) -> Units:
+    def finished(self, y: Units, t: Array, moved: Array) -> Units:
         """The entries as weights, after a step that makes up for rounding.
 
         The step scales entries, or shifts those that move.
@@ -227,27 +277,31 @@ class _OneLimit:
             return self.as_weights(y.map(shifted, self.ease, left, self.low, self.high))
         length = xp.sqrt(number) if self.kind == "ball" else number
         factor = self.level / xp.where(length > 0, length, xp.ones_like(length))
-        if self.kind == "most" or (self.bounded and not self.positive):
+        if self.kind == "most" or self.bounded:
             factor = xp.minimum(factor, 1)
+        if self.keeps:
+            factor = xp.where(moved, factor, xp.ones_like(factor))
 
         def scaled(y: Array, a: Any, by: Array) -> Array:
-            return by * y if isinstance(a, float) else xp.where(a > 0, by * y, y)
+            return into(y, "multiply", y, by) if isinstance(a, float) else xp.where(a > 0, by * y, y)
 
         return self.as_weights(y.map(scaled, self.weights, factor))
 
     def as_weights(self, y: Units) -> Units:
         """Entries as they are for the weights, exactly within the bounds."""
 
-        def weight(y: Array, sign: Any, c: Any, unit: Array, low: Any, high: Any) -> Array:
-            y = y * unit if self.bounded else times(sign, y * unit)
+        def weight(y: Array, x: Array, c: Any, unit: Any, low: Any, high: Any) -> Array:
+            y = y if isinstance(unit, float) else into(y, "multiply", y, unit)
+            y = signed(y, _less(x, c)) if self.kind == "diamond" and not self.bounded else y
             return clip(y if isinstance(c, float) and c == 0 else c + y, low, high)
 
-        return y.map(weight, self.sign, self.offset, self.unit, self.lowest, self.highest)
+        return y.map(weight, self.movable.constants(), self.offset, self.unit, self.lowest, self.highest)
 
     def with_derivative(self, y: Units, t: Array, moved: Array) -> Units:
         """The entries with their derivative in what is projected, and the multiplier's with it."""
         xp = self.xp
-        live, _ = self.based(self.movable.map(lambda x, moved: xp.where(moved, x, xp.zeros_like(x)), moved))
+        live = self.movable.map(lambda x, moved: xp.where(moved, x, xp.zeros_like(x)), moved)
+        live = self.over_unit(self.away(live))
         fixed = self.entries(live.constants(), t)
         slope = self.slope(fixed, t)
         share = xp.where(
@@ -262,18 +316,37 @@ class _OneLimit:
         return y.map(with_it, ahead, ahead.constants(), fixed, self.low, self.high)
 
 
-def in_a_bracket(
-    look: Callable[[Array], tuple[Array, Array, Array]], start: Array, least: Array, moved: Array, *, exact: bool
-) -> Array:
+Look = Callable[[Array], tuple[Array, Array, Array]]
+"""Gives a falling function at some numbers, the step to where Newton's method sees 0, and how near
+to 0 is rounding."""
+
+
+def from_the_left(look: Look, start: Array, least: Array, moved: Array) -> Array:
+    """`in_a_bracket` for a convex, piecewise linear function, by Newton's method alone.
+
+    No step from the left passes the 0, and one from the right ends on the left. Each step at least
+    quarters the product of the function and its slope.
+    """
+    xp = namespace(start)
+
+    def turn(state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        (t,) = state
+        over, step, near = look(t)
+        new = xp.maximum(t + step, least)
+        going = moved & (xp.abs(over) > near) & (new != t)
+        return (xp.where(moved, new, t),), going
+
+    return iterate(turn, (start,), LOOKS, UNROLLED)[0]
+
+
+def in_a_bracket(look: Look, start: Array, least: Array, moved: Array) -> Array:
     """For each unit that is moved, the number at which a falling function is 0, to rounding.
 
     Args:
-        look: gives the function at some numbers, the step to where Newton's method sees 0, and how
-            near to 0 is rounding.
+        look: of the function.
         start: where the search begins.
         least: the number below which it never goes.
         moved: the units that are searched for.
-        exact: whether the function is convex and piecewise linear: then a few looks are enough.
     """
     xp = namespace(start)
     zero = xp.zeros_like(start)
@@ -289,8 +362,13 @@ def in_a_bracket(
         going = moved & (xp.abs(over) > near) & (new > low) & (new < high)
         return (xp.where(going, new, t), low, high, count + 1), going
 
-    unrolled = UNROLLED if exact else 3 * UNROLLED
-    return iterate(turn, (start, least, zero + np.inf, zero), LOOKS, unrolled)[0]
+    return iterate(turn, (start, least, zero + np.inf, zero), LOOKS, 3 * UNROLLED)[0]
+
+
+def _over(_: Array, weights: Any, costs: Any) -> Any:
+    if isinstance(weights, float) and weights == 1:
+        return namespace(costs).reciprocal(costs)
+    return weights / costs
 
 
 def _less(x: Array, center: Any) -> Array:

@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 
 from inbounds._arrays.judgement import Bound, extremes, finite_bound
-from inbounds._arrays.ops import HUGE, Array, add_product, cast, dtype_of, epsilon, namespace
+from inbounds._arrays.ops import HUGE, MODERATE, Array, add_product, cast, dtype_of, epsilon, namespace
 from inbounds._arrays.units import Units
 from inbounds._sets.declaration import Declaration, Limit, Values, is_bounded
 from inbounds._sets.normal_form import nearest
@@ -38,9 +38,6 @@ loses its digits."""
 
 NEAR = 1e-5
 """`SHARE` for formulas that don't subtract two projections, and so lose no digits."""
-
-MODERATE = 1e9
-"""Squares of bounds between its inverse and this neither overflow nor vanish."""
 
 
 def difference(project: Callable[[Units], Units], units: Units, gradient: Units, *, together: bool) -> Units:
@@ -150,7 +147,6 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
         high: the largest, or infinity.
         moved_by: how far a centre may move the norm by rounding.
     """
-    xp = namespace(units.parts[0])
     size = finite_bound(low, high)
     smallest, largest = extremes(size)
     if smallest > 1 / MODERATE and largest < MODERATE:
@@ -158,8 +154,10 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     else:  # so that only units far inside underflow
         size = np.clip(size, 1 / HUGE, HUGE)
         units = units.map(lambda x, bound: x * (1 / bound), units.numbers(size))
-    bound, least, most = map(units.numbers, (size, low / size, high / size))
-    inverse = 1 / xp.sqrt(units.total(lambda x: x * x))
+    bound, least, most = (units.read(units.numbers(given)) for given in (size, low / size, high / size))
+    squares = units.read(units.dot(units))
+    xp = namespace(squares)
+    inverse = 1 / xp.sqrt(squares)
     rounding = 2 * units.judged(root=True).held(1.0)
 
     def share(short: Array | float) -> Array:
@@ -168,17 +166,17 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
         `short` is the distance of a unit from the bound, as a part of its norm; rounding counts as
         nothing.
         """
-        return xp.clip((1 + rounding / SHARE) - short / SHARE, 0, 1)
+        return xp.maximum(xp.minimum((1 + rounding / SHARE) - short / SHARE, 1), 0)
 
     bounded_below = extremes(low)[1] > 0
     outer = share((most - moved_by / bound) * inverse - 1)
     if units.concrete and not bounded_below and not bool(xp.any(outer > 0)):
         return gradient
-    downhill = units.total(lambda x, g: x * g, gradient)
+    downhill = units.read(units.dot(gradient))
     if bounded_below:
         inner = share(1 - (least + moved_by / bound) * inverse)
         if np.any(sphere := np.equal(low, high)):  # has no inner side
-            one = units.numbers(sphere.astype("float64"))
+            one = units.read(units.numbers(sphere.astype("float64")))
             outer, inner = outer + one * (1 - outer), inner + one * (1 - inner)
         taken = xp.where(downhill < 0, outer, inner) * downhill * inverse * inverse
     else:
@@ -191,20 +189,22 @@ def radial(units: Units, gradient: Units, low: Bound, high: Bound, moved_by: Arr
     return gradient.chosen(taken != 0, gradient.map(add_product, units, -taken))
 
 
-def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, Array, Array]:
+def reach(units: Units, gradient: Units, share: float = SHARE, *, sizes: bool = False) -> tuple[Array, Array, Array]:
     """For each unit e, the gradient's largest entry, and whether that is neither 0 nor infinite.
 
     Args:
         units: where the gradient is taken.
         gradient: the gradient, in units of the same parts.
         share: how far `e g` reaches at least, see `SHARE`.
+        sizes: whether the entries of both are given in size.
     """
     movable, pull = units.only(movable=True), gradient.only(movable=True)
     assert movable is not None
     assert pull is not None
     xp = namespace(movable.parts[0])
-    size, slope = (xp.reshape(given.max(xp.abs), units.shape) for given in (movable, pull))
-    size = xp.where(size > 0, size, xp.max(size))  # a unit of zeros reaches as far as the others do
+    size_of = (lambda x: x) if sizes else xp.abs
+    size, slope = (xp.reshape(given.max(size_of), units.shape) for given in (movable, pull))
+    size = xp.where(size > 0, size, xp.max(xp.maximum(size, 0)))  # a unit of zeros reaches as far as the others do
     size = xp.where(size > 0, size, xp.ones_like(size))
     usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)
     e = max(share, 2 * epsilon(units.dtype)) * size / xp.where(usable, slope, xp.ones_like(slope))

@@ -92,6 +92,7 @@ class Set(Value):
     convex: ClassVar[bool] = True
     entrywise: bool = False  # whether it looks at each entry by itself, so that units matter for reports only
     separable: ClassVar[bool] = False  # whether each entry is projected by itself, in every metric alike
+    scales: bool = False  # whether `_project` reads no entry after `Units.scaled`, which may then work in place
     of_each_unit: ClassVar[tuple[str, ...]] = ()  # the arguments that may be arrays with one number for each unit
     needs_latent: ClassVar[bool] = False  # whether training stalls without latent weights, see `Training`
     undone_steps: ClassVar[str] = ""  # which steps the projection undoes, so that a weight may never move, in words

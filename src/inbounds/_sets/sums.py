@@ -20,15 +20,16 @@ from inbounds._arrays.ops import (
     Array,
     above,
     constant,
+    into,
+    is_eager_torch,
     namespace,
-    times,
     without_gradient,
     working_dtype,
 )
 from inbounds._arrays.units import Units
 from inbounds._sets.arguments import axes, center_of, in_a_row, number_or_array, numbers_of_units, refused
 from inbounds._sets.declaration import Declaration, Kind, Limit
-from inbounds._sets.one_limit import LOOKS, in_a_bracket, nearest_on_one_limit
+from inbounds._sets.one_limit import LOOKS, from_the_left, nearest_on_one_limit
 from inbounds._sets.reduced import NEAR, reach
 from inbounds._sets.set import Exceeded, Set, registered
 from inbounds._sets.splitting import repeated
@@ -332,9 +333,14 @@ class L1Ball(OfTotal):
         xp = namespace(units.parts[0])
         ceiling = units.numbers(self.level + units.judged().held(self.level))
         moved_by = units.rounding(lambda given: given.total(xp.abs))
-        moved = units.constants().total(xp.abs) > ceiling + moved_by
+        sizes, known = None, units.constants()
+        if _in_passes(units.parts[0]):
+            sizes = known.with_parts(list(map(xp.abs, known.parts)))
+            moved = sizes.total(lambda x: x) > ceiling + moved_by
+        else:  # XLA would write out `abs`, which the largest entries take too
+            moved = known.total(lambda x: xp.maximum(x, -x)) > ceiling + moved_by
         about_0 = Declaration((Limit("diamond", units.numbers(self.level)),))
-        return nearest_on_one_limit(units, about_0, moved)
+        return nearest_on_one_limit(units, about_0, moved, sizes)
 
     def _excess(self, rows: Array, unit_shape: tuple[int, ...]) -> Array:
         xp = namespace(rows)
@@ -360,37 +366,77 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     entries lose of their sizes is added up without these, beside which rounding would swallow it.
     """
     xp = namespace(units.parts[0])
-    e, steepest, usable = reach(units, gradient, NEAR)
-    movable, pull = units.only(movable=True), gradient.only(movable=True)
+    far, steep, sizes_known = units, gradient, _in_passes(units.parts[0])
+    if sizes_known:
+        far, steep = (given.with_parts(list(map(xp.abs, given.parts))) for given in (units, gradient))
+    e, _, usable = reach(far, steep, NEAR, sizes=sizes_known)
+    movable, pull, slopes = (given.only(movable=True) for given in (units, gradient, steep))
     assert movable is not None
     assert pull is not None
-    gap = xp.zeros_like(e)
-    if signed:  # how far inside
+    assert slopes is not None
+
+    def added(terms: Units) -> Array:
+        return xp.reshape(terms.total(lambda x: x), units.shape)
+
+    def size_of(x: Array) -> Array:
+        """XLA would write out `abs`, which the largest entries take too."""
+        return x if sizes_known else xp.maximum(x, -x)
+
+    inverse = 1 / e
+    size = xp.reshape(slopes.total(size_of), units.shape)
+    noise = units.judged().held(1.0) / 2 * size
+    ahead = movable.map(lambda x, g, inverse: _less(x * inverse, g), pull, inverse)
+    if signed:
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         least = units.numbers(total - units.judged().held(total))  # rounding is nothing
-        gap = xp.minimum(units.total(xp.abs) - least + moved_by, 0) / e
-    ahead = movable.map(lambda x, g, e: x / e - g, pull, e)
-    sizes, signs = (ahead.map(xp.abs), ahead.map(xp.sign)) if signed else (ahead, 1.0)
-
-    def lowered(x: Array, g: Array, s: Array, e: Array) -> Array:
-        """What the step takes of an entry's size, before t; it may turn the sign of x."""
-        return times(s, g) - 2 * xp.minimum(times(s, x / e), 0) if signed else g
-
-    lost = movable.map(lowered, pull, signs, e)
-    noise = units.judged().held(1.0) / 2 * xp.reshape(pull.total(xp.abs), units.shape)
+        gap = xp.minimum(far.total(size_of) - least + moved_by, 0) * inverse  # how far inside
+        # Of a step `e g`, the part that draws an entry nearer to 0 counts, less the part beyond.
+        memory = pull.map(_towards_0, movable, inverse, slopes)
+        over = gap + size - 2 * added(memory)
+        sizes = ahead.map(xp.abs)
+    else:
+        memory, over, sizes = slopes, -added(pull), ahead
 
     def look(t: Array) -> tuple[Array, Array, Array]:
-        taken = lost.total(lambda loss, size, t: loss + xp.minimum(size, t), sizes, t)
-        over = gap - xp.reshape(taken, units.shape)
-        count = xp.reshape(sizes.sum(above, t), units.shape)
-        return over, over / xp.maximum(count, 1), noise
+        held = sizes.total(lambda size, t, memory: into(memory, "minimum", size, t), t, memory)
+        count = sizes.sum(lambda size, t, memory: above(size, t, memory), t, memory)
+        left = over - xp.reshape(held, units.shape)
+        return left, left / xp.maximum(xp.reshape(count, units.shape), 1), noise
 
-    points_out = usable
+    points_out = usable & (over > 2 * noise) if signed else usable
+    length = movable.length
+    start = over / (length if isinstance(length, int) else xp.reshape(length, units.shape))
+    t = from_the_left(look, start, xp.full_like(e, -np.inf), points_out)
     if signed:
-        points_out = points_out & (gap - xp.reshape(lost.total(lambda loss: loss), units.shape) > 2 * noise)
-    t = in_a_bracket(look, steepest, xp.full_like(e, -np.inf), points_out, exact=True)
-    taken = ahead.map(lambda a, t: xp.maximum(xp.minimum(a, t), -t) if signed else xp.minimum(a, t), t)
-    if not signed:
-        points_out = points_out & (xp.reshape(taken.total(xp.abs), units.shape) > 2 * noise)
-    tangential = pull.map(lambda g, taken: g + taken, taken)
+        t = xp.where(points_out, t, xp.zeros_like(t))
+        taken = ahead.map(lambda a, t: into(a, "clip", a, -t, t), t)
+        points_out = points_out | (
+            units.concrete and bool(xp.all(xp.isfinite(over)))
+        )  # to take nothing is as good as a choice
+    else:
+        taken = ahead.map(lambda a, t: into(a, "minimum", a, t), t)
+        points_out = points_out & (added(taken.map(xp.abs)) > 2 * noise)
+    tangential = taken.map(lambda taken, g: into(taken, "add", g, taken), pull)
     return gradient.chosen(points_out, gradient.with_movable(tangential))
+
+
+def _in_passes(x: Array) -> bool:
+    """Whether each operation is a pass, rather than that XLA recomputes what is cheap in a sum."""
+    return namespace(x) is np or is_eager_torch(x)
+
+
+def _less(x: Array, g: Array) -> Array:
+    """The difference, in memory of `x`."""
+    return into(x, "subtract", x, g)
+
+
+def _towards_0(g: Array, x: Array, inverse: Array, most: Array) -> Array:
+    """How far a step leads each entry nearer to 0, at most so far."""
+    way = sign = namespace(g).sign(g)
+    if not _in_passes(g):
+        way = sign * x * inverse
+        return 0.5 * namespace(g).minimum(way + namespace(g).abs(way), 2 * sign * g)
+    for factor in (x, inverse):
+        way = into(way, "multiply", way, factor)
+    way = into(way, "clip", way, 0, np.inf)
+    return into(way, "minimum", way, most)

@@ -31,9 +31,16 @@ def _without_copied(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     import torch
 
     plain = [isinstance(value, torch.Tensor) and not is_sharded(value) for _, value in pairs]
-    copies = [(variable.value, value) for (variable, value), copied in zip(pairs, plain, strict=True) if copied]
-    copies = [(own, value) for own, value in copies if own is not value]
+    copied = [pair for pair, one in zip(pairs, plain, strict=True) if one]
+    overwrite([variable.value for variable, _ in copied], [value for _, value in copied])
+    return [pair for pair, one in zip(pairs, plain, strict=True) if not one]
+
+
+def overwrite(tensors: Iterable[Any], values: Iterable[Any]) -> None:
+    """Copies values into tensors of PyTorch that hold others, in one call."""
+    import torch
+
+    copies = [(own, value) for own, value in zip(tensors, values, strict=True) if own is not value]
     if copies:
         with torch.no_grad():
             torch._foreach_copy_([own for own, _ in copies], [value for _, value in copies])
-    return [pair for pair, copied in zip(pairs, plain, strict=True) if not copied]

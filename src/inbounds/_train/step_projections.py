@@ -39,8 +39,9 @@ from inbounds._model.plan import Entry
 from inbounds._sets.composite import parts_of
 from inbounds._sets.set import Set
 from inbounds._train import programs
+from inbounds._train.assignments import overwrite
 from inbounds._train.metrics import OptimizerMetric
-from inbounds._train.optimizers import in_tensorflow_strategy
+from inbounds._train.optimizers import in_stateless_scope, in_tensorflow_strategy
 
 MAX_STACKED_SIZE = 1 << 15  # only entries with fewer numbers are copied: above it the copies cost more than the calls
 
@@ -109,11 +110,16 @@ class StepProjection:
 
     @unrecorded
     def project(
-        self, values: Sequence[Array], count: Any = 0, metric: Sequence[Array] | None = None
+        self,
+        values: Sequence[Array],
+        count: Any = 0,
+        metric: Sequence[Array] | None = None,
+        *,
+        in_place: bool = False,
     ) -> Sequence[Array]:
         """The projected values in their dtypes, after so many steps.
 
-        The metric holds the diagonal of each weight.
+        The metric holds the diagonal of each weight. The values given may be changed `in_place`.
         """
         if not any(self.movable):
             return values
@@ -122,6 +128,8 @@ class StepProjection:
             if len(blocks) > 1:
                 return self._by_blocks(values, blocks, count)
         units = self._units(values, self.movable if self._is_stack else self.movable * len(self.entries), metric)
+        if (in_place or self._is_stack) and metric is None and self.entry.applied.scales:
+            units = units.changeable()
         nearest = self._run(programs.nearest, count, units)
         trios = zip(values, self._parted(nearest.parts), self.movable * len(self.entries), strict=True)
         return [cast(part, dtype_of(value)) if movable else value for value, part, movable in trios]
@@ -140,7 +148,7 @@ class StepProjection:
             self._joined(values),
             self._axes,
             movable,
-            concrete=self.optimizer is not None and keras.backend.backend() == "torch",  # within its steps
+            concrete=self._is_concrete,
             metric=None if metric is None else self._joined(metric),
             training=metric is not None,
             beside=1 if self._is_stack else len(self.entries),
@@ -157,6 +165,11 @@ class StepProjection:
             wrong = "The set takes an operation that PyTorch lacks for DTensors"
             instead = "a set of entries, norms or sums (docs/devices.md), or weights that aren't sharded"
             raise RuleError(wrong, str(error).split("\n")[0], where=repr(self.entry), instead=instead) from error
+
+    @cached_property
+    def _is_concrete(self) -> bool:
+        """Whether these are the eager steps of an optimizer on PyTorch."""
+        return self.optimizer is not None and keras.backend.backend() == "torch"
 
     @cached_property
     def _is_stack(self) -> bool:
@@ -241,8 +254,9 @@ class StepProjection:
     def projected_values(self, read: Read, count: Any = 0, stepped: Stepped = None) -> Pairs:
         """The movable variables with their projected values, after so many steps.
 
-        Right after a step, they are nearest in its metric. Of a weight with a sparse gradient, only
-        the rows that it names are projected, where that is enough.
+        Right after a step, they are nearest in its metric. Eager steps on PyTorch move the weights
+        here, which saves reading each variable again, and return none. Of a weight with a sparse
+        gradient, only the rows that it names are projected, where that is enough.
         """
         own: list[Any] = [] if stepped is None else [stepped.get(id(variable)) for variable in self.variables]
         sparse = any(map(is_sparse, own))
@@ -252,8 +266,13 @@ class StepProjection:
         metric = [diagonal for diagonals in known for diagonal in diagonals] or None
         if sparse and self.by_rows and not in_tensorflow_strategy():  # each replica has rows of its own
             return self._projected_rows(own[0].indices, count, metric)
-        values = self.project(list(map(read, self.variables)), count, metric)
-        trios = zip(self.variables, values, self.movable * len(self.entries), strict=True)
+        values: Sequence[Array] = list(map(read, self.variables))
+        ours = self._is_concrete and not (in_stateless_scope() or any(map(is_sharded, values)))
+        nearest = self.project(values, count, metric, in_place=ours)
+        if ours:
+            overwrite(values, nearest)
+            return []
+        trios = zip(self.variables, nearest, self.movable * len(self.entries), strict=True)
         return [(variable, value) for variable, value, movable in trios if movable]
 
     def _diagonals(self, stepped: Stepped, sparse: bool) -> list[list[Array]]:
@@ -287,7 +306,7 @@ class StepProjection:
             return []
         every = math.lcm(int(every), frequency)
         since = 0 if every == 1 else count % every  # so many steps ago it was projected
-        if isinstance(since, int):
+        if isinstance(since, int) or self._is_concrete:
             return [] if since else self.projected_values(read, count, stepped)
 
         def project() -> list[Any]:
