@@ -214,7 +214,8 @@ def test_a_bound_follows_a_schedule_step_by_step(schedule, digits):
 
 def test_an_audit_counts_the_steps_of_an_optimizer_that_the_model_does_not_hold():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
-    ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0).scaled(LOOSER)})
+    rules = {"**/kernel": ib.MaxNorm(1.0).scaled(LOOSER)}
+    ib.constrain(model, rules)
     optimizer = keras.optimizers.SGD(9.0)
     for count in (1, 2):
         optimizer.apply([keras.ops.ones((2, 2))], model.trainable_variables)
@@ -222,6 +223,12 @@ def test_an_audit_counts_the_steps_of_an_optimizer_that_the_model_does_not_hold(
         assert ib.check(model).rows[0].active == 1.0
         assert ib.check(model.layers[0]).ok, "of a layer too"
         model.compile("sgd", "mse")  # for its loss: its optimizer isn't used
+        ib.release(model)
+        ib.constrain(model, rules)
+    model.fit(np.ones((2, 2)), np.ones((2, 2)), verbose=0)
+    model.compile("sgd", "mse")  # counts anew, whether or not the one before is still in memory
+    ib.project(model)
+    assert inside(lengths(model), float(LOOSER(0)))
 
 
 @pytest.mark.by_turns

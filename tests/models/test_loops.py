@@ -251,6 +251,11 @@ def test_the_plan_is_looked_up_at_each_step_until_the_handle_is_removed():
     handle.remove()
     grown(model, optimizer)
     assert length(model) > 1
+    step = optimizer.step
+    ib.project_after(model, optimizer)
+    assert optimizer.step == step, "wrapped once, or a call in each epoch would nest a thousand wrappers"
+    grown(model, optimizer)
+    assert on_bound(length(model), BOUND)
 
 
 @ONLY["torch"]
@@ -275,6 +280,10 @@ def test_steps_are_counted_for_plans_that_hold_at_times():
         grown(model, optimizer)
         at_bound.append(inside(length(model), BOUND))
     assert at_bound == [False, False, True] * 2
+    looser = keras.optimizers.schedules.PolynomialDecay(0.1, 4, BOUND)
+    ib.constrain(model, {"**/kernel": ib.MaxNorm(1.0).scaled(looser)})
+    assert on_bound(length(model), BOUND)
+    ib.check(model)
     ib.constrain(model, KERNELS, every="epoch")
     with pytest.raises(ib.RuleError, match=r"every='epoch' can't be used.*every=100"):
         grown(model, optimizer)

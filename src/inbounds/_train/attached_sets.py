@@ -27,7 +27,6 @@ class AttachedSet(keras.constraints.Constraint):  # type: ignore[misc]  # keras 
         self.entry = entry  # the set with all its weights
         self.given = given  # the constraint that the variable's layer was given, or None
         self._model = None if model is None else weakref.ref(model)
-        self.optimizer: weakref.ref[Any] | None = None  # the optimizer of Keras that has taken the set up last
 
     @property
     def model(self) -> Any:
@@ -62,10 +61,7 @@ def attach_set(entry: Entry, model: Any = None) -> None:
     """Attaches the set of an entry to its variables; `model` is None without a plan."""
     for weight in entry.weights:
         remember_layer(weight.variable, weight.layer)
-        attached = AttachedSet(entry, given_constraint(weight.variable), model)
-        for earlier in attached_sets([weight.variable]):
-            attached.optimizer = earlier.optimizer
-        weight.variable.constraint = attached
+        weight.variable.constraint = AttachedSet(entry, given_constraint(weight.variable), model)
 
 
 def is_planned(entry: Entry) -> bool:

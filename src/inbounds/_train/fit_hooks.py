@@ -8,6 +8,7 @@ Every list of callbacks gets one more callback at its front, and behind it those
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
@@ -143,6 +144,8 @@ def _begin_fit(model: Any) -> None:
 
 def _compile_again_if_changed(model: Any) -> None:
     """Discards a compiled step whose decisions or frozen weights have changed since."""
+    for optimizer in optimizers_of(model):
+        taken_plan(optimizer).fits_of = weakref.ref(model)
     # A list, not a generator: every optimizer has to store its constants.
     changed = [update_compiled_constants(optimizer) for optimizer in optimizers_of(model)]
     if any(changed):

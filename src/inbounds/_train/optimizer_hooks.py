@@ -14,7 +14,6 @@ from __future__ import annotations
 import operator
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -34,7 +33,6 @@ from inbounds._train.attached_sets import (
     AttachedSet,
     attach_set,
     attached_entries,
-    attached_sets,
     given_constraint,
     is_planned,
     project_after_error,
@@ -43,7 +41,7 @@ from inbounds._train.attached_sets import (
 from inbounds._train.decisions import decide, signature
 from inbounds._train.optimizers import WRAPPERS, with_inner
 from inbounds._train.step_projections import Stepped, StepProjection, grouped, projection_of, reduced_gradients
-from inbounds._train.taken_plans import add_latents, add_measures, latent_of, taken_plan
+from inbounds._train.taken_plans import add_latents, add_measures, latent_of, remember_optimizer, taken_plan
 from inbounds._train.weight_access import WeightAccess, run_with_access
 
 LATENT_PREFIX = "latent"  # what the names of latent weights in a file begin with; Keras' own are numbers
@@ -131,8 +129,7 @@ def take_up(optimizer: Any) -> None:
     for entry in entries:
         if entry not in known:
             _make_room_beside_frozen_weights(optimizer, entry)
-    for attached in attached_sets(optimizer._trainable_variables):
-        attached.optimizer = weakref.ref(optimizer)
+    remember_optimizer(optimizer, optimizer._trainable_variables)
     projections = grouped(decide(entry, [optimizer]) for entry in entries)
     add_latents(optimizer, projections)
     hooks = {name: partial(hook, optimizer) for name, hook in HOOKS.items() if hasattr(type(optimizer), name)}

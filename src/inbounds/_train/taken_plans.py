@@ -1,6 +1,6 @@
 """What inbounds keeps on a Keras optimizer: one attribute, which holds a `TakenPlan`.
 
-A set that is attached to a variable knows the optimizer that has taken it up.
+And a variable knows the optimizer that has taken it up last, by a weak reference in an attribute.
 
 Latent weights are variables of the optimizer like its slots, with the weight's dtype and layout,
 and are saved, see `optimizer_hooks`. For a Monitor there are variables with what steps measure,
@@ -10,6 +10,7 @@ which aren't saved, and are listed on JAX, where a step returns only what is lis
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +21,12 @@ import numpy as np
 from inbounds._arrays.ops import Array, dtype_of
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
-from inbounds._train.attached_sets import AttachedSet, attached_sets
+from inbounds._train.attached_sets import AttachedSet
 from inbounds._train.optimizers import in_stateless_scope, steppers_of, with_inner
 from inbounds._train.step_projections import StepProjection
 from inbounds._train.weight_access import has_lost_value
 
-_ATTRIBUTE = "_inbounds"
+_ATTRIBUTE = "_inbounds"  # of an optimizer: its `TakenPlan`; of a variable: the `_Reference` to its optimizer
 
 
 @dataclass(eq=False)
@@ -49,6 +50,8 @@ class TakenPlan:
     # threads within a step: a strategy of TensorFlow runs it in one for each replica.
     hidden: list[tuple[Any, AttachedSet]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
+    # A weak reference to the model whose fits have run it, and not a loop of the user's own.
+    fits_of: Any = None
 
     @property
     def entries(self) -> list[Entry]:
@@ -77,19 +80,35 @@ def optimizers_stepping(model: Any, variables: Sequence[Any]) -> list[Any]:
     """The optimizers of a model that step some of the variables.
 
     If there are none, those that aren't built yet: of the compiled optimizer if any, else all. If
-    the model holds none, those that have taken up the sets of the variables last.
+    the model holds none, those that have stepped the variables last.
     """
     steppers, ids = steppers_of(model), set(map(id, variables))
     stepping = [optimizer for optimizer in steppers if ids & set(map(id, optimizer._trainable_variables))]
     unbuilt = [optimizer for optimizer in steppers if not optimizer.built]
     compiled = set(map(id, with_inner(*filter(None, [getattr(model, "optimizer", None)]))))
     of_compiled = [optimizer for optimizer in unbuilt if id(optimizer) in compiled]
-    return stepping or of_compiled or unbuilt or _last_steppers(variables)
+    last = [one for one in _last_steppers(variables) if isinstance(one, keras.optimizers.Optimizer)]
+    return stepping or of_compiled or unbuilt or last
 
 
-def _last_steppers(variables: Sequence[Any]) -> list[Any]:
-    """The living optimizers that have taken up the sets of some variables last, each once."""
-    found = (one.optimizer and one.optimizer() for one in attached_sets(variables))
+class _Reference(weakref.ref[Any]):
+    """A weak reference to an optimizer, copied and pickled as None: a copied variable has none."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+def remember_optimizer(optimizer: Any, variables: Iterable[Any]) -> None:
+    """Notes the optimizer, or the hook on one of `torch.optim`, that steps some variables."""
+    for variable in variables:
+        if isinstance(variable, keras.Variable):  # a loop may give values that no layer is known to own
+            vars(variable)[_ATTRIBUTE] = _Reference(optimizer)
+
+
+def _last_steppers(variables: Iterable[Any]) -> list[Any]:
+    """The living ones that were noted for some variables last, each once."""
+    references = filter(None, (vars(variable).get(_ATTRIBUTE) for variable in variables))
+    found = (reference() for reference in references)
     return list({id(optimizer): optimizer for optimizer in found if optimizer is not None}.values())
 
 
@@ -98,7 +117,9 @@ def steps_taken(model: Any, entry: Entry) -> int:
     if not entry.set.changes:
         return 0
     own = [optimizer for optimizer in optimizers_stepping(model, entry.variables) if optimizer.built]
-    own = own or _last_steppers(entry.variables)  # the compiled one is not used
+    if not own:  # the compiled one isn't used, or is new in the place of one that fits have run
+        fits = ((one, taken_plan(one).fits_of) for one in _last_steppers(entry.variables))
+        own = [optimizer for optimizer, of in fits if of is None or of() is not model]
     return int(own[0].iterations) if own else 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import operator
 import types
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from inbounds._train.attached_sets import (
 from inbounds._train.decisions import decide, signature
 from inbounds._train.metrics import METRICS, OptimizerMetric
 from inbounds._train.step_projections import StepProjection, grouped, reduced_gradients
+from inbounds._train.taken_plans import remember_optimizer
 from inbounds._train.weight_access import WeightAccess, run_with_access
 from inbounds._types import Model, TorchOptimizer
 
@@ -95,31 +95,37 @@ def project_after(model: Model, optimizer: TorchOptimizer) -> Any:
             attach_set(entry)
     hook = _StepHook(variables_of(model))
     handle = optimizer.register_step_post_hook(hook)
-    for earlier in handle.hooks_dict_ref().values():
-        if isinstance(earlier, _StepHook) and earlier is not hook:
+    for earlier in _hooks(handle):
+        if earlier is not hook:
             earlier.leave(hook.variables)
-    _wrap_step(optimizer, weakref.ref(hook))
+    remember_optimizer(hook, hook.variables)
+    _wrap_step(optimizer, handle)
     return handle
 
 
-def _wrap_step(optimizer: Any, hook_reference: weakref.ref[_StepHook]) -> None:
-    """Wraps the step of an optimizer, since PyTorch has no hook for a step that raises.
+def _hooks(handle: Any) -> list[_StepHook]:
+    """The hooks of inbounds on the optimizer of a handle of PyTorch's that have variables left."""
+    hooks = (handle.hooks_dict_ref() or {}).values()
+    return [hook for hook in hooks if isinstance(hook, _StepHook) and hook.variables]
 
-    The wrapper is a method, which schedulers can wrap.
+
+def _wrap_step(optimizer: Any, handle: Any) -> None:
+    """Wraps the step of an optimizer, once, since PyTorch has no hook for a step that raises.
+
+    The wrapper is a method, which schedulers can wrap; they copy its attributes.
     """
     step = optimizer.step
+    if hasattr(step, "watched_by_inbounds"):
+        return
 
     @functools.wraps(step)
     def step_with_access(self: Any, *arguments: Any, **named: Any) -> Any:
-        hook = hook_reference()
-        if hook is None:
-            return step(*arguments, **named)
-        return run_with_access(
-            WeightAccess("step", f"a step of {type(self).__name__}", lambda: hook.variables),
-            lambda: hook.run_step(self, step, *arguments, **named),
-            lambda: project_after_error(attached_entries(hook.variables), lambda: hook.steps),
-        )
+        run = step
+        for hook in _hooks(handle):
+            run = functools.partial(hook.step_with_access, self, run)
+        return run(*arguments, **named)
 
+    step_with_access.watched_by_inbounds = True  # type: ignore[attr-defined]  # a mark on a function
     optimizer.step = types.MethodType(step_with_access, optimizer)
 
 
@@ -128,7 +134,7 @@ class _StepHook:
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self.variables = variables
-        self.steps = 0
+        self.iterations = 0
         self._signature: Any = None
         self._projections: list[StepProjection] = []
 
@@ -150,6 +156,14 @@ class _StepHook:
             self._projections, self._signature = projections, new
         return self._projections
 
+    def step_with_access(self, optimizer: Any, step: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """`run_step`; where it raises, projects the weights."""
+        return run_with_access(
+            WeightAccess("step", f"a step of {type(optimizer).__name__}", lambda: self.variables),
+            lambda: self.run_step(optimizer, step, *arguments, **named),
+            lambda: project_after_error(attached_entries(self.variables), lambda: self.iterations),
+        )
+
     def run_step(self, optimizer: Any, step: Callable[..., Any], closure: Any = None, **named: Any) -> Any:
         """Runs a step of the latent weights with reduced gradients, then restores the gradients.
 
@@ -167,7 +181,7 @@ class _StepHook:
         def reduce() -> None:
             full[:] = [(variable.value, variable.value.grad) for variable in self.variables]
             gradients = {id(variable): as_descent(variable, variable.value.grad) for variable in self.variables}
-            reduced = reduced_gradients(projections, gradients, _value_of, self.steps + 1)
+            reduced = reduced_gradients(projections, gradients, _value_of, self.iterations + 1)
             for variable in self.variables:
                 variable.value.grad = as_descent(variable, reduced[id(variable)])
 
@@ -176,13 +190,13 @@ class _StepHook:
 
         def start() -> None:
             for one in latent:
-                assign(one.starts(_value_of, read_latent, self.steps))
+                assign(one.starts(_value_of, read_latent, self.iterations))
 
         def closure_with_reduced_gradients() -> Any:
             restore()
             stepped = [(v, v.value.detach().clone()) for one in latent for v in one.variables]
             for one in latent:
-                assign(one.projected_values(_value_of, self.steps))
+                assign(one.projected_values(_value_of, self.iterations))
             loss = closure()
             reduce()
             assign(stepped)
@@ -204,7 +218,7 @@ class _StepHook:
             restore()
 
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self.steps += 1
+        self.iterations += 1
         groups = _groups(optimizer)
         stepped = {
             id(variable): groups[id(variable.value)]
@@ -216,7 +230,7 @@ class _StepHook:
             if id(variable) in stepped:
                 optimizer.state[variable.value][LATENT] = variable.value.detach().clone()
         for projection in projections:
-            assign(projection.values_when_due(_value_of, self.steps, stepped))
+            assign(projection.values_when_due(_value_of, self.iterations, stepped))
 
 
 def _check_torch(optimizer: Any) -> None:
