@@ -98,7 +98,6 @@ class _OneLimit:
         )
         self.movable = movable
         rounding = epsilon(dtype_of(movable.parts[0]))
-        self.training = units.training
         self.slack = rounding**0.5 / 4 if units.training else 8 * rounding
         self.noise = Judgement(units.size, dtype_of(movable.parts[0])).held(1.0) / 2
         self.kind, self.linear = limit.kind, limit.kind in ("equal", "most")
@@ -227,8 +226,7 @@ class _OneLimit:
             over = number - self.level
             step = over / safe
             size = number if self.positive else self.number(y, size=True)
-            # On a face, what is left adds up over steps. The step from near squares what is left.
-            near = (self.slack if self.positive and self.training else self.noise) * (size + xp.abs(self.level))
+            near = self.noise * (size + xp.abs(self.level))  # on a face, what is left here adds up over steps
         return over, xp.where(slope > 0, step, xp.zeros_like(step)), near
 
     @staticmethod
