@@ -62,6 +62,25 @@ def test_weights_that_are_inside_stay_bit_for_bit():
     assert same_bits(values_of(model), before)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only PyTorch scales weights where they lie")
+def test_scales_in_place_and_numbers_in_numpy_end_where_copies_and_tensors_do(digits, monkeypatch):
+    rules = {"hidden": ib.Joint(ib.MaxNorm(BOUND)), "out/kernel": ib.UnitNorm(), "out/bias": ib.MinMaxNorm(0.1, 0.2)}
+
+    def ended():
+        keras.utils.set_random_seed(0)
+        model = compiled(functional())
+        ib.constrain(model, rules)
+        return values_of(fit(model, digits))
+
+    fast, changed = ended(), []
+    monkeypatch.setattr("inbounds._arrays.units.Units.changeable", lambda units: changed.append(units) or units)
+    assert same_bits(fast, ended())
+    assert changed
+    monkeypatch.setattr("inbounds._arrays.units.Units.read", lambda units, numbers: numbers)
+    for one, other in zip(fast, ended(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_constraining_again_replaces_the_plan(digits):
     model = compiled(functional())
     ib.constrain(model, {"**/kernel": ib.MaxNorm(BOUND), "**/bias": ib.NonNeg()})

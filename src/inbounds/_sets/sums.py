@@ -376,7 +376,7 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     inverse = 1 / e
     size = added(slopes)
     noise = units.judged().held(1.0) / 2 * size
-    ahead = movable.map(lambda x, g, inverse: _less(x * inverse, g), pull, inverse)
+    ahead = movable.map(lambda x, g, inverse: into(point := x * inverse, "subtract", point, g), pull, inverse)
     if signed:
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         least = units.numbers(total - units.judged().held(total))  # rounding is nothing
@@ -405,11 +405,6 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
         points_out = points_out & (added(taken.map(xp.abs)) > 2 * noise)
     tangential = taken.map(lambda taken, g: into(taken, "add", g, taken), pull)
     return gradient.chosen(points_out, gradient.with_movable(tangential))
-
-
-def _less(x: Array, g: Array) -> Array:
-    """The difference, in memory of `x`."""
-    return into(x, "subtract", x, g)
 
 
 def _towards_0(g: Array, x: Array, inverse: Array, most: Array) -> Array:
