@@ -11,6 +11,7 @@ their scale. It is computed in NumPy in float64 and rounded once.
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -197,7 +198,10 @@ def remember_layer(variable: Any, layer: Any) -> None:
 
 
 def wrap_method(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Makes calls of a class's method go to `around(method, self, ...)`; wraps it only once."""
+    """Makes calls of a method go to `around(method, self, ...)`; wraps it only once.
+
+    Of an object the wrapper is a method too, as PyTorch's schedulers expect; they copy its mark.
+    """
     original = getattr(owner, name)
     if getattr(original, "watched_by_inbounds", False):
         return
@@ -207,7 +211,7 @@ def wrap_method(owner: Any, name: str, around: Callable[..., Any]) -> None:
         return around(original, self, *arguments, **named)
 
     method.watched_by_inbounds = True  # type: ignore[attr-defined]  # a mark on a function
-    setattr(owner, name, method)
+    setattr(owner, name, method if isinstance(owner, type) else types.MethodType(method, owner))
 
 
 def hook_layers() -> None:

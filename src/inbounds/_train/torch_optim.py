@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import keras
 from inbounds._arrays.ops import Array, cast, dtype_of, working_dtype
 from inbounds._errors import RuleError
 from inbounds._model.plan import Entry
-from inbounds._model.weights import variables_of
+from inbounds._model.weights import variables_of, wrap_method
 from inbounds._train.assignments import assign
 from inbounds._train.attach import check_backend, check_interval, project
 from inbounds._train.attached_sets import (
@@ -110,23 +109,14 @@ def _hooks(handle: Any) -> list[_StepHook]:
 
 
 def _wrap_step(optimizer: Any, handle: Any) -> None:
-    """Wraps the step of an optimizer, once, since PyTorch has no hook for a step that raises.
+    """Wraps the step of an optimizer, since PyTorch has no hook for a step that raises."""
 
-    The wrapper is a method, which schedulers can wrap; they copy its attributes.
-    """
-    step = optimizer.step
-    if hasattr(step, "watched_by_inbounds"):
-        return
-
-    @functools.wraps(step)
-    def step_with_access(self: Any, *arguments: Any, **named: Any) -> Any:
-        run = step
+    def step_with_access(step: Callable[..., Any], optimizer: Any, *arguments: Any, **named: Any) -> Any:
         for hook in _hooks(handle):
-            run = functools.partial(hook.step_with_access, self, run)
-        return run(*arguments, **named)
+            step = functools.partial(hook.step_with_access, optimizer, step)
+        return step(*arguments, **named)
 
-    step_with_access.watched_by_inbounds = True  # type: ignore[attr-defined]  # a mark on a function
-    optimizer.step = types.MethodType(step_with_access, optimizer)
+    wrap_method(optimizer, "step", step_with_access)
 
 
 class _StepHook:
