@@ -181,6 +181,13 @@ def test_a_joint_is_one_row_with_both_weights():
     assert abs(row.violation - 0.25) < EXACT
 
 
+@pytest.mark.parametrize("owner", [ib.Sparse(2), ib.UnitNorm(), ib.LowRank(2), ib.Orthogonal()])
+def test_every_unit_of_a_set_without_an_interior_is_on_its_boundary(owner):
+    model = model_of(keras.layers.Dense(10, name="out"))
+    ib.constrain(model, {"out/kernel": owner})
+    assert rows(ib.audit(model))["out/kernel"].active == 1.0
+
+
 def test_what_is_within_rounding_of_the_bound_holds_and_the_tolerance_is_shown():
     model = model_of(keras.layers.Dense(10, kernel_constraint=ib.MaxNorm(1.0), name="out"))
     planted(model.layers[-1], "kernel", {(3, 7): 1.0 + 0.5 * slack(1.0)})

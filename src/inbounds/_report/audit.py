@@ -35,7 +35,6 @@ from inbounds._sets.joint import JointSet
 from inbounds._sets.matrices import MatrixSet
 from inbounds._sets.notation import mathematics
 from inbounds._sets.set import Set, of_keras, with_argument
-from inbounds._sets.spectral import LowRank
 from inbounds._train.attached_sets import current_constraint
 from inbounds._train.taken_plans import steps_taken
 from inbounds._train.weight_access import exclusive_access
@@ -208,7 +207,7 @@ def _set_row(entry: Entry, code: str, reason: str, step: int = 0) -> Row:
         violated=int(outside.sum()),
         violation=float(violation.max(initial=0.0)),
         worst_unit=worst if outside.any() else None,
-        active=math.nan if contains(entry.set, (Custom, LowRank)) else float(np.mean(measured.active)),
+        active=math.nan if contains(entry.set, (Custom,)) else float(np.mean(measured.active)),
         tolerance=float(measured.slack.max(initial=0.0)),
         status=status,
         note="; ".join(filter(None, notes)),
