@@ -13,6 +13,7 @@ from inbounds import Joint
 from inbounds._model import layout
 from inbounds._sets.scaled import Scaled
 from inbounds._train import attach, decisions, fit_hooks, optimizer_hooks
+from inbounds._train.step_projections import StepProjection
 
 ALL = ("jax", "torch", "tensorflow")
 
@@ -113,10 +114,10 @@ def part_by_part(patch):
 
 
 def always_due(patch):
-    def project(optimizer, projections, stepped=None, frequency=1):
-        optimizer_hooks.project_now(optimizer, projections, optimizer.iterations + 1, stepped)
+    def project(self, read, count, stepped, frequency=1):
+        return self.projected_values(read, count, stepped)
 
-    patch.setattr(optimizer_hooks, "project_when_due", project)
+    patch.setattr(StepProjection, "values_when_due", project)
 
 
 def never_compiled_anew(patch):

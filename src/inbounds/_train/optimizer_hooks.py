@@ -415,10 +415,7 @@ def project_when_due(
         assign(projection.values_when_due(read, count, stepped, frequency))
 
 
-def project_now(optimizer: Any, projections: Iterable[StepProjection], count: Any, stepped: Stepped = None) -> None:
-    """Projects sets after so many steps.
-
-    Outside of steps there are no gradients, and projections are Euclidean.
-    """
+def project_now(optimizer: Any, projections: Iterable[StepProjection], count: Any) -> None:
+    """Projects sets after so many steps; outside of steps, projections are Euclidean."""
     for projection in projections:
-        assign(projection.projected_values(taken_plan(optimizer).value_of, count, stepped))
+        assign(projection.projected_values(taken_plan(optimizer).value_of, count))
