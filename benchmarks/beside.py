@@ -7,6 +7,7 @@ Linux' /proc. One backend a process, or by `benchmarks/run.py`:
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -25,6 +26,7 @@ LAYERS, ENTRIES = 1000, (10_000, 2_500)
 
 
 def seconds(run):
+    gc.collect()  # what other runs have left, such as a loaded model, whose parts refer to each other
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

@@ -149,7 +149,8 @@ def _entry(assignment: Assignment, members: Sequence[Weight], lacking: str = "",
             shared,
         ]
         _check_shapes(entry)
-    return replace(entry, note="; ".join(filter(None, notes)))
+    note = "; ".join(filter(None, notes))
+    return replace(entry, note=note) if note else entry  # which knows its axes
 
 
 def _needs_axes(given: Set, *, joint: bool) -> bool:

@@ -70,7 +70,7 @@ class Weight:
 
         No training step changes integers.
         """
-        if self.name not in ADAPTABLE_NAMES or dtype_of(self.variable) != "int8":
+        if self.created_trainable or self.name not in ADAPTABLE_NAMES or dtype_of(self.variable) != "int8":
             return None
         scaled, mode = getattr(self.layer, f"{self.name}_scale", None) is not None, self.layer.quantization_mode
         return mode if scaled and mode in ("int8", "int4") else None

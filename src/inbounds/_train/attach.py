@@ -109,13 +109,10 @@ def _constrain(model: Any, rules: Any, options: dict[str, Any]) -> Plan:
     """Does the work of `constrain`, which itself warns: warnings name the line of its caller."""
     training = Training.checked("constrain", options, RuleError)
     plan = resolve(model, rules, given_constraint)
-    entries = (_with_current_center(entry) for entry in plan.entries)
-    plan = replace(
-        plan,
-        entries=tuple(replace(one, set=one.set.in_training(**training.given)) for one in entries),
-        **vars(training),
-        treatment=partial(_treatment, model),
-    )
+    entries = tuple(map(_with_current_center, plan.entries))
+    if training.given:
+        entries = tuple(replace(one, set=one.set.in_training(**training.given)) for one in entries)
+    plan = replace(plan, entries=entries, **vars(training), treatment=partial(_treatment, model))
     if not plan.entries:
         wrong = "Nothing is constrained: there are no rules, and no layer was given a set of inbounds"
         instead = "inbounds.constrain(model, {'**/kernel': MaxNorm(2.0)})"
