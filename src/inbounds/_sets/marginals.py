@@ -101,8 +101,9 @@ class _GivenSums(MatrixSet):
     def _excess_of_matrices(self, matrices: Array) -> Array:
         xp, sums = namespace(matrices), self._sums(tuple(matrices.shape))
         largest = xp.max(xp.abs(matrices), axis=(1, 2), keepdims=True)
-        size = without_gradient(xp.clip(largest, sums.unit, HUGE))
-        defects = _defects(matrices / size, sums.of(matrices), sums.unit / size)  # they could overflow
+        far = without_gradient(xp.clip(largest, sums.unit, HUGE))  # sums could overflow
+        size = xp.where(far > 4 * sums.unit, far, xp.full_like(far, sums.unit))  # a power of 2 divides exactly
+        defects = _defects(matrices / size, sums.of(matrices), sums.unit / size)
         return (size * _largest(*defects))[:, 0, 0]
 
     def _edges(self, rows: Array, laid: Laid) -> list[Exceeded]:
