@@ -193,6 +193,17 @@ class Units:
         xp = namespace(self.parts[0])
         return self._reduced(xp.max, -math.inf, fn, per_unit, xp.maximum)
 
+    def largest(self) -> Array:
+        """The size of the largest entry of each unit, in no memory of the entries' size.
+
+        XLA writes out what two sums share: this and a sum of sizes, if both took `abs`.
+        """
+        xp = namespace(self.parts[0])
+        if is_eager_torch(self.parts[0]):
+            least = self._reduced(xp.min, math.inf, lambda x: x, (), xp.minimum)
+            return xp.maximum(self.max(lambda x: x), -least)
+        return self.max(lambda x: xp.maximum(x, -x))
+
     def map(self, fn: Callable[..., Array], *per_unit: Array | Units) -> Units:
         """The units with the entries `fn(entries, *per_unit)`, except frozen and masked ones."""
         parts = []

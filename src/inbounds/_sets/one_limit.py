@@ -122,7 +122,7 @@ class _OneLimit:
             self.plain = units.concrete and not bool(xp.any(largest > 2 * level))  # no threshold is far above the level
             self.top = 0.0 if self.plain else largest
         else:
-            largest = away.max(lambda x: x) if self.keeps else _largest(known, declaration, limit)
+            largest = movable.constants().largest() if self.keeps else _largest(known, declaration, limit)
             level = level + xp.zeros_like(largest)
             scale = xp.maximum(largest, xp.abs(level))
             self.unit = xp.clip(scale, 1 / HUGE, HUGE)

@@ -201,7 +201,7 @@ def reach(units: Units, gradient: Units, share: float = SHARE) -> tuple[Array, A
     assert movable is not None
     assert pull is not None
     xp = namespace(movable.parts[0])
-    size, slope = (xp.reshape(given.max(xp.abs), units.shape) for given in (movable, pull))
+    size, slope = (xp.reshape(given.largest(), units.shape) for given in (movable, pull))
     size = xp.where(size > 0, size, xp.max(xp.maximum(size, 0)))  # a unit of zeros reaches as far as the others do
     size = xp.where(size > 0, size, xp.ones_like(size))
     usable = (slope > 0) & xp.isfinite(slope) & xp.isfinite(size)

@@ -22,7 +22,6 @@ from inbounds._arrays.ops import (
     constant,
     into,
     namespace,
-    positive_part,
     without_gradient,
     working_dtype,
 )
@@ -363,27 +362,25 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     entries lose of their sizes is added up without these, beside which rounding would swallow it.
     """
     xp = namespace(units.parts[0])
-    far, steep = (given.with_parts(list(map(xp.abs, given.parts))) for given in (units, gradient))
-    e, _, usable = reach(far, steep, NEAR)
-    movable, pull, slopes = (given.only(movable=True) for given in (units, gradient, steep))
+    movable, pull = units.only(movable=True), gradient.only(movable=True)
     assert movable is not None
     assert pull is not None
-    assert slopes is not None
+    e, _, usable = reach(units, gradient, NEAR)
 
     def added(terms: Units) -> Array:
         return xp.reshape(terms.total(lambda x: x), units.shape)
 
     inverse = 1 / e
+    slopes = pull.with_parts(list(map(xp.abs, pull.parts)))
     size = added(slopes)
     noise = units.judged().held(1.0) / 2 * size
-    ahead = movable.map(lambda x, g, inverse: into(point := x * inverse, "subtract", point, g), pull, inverse)
+    ahead = movable.map(lambda x, g, e: into(point := x / e, "subtract", point, g), pull, e)
     if signed:
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         least = units.numbers(total - units.judged().held(total))  # rounding is nothing
-        gap = xp.minimum(added(far) - least + moved_by, 0) * inverse  # how far inside
-        # Of a step `e g`, the part that draws an entry nearer to 0 counts, less the part beyond.
-        memory = pull.map(_towards_0, movable, inverse, slopes)
-        over = gap + size - 2 * added(memory)
+        gap = xp.minimum(units.total(xp.abs) - least + moved_by, 0) * inverse  # how far inside
+        memory = pull.map(_towards_0, movable, e)  # of a step, this part counts, less the part beyond
+        over = gap + size - added(memory) * inverse
         sizes = ahead.map(xp.abs)
     else:
         memory, over, sizes = slopes, -added(pull), ahead
@@ -407,9 +404,13 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
     return gradient.chosen(points_out, gradient.with_movable(tangential))
 
 
-def _towards_0(g: Array, x: Array, inverse: Array, most: Array) -> Array:
-    """How far a step leads each entry nearer to 0, at most so far."""
-    way = namespace(g).sign(g)
-    for factor in (x, inverse):
-        way = into(way, "multiply", way, factor)
-    return into(way, "minimum", positive_part(way), most)
+def _towards_0(g: Array, x: Array, e: Array) -> Array:
+    """Twice how far a step `e g` leads each entry nearer to 0.
+
+    There is no `abs(g)` in it, nor a 0, which XLA would write out for all sums that share it.
+    """
+    step = e * g
+    nearer = namespace(g).minimum(x, step)
+    farther = into(step, "maximum", x, step)
+    nearer = into(nearer, "maximum", nearer, into(farther, "negative", farther))  # negative where it leads away
+    return into(nearer, "add", nearer, into(farther, "abs", nearer))
