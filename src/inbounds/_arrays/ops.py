@@ -417,8 +417,8 @@ def above(x: Array, bound: Array | float, memory: Array | None = None) -> Array:
     if is_eager_torch(x) and is_concrete(x) and not is_sharded(x):
         bound = bound.detach() if hasattr(bound, "detach") else bound
         return xp.torch.gt(x.detach(), bound, out=xp.torch.empty_like(x) if memory is None else memory)
-    beyond = without_gradient(xp.maximum(x + (-bound), 0))
-    return xp.minimum(beyond * (1 / SMALLEST_NORMAL[dtype_of(x)]), 1)
+    least = SMALLEST_NORMAL[dtype_of(x)]
+    return xp.minimum(xp.maximum(without_gradient(x + (-bound)), 0), least) * (1 / least)
 
 
 def select(chosen: Array, a: Array, b: Array) -> Array:
