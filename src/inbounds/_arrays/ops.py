@@ -410,15 +410,15 @@ def above(x: Array, bound: Array | float, memory: Array | None = None) -> Array:
     """1 where `x` is above a bound that broadcasts to it, else 0, in its dtype; see `into`.
 
     Arithmetic on it takes the place of a selection: PyTorch runs a mask 40 times as long as a
-    product, and XLA writes one out before it sums, or what two sums share, as the bound of `x -
-    bound`; its `sign` guesses at branches.
+    product, and XLA writes one out before it sums. It also writes out what two sums share, as the
+    bound in `x - bound`, and its `sign` guesses at branches.
     """
     xp = namespace(x)
     if is_eager_torch(x) and is_concrete(x) and not is_sharded(x):
         bound = bound.detach() if hasattr(bound, "detach") else bound
         return xp.torch.gt(x.detach(), bound, out=xp.torch.empty_like(x) if memory is None else memory)
-    least = SMALLEST_NORMAL[dtype_of(x)]
-    return xp.minimum(xp.maximum(without_gradient(x + (-bound)), 0), least) * (1 / least)
+    beyond = without_gradient(xp.maximum(x + (-bound), 0))
+    return xp.sign(beyond) if xp is np else xp.minimum(beyond * (1 / SMALLEST_NORMAL[dtype_of(x)]), 1)
 
 
 def select(chosen: Array, a: Array, b: Array) -> Array:

@@ -212,7 +212,7 @@ class Value(keras.constraints.Constraint, ABC):  # type: ignore[misc]  # keras h
         return type(self), *(comparison_key(getattr(self, name)) for name in self.argument_names())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Value) and self._key == other._key
+        return self is other or (isinstance(other, Value) and self._key == other._key)
 
     def __hash__(self) -> int:
         try:
