@@ -97,6 +97,16 @@ def test_training_takes_shorter_ways_to_the_same_matrix(owner: Any, case: Any, d
             np.testing.assert_allclose(exact(other), exact(eager), rtol=0, atol=within * np.abs(exact(eager)).max())
 
 
+@pytest.mark.parametrize("above", [3, 8, 12, 32])
+def test_training_lowers_few_values_as_it_does_all(above: int) -> None:
+    """Those above the bound are among the largest quarter, the largest half, or more."""
+    left, _, right = np.linalg.svd(matrix((32, 48)), full_matrices=False)
+    rows = array((left * np.where(np.arange(32) < above, 1.2, 0.8)) @ right, "float32", BACKEND)
+    nearest = (left * np.where(np.arange(32) < above, 1.0, 0.8)) @ right
+    for found in (in_training(SpectralNorm(1), rows), compiled(lambda x: in_training(SpectralNorm(1), x, False), rows)):
+        np.testing.assert_allclose(exact(found), nearest, rtol=0, atol=1e-5)
+
+
 @every_set
 def test_what_is_well_inside_stays_in_training(owner: Any, case: Any) -> None:
     for shape in case.shapes((6, 5), (3, 200), (32, 32)):

@@ -234,9 +234,9 @@ class SpectralNorm(_SpectralOrNuclearNorm):
         stack: how many matrices the units make, one block of units after the other: the gates of a
             recurrent layer.
 
-    Cost: an SVD, and 3 products of matrices. In training the eigenvectors of the Gram matrix, and 4
-    products; only the first of them where it shows that the matrix is inside; an SVD where the
-    largest singular value exceeds the bound by half. TensorFlow, which can't vectorize an SVD,
+    Cost: an SVD, and 3 products of matrices. In training the eigenvectors of the Gram matrix, and
+    up to 3 products; only the first of them where it shows that the matrix is inside; an SVD where
+    the largest singular value exceeds the bound by half. TensorFlow, which can't vectorize an SVD,
     takes eigenvectors of the Gram matrix and 7 products, once more, 3 times at most, for each
     factor of 64 (in float64 16384) by which the largest singular value exceeds the bound. NumPy is
     decomposed in float64.
@@ -276,8 +276,13 @@ class SpectralNorm(_SpectralOrNuclearNorm):
 
             def lowered() -> tuple[Array, Array]:
                 share = xp.maximum(1 - (1 - self._margin(values, units.dtype)) / values, 0)
-                taken = xp.matmul(left * share[:, None, :], xp.matmul(transposed(left), matrices))
-                return matrices - taken, self._outside(matrices, values * self.max_value, units)
+
+                def by_last(count: int) -> Array:
+                    vectors = left[:, :, -count:]
+                    rows = xp.matmul(transposed(vectors), matrices)
+                    return matrices - xp.matmul(vectors * share[:, None, -count:], rows)
+
+                return _by_few(by_last, share), self._outside(matrices, values * self.max_value, units)
 
             small: tuple[Array, Array] = branch(xp.max(values) <= MODEST, lowered, full)
             return small
@@ -311,7 +316,6 @@ class SpectralNorm(_SpectralOrNuclearNorm):
             share = xp.sqrt(xp.clip(1 - ((1 - values) / values - rounding) / SHARE, 0, 1))
 
             def by_last(count: int) -> Array:
-                """By the largest values only, as many as may be at the bound."""
                 at = share[:, -count:, None]
                 vectors = left[:, :, -count:]
                 rows = xp.matmul(transposed(vectors), low) / values[:, -count:, None] * at
@@ -321,11 +325,7 @@ class SpectralNorm(_SpectralOrNuclearNorm):
                 within = xp.matmul(vectors * transposed(at), xp.matmul(upwards, transposed(upwards)))
                 return slopes + xp.matmul(within, rows) * size
 
-            count = values.shape[1]
-            left_over = partial(by_last, count)
-            for few in (-(-count // 2), -(-count // 4)):  # the eigenvectors of half the matrix take a sixth of the time
-                left_over = partial(branch, xp.all(share[:, :-few] == 0), partial(by_last, few), left_over)
-            return left_over()
+            return _by_few(by_last, share)
 
         inside = xp.all(xp.sum(gram * gram, axis=(1, 2)) < (1 - 2 * SHARE - rounding) ** 4)
         left: Array = branch(inside, lambda: slopes, taken)
@@ -598,6 +598,18 @@ def _slack(sizes: Array, dtype: str) -> Array:
     xp = namespace(sizes)
     exponents = xp.floor(xp.log2(xp.clip(sizes, SMALLEST_NORMAL["float32"], 2 * HUGE)) - 1e-6)
     return ULPS * epsilon(dtype) * (2 * xp.ones_like(exponents)) ** exponents
+
+
+def _by_few(by_last: Callable[[int], Array], shares: Array) -> Array:
+    """`by_last` of the last quarter or half of the values, if the shares of the others are 0.
+
+    Else of all. The shares have the shape (stack, k).
+    """
+    xp, count = namespace(shares), shares.shape[1]
+    found = partial(by_last, count)
+    for few in (-(-count // 2), -(-count // 4)):  # the eigenvectors of half the matrix take a sixth of the time
+        found = partial(branch, xp.all(shares[:, :-few] == 0), partial(by_last, few), found)
+    return found()
 
 
 def _eigh(symmetric: Array) -> tuple[Array, Array]:
