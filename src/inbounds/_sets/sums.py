@@ -379,7 +379,8 @@ def _reduced_on_a_face(units: Units, gradient: Units, total: Bound, *, signed: b
         moved_by = units.rounding(lambda given: given.total(xp.abs))
         least = units.numbers(total - units.judged().held(total))  # rounding is nothing
         gap = xp.minimum(units.total(xp.abs) - least + moved_by, 0) * inverse  # how far inside
-        memory = pull.map(_towards_0, movable, e)  # of a step, this part counts, less the part beyond
+        # Of a step `e g`, the part that draws an entry nearer to 0 counts, less the part beyond.
+        memory = pull.map(_towards_0, movable, e)
         over = gap + size - added(memory) * inverse
         sizes = ahead.map(xp.abs)
     else:
