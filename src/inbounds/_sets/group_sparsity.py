@@ -126,7 +126,7 @@ class GroupSet(Set):
         xp = namespace(units.parts[0])
         grouped, back = self._grouped(units)
         by_unit = (1, -1) if self.whole else (-1, grouped.shape[-1])
-        most = xp.maximum(without_gradient(grouped.max(xp.abs)), 0)  # of a group that a mask hides, -infinity
+        most = xp.maximum(without_gradient(grouped.largest()), 0)  # of a group that a mask hides, -infinity
         scale = xp.where(most > 0, xp.clip(most, 1 / HUGE, HUGE), xp.ones_like(most))
         squares = grouped.total(lambda x, scale: (x / scale) ** 2, scale)
         some = ~(squares <= 0)  # or NaN; at 0 a root has no gradient

@@ -90,7 +90,7 @@ class AllOf(Composite):
             return method.project(units)
         fixed = units.constants().costing(None)
         xp = namespace(fixed.parts[0])
-        moved = self._by_matrix(xp.isfinite(fixed.max(xp.abs)), units)
+        moved = self._by_matrix(xp.isfinite(fixed.largest()), units)
         if not method.keeps:
             same = [fixed.same(member.nearest(fixed)) for member in self.members]
             moved = moved & ~self._by_matrix(reduce(operator.and_, same), units)

@@ -61,7 +61,7 @@ def nearest(units: Units, declaration: Declaration, *, whole: bool) -> Units:
         return one.map(clip, declaration.low, declaration.high).apart(units)
     if len(declaration.limits) == 1:
         xp = namespace(units.parts[0])
-        everywhere = xp.zeros_like(one.max(xp.abs)) == 0
+        everywhere = xp.zeros_like(one.largest()) == 0
         return nearest_on_one_limit(one, declaration, everywhere).apart(units)
     x = one.rows()
     moves = None if all(one.movable) else one.table(one.with_parts([float(movable) for movable in one.movable]))

@@ -268,7 +268,7 @@ def _move_norm(units: Units, low: Bound, high: Bound) -> Units:
     if frozen is not None:
         bounds = (least, most, floor, ceiling)
         least, most, floor, ceiling = (level_left(units, movable, Limit("ball", bound)) for bound in bounds)
-        finite = finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), movable.shape)
+        finite = finite & xp.reshape(xp.isfinite(frozen.largest()), movable.shape)
 
     moved = squares > (ceiling * inverse) ** 2
     moved = moved if finite is True else moved & finite

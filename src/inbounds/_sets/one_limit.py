@@ -133,7 +133,7 @@ class _OneLimit:
         self.largest = largest
         self.finite = xp.isfinite(largest)
         if (frozen := units.only(movable=False)) is not None:
-            self.finite = self.finite & xp.reshape(xp.isfinite(frozen.max(xp.abs)), movable.shape)
+            self.finite = self.finite & xp.reshape(xp.isfinite(frozen.largest()), movable.shape)
         self.level = level / self.unit
         self.low, self.high = (
             known.map(lambda _, v, c, unit: _less(v, c) / unit, bound, self.offset, self.unit)
@@ -390,7 +390,7 @@ def level_left(units: Units, movable: Units, limit: Limit) -> Array | float:
         return xp.maximum(
             level - xp.reshape(frozen.total(lambda x, a, c: xp.abs(a * (x - c)), weights, center), movable.shape), 0
         )
-    radius = xp.reshape(xp.zeros_like(frozen.max(xp.abs)), movable.shape) + level
+    radius = xp.reshape(xp.zeros_like(frozen.largest()), movable.shape) + level
     size = xp.clip(radius, 1 / HUGE, HUGE)
     taken = frozen.total(lambda x, a, c, size: (a * (x - c) / size) ** 2, weights, center, size)
     share = radius / size  # 1 as a rule

@@ -81,12 +81,12 @@ def by_multipliers(declaration: Declaration, units: Units, gradient: Units, *, w
     x, slope = units.together(whole), gradient.together(whole).costing(None)
     xp = namespace(x.parts[0])
     e, steepest, usable = reach(x, slope, NEAR)
-    usable = usable & xp.isfinite(x.max(xp.abs))
+    usable = usable & xp.isfinite(x.largest())
     steepest = xp.where(usable, steepest, xp.ones_like(steepest))
     # TensorFlow refuses to solve systems with NaN.
     x, known = (given.map(lambda x, good: xp.where(good, x, xp.zeros_like(x)), usable) for given in (x, slope))
     longest = steepest * xp.sqrt(known.map(lambda g, most: g / most, steepest).sum(lambda g: g * g))
-    grain = 4 * epsilon(x.dtype) * x.max(xp.abs)
+    grain = 4 * epsilon(x.dtype) * x.largest()
 
     def moving(values: Units) -> Units:
         """The values, 0 of frozen parts, which take no step."""

@@ -111,9 +111,9 @@ def _dykstra_from_near(projections: Sequence[Projection], units: Units) -> tuple
     and is doubled, with all that the sets have taken away, as soon as that has settled.
     """
     xp = namespace(units.parts[0])
-    size = units.max(xp.abs)
+    size = units.largest()
     size = xp.where(xp.isfinite(size), size, xp.zeros_like(size))
-    reached = xp.maximum(_one_round(projections, units).max(xp.abs), 1e-12 * size)
+    reached = xp.maximum(_one_round(projections, units).largest(), 1e-12 * size)
     doublings = xp.ceil(xp.log2(xp.maximum(ratio(size, reached), 1)))
     rounding = 8 * epsilon(working_dtype(units.dtype)) * size
 
@@ -178,9 +178,9 @@ def in_steps(project: Callable[[Units], Units], units: Units, *, couples: bool) 
         age = xp.where(back > 0, xp.zeros_like(back), state[-1] + 1)  # the gradient restart of O'Donoghue and Candes
         ahead = one(new).map(lambda y, o, by: y + by * (y - o), old, age / (age + 3))
         moved = one(new).max(lambda y, o: xp.abs(y - o), old)
-        return (*joined([new, ahead]), age), moved > rounding * one(new).max(xp.abs)
+        return (*joined([new, ahead]), age), moved > rounding * one(new).largest()
 
-    state = (*joined([near, near]), xp.zeros_like(one(fixed).max(xp.abs)))
+    state = (*joined([near, near]), xp.zeros_like(one(fixed).largest()))
     ended, _ = fixed.split(iterate(look, state, STEPS, UNROLLED_STEPS)[:-1])
     ended = one(fixed).chosen(~one(fixed).same(near), ended).apart(plain)
     if units.differentiable:

@@ -70,7 +70,7 @@ class Linear(Set):
         """How far each unit is to move along the slope, over its cost; 0 where it is inside."""
         xp = namespace(units.parts[0])
         least = units.numbers(np.maximum(np.abs(self.level), 1 / HUGE))
-        size = without_gradient(xp.minimum(xp.maximum(units.max(xp.abs), least), HUGE))  # lets no sum overflow
+        size = without_gradient(xp.minimum(xp.maximum(units.largest(), least), HUGE))  # lets no sum overflow
         level = units.numbers(self.level) / size
         apart = units.total(lambda x, a, size: a * (x / size), slope, size) - level
         terms = units.constants().sum(lambda x, a, size: xp.abs(a * (x / size)), slope, size)

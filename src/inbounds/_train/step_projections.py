@@ -247,7 +247,7 @@ class StepProjection:
 
         off = units.map(lambda x, y: xp.abs(x - y), nearest_units)
         view, apart = units.together(applied.couples_units), off.together(applied.couples_units)
-        by = (apart, view.map(xp.abs)) if applied.separable else (apart.max(lambda x: x), view.max(xp.abs))
+        by = (apart, view.map(xp.abs)) if applied.separable else (apart.max(lambda x: x), view.largest())
         started = view.map(chosen, latent, *by)
         return [cast(part, dtype_of(value)) for part, value in zip(started.parts, values, strict=True)]
 
